@@ -1,0 +1,28 @@
+# The verbs of this project, in the active virtual environment; `make help` lists them.
+.PHONY: help install lint format types test docs bench
+
+help:  ## List the verbs.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+install:  ## Install the package with everything that developing it needs.
+	python -m pip install -c constraints.txt -e ".[dev]"
+
+lint: types  ## Check style and types.
+	python -m ruff check .
+	python -m ruff format --check .
+
+format:  ## Bring the code into the one format.
+	python -m ruff check --fix .
+	python -m ruff format .
+
+types:  ## Check types.
+	python -m mypy
+
+test:  ## Run all tests, the doctests among them.
+	python -m pytest
+
+docs:  ## Run the examples in the docstrings.
+	python -m pytest ntk_monitor
+
+bench:  ## Run all benchmarks and render docs/performance.md.
+	cd benchmarks && python accuracy.py && python cost.py && python overhead.py && python render.py
