@@ -1,0 +1,70 @@
+"""The same numbers from a dense Jacobian, without sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ntk_monitor.estimators.core import CoreGram
+from ntk_monitor.estimators.statistics import KernelStatistics
+from ntk_monitor.estimators.subspace import fix_signs
+from ntk_monitor.uncertainty import Estimate
+
+
+@dataclass(frozen=True)
+class ExactKernel:
+    """A kernel ``A = J J*`` given by all entries of ``J``.
+
+    Attributes:
+        J: The Jacobian by columns: ``J[c]`` is the image of parameter ``c``, shape ``(p, k, n)``.
+        core: The core on the same ``k`` rows.
+    """
+
+    J: Tensor
+    core: CoreGram
+
+    @property
+    def statistics(self) -> KernelStatistics:
+        """Every number, with standard error zero."""
+        flat = self.J.flatten(1).double()
+        small = flat @ flat.T if len(flat) <= flat.shape[1] else flat.T @ flat
+        trace = small.trace()
+        return KernelStatistics(
+            trace=Estimate(float(trace)),
+            trace_squared=trace.square().reshape(1),
+            norm_squared=small.square().sum().reshape(1),
+            temporal_norm_squared=self._temporal.square().sum().reshape(1),
+            spatial_norm_squared=self._spatial.square().sum().reshape(1),
+            core_inner=(self.core.V.double().T @ self.J.double()).square().sum().reshape(1),
+            core_norm_squared=self.core.norm_squared,
+            units=self.J.shape[2],
+        )
+
+    @property
+    def _temporal(self) -> Tensor:
+        """``n T``."""
+        rows = self.J.double().transpose(0, 1).flatten(1)
+        return rows @ rows.T
+
+    @property
+    def _spatial(self) -> Tensor:
+        """``k S``."""
+        rows = self.J.double().flatten(0, 1)
+        return rows.T @ rows
+
+    def temporal_eigenpairs(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Leading eigenpairs of ``T``.
+
+        Args:
+            count: How many.
+            seed: Not used; there is nothing random here.
+
+        Returns:
+            Eigenvalues ``(r,)`` and modes ``(k, r)`` with ``r = min(count, k)``.
+        """
+        del seed
+        values, vectors = torch.linalg.eigh(self._temporal / self.J.shape[2])
+        order = slice(0, count)
+        return values.flip(0)[order].clamp(min=0), fix_signs(vectors.flip(1)[:, order])

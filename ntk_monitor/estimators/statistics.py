@@ -1,0 +1,93 @@
+"""What is known of a kernel after a probe, however it was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ntk_monitor.estimators.formulas import cosine, participation_ratio
+from ntk_monitor.uncertainty import Estimate, log_jackknife, sample_count, student
+
+
+@dataclass(frozen=True)
+class KernelStatistics:
+    r"""Moments of a kernel ``A`` on a ``k x n`` state, and every number that follows from them.
+
+    Each moment is a vector: its value on all samples, then with each sample left out in turn,
+    then with each two. An exact measurement has vectors of length one. With ``T = tr_n(A)/n``,
+    ``S = tr_k(A)/k`` and the core ``G``:
+
+    Attributes:
+        trace: The trace of ``A``, itself an estimate.
+        trace_squared: ``(tr A)^2``.
+        norm_squared: ``||A||_F^2``.
+        temporal_norm_squared: ``||n T||_F^2``.
+        spatial_norm_squared: ``||k S||_F^2``.
+        core_inner: ``<A, G (x) I> = <n T, G>``.
+        core_norm_squared: ``||G||_F^2``, exact.
+        units: ``n``.
+    """
+
+    trace: Estimate
+    trace_squared: Tensor
+    norm_squared: Tensor
+    temporal_norm_squared: Tensor
+    spatial_norm_squared: Tensor
+    core_inner: Tensor
+    core_norm_squared: Tensor
+    units: int
+
+    @property
+    def frobenius_norm(self) -> Estimate:
+        """``||A||_F``."""
+        return _estimate(self.norm_squared.sqrt())
+
+    @property
+    def effective_rank(self) -> Estimate:
+        """Participation ratio of ``A``."""
+        return _estimate(participation_ratio(self.trace_squared, self.norm_squared))
+
+    @property
+    def temporal_effective_rank(self) -> Estimate:
+        """Participation ratio of ``T``."""
+        return _estimate(participation_ratio(self.trace_squared, self.temporal_norm_squared))
+
+    @property
+    def spatial_effective_rank(self) -> Estimate:
+        """Participation ratio of ``S``."""
+        return _estimate(participation_ratio(self.trace_squared, self.spatial_norm_squared))
+
+    @property
+    def core_cosine(self) -> Estimate:
+        """``cos(A, G (x) I_n)``, which equals ``cos(T, G) sqrt(PR(A) / (n PR(T)))``."""
+        norm_squared = self.units * self.core_norm_squared
+        return _estimate(cosine(self.core_inner, self.norm_squared, norm_squared))
+
+    @property
+    def temporal_core_cosine(self) -> Estimate:
+        """``cos(T, G)``."""
+        return _estimate(
+            cosine(self.core_inner, self.temporal_norm_squared, self.core_norm_squared)
+        )
+
+    @property
+    def relative_error(self) -> float:
+        """The largest relative standard error among the sampled numbers."""
+        estimates = (
+            self.trace,
+            self.frobenius_norm,
+            self.effective_rank,
+            self.temporal_effective_rank,
+            self.spatial_effective_rank,
+            self.core_cosine,
+            self.temporal_core_cosine,
+        )
+        return max(estimate.relative_error for estimate in estimates)
+
+
+def _estimate(values: Tensor) -> Estimate:
+    """An exact number from one value, a jackknifed one from a value and its delete-one values."""
+    if len(values) == 1:
+        return Estimate(float(values[0]))
+    return student(log_jackknife(values.double()), sample_count(values))

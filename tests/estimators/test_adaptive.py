@@ -1,0 +1,171 @@
+"""The adaptive engine on Jacobians of prescribed spectrum."""
+
+import math
+
+import pytest
+import torch
+from operator_suite import random
+from torch import Tensor
+
+from ntk_monitor.estimators import (
+    CoreGram,
+    ExactKernel,
+    Measured,
+    TangentSketch,
+    adaptive,
+    draw_tangents,
+    sample_kernel,
+)
+from ntk_monitor.operators import Dense, LinearOperator
+
+B, T, N = 4, 5, 8
+K = B * T
+NUMBERS = (
+    "trace",
+    "frobenius_norm",
+    "effective_rank",
+    "temporal_effective_rank",
+    "spatial_effective_rank",
+    "core_cosine",
+    "temporal_core_cosine",
+)
+SPECTRA = {
+    "few": 0.5 ** torch.arange(100, dtype=torch.float64),
+    "some": 0.9 ** torch.arange(100, dtype=torch.float64),
+    "many": torch.ones(100, dtype=torch.float64),
+    "one": torch.cat([torch.ones(1), torch.zeros(99)]).double(),
+    "spiked": torch.cat([torch.full((3,), 50.0), torch.ones(97)]).double(),
+}
+
+
+class Spent(LinearOperator):
+    """A dense Jacobian whose products are counted."""
+
+    def __init__(self, spectrum: Tensor) -> None:
+        p = len(spectrum)
+        U = torch.linalg.qr(random(K * N, p, seed=1)).Q
+        W = torch.linalg.qr(random(p, p, seed=2)).Q
+        entries = (U * spectrum.sqrt()) @ W.T
+        super().__init__((p,), (B, T, N), entries.dtype, entries.device)
+        self.dense = Dense(entries.reshape(B, T, N, p))
+        self.products = 0
+
+    def _matmat(self, X: Tensor) -> Tensor:
+        self.products += len(X)
+        return self.dense._matmat(X)
+
+    def _rmatmat(self, Y: Tensor) -> Tensor:
+        self.products += len(Y)
+        return self.dense._rmatmat(Y)
+
+
+def core() -> CoreGram:
+    return CoreGram(random(K, 3, seed=3))
+
+
+def measure(J: Spent, seed: int, tolerance: float = 0.05, budget: int = 96) -> Measured:
+    def draw(indices: range) -> Tensor:
+        return draw_tangents(J.input_size, indices, seed, dtype=torch.float64)
+
+    J.products = 0
+    return sample_kernel(
+        J,
+        core(),
+        draw,
+        J.matmat(draw(range(1))),
+        tolerance=tolerance,
+        left=lambda: budget - J.products,
+    )
+
+
+def exact(J: Spent) -> dict[str, float]:
+    entries = J.dense.matrix.reshape(K, N, -1).movedim(2, 0)
+    statistics = ExactKernel(entries, core()).statistics
+    return {name: getattr(statistics, name).value for name in NUMBERS}
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_every_number_is_right_on_average_and_in_its_error(spectrum: str) -> None:
+    J = Spent(SPECTRA[spectrum])
+    truth = exact(J)
+    found = [measure(J, seed, tolerance=0.0, budget=60).sketch.statistics for seed in range(60)]
+    for name in NUMBERS:
+        estimates = [getattr(s, name) for s in found]
+        values = torch.tensor([e.value for e in estimates], dtype=torch.float64)
+        error = float(values.std()) / math.sqrt(len(values))
+        assert abs(float(values.mean()) - truth[name]) < 4 * error + 0.02 * truth[name], name
+        stated = torch.tensor([e.stderr for e in estimates]).square().mean().sqrt()
+        if float(values.std()) > 1e-6 * truth[name]:
+            assert 0.6 < float(stated) / float(values.std()) < 1.7, name
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "scheme"), [("few", "deflated"), ("spiked", "deflated"), ("many", "sampled")]
+)
+def test_the_rule_takes_out_few_directions_and_samples_many(spectrum: str, scheme: str) -> None:
+    for seed in range(5):
+        found = measure(Spent(SPECTRA[spectrum]), seed)
+        assert found.scheme == scheme
+        assert found.tolerance_met
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("budget", [20, 40, 60, 96])
+def test_the_budget_is_kept(spectrum: str, budget: int) -> None:
+    J = Spent(SPECTRA[spectrum])
+    found = measure(J, 0, tolerance=0.001, budget=budget)
+    assert J.products <= budget
+    if found.tolerance_met:
+        assert found.sketch.statistics.relative_error <= 0.001
+
+
+def test_the_tolerance_ends_the_sampling() -> None:
+    J = Spent(SPECTRA["many"])
+    loose = measure(J, 0, tolerance=0.5)
+    assert loose.tolerance_met
+    assert J.products == 12
+    assert not measure(J, 0, tolerance=1e-9).tolerance_met
+
+
+def test_deflation_beats_plain_sampling_by_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    J = Spent(SPECTRA["few"])
+    truth = exact(J)
+
+    def errors() -> dict[str, float]:
+        found = [measure(J, s, tolerance=0.0, budget=48).sketch.statistics for s in range(30)]
+        return {
+            name: math.sqrt(
+                sum((getattr(f, name).value / truth[name] - 1) ** 2 for f in found) / 30
+            )
+            for name in NUMBERS
+        }
+
+    deflated = errors()
+    monkeypatch.setattr(adaptive, "BASIS_LIMIT", 0)
+    plain = errors()
+    for name in NUMBERS:
+        assert deflated[name] < plain[name] / 20, name
+
+
+def test_atoms_alone_are_the_exact_kernel() -> None:
+    """With all of the kernel in atoms and zero samples of the rest, the statistics are exact."""
+    J = Spent(SPECTRA["some"])
+    entries = J.dense.matrix.reshape(K, N, -1).movedim(2, 0)
+    sketch = TangentSketch(core(), entries)
+    sketch.extend(torch.zeros(4, K, N, dtype=torch.float64))
+    for name, truth in exact(J).items():
+        estimate = getattr(sketch.statistics, name)
+        assert estimate.value == pytest.approx(truth), name
+        assert estimate.stderr == pytest.approx(0.0, abs=1e-9)
+    values, modes = sketch.temporal_eigenpairs(3, 0)
+    wanted, vectors = ExactKernel(entries, core()).temporal_eigenpairs(3, 0)
+    torch.testing.assert_close(values, wanted, rtol=0.01, atol=0)
+    assert float((modes * vectors).sum(0).abs().min()) > 0.9
+
+
+def test_a_non_finite_sample_ends_the_sampling() -> None:
+    J = Spent(SPECTRA["few"])
+    J.dense.matrix[0, 0] = math.nan
+    found = measure(J, 0)
+    assert not found.tolerance_met
+    assert J.products <= 12
