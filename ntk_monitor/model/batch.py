@@ -1,0 +1,144 @@
+"""What to feed a module, what it answers, and what it should have answered."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+
+ForwardFn = Callable[[nn.Module, Any], Any]
+TargetFn = Callable[[Any], Tensor | None]
+
+
+def default_forward(module: nn.Module, batch: Any) -> Any:  # noqa: ANN401
+    """Call a module on a batch of one of the usual kinds.
+
+    A tensor is passed as it is; of a tuple or list, the first element is the input; of a mapping,
+    the entries that ``forward`` names are passed as keywords.
+
+    Args:
+        module: The module to call.
+        batch: Tensor, tuple, list or mapping.
+
+    Returns:
+        Whatever the module returns.
+
+    Raises:
+        TypeError: If the batch is of another kind, or the module cannot take it.
+    """
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(batch, Tensor):
+        args = (batch,)
+    elif isinstance(batch, (tuple, list)) and batch:
+        args = (batch[0],)
+    elif isinstance(batch, Mapping):
+        kwargs = _accepted(module, batch)
+    else:
+        raise TypeError(
+            f"the batch must be a tensor, a tuple, a list or a mapping, got "
+            f"{type(batch).__name__}: {_REMEDY}"
+        )
+    try:
+        return module(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"{type(module).__name__} could not take the batch ({error}): {_REMEDY}"
+        ) from error
+
+
+_REMEDY = "pass forward_fn, for example forward_fn=lambda module, batch: module(batch['inputs'])"
+
+
+def _accepted(module: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a mapping that ``forward`` takes."""
+    parameters = inspect.signature(module.forward).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return dict(batch)
+    return {name: value for name, value in batch.items() if name in parameters}
+
+
+def default_target(batch: Any) -> Tensor | None:  # noqa: ANN401
+    """The second element of a tuple or list batch, if it is a tensor.
+
+    Args:
+        batch: Any batch.
+
+    Returns:
+        The target, or None when the batch does not carry one in that place.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[1], Tensor):
+        return batch[1]
+    return None
+
+
+def main_output(outputs: Any) -> Tensor | None:  # noqa: ANN401
+    """The tensor that a loss would compare with the target.
+
+    Args:
+        outputs: What a module returned.
+
+    Returns:
+        The tensor itself; of a structured output its ``logits``, else its ``last_hidden_state``,
+        else its first floating tensor; None when there is none.
+    """
+    for name in ("logits", "last_hidden_state"):
+        found = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+        if isinstance(found, Tensor):
+            return found
+    return first_tensor(outputs)
+
+
+def first_tensor(outputs: Any) -> Tensor | None:  # noqa: ANN401
+    """The first floating tensor of a nested structure, depth first.
+
+    Args:
+        outputs: Tensor, or nested tuples, lists and mappings.
+
+    Returns:
+        The tensor, or None.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs if outputs.is_floating_point() else None
+    if isinstance(outputs, Mapping):
+        outputs = list(outputs.values())
+    if isinstance(outputs, (tuple, list)):
+        return next((t for t in map(first_tensor, outputs) if t is not None), None)
+    return None
+
+
+def keep_batch(batch: Any) -> Any:  # noqa: ANN401
+    """Clone every tensor of a batch, so that nobody else's later change reaches it.
+
+    Args:
+        batch: Nested tuples, lists, mappings or dataclasses of tensors.
+
+    Returns:
+        The same structure with tensors of its own, outside inference mode.
+    """
+    with torch.inference_mode(mode=False):
+        return apply_to_collection(batch, Tensor, lambda t: t.detach().clone())
+
+
+def cast_batch(batch: Any, dtype: torch.dtype, device: torch.device) -> Any:  # noqa: ANN401
+    """Move every tensor of a batch to a device, and floating ones to a dtype.
+
+    Args:
+        batch: Nested tuples, lists, mappings or dataclasses of tensors.
+        dtype: Floating type.
+        device: Device.
+
+    Returns:
+        The same structure, its tensors outside inference mode.
+    """
+
+    def cast(tensor: Tensor) -> Tensor:
+        tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
+        return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+    with torch.inference_mode(mode=False):
+        return apply_to_collection(batch, Tensor, cast)

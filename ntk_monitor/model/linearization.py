@@ -1,0 +1,241 @@
+"""The operators that one forward pass of a model defines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ntk_monitor.model.batch import (
+    main_output,
+)
+from ntk_monitor.model.derivative import Derivative, differentiate
+from ntk_monitor.model.edit import Edit
+from ntk_monitor.model.forward import ForwardMap
+from ntk_monitor.model.parameters import ParameterSpace
+from ntk_monitor.model.products import Function
+from ntk_monitor.model.propagator import Propagator
+from ntk_monitor.model.quiet import quiet
+from ntk_monitor.model.sites import Coverage, WeightSite
+from ntk_monitor.model.state import StateSource
+from ntk_monitor.operators import (
+    BlockRow,
+    Dense,
+    DirectSum,
+    Identity,
+    LinearOperator,
+    TensorProduct,
+)
+
+
+@dataclass(frozen=True)
+class Linearization:
+    r"""A model linearised at its present parameters, on one batch.
+
+    Attributes:
+        state: The state ``h``, shape ``(B, T, n)``.
+        outputs: What the model returned.
+        sites: The weight sites whose rows are those of the state.
+        coverage: What the sites account for.
+        jacobian: ``J = dh/dtheta`` over the studied parameters that reach the state.
+        parameters: Names of those parameters.
+    """
+
+    state: Tensor
+    outputs: Any
+    sites: tuple[WeightSite, ...]
+    coverage: Coverage
+    jacobian: Derivative
+    parameters: tuple[str, ...]
+    _forward: ForwardMap
+    _source: StateSource
+    _recurrence: StateSource | None
+    _trained: tuple[str, ...]
+    _space: ParameterSpace
+    _chunk_size: int
+
+    @property
+    def ntk(self) -> LinearOperator:
+        """The global NTK ``J J*`` on ``(B, T, n)``; two products each."""
+        return self.jacobian @ self.jacobian.T
+
+    @cached_property
+    def site_activity(self) -> Tensor:
+        """``V``: the activity of all sites side by side, shape ``(B, T, m)``."""
+        if not self.sites:
+            return self.state.new_zeros(*self.state.shape[:2], 0)
+        return torch.cat([site.activity for site in self.sites], dim=-1)
+
+    @property
+    def core(self) -> LinearOperator:
+        r"""The core :math:`V V^* \otimes I_n` on ``(B, T, n)``; costs no product."""
+        return self._core_of(self.site_activity, self.state.shape[2], "V")
+
+    @cached_property
+    def block_core(self) -> LinearOperator:
+        r"""Theorem 1's core in its exact form, :math:`\bigoplus_l V_l V_l^* \otimes I_{q_l}`.
+
+        It acts on the outputs of all weight sites, one after the other in a flat vector; costs no
+        product.
+        """
+        sites = enumerate(self._some_sites, start=1)
+        return DirectSum(*(self._core_of(s.activity, s.units, f"V_{i}") for i, s in sites))
+
+    @cached_property
+    def site_propagators(self) -> tuple[Derivative, ...]:
+        r"""For each weight site :math:`P_l = \partial h / \partial Q_l`.
+
+        From what is added to the outputs ``(B, T, q_l)`` of the site to the state; one product
+        each.
+        """
+        return tuple(self._site_propagator(f"P_{i + 1}", s) for i, s in enumerate(self.sites))
+
+    @property
+    def core_propagator(self) -> LinearOperator:
+        r"""Theorem 1's :math:`P_{core}`, the row of all `site_propagators`.
+
+        ``P_core @ block_core @ P_core.T`` is the NTK where every parameter behind the state has
+        a weight site and no weight is used twice.
+        """
+        self._some_sites  # noqa: B018
+        return BlockRow(*self.site_propagators)
+
+    @cached_property
+    def propagator(self) -> Propagator:
+        r"""The propagator :math:`P = (D_h F)^{-1}` on ``(B, T, n)``, with its ``inverse``.
+
+        ``F = h - f(h, theta)`` compares the state with what one step computes from it. What a
+        recurrent layer keeps beside the state (an LSTM's cell, lower layers) is computed inside
+        ``f``. For a state without recurrence it is the identity: of a state that a module computes
+        step by step, the steps must be calls of a submodule.
+        """
+        recurrence = self._recurrence
+        identity = Identity(tuple(self.state.shape), self.state.dtype, self.state.device)
+        if recurrence is None:
+            return Propagator(identity, identity)
+        zero = torch.zeros_like(self.state)
+        sweep = self._derivative("P", lambda u: self._run(recurrence, Edit(state=u)), zero)
+        inverse = self._derivative(
+            "D_hF", lambda h: h - self._run(recurrence, _carrying_on(h)), self.state
+        )
+        return Propagator(sweep, inverse)
+
+    @cached_property
+    def parameter_operator(self) -> LinearOperator:
+        r"""The parameter operator :math:`K = (D_\theta F)(D_\theta F)^*` on ``(B, T, n)``.
+
+        How the parameters act on one step of the model, the state before it given; two products.
+        """
+        source = self._recurrence
+        if source is None:
+            return self.ntk
+        flat = self._space.join([self._forward.tensors[name] for name in self.parameters])
+
+        def one_step(theta: Tensor) -> Tensor:
+            return self._run(source, _carrying_on(self.state), self._space.split(theta))
+
+        direct = self._derivative("D_θF", one_step, flat)
+        return direct @ direct.T
+
+    @property
+    def _some_sites(self) -> tuple[WeightSite, ...]:
+        if not self.sites:
+            raise ValueError(
+                "no weight site is known behind this state, so there is no core: "
+                f"{dict(self.coverage.left_out)}"
+            )
+        return self.sites
+
+    def _site_propagator(self, name: str, site: WeightSite) -> Derivative:
+        def perturbed(u: Tensor) -> Tensor:
+            return self._run(self._source, Edit(sites={site.tap: u}))
+
+        zero = self.state.new_zeros(*self.state.shape[:2], site.units)
+        return self._derivative(name, perturbed, zero)
+
+    def _core_of(self, activity: Tensor, units: int, name: str) -> LinearOperator:
+        V = Dense(activity, name=name)
+        return TensorProduct(V @ V.T, Identity((units,), activity.dtype, activity.device))
+
+    def _run(
+        self, source: StateSource, edit: Edit, theta: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        return self._forward.run({} if theta is None else theta, source, edit)[0]
+
+    def _derivative(self, name: str, function: Function, at: Tensor) -> Derivative:
+        def quiet_context(plain_kernels: bool) -> AbstractContextManager[None]:
+            return self._quiet(plain_kernels=plain_kernels)
+
+        return differentiate(name, function, at, self.state, quiet_context, self._chunk_size)
+
+    @property
+    def output(self) -> Tensor | None:
+        """The output that a loss compares with the target, shape ``(B, T, o)`` or ``(B, 1, o)``."""
+        found = main_output(self.outputs)
+        return None if found is None else self.in_rows(found)
+
+    def in_rows(self, tensor: Tensor) -> Tensor:
+        """Bring a tensor of the outputs' layout to ``(B, T, o)``.
+
+        Args:
+            tensor: Shape ``(B, o)``, or ``(B, T, o)`` (``(T, B, o)`` in a time-first model).
+
+        Returns:
+            Shape ``(B, T, o)``, with ``T = 1`` for two axes.
+        """
+        if tensor.ndim == 2:
+            return tensor.unsqueeze(0 if self._source.unbatched else 1)
+        return tensor.transpose(0, 1) if self._source.time_first else tensor
+
+    def pull_back_outputs(self, errors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Pull error signals on the outputs back to the state and to all trained parameters.
+
+        With outputs ``y(h, theta)`` and an error ``e``, both results are exact:
+
+        .. math::
+            q = (\partial y / \partial h)^* e, \qquad
+            J_y^* e = J^* q + (\partial y / \partial\theta)^* e.
+
+        Args:
+            errors: Errors on the output rows, shape ``(m, B, T, o)``.
+
+        Returns:
+            ``q`` of shape ``(m, B, T, n)``, ``J* q`` of shape ``(m, p)``, and ``||J_y* e||^2`` of
+            shape ``(m,)``. The cost is one product per error, and one readout pass.
+        """
+        h = self.state.clone().requires_grad_()
+        with self._quiet(plain_kernels=True):
+            leaves = {n: self._forward.tensors[n].detach() for n in self._trained}
+            theta = {n: leaf.requires_grad_() for n, leaf in leaves.items()}
+            found = main_output(self._forward.run(theta, self._source, Edit(given=h))[1])
+            inputs = [h, *theta.values()]
+            gradients = [
+                torch.autograd.grad(
+                    self.in_rows(found), inputs, e, retain_graph=True, materialize_grads=True
+                )
+                if found is not None and found.requires_grad
+                else [torch.zeros_like(x) for x in inputs]
+                for e in errors
+            ]
+        q = torch.stack([g[0] for g in gradients])
+        through_state = self.jacobian.rmatmat(q)
+        sizes = []
+        for direct, indirect in zip(gradients, through_state, strict=True):
+            total = dict(zip(self._trained, direct[1:], strict=True))
+            for name, part in self._space.split(indirect).items():
+                total[name] = total[name] + part
+            sizes.append(torch.stack([t.double().square().sum() for t in total.values()]).sum())
+        return q, through_state, torch.stack(sizes)
+
+    def _quiet(self, *, plain_kernels: bool) -> AbstractContextManager[None]:
+        return quiet(self._forward.module, plain_kernels=plain_kernels)
+
+
+def _carrying_on(state: Tensor) -> Edit:
+    """A pass that goes on with a given state at every step."""
+    return Edit(given=state, through_time=True)

@@ -1,0 +1,41 @@
+"""How much memory there is, and whether an error says that there was too little."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+UNKNOWN = 2**30
+"""Bytes assumed to be free where the system does not say."""
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a device can still give.
+
+    Args:
+        device: The device.
+
+    Returns:
+        On CUDA what the driver and torch's own cache hold free; else the free memory of the
+        system, or 1 GiB where it is not known.
+    """
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + cached)
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return UNKNOWN
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch means that memory ran out.
+
+    Args:
+        error: The error; on the CPU torch raises a plain RuntimeError.
+
+    Returns:
+        True if it does.
+    """
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,93 @@
+"""Which parameters are studied, and how they form one flat vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+ParameterFilter = str | Sequence[str] | Callable[[str, nn.Parameter], bool] | None
+
+
+def select_parameters(module: nn.Module, which: ParameterFilter) -> tuple[str, ...]:
+    """Names of the trained parameters that are asked for.
+
+    Args:
+        module: The module that owns them.
+        which: None for all; names or glob patterns; or a predicate of name and parameter. A
+            frozen parameter (``requires_grad=False``) is never selected.
+
+    Returns:
+        Names, in the module's order; a tied parameter appears once.
+
+    Raises:
+        ValueError: If nothing is trained, or a pattern or the predicate matches nothing.
+    """
+    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError(
+            f"{type(module).__name__} has no parameter with requires_grad=True: there is nothing "
+            "that gradient descent could change"
+        )
+    if which is None:
+        return tuple(trained)
+    if callable(which):
+        names = tuple(n for n, p in trained.items() if which(n, p))
+        unmatched: list[str] = [] if names else [repr(which)]
+    else:
+        patterns = [which] if isinstance(which, str) else list(which)
+        names = tuple(n for n in trained if any(fnmatchcase(n, p) for p in patterns))
+        unmatched = [p for p in patterns if not any(fnmatchcase(n, p) for n in trained)]
+    if unmatched:
+        raise ValueError(
+            f"parameters={unmatched} match no trained parameter; the trained ones are "
+            f"{', '.join(trained)}"
+        )
+    return names
+
+
+@dataclass(frozen=True)
+class ParameterSpace:
+    """Several tensors read as one flat vector.
+
+    Attributes:
+        shapes: Shape of each parameter, by name, in order.
+    """
+
+    shapes: Mapping[str, torch.Size]
+
+    @property
+    def size(self) -> int:
+        """Number of entries ``p``."""
+        return sum(prod(shape) for shape in self.shapes.values())
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """Cut flat vectors of shape ``(..., p)`` into tensors of shape ``(..., *shape)``.
+
+        Args:
+            flat: Flat vectors.
+
+        Returns:
+            One tensor per parameter, a view where possible.
+        """
+        parts = torch.split(flat, [prod(shape) for shape in self.shapes.values()], dim=-1)
+        return {
+            name: part.reshape(*flat.shape[:-1], *shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+    def join(self, tensors: Sequence[Tensor], batch_dims: int = 0) -> Tensor:
+        """Put tensors, in order, side by side in flat vectors.
+
+        Args:
+            tensors: One per parameter, each with the same leading batch axes.
+            batch_dims: How many leading axes are batch axes.
+
+        Returns:
+            Shape ``(*batch, p)``.
+        """
+        return torch.cat([t.flatten(batch_dims) for t in tensors], dim=-1)

@@ -1,0 +1,165 @@
+"""Ways to compute the product of a derivative with tangents."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+
+ProductMethod = Literal["forward-ad", "finite-difference", "double-backward"]
+METHODS: tuple[ProductMethod, ...] = ("forward-ad", "double-backward", "finite-difference")
+"""All methods, in the order in which the automatic choice tries them."""
+
+
+Function = Callable[[Tensor], Tensor]
+
+
+class TangentProducts(ABC):
+    """A way to compute ``J g`` for a batch of tangents ``g``, ``J`` a function's derivative."""
+
+    plain_kernels: bool
+    """Whether the method needs fused kernels switched off."""
+
+    def __init__(self, function: Function, at: Tensor, chunk_size: int) -> None:
+        """Keep what every method needs.
+
+        Args:
+            function: What is differentiated.
+            at: The point at which.
+            chunk_size: How many tangents to carry at once.
+        """
+        self.function = function
+        self.at = at.detach()
+        self.chunk_size = chunk_size
+
+    @abstractmethod
+    def __call__(self, G: Tensor) -> Tensor:
+        """Return ``J G[b]`` for tangents ``(b, *shape_in)``; shape ``(b, *shape_out)``."""
+
+    @property
+    def extra_products(self) -> int:
+        """Products spent beside those that were asked for."""
+        return 0
+
+
+class ForwardAD(TangentProducts):
+    """Forward-mode automatic differentiation, vectorised over tangents. Exact."""
+
+    plain_kernels = True
+
+    def __call__(self, G: Tensor) -> Tensor:
+        """Return ``J G[b]``."""
+
+        def product(g: Tensor) -> Tensor:
+            image: Tensor = jvp(self.function, (self.at,), (g,))[1]
+            return image
+
+        with torch.no_grad():
+            images: Tensor = vmap(product, chunk_size=self.chunk_size, randomness="same")(G)
+        return images
+
+
+class DoubleBackward(TangentProducts):
+    """Reverse mode through reverse mode: ``J g`` is the gradient of ``<J* u, g>`` in ``u``.
+
+    Exact; needs operations that can be differentiated twice.
+    """
+
+    plain_kernels = True
+
+    def __call__(self, G: Tensor) -> Tensor:
+        """Return ``J G[b]``."""
+        leaf = self.at.clone().requires_grad_()
+        y = self.function(leaf)
+        u = torch.zeros_like(y, requires_grad=True)
+        (pulled,) = torch.autograd.grad(y, leaf, u, create_graph=True, materialize_grads=True)
+        return torch.stack([
+            torch.autograd.grad(pulled, u, g, retain_graph=True)[0] for g in G
+        ]).detach()
+
+
+class FiniteDifference(TangentProducts):
+    r"""Central finite differences: two plain forward passes a product, any kernel.
+
+    .. math:: J g \approx (f(\theta + \epsilon g) - f(\theta - \epsilon g)) / (2 \epsilon)
+
+    with ``theta`` the point and ``epsilon = eta ||theta|| / ||g||``. The first product chooses
+    ``eta``: starting from ``0.6 u^(1/3)`` (``u`` the rounding unit), steps ``eta`` and ``eta / 10``
+    must agree to the given accuracy, or the step is divided by ten, twice at most.
+    """
+
+    plain_kernels = False
+
+    def __init__(
+        self, function: Function, at: Tensor, chunk_size: int, accuracy: float = 0.01
+    ) -> None:
+        """Keep what the method needs; ``accuracy`` is the relative agreement of two steps."""
+        super().__init__(function, at, chunk_size)
+        self.accuracy = accuracy
+        self.step: float | None = None
+        self._extra = 0
+
+    @property
+    def extra_products(self) -> int:
+        """Products spent on the step check."""
+        return self._extra
+
+    def __call__(self, G: Tensor) -> Tensor:
+        """Return ``J G[b]``."""
+        with torch.no_grad():
+            if self.step is None:
+                self.step = self._choose_step(G[0])
+            return torch.stack([self._product(g, self.step) for g in G])
+
+    def _product(self, g: Tensor, step: float) -> Tensor:
+        # A model whose parameters are all zero still needs a step of its own.
+        size = torch.linalg.vector_norm(self.at).clamp(min=1e-3)
+        epsilon = step * size / torch.linalg.vector_norm(g)
+        ahead: Tensor = self.function(self.at + epsilon * g)
+        behind: Tensor = self.function(self.at - epsilon * g)
+        image: Tensor = (ahead - behind) / (2 * epsilon)
+        return image
+
+    def _choose_step(self, g: Tensor) -> float:
+        step: float = 0.6 * torch.finfo(self.at.dtype).eps ** (1 / 3)
+        coarse = self._product(g, step)
+        self._extra += 1
+        gaps = []
+        for _ in range(3):
+            fine = self._product(g, step / 10)
+            self._extra += 1
+            gap = torch.linalg.vector_norm(coarse - fine) / torch.linalg.vector_norm(fine)
+            if not bool(gap > self.accuracy):  # also passes a product that is zero or not finite
+                return step
+            gaps.append(f"{float(gap):.2g}")
+            step, coarse = step / 10, fine
+        raise FloatingPointError(
+            f"finite differences do not settle: a step ten times smaller changes the product by "
+            f"{', '.join(gaps)} in turn (wanted at most {self.accuracy:.2g}); use "
+            "method='forward-ad', or dtype=torch.float64"
+        )
+
+
+def make_products(
+    method: ProductMethod, function: Function, at: Tensor, chunk_size: int, accuracy: float
+) -> TangentProducts:
+    """The products of a method by its name.
+
+    Args:
+        method: One of `METHODS`.
+        function: What is differentiated.
+        at: The point at which.
+        chunk_size: How many tangents to carry at once.
+        accuracy: Relative agreement that finite differences must show.
+
+    Returns:
+        The products.
+    """
+    if method == "finite-difference":
+        return FiniteDifference(function, at, chunk_size, accuracy)
+    kind = ForwardAD if method == "forward-ad" else DoubleBackward
+    return kind(function, at, chunk_size)

@@ -1,0 +1,154 @@
+"""Weight sites against hand-unrolled networks, and what they cover."""
+
+import pytest
+import torch
+from conftest import mlp, recurrent, sequences, vectors
+from dense import rows_of_jacobian, unroll, unrolled_activity
+from torch import Tensor, nn
+
+from ntk_monitor import linearize
+from ntk_monitor.model import Linearization
+
+KINDS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+
+
+def double(module: nn.Module, batch: object, **settings: object) -> Linearization:
+    return linearize(module, batch, dtype=torch.float64, **settings)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_activity_is_that_of_the_unrolled_network(
+    kind: str, *, batch_first: bool, bias: bool
+) -> None:
+    net = recurrent(KINDS[kind], batch_first=batch_first, bias=bias)
+    lin = double(net, sequences(batch_first=batch_first))
+    x = sequences()[0]
+    torch.testing.assert_close(lin.site_activity, unrolled_activity(net, x).detach())
+    torch.testing.assert_close(lin.state, unroll(net.rnn, x).detach())
+    assert lin.coverage.fraction == 1.0
+    assert [site.name for site in lin.sites] == ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_initial_state_is_part_of_the_activity(kind: str) -> None:
+    class Started(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = KINDS[kind](2, 6, batch_first=True).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.full((1, len(x), 6), 0.5, dtype=x.dtype)
+            return self.rnn(x, (h, h) if kind == "lstm" else h)[0]
+
+    lin = double(Started(), sequences()[0])
+    hidden = lin.sites[1].activity
+    torch.testing.assert_close(hidden[:, 0, :6], torch.full((4, 6), 0.5, dtype=torch.float64))
+    torch.testing.assert_close(hidden[:, 1:, :6], lin.state[:, :-1])
+
+
+def test_theorem_1_site_by_site() -> None:
+    """NTK_S = sum_l P_l (V_l V_l* (x) I) P_l*, with P_l = dh/dQ_l from an unrolled RNN."""
+    net = recurrent(nn.RNN)
+    x = sequences()[0]
+    lin = double(net, x)
+    p = torch.zeros(4, 5, 6, dtype=torch.float64, requires_grad=True)
+    h, states = torch.zeros(4, 6, dtype=torch.float64), []
+    rnn = net.rnn
+    for t in range(5):
+        q = x[:, t] @ rnn.weight_ih_l0.T + rnn.bias_ih_l0 + h @ rnn.weight_hh_l0.T + rnn.bias_hh_l0
+        h = torch.tanh(q + p[:, t])
+        states.append(h)
+    # Both sites add to the same pre-activation, so that P_l is one and the same here.
+    P = rows_of_jacobian(torch.stack(states, 1), [p]).reshape(120, 20, 6)
+    total = torch.zeros(120, 120, dtype=torch.float64)
+    for site in lin.sites:
+        V = site.activity.flatten(0, 1)
+        total += torch.einsum("ikn,km,lm,jln->ij", P, V, V, P)
+    ntk = lin.ntk.to_dense().reshape(120, 120)
+    torch.testing.assert_close(total, ntk)
+
+
+def test_frozen_weights_leave_the_core() -> None:
+    x, _ = sequences()
+    net = recurrent(nn.GRU)
+    for name in ("weight_ih_l0", "bias_ih_l0", "bias_hh_l0"):
+        getattr(net.rnn, name).requires_grad_(False)
+    lin = double(net, x)
+    H = torch.cat([torch.zeros_like(lin.state[:, :1]), lin.state[:, :-1]], 1)
+    torch.testing.assert_close(lin.site_activity, H)
+    assert lin.parameters == ("rnn.weight_hh_l0",)
+
+    net = recurrent(nn.GRU)
+    lin = double(net, x, parameters="*weight_ih*")
+    torch.testing.assert_close(lin.site_activity, x)
+
+
+def test_frozen_bias_and_frozen_weight_alone() -> None:
+    x, _ = vectors()
+    ones = torch.ones(12, 1, 1, dtype=torch.float64)
+    net = mlp()
+    torch.testing.assert_close(
+        double(net, x, state="1", parameters="0.weight").site_activity, x.unsqueeze(1)
+    )
+    only_bias = double(net, x, state="1", parameters="0.bias")
+    torch.testing.assert_close(only_bias.site_activity, ones)
+    assert only_bias.sites[0].name == "0.bias"
+
+
+def test_weights_behind_the_state_do_not_count() -> None:
+    lin = double(recurrent(nn.GRU), sequences())
+    assert not any(name.startswith("readout") for name in lin.parameters)
+
+
+def test_a_tied_weight_is_a_site_per_use_and_the_jacobian_has_the_cross_term() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first = nn.Linear(3, 3).double()
+            self.second = nn.Linear(3, 3).double()
+            self.second.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.tanh(self.first(x)))
+
+    net, (x, _) = Tied(), vectors()
+    lin = double(net, x, state="second")
+    assert [site.parameters for site in lin.sites] == [
+        ("first.weight", "first.bias"),
+        ("first.weight", "second.bias"),
+    ]
+    J = rows_of_jacobian(net(x), [net.first.weight, net.first.bias, net.second.bias])
+    torch.testing.assert_close(lin.jacobian.to_dense().reshape(36, -1), J)
+
+
+def test_uncovered_layers_are_named_with_the_reason() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 2)).double()
+    lin = double(net, vectors()[0])
+    assert lin.coverage.fraction == pytest.approx(16 / 24)
+    assert set(lin.coverage.left_out) == {"1.weight", "1.bias"}
+    assert "LayerNorm" in lin.coverage.left_out["1.weight"]
+
+    two_layers = nn.Sequential(nn.GRU(2, 6, num_layers=2, batch_first=True)).double()
+    lin = linearize(two_layers, sequences()[0], dtype=torch.float64, state="0")
+    assert lin.coverage.fraction == 0.0
+    assert "GRU" in lin.coverage.left_out["0.weight_hh_l1"]
+
+
+def test_a_site_on_other_rows_is_left_out() -> None:
+    class Conditioned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.start = nn.Linear(2, 6)
+            self.rnn = nn.GRU(2, 6, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(x, self.start(x[:, 0]).unsqueeze(0))[0]
+
+    lin = double(Conditioned().double(), sequences()[0])
+    assert set(lin.coverage.left_out) == {"start.weight", "start.bias"}
+    assert "rows (4,)" in lin.coverage.left_out["start.weight"]
+    assert lin.coverage.fraction < 1
