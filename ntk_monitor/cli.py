@@ -1,0 +1,65 @@
+"""The command line: ``ntk-monitor fit --config FILE.yaml``."""
+
+from __future__ import annotations
+
+import warnings
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
+from rich.console import Console
+
+from ntk_monitor.monitor import NTKMonitor, StallAlert
+from ntk_monitor.views import summary_tables
+
+
+class MonitorCLI(LightningCLI):
+    """LightningCLI that ends a fit with a table of what the NTK could and could not see."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The Trainer methods that can be called from the command line."""
+        return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}}
+
+    def after_fit(self) -> None:
+        """Print the table."""
+        print_summary(self.trainer, Console())
+
+
+def print_summary(trainer: Trainer, console: Console) -> None:
+    """Print the last snapshots of a training, its alerts, and where its logs are.
+
+    Args:
+        trainer: A Trainer that has finished.
+        console: Where to print.
+    """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    alerts = [c for c in callbacks if isinstance(c, StallAlert)]
+    stalled = sorted({i for alert in alerts for i in alert.stalled})
+    for monitor in (c for c in callbacks if isinstance(c, NTKMonitor)):
+        if monitor.snapshot is None:
+            console.print("NTKMonitor: no probe succeeded", style="bold red")
+            continue
+        for table in summary_tables(monitor.snapshot, stalled):
+            console.print(table)
+    for message in (m for alert in alerts for m in alert.messages):
+        console.print(message, style="red" if "is stalled" in message else "green", markup=False)
+    if trainer.log_dir is not None:
+        console.print(f"See it in TensorBoard:  tensorboard --logdir {trainer.log_dir}")
+
+
+def main() -> None:
+    """Run the command line."""
+    # One worker process per loader is Lightning's advice for files on disk; our tasks compute.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # inside Lightning
+    MonitorCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_kwargs={"overwrite": True},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""When a probe is due, and whether it is affordable."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Plan = Literal["steps", "log", "epochs"] | Sequence[int]
+"""``"steps"``: every N optimizer steps. ``"log"``: at steps 2, 3, 4, 6, 8, 12, 16, ..., twice per
+doubling. ``"epochs"``: at the first step of every epoch. A list: at these steps."""
+
+
+@dataclass
+class Schedule:
+    """The planned probes, within a share of the wall time.
+
+    A probe is due when the step count passes a planned step, so that several optimizers or
+    accumulated batches cannot jump over it. It is skipped when probes, this one included, would
+    have taken more than ``max_overhead`` of the time since training began. The first probe is
+    always taken.
+
+    Attributes:
+        every_n_steps: The interval of the plan ``"steps"``.
+        max_overhead: Largest share of wall time, or None for no limit.
+        plan: Which steps.
+        clock: Seconds from an arbitrary moment.
+        seen: How many planned probes were passed.
+        spent: Seconds spent in probes, logging and figures included.
+        last: Seconds that the latest probe took.
+        skipped: Probes skipped so far.
+    """
+
+    every_n_steps: int
+    max_overhead: float | None
+    plan: Plan = "steps"
+    clock: Callable[[], float] = time.perf_counter
+    seen: int = 0
+    spent: float = 0.0
+    last: float = 0.0
+    skipped: int = 0
+    _started: float | None = field(default=None, repr=False)
+
+    def start(self, step: int, epoch: int) -> None:
+        """Training begins, or goes on after a resume.
+
+        Args:
+            step: Optimizer steps taken so far.
+            epoch: The present epoch.
+        """
+        self._started = self.clock() - self.spent
+        self.seen = max(self.seen, self.passed(step, epoch))
+
+    def passed(self, step: int, epoch: int) -> int:
+        """How many planned probes there are up to a step.
+
+        Args:
+            step: Optimizer steps taken so far.
+            epoch: The present epoch.
+
+        Returns:
+            Their number; the probe before the first step is not counted.
+        """
+        if self.plan == "steps":
+            return step // self.every_n_steps
+        if self.plan == "epochs":
+            return epoch
+        if self.plan == "log":
+            octave = max(step.bit_length() - 1, 0)
+            return 0 if step < 1 else 2 * octave + (2 * step >= 3 * 2**octave and step > 1)
+        return bisect_right(sorted(self.plan), step)
+
+    def is_due(self, step: int, epoch: int = 0) -> bool:
+        """Whether a probe is due and affordable after ``step`` optimizer steps.
+
+        Args:
+            step: Optimizer steps taken so far.
+            epoch: The present epoch.
+
+        Returns:
+            True to probe now. Asking twice at one step gives False the second time.
+        """
+        passed = self.passed(step, epoch)
+        crossed = passed > self.seen
+        self.seen = max(self.seen, passed)
+        if crossed and not self._is_affordable():
+            self.skipped += 1
+            return False
+        return crossed
+
+    def record(self, seconds: float) -> None:
+        """Account for a probe.
+
+        Args:
+            seconds: Wall time that it took.
+        """
+        self.last = seconds
+        self.spent += seconds
+
+    @property
+    def overhead(self) -> float:
+        """Share of the wall time since training began that went to probes; 0 before."""
+        elapsed = 0.0 if self._started is None else self.clock() - self._started
+        return self.spent / elapsed if elapsed > 0 else 0.0
+
+    def _is_affordable(self) -> bool:
+        if self.max_overhead is None or self._started is None:
+            return True
+        return self.spent + self.last <= self.max_overhead * (self.clock() - self._started)

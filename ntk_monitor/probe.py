@@ -1,0 +1,372 @@
+"""One measurement of one model on one batch, usable without Lightning."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ntk_monitor.estimators import (
+    CoreGram,
+    Estimate,
+    ExactKernel,
+    KernelStatistics,
+    Measured,
+    draw_tangents,
+    sample_kernel,
+)
+from ntk_monitor.estimators.sketch import MIN_SAMPLES
+from ntk_monitor.model import METHODS, Linearization, default_target, linearize, quiet
+from ntk_monitor.model.batch import ForwardFn, TargetFn
+from ntk_monitor.model.parameters import ParameterFilter
+from ntk_monitor.snapshot import Snapshot
+from ntk_monitor.targets import PulledBack, decompose, pull_back, target_like, target_modes
+
+TEMPORAL_MODES = 20
+"""How many temporal modes a snapshot keeps."""
+DENSE_LIMIT = 2**28
+"""Most entries that a dense Jacobian may have."""
+
+
+class Probe:
+    """A measurement with its settings; what is decided at the first call is kept.
+
+    ``probe(module, batch, ...)`` is ``Probe(...)(module, batch)``; see `probe` for the arguments.
+    """
+
+    def __init__(
+        self,
+        *,
+        state: str = "auto",
+        parameters: ParameterFilter = None,
+        forward_fn: ForwardFn | None = None,
+        target_fn: TargetFn | None = None,
+        modes: int = 3,
+        learning_rate: float | None = None,
+        tolerance: float = 0.05,
+        max_products: int = 96,
+        method: str = "auto",
+        dtype: torch.dtype | str | None = torch.float32,
+        chunk_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Check and keep the settings; one that is out of its range raises a ValueError."""
+        overhead = 1 + 5  # the adjoint self-test, and the most that a step check can take
+        _require(modes >= 0, "modes", "a number of target modes, 0 or more", modes)
+        _require(tolerance >= 0, "tolerance", "a relative standard error, 0 or more", tolerance)
+        least = modes + MIN_SAMPLES + overhead
+        _require(
+            max_products >= least,
+            "max_products",
+            f"at least {least} (with modes={modes})",
+            max_products,
+        )
+        choices = ("auto", "exact", *METHODS)
+        _require(method in choices, "method", f"one of {', '.join(choices)}", method)
+        _require(
+            chunk_size is None or chunk_size >= 1, "chunk_size", "at least 1, or None", chunk_size
+        )
+        _require(
+            learning_rate is None or learning_rate > 0,
+            "learning_rate",
+            "positive, or None",
+            learning_rate,
+        )
+        _require(seed >= 0, "seed", "0 or more", seed)
+        self.state = state
+        self.parameters = parameters
+        self.forward_fn = forward_fn
+        self.target_fn = default_target if target_fn is None else target_fn
+        self.modes = modes
+        self.learning_rate = learning_rate
+        self.tolerance = tolerance
+        self.max_products = max_products
+        self.method = method
+        self.dtype = _dtype(dtype)
+        self.chunk_size = chunk_size
+        self.seed = seed
+
+    def __call__(
+        self,
+        module: nn.Module,
+        batch: Any,  # noqa: ANN401
+        *,
+        learning_rate: float | None = None,
+        seed: int | None = None,
+    ) -> Snapshot:
+        """Measure a module on a batch; see `probe`.
+
+        Args:
+            module: The model; left exactly as it was.
+            batch: What to call it on.
+            learning_rate: Takes the place of the setting of that name for this call.
+            seed: Likewise.
+
+        Returns:
+            The snapshot.
+        """
+        started = time.perf_counter()
+        with quiet(module):
+            lin = self._linearize(module, batch)
+            core = CoreGram(lin.site_activity.flatten(0, 1))
+            pulled = self._target(batch, lin, core)
+            if not bool(torch.isfinite(lin.state).all() & torch.isfinite(core.V).all()):
+                _warn_non_finite("activations")
+                return self._snapshot(lin, core, pulled, None, math.nan, learning_rate, started)
+            kernel, adjoint_error = self._measure(lin, core, self.seed if seed is None else seed)
+            return self._snapshot(lin, core, pulled, kernel, adjoint_error, learning_rate, started)
+
+    def _linearize(self, module: nn.Module, batch: Any) -> Linearization:  # noqa: ANN401
+        return linearize(
+            module,
+            batch,
+            state=self.state,
+            parameters=self.parameters,
+            forward_fn=self.forward_fn,
+            method="auto" if self.method == "exact" else self.method,
+            dtype=self.dtype,
+            chunk_size=self.chunk_size,
+            accuracy=max(self.tolerance, 0.01) / 5,
+        )
+
+    def _target(self, batch: Any, lin: Linearization, core: CoreGram) -> PulledBack | None:  # noqa: ANN401
+        target, output = self.target_fn(batch), lin.output
+        if target is None or output is None or not self.modes:
+            return None
+        target = target_like(target, output, lin)
+        if not bool(torch.isfinite(target).all()):
+            _warn_non_finite("targets")
+            return None
+        return pull_back(decompose(target, self.modes), lin, core)
+
+    def _measure(
+        self, lin: Linearization, core: CoreGram, seed: int
+    ) -> tuple[Measured | ExactKernel, float]:
+        """The kernel, exactly where that is no dearer than sampling, and the adjoint error."""
+        J = lin.jacobian
+        exact_cost = min(math.prod(J.shape_in), math.prod(J.shape_out)) + 2
+        affordable = exact_cost <= self.max_products - J.products
+        if self.method == "exact" or (self.method == "auto" and affordable):
+            first = J.matmat(_tangents(lin, range(1), seed))
+            adjoint_error = self._adjoint_error(lin, first[0], seed)
+            return ExactKernel(_dense(lin), core), adjoint_error
+        first = J.matmat(_tangents(lin, range(1), seed))
+        adjoint_error = self._adjoint_error(lin, first[0], seed)
+        measured = sample_kernel(
+            J,
+            core,
+            lambda indices: _tangents(lin, indices, seed),
+            first,
+            tolerance=self.tolerance,
+            left=lambda: self.max_products - J.products,
+        )
+        if self.method == "auto":
+            self.method = J.method
+        return measured, adjoint_error
+
+    def _adjoint_error(self, lin: Linearization, y: Tensor, seed: int) -> float:
+        """Compare both directions of differentiation on one random pair; one product.
+
+        Returns:
+            The gap between the two, relative to its usual size.
+
+        Raises:
+            RuntimeError: If they disagree by more than rounding (or, for finite differences, by
+                more than the tolerance).
+        """
+        J = lin.jacobian
+        g = _tangents(lin, range(1), seed)[0].double()
+        generator = torch.Generator(device=y.device).manual_seed(seed)
+        z = torch.randn(y.shape, generator=generator, device=y.device).to(y.dtype)
+        gap = (y.double() * z.double()).sum() - (g * J.rmatvec(z).double()).sum()
+        error = float(gap.abs() / torch.linalg.vector_norm(y.double()))
+        limit = 10 * math.sqrt(torch.finfo(y.dtype).eps)
+        if J.method == "finite-difference":
+            limit = max(limit, self.tolerance)
+        if error > limit:
+            raise RuntimeError(
+                f"forward and backward derivatives of the state disagree: <J g, z> and <g, J* z> "
+                f"differ by {error:.2g} of their size (rounding allows {limit:.1g}). A "
+                "torch.no_grad() or .detach() in forward(), or a random forward, does this; the "
+                "numbers of a probe would be wrong, so there are none"
+            )
+        return error
+
+    def _snapshot(
+        self,
+        lin: Linearization,
+        core: CoreGram,
+        pulled: PulledBack | None,
+        measured: Measured | ExactKernel | None,
+        adjoint_error: float,
+        learning_rate: float | None,
+        started: float,
+    ) -> Snapshot:
+        """Put the numbers together."""
+        B, T, n = lin.state.shape
+        kernel = measured.sketch if isinstance(measured, Measured) else measured
+        statistics = kernel.statistics if kernel is not None else _unknown(n)
+        if kernel is not None and statistics.trace.is_finite:
+            spectrum, modes = kernel.temporal_eigenpairs(TEMPORAL_MODES, self.seed)
+        else:
+            spectrum, modes = torch.empty(0), torch.empty(B * T, 0)
+            if kernel is not None:
+                _warn_non_finite("derivatives")
+        rate = self.learning_rate if learning_rate is None else learning_rate
+        targets = target_modes(pulled, statistics.frobenius_norm, rate) if pulled else ()
+        patterns = pulled.decomposition.patterns if pulled else torch.empty(0, B, T)
+        return Snapshot(
+            core_cosine=statistics.core_cosine,
+            temporal_core_cosine=statistics.temporal_core_cosine,
+            effective_rank=statistics.effective_rank,
+            temporal_effective_rank=statistics.temporal_effective_rank,
+            spatial_effective_rank=statistics.spatial_effective_rank,
+            trace=statistics.trace,
+            frobenius_norm=statistics.frobenius_norm,
+            core_effective_rank=core.effective_rank,
+            core_spectrum=core.spectrum,
+            temporal_spectrum=spectrum.cpu(),
+            temporal_modes=modes.T.reshape(-1, B, T).contiguous().cpu(),
+            target_modes=targets,
+            target_patterns=patterns.cpu(),
+            coverage=lin.coverage,
+            state_shape=(B, T, n),
+            products=lin.jacobian.products,
+            seconds=time.perf_counter() - started,
+            method="exact" if isinstance(kernel, ExactKernel) else lin.jacobian.method,
+            scheme=measured.scheme if isinstance(measured, Measured) else "exact",
+            tolerance_met=measured.tolerance_met if isinstance(measured, Measured) else True,
+            adjoint_error=adjoint_error,
+        )
+
+
+def probe(
+    module: nn.Module,
+    batch: Any,  # noqa: ANN401
+    *,
+    state: str = "auto",
+    parameters: ParameterFilter = None,
+    forward_fn: ForwardFn | None = None,
+    target_fn: TargetFn | None = None,
+    modes: int = 3,
+    learning_rate: float | None = None,
+    tolerance: float = 0.05,
+    max_products: int = 96,
+    method: str = "auto",
+    dtype: torch.dtype | str | None = torch.float32,
+    chunk_size: int | None = None,
+    seed: int = 0,
+) -> Snapshot:
+    """Measure what gradient descent can do to a model's state, on one batch.
+
+    The module is left exactly as it was. The cost is at most ``max_products`` products, each
+    about two plain forward passes, and the memory of one backward pass.
+
+    Args:
+        module: The model, a plain ``nn.Module`` or a ``LightningModule``.
+        batch: What to call it on, and the target.
+        state: Path of the module whose output is the state ``h``; ``"auto"`` takes the last
+            recurrent layer called, else the module before the readout.
+        parameters: Names, glob patterns, or a predicate of (name, parameter); by default every
+            parameter that requires a gradient.
+        forward_fn: ``(module, batch) -> outputs``. By default a tensor is passed to the module,
+            of a tuple its first element, of a mapping the entries that ``forward`` takes; of a
+            structured output the ``logits`` count, else the ``last_hidden_state``, else the first
+            floating tensor.
+        target_fn: ``batch -> target``, of the outputs' shape or class indices; by default the
+            second element of a tuple.
+        modes: How many target modes to follow.
+        learning_rate: For ``steps_to_learn``, which is None without it.
+        tolerance: Wanted relative standard error of the sampled numbers; sampling stops there.
+        max_products: Most products to spend, unless ``method="exact"``.
+        method: How ``J g`` is computed: ``"forward-ad"``, ``"double-backward"`` or
+            ``"finite-difference"``; ``"exact"`` forms the dense Jacobian, for small models, at
+            ``min(p, k n)`` products; ``"auto"`` takes ``"exact"`` where that fits in
+            ``max_products``, else the first of the others that works.
+        dtype: Arithmetic of the probe; None keeps the model's.
+        chunk_size: Tangents carried at once by forward mode; chosen if left out.
+        seed: Names the random tangents; the same seed draws the same ones at every probe.
+
+    Returns:
+        The snapshot. Where the model's activations are not finite it holds nan and says so in
+        ``is_finite``, and a RuntimeWarning is given.
+
+    References:
+        Hazelden, Driscoll, Shlizerman and Shea-Brown, The Global Empirical NTK,
+        arXiv:2605.08746 (2026).
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
+        ... )
+        >>> x = torch.randn(16, 3)
+        >>> snapshot = probe(model, (x, x[:, :1]), learning_rate=0.1)
+        >>> snapshot.method, snapshot.state_shape
+        ('exact', (16, 1, 8))
+    """
+    measure = Probe(
+        state=state,
+        parameters=parameters,
+        forward_fn=forward_fn,
+        target_fn=target_fn,
+        modes=modes,
+        learning_rate=learning_rate,
+        tolerance=tolerance,
+        max_products=max_products,
+        method=method,
+        dtype=dtype,
+        chunk_size=chunk_size,
+        seed=seed,
+    )
+    return measure(module, batch)
+
+
+def _tangents(lin: Linearization, indices: range, seed: int) -> Tensor:
+    J = lin.jacobian
+    return draw_tangents(J.input_size, indices, seed, dtype=J.dtype, device=J.device)
+
+
+def _dense(lin: Linearization) -> Tensor:
+    """All entries of the Jacobian by columns, shape ``(p, k, n)``."""
+    J = lin.jacobian
+    entries = math.prod(J.shape_in) * math.prod(J.shape_out)
+    if entries > DENSE_LIMIT:
+        raise ValueError(
+            f"method='exact' needs a dense Jacobian of {math.prod(J.shape_out)} x "
+            f"{math.prod(J.shape_in)} entries, more than the {DENSE_LIMIT} that fit: use "
+            "method='auto', a smaller batch, or fewer parameters"
+        )
+    return J.to_dense().flatten(0, 1).permute(2, 0, 1).contiguous()
+
+
+def _unknown(units: int) -> KernelStatistics:
+    """The statistics of a kernel that could not be measured: nan throughout."""
+    nan = torch.full((1,), torch.nan)
+    return KernelStatistics(Estimate(math.nan, math.nan), nan, nan, nan, nan, nan, nan[0], units)
+
+
+def _warn_non_finite(what: str) -> None:
+    warnings.warn(
+        f"ntk_monitor: nan or infinite {what} in this probe; its snapshot is marked non-finite",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A floating type, given as such or by its name."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    is_floating = isinstance(found, torch.dtype) and found.is_floating_point
+    _require(dtype is None or is_floating, "dtype", "a floating torch.dtype or None", dtype)
+    return found
+
+
+def _require(condition: bool, name: str, expected: str, got: Any) -> None:  # noqa: ANN401
+    if not condition:
+        raise ValueError(f"{name} must be {expected}, got {got!r}")

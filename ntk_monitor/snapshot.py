@@ -1,0 +1,222 @@
+"""The result of a probe."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ntk_monitor.estimators import Estimate
+from ntk_monitor.model import Coverage
+
+FORMAT = 1
+"""Version of the file format of `Snapshot.save`."""
+
+
+@dataclass(frozen=True)
+class TargetMode:
+    r"""One component of the target, and what gradient descent can do about it.
+
+    The target, read as a (rows x outputs) matrix, is :math:`\sum_i \sigma_i u_i v_i^*`; mode i is
+    the unit error :math:`e_i = u_i v_i^*` on the outputs, and :math:`q_i = (dy/dh)^* e_i` its
+    pull-back to the state.
+
+    Attributes:
+        index: Which mode, from 1.
+        singular_value: ``sigma_i``, in units of the target.
+        alignment: The paper's cosine ``gain / ||A||_F``, in [0, 1]. Its denominator is sampled;
+            it does not compare across networks.
+        gain: ``||J* q_i||^2 / ||q_i||^2``: how fast the state moves along ``q_i`` per unit of
+            error and learning rate. Exact. Nan if the outputs do not depend on the state.
+        learned: ``<y, e_i> / sigma_i``: 0 absent, 1 solved.
+        core_overlap: ``||V* u_i||^2 / ||V||_op^2``, in [0, 1]: whether site activity has the
+            mode's time course at all. Where the target's rows are not the state's, ``q_i`` takes
+            the place of ``u_i``.
+        steps_to_learn: ``N / (2 lr ||J_y* e_i||^2)``: gradient steps in which the mode's error
+            falls by the factor e at the present rate, for plain gradient descent on a mean
+            squared error over ``N`` outputs; an estimate elsewhere. None without a learning rate.
+    """
+
+    index: int
+    singular_value: float
+    alignment: Estimate
+    gain: float
+    learned: float
+    core_overlap: float
+    steps_to_learn: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    r"""One measurement of one model on one batch.
+
+    With state ``h`` of shape (B, T, n), ``k = B T``, ``J = dh/dtheta``, ``A = J J*``,
+    ``T = tr_n(A)/n``, ``S = tr_k(A)/k``, ``G = V V*`` and ``PR(M) = (tr M)^2 / ||M||_F^2``:
+
+    Attributes:
+        core_cosine: ``cos(A, G (x) I_n)``, in [0, 1].
+        temporal_core_cosine: ``cos(T, G)``, in [0, 1].
+        effective_rank: ``PR(A)``, from 1 to ``k n``.
+        temporal_effective_rank: ``PR(T)``, from 1 to ``k``.
+        spatial_effective_rank: ``PR(S)``, from 1 to ``n``.
+        trace: ``tr A``, in squared units of the state per squared unit of the parameters.
+        frobenius_norm: ``||A||_F``, in the same units.
+        core_effective_rank: ``PR(G)``, exact.
+        core_spectrum: Eigenvalues of ``G``, descending, shape ``(min(k, m),)``.
+        temporal_spectrum: Leading eigenvalues of ``T``, descending, shape ``(r,)``.
+        temporal_modes: Their eigenvectors over trials and time, shape ``(r, B, T)``.
+        target_modes: The leading modes of the target.
+        target_patterns: Their time courses ``u_i``, shape ``(modes, B, T)`` on the target's rows.
+        coverage: How much of what moves the state the core accounts for.
+        state_shape: ``(B, T, n)``.
+        products: Products spent.
+        seconds: Wall time of the probe.
+        method: How ``J g`` was computed: one of the methods, or ``"exact"``.
+        scheme: ``"exact"``; ``"sampled"`` by tangents alone; or ``"deflated"``, where leading
+            directions were taken out exactly and only the rest was sampled.
+        tolerance_met: Whether every sampled number reached the wanted relative standard error;
+            if not, the budget ended the sampling.
+        adjoint_error: ``|<J g, z> - <g, J* z>| / ||J g||`` for random ``g`` and ``z``: both
+            directions of differentiation must agree.
+    """
+
+    core_cosine: Estimate
+    temporal_core_cosine: Estimate
+    effective_rank: Estimate
+    temporal_effective_rank: Estimate
+    spatial_effective_rank: Estimate
+    trace: Estimate
+    frobenius_norm: Estimate
+    core_effective_rank: float
+    core_spectrum: Tensor
+    temporal_spectrum: Tensor
+    temporal_modes: Tensor
+    target_modes: tuple[TargetMode, ...]
+    target_patterns: Tensor
+    coverage: Coverage
+    state_shape: tuple[int, int, int]
+    products: int
+    seconds: float
+    method: str
+    scheme: str
+    tolerance_met: bool
+    adjoint_error: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the kernel could be measured; False after nan or infinite activations."""
+        return self.trace.is_finite and math.isfinite(self.core_effective_rank)
+
+    def scalars(self) -> dict[str, float]:
+        """Every number that is logged, by its tag.
+
+        Returns:
+            Values, and standard errors under the same tag with the suffix ``_stderr``.
+        """
+        tags: dict[str, float | Estimate | None] = {
+            "ntk/core_cosine": self.core_cosine,
+            "ntk/temporal_core_cosine": self.temporal_core_cosine,
+            "ntk/effective_rank": self.effective_rank,
+            "ntk/temporal_effective_rank": self.temporal_effective_rank,
+            "ntk/spatial_effective_rank": self.spatial_effective_rank,
+            "ntk/trace": self.trace,
+            "core/effective_rank": self.core_effective_rank,
+        }
+        for mode in self.target_modes:
+            tags[f"target/mode_{mode.index}/alignment"] = mode.alignment
+            tags[f"target/mode_{mode.index}/learned"] = mode.learned
+            tags[f"target/mode_{mode.index}/steps_to_learn"] = mode.steps_to_learn
+        tags["ntk/probe_seconds"] = self.seconds
+        scalars: dict[str, float] = {}
+        for tag, value in tags.items():
+            if isinstance(value, Estimate):
+                scalars[tag], scalars[f"{tag}_stderr"] = value.value, value.stderr
+            elif value is not None:
+                scalars[tag] = value
+        return scalars
+
+    def save(self, path: str | Path) -> Path:
+        """Write the snapshot to a file, without pickle.
+
+        The file is a NumPy archive: one array per tensor, and all numbers as JSON text.
+
+        Args:
+            path: Where to write; missing folders are made.
+
+        Returns:
+            The path written.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays, record = {}, {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                arrays[field.name] = value.numpy()
+            else:
+                record[field.name] = _plain(value)
+        text = json.dumps({"format": FORMAT, **record})
+        with path.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, record=np.array(text), **arrays)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Snapshot:
+        """Read a snapshot that `save` wrote. Nothing in the file is executed.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The snapshot.
+
+        Raises:
+            ValueError: If the file is not a snapshot of this format.
+        """
+        try:
+            with np.load(Path(path), allow_pickle=False) as archive:
+                record = json.loads(str(archive["record"]))
+                arrays = {k: torch.from_numpy(archive[k]) for k in archive if k != "record"}
+        except (ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise ValueError(f"{path} is not a snapshot: {error}") from error
+        found = record.pop("format", None) if isinstance(record, dict) else None
+        if found != FORMAT:
+            raise ValueError(
+                f"{path} is a snapshot of format {found}, this version reads format {FORMAT}"
+            )
+        try:
+            return cls(**{**arrays, **_revive(record)})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{path} is not a complete snapshot: {error}") from error
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """A field as plain types that JSON can hold."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Coverage):
+        return {"fraction": value.fraction, "left_out": dict(value.left_out)}
+    return asdict(value) if isinstance(value, (Estimate, TargetMode)) else value
+
+
+def _revive(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn plain types back into the fields' own."""
+    revived: dict[str, Any] = {
+        name: Estimate(**value) if isinstance(value, dict) and "stderr" in value else value
+        for name, value in record.items()
+    }
+    revived["coverage"] = Coverage(**record["coverage"])
+    revived["state_shape"] = tuple(record["state_shape"])
+    revived["target_modes"] = tuple(
+        TargetMode(**{**mode, "alignment": Estimate(**mode["alignment"])})
+        for mode in record["target_modes"]
+    )
+    return revived

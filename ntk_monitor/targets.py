@@ -1,0 +1,168 @@
+"""The target's modes, and how visible each of them is to gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from ntk_monitor.estimators import CoreGram, Estimate
+from ntk_monitor.estimators.subspace import fix_signs
+from ntk_monitor.model import Linearization
+from ntk_monitor.snapshot import TargetMode
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """Leading singular triples of a target.
+
+    Attributes:
+        singular_values: ``sigma_i``, descending, shape ``(m,)``.
+        patterns: ``u_i`` over trials and time, shape ``(m, B, T)``.
+        directions: ``v_i`` over outputs, shape ``(m, o)``.
+    """
+
+    singular_values: Tensor
+    patterns: Tensor
+    directions: Tensor
+
+    @property
+    def errors(self) -> Tensor:
+        """The unit errors ``e_i = u_i v_i*``, shape ``(m, B, T, o)``."""
+        return self.patterns[..., None] * self.directions[:, None, None, :]
+
+
+def decompose(target: Tensor, modes: int) -> Decomposition:
+    """Leading singular triples of a target, read as a (rows x outputs) matrix.
+
+    Args:
+        target: Shape ``(B, T, o)``.
+        modes: How many at most; modes that are zero to rounding are left out.
+
+    Returns:
+        The triples; each pattern has its entry of largest magnitude positive.
+    """
+    matrix = target.flatten(0, 1).double()
+    U, sigma, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    noise = torch.finfo(target.dtype).eps * max(matrix.shape) * sigma[:1]
+    count = min(modes, int((sigma > noise).sum()))
+    fixed = fix_signs(U[:, :count])
+    signs = (fixed * U[:, :count]).sum(0).sign()
+    return Decomposition(
+        singular_values=sigma[:count],
+        patterns=fixed.T.reshape(count, *target.shape[:2]).to(target.dtype),
+        directions=(Vh[:count] * signs[:, None]).to(target.dtype),
+    )
+
+
+def target_like(target: Tensor, output: Tensor, lin: Linearization) -> Tensor:
+    """Bring a target to the layout of the output.
+
+    Args:
+        target: Values of the output's shape, or class indices for all but its last axis.
+        output: The output, shape ``(B, T, o)``.
+        lin: Knows the layout of the model.
+
+    Returns:
+        Shape ``(B, T, o)``, class indices as one-hot vectors.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    given = target
+    if not target.is_floating_point():
+        if target.numel() and not 0 <= int(target.min()) <= int(target.max()) < output.shape[2]:
+            raise ValueError(
+                f"class indices must lie in [0, {output.shape[2]}), got values from "
+                f"{int(target.min())} to {int(target.max())}: pass target_fn"
+            )
+        target = one_hot(target.long(), output.shape[2])
+    target = target.to(output.device, output.dtype)
+    placed = lin.in_rows(target) if target.ndim in {2, 3} else target
+    if placed.shape != output.shape:
+        raise ValueError(
+            f"the target must have the shape of the outputs, {tuple(output.shape)} as (B, T, o), "
+            f"or hold class indices for it; got {tuple(given.shape)} of {given.dtype}: pass "
+            "target_fn, for example target_fn=lambda batch: batch['targets']"
+        )
+    return placed
+
+
+class PulledBack(NamedTuple):
+    """What the model does with the unit errors of some modes; see `pull_back`."""
+
+    decomposition: Decomposition
+    learned: Sequence[float]
+    gains: Sequence[float]
+    core_overlaps: Sequence[float]
+    output_gains: Sequence[float]
+    outputs: int
+
+
+def pull_back(decomposition: Decomposition, lin: Linearization, core: CoreGram) -> PulledBack:
+    r"""Everything about the modes that is exact.
+
+    Args:
+        decomposition: The modes.
+        lin: The model.
+        core: Its core.
+
+    Returns:
+        Learned fractions, gains ``||J* q_i||^2 / ||q_i||^2``, core overlaps, the squared norms
+        ``||J_y* e_i||^2``, and the number of outputs. The cost is one product a mode.
+    """
+    errors = decomposition.errors
+    output = lin.output
+    if output is None or not len(errors):
+        return PulledBack(decomposition, (), (), (), (), 0)
+    q, images, sizes = lin.pull_back_outputs(errors)
+    sums = (output.detach().double() * errors.double()).sum((1, 2, 3))
+    gains = images.double().square().sum(1) / q.double().square().sum((1, 2, 3))
+    same_rows = decomposition.patterns.shape[1:] == lin.state.shape[:2]
+    directions = decomposition.patterns.flatten(1) if same_rows else q.flatten(1, 2)
+    return PulledBack(
+        decomposition,
+        (sums / decomposition.singular_values).tolist(),
+        gains.tolist(),
+        [core.overlap(direction) for direction in directions],
+        sizes.tolist(),
+        output.numel(),
+    )
+
+
+def target_modes(
+    pulled: PulledBack, norm: Estimate, learning_rate: float | None
+) -> tuple[TargetMode, ...]:
+    """Put the exact numbers, the sampled norm and the learning rate together.
+
+    Args:
+        pulled: The exact numbers.
+        norm: ``||A||_F``.
+        learning_rate: Of the optimizer, or None.
+
+    Returns:
+        The target modes, from 1.
+    """
+    modes = []
+    for i, gain in enumerate(pulled.gains):
+        alignment = gain / norm.value if norm.value else float("nan")
+        steps = None
+        if learning_rate is not None:
+            rate = 2 * learning_rate * pulled.output_gains[i]
+            steps = pulled.outputs / rate if rate else float("inf")
+        modes.append(
+            TargetMode(
+                index=i + 1,
+                singular_value=float(pulled.decomposition.singular_values[i]),
+                alignment=Estimate(alignment, alignment * norm.relative_error),
+                gain=gain,
+                learned=pulled.learned[i],
+                core_overlap=pulled.core_overlaps[i],
+                steps_to_learn=steps,
+            )
+        )
+    return tuple(modes)

@@ -1,0 +1,156 @@
+"""Memory-Pro: hold a direction through a delay, then report it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+
+CHANNELS = 3
+"""Cosine, sine, fixation: the same for inputs and targets."""
+
+
+def memory_pro_trials(
+    angles: Tensor, stimulus_steps: int = 30, memory_steps: int = 30, response_steps: int = 30
+) -> tuple[Tensor, Tensor]:
+    """Noise-free trials of the task.
+
+    The input shows ``(cos a, sin a)`` during the stimulus and a fixation signal of 1 until the
+    response; the target is the fixation signal, and ``(cos a, sin a)`` during the response only.
+
+    Args:
+        angles: Directions in radians, shape ``(B,)``.
+        stimulus_steps: Length of the stimulus.
+        memory_steps: Length of the delay.
+        response_steps: Length of the response.
+
+    Returns:
+        Inputs and targets, each of shape ``(B, T, 3)``: cosine, sine, fixation.
+
+    References:
+        Hazelden et al., arXiv:2605.08746 (2026), section 5.1 and appendix A.2.1.
+
+    Example:
+        >>> inputs, targets = memory_pro_trials(torch.zeros(1), 1, 1, 1)
+        >>> inputs[0].tolist()
+        [[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+        >>> targets[0].tolist()
+        [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+    total = stimulus_steps + memory_steps + response_steps
+    direction = torch.stack([angles.cos(), angles.sin()], dim=-1).unsqueeze(1)
+    inputs = angles.new_zeros(len(angles), total, CHANNELS)
+    inputs[:, :stimulus_steps, :2] = direction
+    inputs[:, : total - response_steps, 2] = 1.0
+    targets = torch.zeros_like(inputs)
+    targets[:, total - response_steps :, :2] = direction
+    targets[..., 2] = inputs[..., 2]
+    return inputs, targets
+
+
+class MemoryProDataModule(LightningDataModule):
+    """The Memory-Pro task: noisy training trials, and a noise-free evaluation batch.
+
+    Training directions are uniform on the circle and get fresh Gaussian input noise whenever they
+    are shown; the evaluation batch has equally spaced directions and no noise.
+    """
+
+    def __init__(
+        self,
+        trials: int = 5000,
+        batch_size: int = 64,
+        evaluation_trials: int = 20,
+        stimulus_steps: int = 30,
+        memory_steps: int = 30,
+        response_steps: int = 30,
+        noise_std: float = math.sqrt(3.2),
+        seed: int = 0,
+    ) -> None:
+        """Describe the task; nothing is generated yet.
+
+        Args:
+            trials: Training trials in an epoch.
+            batch_size: Training trials in a batch.
+            evaluation_trials: Trials in the evaluation batch.
+            stimulus_steps: Length of the stimulus.
+            memory_steps: Length of the delay.
+            response_steps: Length of the response.
+            noise_std: Standard deviation of the noise on each training input; the paper's
+                variance is 3.2.
+            seed: Of directions, order and noise.
+
+        Raises:
+            ValueError: If a count is below 1 or the noise is negative.
+        """
+        super().__init__()
+        counts = {
+            "trials": trials,
+            "batch_size": batch_size,
+            "evaluation_trials": evaluation_trials,
+            "stimulus_steps": stimulus_steps,
+            "memory_steps": memory_steps,
+            "response_steps": response_steps,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
+        if not noise_std >= 0:
+            raise ValueError(f"noise_std must be a standard deviation, 0 or more, got {noise_std}")
+        self.trials = trials
+        self.batch_size = batch_size
+        self.evaluation_trials = evaluation_trials
+        self.steps = (stimulus_steps, memory_steps, response_steps)
+        self.noise_std = noise_std
+        self.seed = seed
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Batches ``(inputs, targets)`` of shape ``(batch_size, T, 3)``, shuffled each epoch."""
+        generator = torch.Generator().manual_seed(self.seed)
+        angles = 2 * math.pi * torch.rand(self.trials, generator=generator)
+        dataset = _NoisyTrials(*memory_pro_trials(angles, *self.steps), self.noise_std, generator)
+        sampler = _ShuffledBatches(self.trials, self.batch_size, generator)
+        return DataLoader(dataset, sampler=sampler, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """The one noise-free evaluation batch."""
+        angles = 2 * math.pi * torch.arange(self.evaluation_trials) / self.evaluation_trials
+        dataset = TensorDataset(*memory_pro_trials(angles, *self.steps))
+        return DataLoader(dataset, batch_size=self.evaluation_trials)
+
+
+class _NoisyTrials(Dataset[tuple[Tensor, Tensor]]):
+    """Trials taken by whole batches, with fresh noise on the inputs."""
+
+    def __init__(
+        self, inputs: Tensor, targets: Tensor, noise_std: float, generator: torch.Generator
+    ) -> None:
+        self.inputs = inputs
+        self.targets = targets
+        self.noise_std = noise_std
+        self.generator = generator
+
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        clean = self.inputs[indices]
+        noise = torch.randn(clean.shape, generator=self.generator)
+        return clean + self.noise_std * noise, self.targets[indices]
+
+
+class _ShuffledBatches(Sampler[list[int]]):
+    """Index lists of whole batches, in a new order each epoch."""
+
+    def __init__(self, trials: int, batch_size: int, generator: torch.Generator) -> None:
+        self.trials = trials
+        self.batch_size = batch_size
+        self.generator = generator
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.randperm(self.trials, generator=self.generator)
+        for batch in torch.split(order, self.batch_size):
+            yield batch.tolist()
+
+    def __len__(self) -> int:
+        return math.ceil(self.trials / self.batch_size)

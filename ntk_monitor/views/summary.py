@@ -1,0 +1,85 @@
+"""A run's last snapshot as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from ntk_monitor.snapshot import Snapshot, TargetMode
+
+
+def verdict(mode: TargetMode, *, stalled: bool, learned_threshold: float = 0.9) -> str:
+    """One word for a target mode.
+
+    Args:
+        mode: The mode.
+        stalled: Whether an alert is standing.
+        learned_threshold: Learned fraction from which it counts as learned.
+
+    Returns:
+        ``"stalled"``, ``"learned"`` or ``"learning"``.
+    """
+    if stalled:
+        return "stalled"
+    return "learned" if mode.learned >= learned_threshold else "learning"
+
+
+def summary_tables(snapshot: Snapshot, stalled: Sequence[int] = ()) -> list[Table]:
+    """What the NTK can and cannot see, as rich tables.
+
+    Args:
+        snapshot: The measurement.
+        stalled: Target modes with a standing alert, from 1.
+
+    Returns:
+        A table of the target modes, where there are any, and one of the kernel.
+    """
+    tables = [_kernel(snapshot)]
+    if snapshot.target_modes:
+        tables.insert(0, _targets(snapshot, stalled))
+    return tables
+
+
+def _targets(snapshot: Snapshot, stalled: Sequence[int]) -> Table:
+    table = Table(title="What gradient descent can see of the target")
+    for column in ("mode", "size", "learned", "steps to learn", "alignment", "core overlap", ""):
+        table.add_column(column, justify="right" if column else "left")
+    styles = {"stalled": "bold red", "learned": "green", "learning": "yellow"}
+    for mode in snapshot.target_modes:
+        word = verdict(mode, stalled=mode.index in stalled)
+        steps = "-" if mode.steps_to_learn is None else f"{mode.steps_to_learn:.3g}"
+        table.add_row(
+            str(mode.index),
+            f"{mode.singular_value:.3g}",
+            f"{mode.learned:z.3f}",
+            steps,
+            f"{mode.alignment.value:.2g}",
+            f"{mode.core_overlap:.2g}",
+            f"[{styles[word]}]{word}[/]",
+        )
+    return table
+
+
+def _kernel(snapshot: Snapshot) -> Table:
+    B, T, n = snapshot.state_shape
+    table = Table(
+        title="What gradient descent can move",
+        caption=f"{snapshot.products} products by {snapshot.method} in {snapshot.seconds:.2f} s on "
+        f"a state of {B} x {T} x {n}; the core covers {snapshot.coverage.fraction:.0%} of the "
+        "parameters behind it",
+    )
+    table.add_column("number")
+    table.add_column("value", justify="right")
+    table.add_column("of at most", justify="right")
+    rows = [
+        ("core cosine", snapshot.core_cosine, "1"),
+        ("temporal core cosine", snapshot.temporal_core_cosine, "1"),
+        ("effective rank", snapshot.effective_rank, str(B * T * n)),
+        ("temporal effective rank", snapshot.temporal_effective_rank, str(B * T)),
+        ("spatial effective rank", snapshot.spatial_effective_rank, str(n)),
+        ("core effective rank", f"{snapshot.core_effective_rank:.3g}", str(B * T)),
+    ]
+    for name, value, limit in rows:
+        table.add_row(name, str(value), limit)
+    return table

@@ -1,0 +1,65 @@
+"""Cases shared by all tests: small models and batches, each with its seed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], *, batch_first: bool, bias: bool) -> None:
+        super().__init__()
+        self.rnn = kind(2, 6, batch_first=batch_first, bias=bias)
+        self.readout = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.readout(self.rnn(x)[0])
+
+
+def recurrent(kind: type[nn.RNNBase], *, batch_first: bool = True, bias: bool = True) -> nn.Module:
+    torch.manual_seed(3)
+    return Recurrent(kind, batch_first=batch_first, bias=bias).double()
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(3)
+    layers = [nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, 2)]
+    return nn.Sequential(*layers).double()
+
+
+def sequences(*, batch_first: bool = True) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(4, 5, 2, generator=generator, dtype=torch.float64)
+    y = torch.randn(4, 5, 2, generator=generator, dtype=torch.float64)
+    return (x, y) if batch_first else (x.transpose(0, 1), y.transpose(0, 1))
+
+
+def vectors() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(12, 3, generator=generator, dtype=torch.float64)
+    y = torch.randn(12, 2, generator=generator, dtype=torch.float64)
+    return x, y
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, a batch, and where its state is."""
+
+    make_model: Callable[[], nn.Module]
+    make_batch: Callable[[], tuple[Tensor, Tensor]]
+    state: str
+
+
+CASES = {
+    "rnn": Case(lambda: recurrent(nn.RNN), sequences, "rnn"),
+    "gru": Case(lambda: recurrent(nn.GRU), sequences, "rnn"),
+    "lstm": Case(lambda: recurrent(nn.LSTM), sequences, "rnn"),
+    "mlp": Case(mlp, vectors, "3"),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]

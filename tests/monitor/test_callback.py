@@ -1,0 +1,271 @@
+"""The monitor in a Trainer: when it probes, where its numbers go, and what it leaves alone."""
+
+import csv
+import math
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from monitor.helpers import Recorder, Small, fit
+from ntk_monitor import NTKMonitor, StallAlert
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers:UserWarning",
+    "ignore:.*LeafSpec.*is deprecated",
+    "ignore:.*logging interval:UserWarning",
+    "ignore:You're resuming from a checkpoint:UserWarning",
+    "ignore::ntk_monitor.monitor.StallWarning",
+)
+FAST: dict[str, Any] = {"max_products": 16, "tolerance": 0.0, "max_overhead": None, "modes": 2}
+
+
+@pytest.mark.parametrize(
+    ("every", "settings", "steps"),
+    [
+        (1, {}, list(range(11))),
+        (3, {}, [0, 3, 6, 9]),
+        (7, {}, [0, 7]),
+        (2, {"accumulate_grad_batches": 3}, [0, 2, 4]),
+        (100, {"fast_dev_run": True}, [0]),
+        (4, {"max_epochs": 2, "limit_train_batches": 6}, [0, 4, 8, 12]),
+    ],
+)
+def test_probes_come_before_the_first_step_and_at_each_multiple(
+    every: int, settings: dict[str, Any], steps: list[int]
+) -> None:
+    recorder = Recorder()
+    fit([NTKMonitor(every, **FAST), recorder], **settings)
+    assert recorder.steps == steps
+
+
+def test_two_optimizers_count_every_step_and_jump_over_no_multiple() -> None:
+    recorder = Recorder()
+    fit([recorder, NTKMonitor(5, **FAST)], Small(optimizers=2))
+    # global_step goes 2, 4, 6, ...: multiples of 5 are crossed in batches 3, 5, 8 and 10.
+    assert recorder.steps == [0, 3, 5, 8, 10]
+
+
+def test_monitored_training_is_bit_for_bit_the_plain_one() -> None:
+    def run(*callbacks: Any) -> tuple[Any, ...]:
+        random.seed(0)
+        np.random.seed(0)
+        trainer, module = fit(list(callbacks), max_epochs=2)
+        return (
+            module.state_dict(),
+            trainer.optimizers[0].state_dict()["state"],
+            torch.get_rng_state(),
+            torch.tensor(random.random()),
+            torch.tensor(np.random.rand()),
+        )
+
+    plain = run()
+    watched = run(NTKMonitor(1, **FAST), StallAlert())
+    torch.testing.assert_close(watched, plain, rtol=0, atol=0)
+
+
+def read_csv(logger: CSVLogger) -> list[dict[str, str]]:
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_logger_gets_every_number(tmp_path: Path) -> None:
+    loggers = [CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "tb")]
+    monitor = NTKMonitor(4, **FAST)
+    trainer, _ = fit([monitor, StallAlert(patience=1)], logger=loggers)
+    assert monitor.snapshot is not None
+    wanted = {*monitor.snapshot.scalars(), "alert/mode_1", "alert/mode_2"}
+    assert "target/mode_2/steps_to_learn" in wanted
+    assert "ntk/core_cosine_stderr" in wanted
+
+    rows = [row for row in read_csv(loggers[0]) if row.get("ntk/trace")]
+    assert [int(row["step"]) for row in rows] == [0, 4, 8]
+    assert wanted <= rows[0].keys()
+    assert float(rows[-1]["ntk/trace"]) == pytest.approx(monitor.snapshot.trace.value)
+
+    events = EventAccumulator(loggers[1].log_dir)
+    events.Reload()
+    tags = events.Tags()
+    assert wanted <= set(tags["scalars"])
+    assert [e.step for e in events.Scalars("ntk/core_cosine")] == [0, 4, 8]
+    assert set(tags["images"]) == {"ntk/cumulative_variance", "ntk/temporal_modes", "target/modes"}
+    assert "custom_scalars__config__" in tags["tensors"]
+    for name in ("lower", "upper"):
+        assert f"ntk_bands/core_cosine/{name}" in tags["scalars"]
+
+    assert wanted <= trainer.callback_metrics.keys()
+    found = trainer.callback_metrics["ntk/temporal_core_cosine"]
+    assert float(found) == pytest.approx(monitor.snapshot.temporal_core_cosine.value)
+
+
+def test_logged_numbers_are_those_of_the_metrics() -> None:
+    monitor = NTKMonitor(100, **FAST)
+    trainer, _ = fit([monitor])
+    for tag, value in monitor.metrics.compute().items():
+        assert float(value) == pytest.approx(monitor.snapshot.scalars()[tag]), tag
+        assert float(trainer.callback_metrics[tag]) == pytest.approx(float(value))
+
+
+def test_early_stopping_can_watch_a_number() -> None:
+    stop = EarlyStopping("ntk/trace", mode="min", stopping_threshold=1e9, patience=100)
+    trainer, _ = fit([NTKMonitor(2, **FAST), stop], limit_val_batches=1, max_epochs=3)
+    assert trainer.current_epoch < 3
+
+
+def test_figures_can_be_left_out(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    fit([NTKMonitor(5, figures=False, **FAST)], logger=logger)
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    assert events.Tags()["images"] == []
+
+
+def test_probe_batch_may_be_chosen() -> None:
+    generator = torch.Generator().manual_seed(3)
+    mine = tuple(torch.randn(3, 4, 2, generator=generator) for _ in range(2))
+    shapes = {}
+    for name, choice, settings in [
+        ("train", "train", {}),
+        ("val", "val", {"limit_val_batches": 2}),
+        ("own", mine, {}),
+        ("made", lambda trainer, module: mine, {}),
+    ]:
+        monitor = NTKMonitor(100, probe_batch=choice, **FAST)
+        fit([monitor], **settings)
+        assert monitor.snapshot is not None, name
+        shapes[name] = monitor.snapshot.state_shape
+    assert shapes == {"train": (4, 5, 8), "val": (4, 5, 8), "own": (3, 4, 8), "made": (3, 4, 8)}
+
+
+def test_the_probe_batch_is_a_copy() -> None:
+    class Spoiler(Small):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            loss = super().training_step(batch, batch_idx)
+            batch[0].fill_(math.nan)
+            return loss
+
+    recorder = Recorder()
+    fit([NTKMonitor(2, **FAST), recorder], Spoiler())
+    assert all(map(math.isfinite, recorder.traces))
+
+
+def test_learning_rate_is_read_off_the_optimizer() -> None:
+    read, given = NTKMonitor(100, **FAST), NTKMonitor(100, learning_rate=0.001, **FAST)
+    for monitor in (read, given):
+        fit([monitor])
+    first, second = (m.snapshot.target_modes[0].steps_to_learn for m in (read, given))
+    assert second == pytest.approx(10 * first)
+
+
+class Failing(Small):
+    """A model whose forward fails in evaluation mode, which is how it is probed."""
+
+    failures = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            type(self).failures += 1
+            raise ArithmeticError("no evaluation today")
+        return super().forward(x)
+
+
+def test_a_failing_probe_warns_and_training_goes_on() -> None:
+    Failing.failures = 0
+    with pytest.warns(UserWarning, match="NTKMonitor") as caught:
+        trainer, _ = fit([NTKMonitor(2, **FAST)], Failing())
+    assert trainer.global_step == 10
+    messages = [str(w.message) for w in caught if "NTKMonitor" in str(w.message)]
+    assert len(messages) == 2
+    assert "no evaluation today" in messages[0]
+    assert "it will try again" in messages[0]
+    assert "switched off" in messages[1]
+    assert Failing.failures == 3
+
+
+def test_on_error_raise_and_disable() -> None:
+    with pytest.raises(ArithmeticError, match="no evaluation today"):
+        fit([NTKMonitor(2, on_error="raise", **FAST)], Failing())
+    Failing.failures = 0
+    with pytest.warns(UserWarning, match="switched off"):
+        fit([NTKMonitor(2, on_error="disable", **FAST)], Failing())
+    assert Failing.failures == 1
+
+
+def test_keyboard_interrupt_passes_through() -> None:
+    class Interrupted(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.training:
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit([NTKMonitor(2, **FAST)], Interrupted())
+
+
+def test_non_finite_activations_do_not_stop_training() -> None:
+    class Broken(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            with torch.no_grad():
+                self.rnn.weight_ih_l0.fill_(math.nan)
+
+    monitor = NTKMonitor(5, **FAST)
+    with pytest.warns(RuntimeWarning, match="nan or infinite activations"):
+        trainer, _ = fit([monitor], Broken())
+    assert trainer.global_step == 10
+    assert not monitor.snapshot.is_finite
+
+
+def test_state_survives_a_checkpoint(tmp_path: Path) -> None:
+    whole, first, second = Recorder(), Recorder(), Recorder()
+    fit([NTKMonitor(3, **FAST), whole], max_steps=10)
+    trainer, _ = fit([NTKMonitor(3, **FAST), first], max_steps=5)
+    path = tmp_path / "cut.ckpt"
+    trainer.save_checkpoint(path)
+    stored = torch.load(path, weights_only=True)["callbacks"]
+    assert any("NTKMonitor" in key for key in stored)
+    fit([NTKMonitor(3, **FAST), second], max_steps=10, max_epochs=2, ckpt_path=path)
+    assert first.steps + second.steps == whole.steps == [0, 3, 6, 9]
+
+
+def test_a_state_of_a_newer_version_is_refused() -> None:
+    with pytest.raises(ValueError, match="upgrade ntk-monitor"):
+        NTKMonitor().load_state_dict({"version": 99})
+
+
+def test_the_callback_can_be_pickled() -> None:
+    pickle.loads(pickle.dumps(NTKMonitor()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"every_n_steps": 0}, "every_n_steps must be at least 1, got 0"),
+        ({"max_overhead": 2.0}, "max_overhead must be a share"),
+        ({"probe_batch": "test"}, "probe_batch must be 'train', 'val'"),
+        ({"on_error": "ignore"}, "on_error must be 'warn', 'raise' or 'disable'"),
+        ({"modes": -1}, "modes must be"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NTKMonitor(**settings)
+
+
+def test_what_does_not_fit_the_trainer_is_refused_in_setup() -> None:
+    with pytest.raises(MisconfigurationException, match="its modules are rnn, dropout, readout"):
+        fit([NTKMonitor(state="lstm")])
+    with pytest.raises(MisconfigurationException, match="limit_val_batches=0"):
+        fit([NTKMonitor(probe_batch="val")])
+    with pytest.raises(MisconfigurationException, match="add NTKMonitor"):
+        fit([StallAlert()])
+    with pytest.raises(MisconfigurationException, match="horizon"):
+        fit([NTKMonitor(), StallAlert()], max_epochs=-1)

@@ -1,0 +1,160 @@
+"""Every number of a snapshot against dense truth in float64."""
+
+import math
+
+import pytest
+import torch
+from conftest import CASES, Case
+from dense import Truth, truth
+from torch import Tensor
+
+from ntk_monitor import Snapshot, probe
+
+SEEDS = 40
+LEARNING_RATE = 0.1
+SAMPLED = (
+    "trace",
+    "frobenius_norm",
+    "effective_rank",
+    "temporal_effective_rank",
+    "spatial_effective_rank",
+    "core_cosine",
+    "temporal_core_cosine",
+)
+
+
+def measure(case: Case, **settings: object) -> Snapshot:
+    settings = {"dtype": None, "learning_rate": LEARNING_RATE, "tolerance": 0.0} | settings
+    return probe(case.make_model(), case.make_batch(), state=case.state, **settings)
+
+
+def exact(case: Case) -> Truth:
+    return truth(case.make_model(), case.state, case.make_batch(), LEARNING_RATE)
+
+
+def subspace_angle(found: Tensor, wanted: Tensor) -> float:
+    """The largest principal angle between two column spaces, in radians."""
+    cosines = torch.linalg.svdvals(torch.linalg.qr(found).Q.T @ torch.linalg.qr(wanted).Q)
+    return math.acos(min(1.0, float(cosines.min())))
+
+
+def test_exact_method_is_dense_truth(case: Case) -> None:
+    snapshot, wanted = measure(case, method="exact"), exact(case)
+    assert snapshot.method == "exact"
+    for name in SAMPLED:
+        found = getattr(snapshot, name)
+        assert found.stderr == 0.0
+        assert found.value == pytest.approx(wanted.numbers[name], rel=1e-8), name
+    assert snapshot.core_effective_rank == pytest.approx(wanted.core_effective_rank, rel=1e-8)
+    spectrum, modes = torch.linalg.eigh(wanted.temporal)
+    r = len(snapshot.temporal_spectrum)
+    torch.testing.assert_close(
+        snapshot.temporal_spectrum, spectrum.flip(0)[:r], rtol=1e-8, atol=1e-8
+    )
+    leading = snapshot.temporal_modes.flatten(1).T[:, :3]
+    assert subspace_angle(leading, modes.flip(1)[:, :3]) < 1e-6
+    assert snapshot.adjoint_error < 1e-10
+
+
+@pytest.mark.parametrize("method", ["forward-ad", "double-backward", "finite-difference", "exact"])
+def test_target_modes_are_exact_with_every_method(case: Case, method: str) -> None:
+    snapshot, wanted = measure(case, method=method, max_products=64, modes=2), exact(case)
+    assert len(snapshot.target_modes) == 2
+    for i, mode in enumerate(snapshot.target_modes):
+        assert mode.index == i + 1
+        assert mode.gain == pytest.approx(wanted.gains[i], rel=1e-6)
+        assert mode.learned == pytest.approx(wanted.learned[i], rel=1e-6)
+        assert mode.core_overlap == pytest.approx(wanted.overlaps[i], rel=1e-6)
+        assert mode.steps_to_learn == pytest.approx(wanted.steps[i], rel=1e-6)
+        alignment = wanted.gains[i] / wanted.numbers["frobenius_norm"]
+        assert abs(mode.alignment.value - alignment) <= max(6 * mode.alignment.stderr, 1e-8)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def sampled(request: pytest.FixtureRequest) -> tuple[list[Snapshot], Truth, Case]:
+    case = CASES[request.param]
+    shots = [measure(case, method="forward-ad", max_products=64, seed=s) for s in range(SEEDS)]
+    return shots, exact(case), case
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_sampled_numbers_are_unbiased_and_know_their_error(
+    sampled: tuple[list[Snapshot], Truth, Case], name: str
+) -> None:
+    shots, wanted, _ = sampled
+    values = torch.tensor([getattr(s, name).value for s in shots], dtype=torch.float64)
+    reported = torch.tensor([getattr(s, name).stderr for s in shots], dtype=torch.float64)
+    spread = values.std()
+    assert abs(values.mean() - wanted.numbers[name]) <= 4 * spread / math.sqrt(SEEDS)
+    assert 0.7 <= float(spread / reported.mean()) <= 1.4
+
+
+def test_sampled_numbers_lie_within_their_error_bars(
+    sampled: tuple[list[Snapshot], Truth, Case],
+) -> None:
+    shots, wanted, _ = sampled
+    scores = [
+        (getattr(s, name).value - wanted.numbers[name]) / getattr(s, name).stderr
+        for s in shots
+        for name in SAMPLED
+    ]
+    outside = sum(abs(score) > 2 for score in scores) / len(scores)
+    assert outside < 0.12
+    assert max(map(abs, scores)) < 6
+
+
+def test_sampled_temporal_spectrum_and_modes(
+    sampled: tuple[list[Snapshot], Truth, Case],
+) -> None:
+    shots, wanted, case = sampled
+    values, vectors = torch.linalg.eigh(wanted.temporal)
+    mean = torch.stack([s.temporal_spectrum[:2] for s in shots]).mean(0)
+    torch.testing.assert_close(mean, values.flip(0)[:2], rtol=0.15, atol=0.0)
+    # One gap decides how well the leading mode is determined; a random direction is at 1.3 rad.
+    angles = [
+        subspace_angle(s.temporal_modes.flatten(1).T[:, :1], vectors.flip(1)[:, :1]) for s in shots
+    ]
+    assert sum(angles) / SEEDS < 0.35, case
+
+
+def test_cosine_factors_into_temporal_cosine_and_evenness(case: Case) -> None:
+    for method in ("exact", "forward-ad"):
+        s = measure(case, method=method, max_products=40)
+        evenness = math.sqrt(
+            s.effective_rank.value / (s.state_shape[2] * s.temporal_effective_rank.value)
+        )
+        assert s.core_cosine.value == pytest.approx(
+            s.temporal_core_cosine.value * evenness, rel=1e-9
+        )
+
+
+def test_finite_differences_agree_with_forward_mode(case: Case) -> None:
+    ad = measure(case, method="forward-ad", max_products=32)
+    fd = measure(case, method="finite-difference", max_products=32 + 2)
+    assert ad.products == 32
+    for name in ("trace", "temporal_core_cosine"):
+        # The same tangents: what differs is the truncation error of the step, and the last
+        # samples, which the step check costs.
+        assert getattr(fd, name).value == pytest.approx(getattr(ad, name).value, rel=1e-6)
+
+
+def test_same_seed_same_numbers(case: Case) -> None:
+    first, second, other = (
+        measure(case, method="forward-ad", max_products=32, seed=seed) for seed in (1, 1, 2)
+    )
+    assert first.trace == second.trace
+    assert first.trace != other.trace
+
+
+def test_sampling_stops_at_the_tolerance_or_the_budget() -> None:
+    case = CASES["gru"]
+    loose = measure(case, method="forward-ad", tolerance=0.5)
+    assert loose.products == 12 + 1 + 2
+    tight = measure(case, method="forward-ad", tolerance=1e-6, max_products=50)
+    assert tight.products == 50
+
+
+def test_small_models_are_measured_exactly_when_that_is_no_dearer() -> None:
+    case = CASES["mlp"]
+    assert measure(case, max_products=96).method == "exact"
+    assert measure(case, max_products=60).method == "forward-ad"

@@ -1,0 +1,37 @@
+"""What the README shows works as it is shown."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from ntk_monitor.models import GRURegression
+from ntk_monitor.tasks import MemoryProDataModule
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and logging intervals
+def test_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = MemoryProDataModule(trials=4, batch_size=2, evaluation_trials=2)
+    names = {
+        "model": GRURegression(hidden_size=4),
+        "datamodule": data,
+        "inputs": torch.randn(2, 6, 3),
+        "targets": torch.randn(2, 6, 3),
+    }
+    snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(snippets) >= 2
+    for snippet in snippets:
+        exec(snippet.replace("max_epochs=50", "max_epochs=1"), names)
+    assert names["snapshot"].is_finite
+    assert names["trainer"].callbacks[0].snapshot.is_finite
+
+
+@pytest.mark.parametrize("mark", ["run", "test"])
+def test_commands_set_up_a_fresh_machine(mark: str) -> None:
+    found = re.search(rf"<!-- {mark} command -->\n```\n(.*)\n```", README)
+    assert found, mark
+    assert found[1].startswith("python3 -m venv .venv && .venv/bin/pip install -c constraints.txt")

@@ -1,0 +1,79 @@
+"""Saving, loading and logging a snapshot."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CASES
+from torch import Tensor
+
+from ntk_monitor import Snapshot, probe
+
+
+def snapshot() -> Snapshot:
+    case = CASES["gru"]
+    return probe(case.make_model(), case.make_batch(), learning_rate=0.1, modes=2)
+
+
+def test_a_saved_snapshot_comes_back_whole(tmp_path: Path) -> None:
+    first = snapshot()
+    path = first.save(tmp_path / "deep" / "probe.npz")
+    second = Snapshot.load(path)
+    for field in dataclasses.fields(Snapshot):
+        a, b = getattr(first, field.name), getattr(second, field.name)
+        if isinstance(a, Tensor):
+            assert a.dtype == b.dtype
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+        else:
+            assert a == b, field.name
+            assert type(a) is type(b)
+
+
+def test_nothing_is_pickled(tmp_path: Path) -> None:
+    path = snapshot().save(tmp_path / "probe.npz")
+    with np.load(path, allow_pickle=False) as archive:
+        assert json.loads(str(archive["record"]))["format"] == 1
+        assert all(archive[name].dtype != object for name in archive)
+
+
+def test_what_is_not_a_snapshot_is_refused(tmp_path: Path) -> None:
+    text = tmp_path / "text.npz"
+    text.write_text("hello")
+    with pytest.raises(ValueError, match="is not a snapshot"):
+        Snapshot.load(text)
+    pickled = tmp_path / "pickled.npz"
+    np.savez(pickled, record=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ValueError, match="is not a snapshot"):
+        Snapshot.load(pickled)
+    other = tmp_path / "other.npz"
+    np.savez(other, record=np.array(json.dumps({"format": 99})))
+    with pytest.raises(ValueError, match="snapshot of format 99"):
+        Snapshot.load(other)
+    partial = tmp_path / "partial.npz"
+    np.savez(partial, record=np.array(json.dumps({"format": 1})))
+    with pytest.raises(ValueError, match="not a complete snapshot"):
+        Snapshot.load(partial)
+    with pytest.raises(FileNotFoundError):
+        Snapshot.load(tmp_path / "missing.npz")
+
+
+def test_scalars_are_the_documented_tags() -> None:
+    sampled = ["core_cosine", "temporal_core_cosine", "effective_rank", "temporal_effective_rank"]
+    sampled = [f"ntk/{name}" for name in [*sampled, "spatial_effective_rank", "trace"]]
+    sampled += [f"target/mode_{i}/alignment" for i in (1, 2)]
+    wanted = {*sampled, *(f"{tag}_stderr" for tag in sampled)}
+    wanted |= {f"target/mode_{i}/{name}" for i in (1, 2) for name in ("learned", "steps_to_learn")}
+    wanted |= {"core/effective_rank", "ntk/probe_seconds"}
+    scalars = snapshot().scalars()
+    assert set(scalars) == wanted
+    assert all(type(value) is float for value in scalars.values())
+
+
+def test_without_a_learning_rate_there_are_no_steps_to_learn() -> None:
+    case = CASES["gru"]
+    found = probe(case.make_model(), case.make_batch())
+    assert found.target_modes[0].steps_to_learn is None
+    assert not any("steps_to_learn" in tag for tag in found.scalars())

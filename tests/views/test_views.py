@@ -1,0 +1,79 @@
+"""Figures, layout and tables say what the snapshot says."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from conftest import CASES
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from rich.console import Console
+
+from ntk_monitor import Snapshot, probe
+from ntk_monitor.views import (
+    band_scalars,
+    custom_scalars_layout,
+    snapshot_figures,
+    summary_tables,
+)
+
+
+def snapshot(name: str = "gru", **settings: object) -> Snapshot:
+    case = CASES[name]
+    settings = {"state": case.state, "learning_rate": 0.1, "modes": 2} | settings
+    return probe(case.make_model(), case.make_batch(), **settings)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_figures_show_the_snapshot(name: str) -> None:
+    s = snapshot(name, method="exact")
+    figures = snapshot_figures(s)
+    assert set(figures) == {"ntk/cumulative_variance", "ntk/temporal_modes", "target/modes"}
+    ntk, core = figures["ntk/cumulative_variance"].axes[0].get_lines()[:2]
+    assert ntk.get_ydata()[-1] == pytest.approx(1.0, abs=0.01)
+    assert core.get_ydata()[-1] == pytest.approx(1.0, abs=0.01)
+    top = figures["target/modes"].axes[0]
+    assert f"learned {s.target_modes[0].learned:z.2f}" in top.get_title(loc="left")
+    if s.state_shape[1] > 1:
+        lines = [line.get_ydata() for line in top.get_lines()[: s.state_shape[0]]]
+        np.testing.assert_allclose(lines, s.target_patterns[0].numpy())
+    for figure in figures.values():
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        assert np.asarray(canvas.buffer_rgba()).std() > 0
+
+
+def test_without_target_modes_there_is_no_figure_of_them() -> None:
+    assert "target/modes" not in snapshot_figures(snapshot(modes=0))
+
+
+def test_bands_are_95_percent_of_the_estimate() -> None:
+    s = snapshot(method="forward-ad", max_products=40)
+    bands = band_scalars(s)
+    low, high = (bands[f"ntk_bands/core_cosine/{end}"] for end in ("lower", "upper"))
+    assert (low + high) / 2 == pytest.approx(s.core_cosine.value)
+    assert (high - low) / 2 == pytest.approx(1.96 * s.core_cosine.stderr)
+
+
+def test_layout_names_only_tags_that_are_logged() -> None:
+    s = snapshot(method="forward-ad", max_products=40)
+    logged = {*s.scalars(), *band_scalars(s)}
+    layout = custom_scalars_layout(modes=2)
+    charts = [chart for category in layout.values() for chart in category.values()]
+    margins = [tag for kind, tags in charts if kind == "Margin" for tag in tags]
+    assert len(margins) == 18
+    assert set(margins) <= logged
+    assert "NTK target modes" not in custom_scalars_layout(modes=0)
+
+
+def test_tables_say_what_is_stalled_and_learned() -> None:
+    s = snapshot()
+    console = Console(file=io.StringIO(), width=120)
+    for table in summary_tables(s, stalled=(2,)):
+        console.print(table)
+    text = console.file.getvalue()
+    assert "stalled" in text
+    assert "learning" in text
+    assert f"{s.target_modes[0].learned:z.3f}" in text
+    assert f"{s.core_effective_rank:.3g}" in text
+    assert torch.isfinite(s.core_spectrum).all()
