@@ -1,0 +1,138 @@
+"""Training with the monitor against training without, in turn."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from results import save
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from workloads import Block
+
+from ntk_monitor import NTKMonitor
+from ntk_monitor.models import GRURegression
+from ntk_monitor.tasks import memory_pro_trials
+
+SETTINGS: dict[str, dict[str, Any]] = {"default": {}} | {
+    f"every {n} steps, no limit": {"every_n_steps": n, "max_overhead": None, "max_products": 32}
+    for n in (16, 64, 256)
+}
+
+
+class GPT(LightningModule):
+    """A small causal transformer on a copying task."""
+
+    def __init__(self) -> None:
+        """Make the blocks."""
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = Block(16, 64, 2, 4, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, T, 16)`` to ``(B, T, 16)``."""
+        return self.net(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Mean squared error."""
+        del batch_idx
+        return nn.functional.mse_loss(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW."""
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+def gru() -> tuple[LightningModule, DataLoader[Any]]:
+    """The paper's Network 1 at 64 units."""
+    torch.manual_seed(0)
+    x, y = memory_pro_trials(2 * math.pi * torch.rand(1000))
+    return GRURegression(), DataLoader(TensorDataset(x, y), batch_size=64, shuffle=True)
+
+
+def gpt() -> tuple[LightningModule, DataLoader[Any]]:
+    """Sequences to be repeated with a delay."""
+    x = torch.randn(1024, 32, 16, generator=torch.Generator().manual_seed(0))
+    return GPT(), DataLoader(TensorDataset(x, x.roll(4, 1)), batch_size=32, shuffle=True)
+
+
+TRAININGS: dict[str, Callable[[], tuple[LightningModule, DataLoader[Any]]]] = {
+    "Memory-Pro GRU": gru,
+    "small GPT": gpt,
+}
+
+
+def main() -> None:
+    """Time every training and setting."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--settings", nargs="*", default=list(SETTINGS))
+    parser.add_argument("--trainings", nargs="*", default=list(TRAININGS))
+    arguments = parser.parse_args()
+    rows = []
+    for training in arguments.trainings:
+        for setting in arguments.settings:
+            ratios, probes = [], 0
+            for _ in range(arguments.repeats):
+                plain, _ = train(TRAININGS[training], None, arguments.steps)
+                watched, probes = train(TRAININGS[training], SETTINGS[setting], arguments.steps)
+                ratios.append(watched / plain - 1)
+            row = {
+                "training": training,
+                "setting": setting,
+                "overhead": statistics.median(ratios),
+                "probes": probes,
+            }
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    save("overhead", {"steps": arguments.steps, "repeats": arguments.repeats, "rows": rows})
+
+
+def train(
+    make: Callable[[], tuple[LightningModule, DataLoader[Any]]],
+    settings: dict[str, Any] | None,
+    steps: int,
+) -> tuple[float, int]:
+    """Seconds of a training, and how many probes it had."""
+    module, loader = make()
+    monitor = None if settings is None else NTKMonitor(**settings)
+    count = 0
+    if monitor is not None:
+        record = monitor.schedule.record
+
+        def counted(seconds: float) -> None:
+            nonlocal count
+            count += 1
+            record(seconds)
+
+        monitor.schedule.record = counted  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = Trainer(
+            max_steps=steps,
+            max_epochs=-1,
+            accelerator="cpu",
+            logger=TensorBoardLogger(folder),
+            callbacks=[monitor] if monitor else [],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        started = time.perf_counter()
+        trainer.fit(module, loader)
+        return time.perf_counter() - started, count
+
+
+if __name__ == "__main__":
+    main()

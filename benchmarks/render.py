@@ -1,0 +1,102 @@
+"""Render ``docs/performance.md`` from the results in ``benchmarks/results``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from results import FOLDER
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+HEAD = """# Performance
+
+Rendered by `make bench` from `benchmarks/results/*.json`, which also name the machine. Times are
+ratios of paired measurements in one process, medians over repeats.
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    parts = [HEAD]
+    for name, render in (("accuracy", accuracy), ("cost", cost), ("overhead", overhead)):
+        path = FOLDER / f"{name}.json"
+        if path.exists():
+            results = json.loads(path.read_text())
+            parts.append(render(results) + f"\n{machine(results['machine'])}\n")
+    PAGE.write_text("\n".join(parts))
+
+
+def accuracy(results: dict[str, Any]) -> str:
+    """The table of errors and products."""
+    lines = [
+        "## Accuracy against products\n",
+        "Root mean squared relative error in percent against the dense Jacobian, and in brackets",
+        "how often the stated 95 % interval holds the truth, over "
+        f"{results['repeats']} seeds. *Plain* is sampling without deflation.\n",
+        "| workload | setting | products | trace | effective rank | temporal | spatial | cosine |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        cells = [
+            f"{100 * error:.1f} ({100 * row['coverage'][metric]:.0f})"
+            for metric, error in row["rmse"].items()
+        ]
+        lines.append(
+            f"| {row['workload']} | {row['setting']} | {row['products']:.0f} | "
+            + " | ".join(cells)
+            + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def cost(results: dict[str, Any]) -> str:
+    """The table of times and memory."""
+    lines = [
+        "## Cost\n",
+        "Time of a product over that of two plain forward passes, by how many tangents are carried",
+        f"at once; time of a whole probe of {results['products']} products over that of as many",
+        "pairs of forward passes; and its peak memory over that of a training step on its batch.\n",
+        "| workload | method | 1 | 4 | 16 | probe | memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        if "fails" in row:
+            lines.append(f"| {row['workload']} | {row['method']} | fails: {row['fails']} | | | | |")
+            continue
+        chunks = [row.get(f"product, chunk {c}") for c in (1, 4, 16)]
+        cells = ["" if c is None else f"{c:.2f}" for c in chunks]
+        lines.append(
+            f"| {row['workload']} | {row['method']} | {' | '.join(cells)} | {row['probe']:.2f} | "
+            f"{row['memory over a training step']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def overhead(results: dict[str, Any]) -> str:
+    """The table of training overhead."""
+    lines = [
+        "## Training overhead\n",
+        f"Wall time of {results['steps']} training steps with the monitor over that without, less",
+        f"one, in percent; paired runs in turn, the median of {results['repeats']}.\n",
+        "| training | setting | overhead | probes |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['training']} | {row['setting']} | {100 * row['overhead']:.1f} | {row['probes']} |"
+        for row in results["rows"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def machine(found: dict[str, Any]) -> str:
+    """One line on the machine."""
+    accelerator = f", {found['accelerator']}" if "accelerator" in found else ""
+    return (
+        f"Measured on {found['cores']} cores ({found['processor']}), torch {found['torch']}"
+        f"{accelerator}, Python {found['python']}."
+    )
+
+
+if __name__ == "__main__":
+    main()
