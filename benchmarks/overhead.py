@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from results import save
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from workloads import Block
@@ -26,27 +27,27 @@ from ntk_monitor.tasks import memory_pro_trials
 
 SETTINGS: dict[str, dict[str, Any]] = {"default": {}} | {
     f"every {n} steps, no limit": {"every_n_steps": n, "max_overhead": None, "max_products": 32}
-    for n in (16, 64, 256)
+    for n in (1, 4, 16, 64, 256)
 }
 
 
-class GPT(LightningModule):
-    """A small causal transformer on a copying task."""
+class Supervised(LightningModule):
+    """A network with a loss, and AdamW."""
 
-    def __init__(self) -> None:
-        """Make the blocks."""
+    def __init__(self, net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Keep both."""
         super().__init__()
-        torch.manual_seed(0)
-        self.net = Block(16, 64, 2, 4, 16)
+        self.net, self.loss = net, loss
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, T, 16)`` to ``(B, T, 16)``."""
-        return self.net(x)
+        """Apply the network."""
+        output: Tensor = self.net(x)
+        return output
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean squared error."""
+        """The loss on a batch."""
         del batch_idx
-        return nn.functional.mse_loss(self(batch[0]), batch[1])
+        return self.loss(self(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW."""
@@ -62,13 +63,37 @@ def gru() -> tuple[LightningModule, DataLoader[Any]]:
 
 def gpt() -> tuple[LightningModule, DataLoader[Any]]:
     """Sequences to be repeated with a delay."""
-    x = torch.randn(1024, 32, 16, generator=torch.Generator().manual_seed(0))
-    return GPT(), DataLoader(TensorDataset(x, x.roll(4, 1)), batch_size=32, shuffle=True)
+    torch.manual_seed(0)
+    x = torch.randn(1024, 32, 16)
+    module = Supervised(Block(16, 64, 2, 4, 16), nn.functional.mse_loss)
+    return module, DataLoader(TensorDataset(x, x.roll(4, 1)), batch_size=32, shuffle=True)
+
+
+def cnn() -> tuple[LightningModule, DataLoader[Any]]:
+    """The digits that scikit-learn ships, 8 x 8 pixels in ten classes."""
+    torch.manual_seed(0)
+    digits = load_digits()
+    x = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
+    net = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(1024, 128),
+        nn.ReLU(),
+        nn.Linear(128, 10),
+    )
+    data = TensorDataset(x, torch.from_numpy(digits.target))
+    module = Supervised(net, nn.functional.cross_entropy)
+    return module, DataLoader(data, batch_size=64, shuffle=True)
 
 
 TRAININGS: dict[str, Callable[[], tuple[LightningModule, DataLoader[Any]]]] = {
     "Memory-Pro GRU": gru,
     "small GPT": gpt,
+    "digits CNN": cnn,
 }
 
 

@@ -55,10 +55,9 @@ class Probe:
         seed: int = 0,
     ) -> None:
         """Check and keep the settings; one that is out of its range raises a ValueError."""
-        overhead = 1 + 5  # the adjoint self-test, and the most that a step check can take
         _require(modes >= 0, "modes", "a number of target modes, 0 or more", modes)
         _require(tolerance >= 0, "tolerance", "a relative standard error, 0 or more", tolerance)
-        least = modes + MIN_SAMPLES + overhead
+        least = _least_products(modes)
         _require(
             max_products >= least,
             "max_products",
@@ -97,6 +96,7 @@ class Probe:
         *,
         learning_rate: float | None = None,
         seed: int | None = None,
+        max_products: int | None = None,
     ) -> Snapshot:
         """Measure a module on a batch; see `probe`.
 
@@ -105,6 +105,7 @@ class Probe:
             batch: What to call it on.
             learning_rate: Takes the place of the setting of that name for this call.
             seed: Likewise.
+            max_products: Likewise, but never fewer than any probe needs.
 
         Returns:
             The snapshot.
@@ -117,7 +118,13 @@ class Probe:
             if not bool(torch.isfinite(lin.state).all() & torch.isfinite(core.V).all()):
                 _warn_non_finite("activations")
                 return self._snapshot(lin, core, pulled, None, math.nan, learning_rate, started)
-            kernel, adjoint_error = self._measure(lin, core, self.seed if seed is None else seed)
+            most = self.max_products if max_products is None else max_products
+            kernel, adjoint_error = self._measure(
+                lin,
+                core,
+                self.seed if seed is None else seed,
+                max(most, _least_products(self.modes)),
+            )
             return self._snapshot(lin, core, pulled, kernel, adjoint_error, learning_rate, started)
 
     def _linearize(self, module: nn.Module, batch: Any) -> Linearization:  # noqa: ANN401
@@ -144,12 +151,12 @@ class Probe:
         return pull_back(decompose(target, self.modes), lin, core)
 
     def _measure(
-        self, lin: Linearization, core: CoreGram, seed: int
+        self, lin: Linearization, core: CoreGram, seed: int, max_products: int
     ) -> tuple[Measured | ExactKernel, float]:
         """The kernel, exactly where that is no dearer than sampling, and the adjoint error."""
         J = lin.jacobian
         exact_cost = min(math.prod(J.shape_in), math.prod(J.shape_out)) + 2
-        affordable = exact_cost <= self.max_products - J.products
+        affordable = exact_cost <= max_products - J.products
         if self.method == "exact" or (self.method == "auto" and affordable):
             first = J.matmat(_tangents(lin, range(1), seed))
             adjoint_error = self._adjoint_error(lin, first[0], seed)
@@ -162,7 +169,7 @@ class Probe:
             lambda indices: _tangents(lin, indices, seed),
             first,
             tolerance=self.tolerance,
-            left=lambda: self.max_products - J.products,
+            left=lambda: max_products - J.products,
         )
         if self.method == "auto":
             self.method = J.method
@@ -325,6 +332,11 @@ def probe(
         seed=seed,
     )
     return measure(module, batch)
+
+
+def _least_products(modes: int) -> int:
+    """One for each mode, the fewest samples, the adjoint self-test, and a step check's most."""
+    return modes + MIN_SAMPLES + 1 + 5
 
 
 def _tangents(lin: Linearization, indices: range, seed: int) -> Tensor:

@@ -25,6 +25,10 @@ from ntk_monitor.views import band_scalars, custom_scalars_layout, snapshot_figu
 OnError = Literal["warn", "raise", "disable"]
 STATE_VERSION = 1
 FAILURES_IN_A_ROW = 3
+FIGURE_SECONDS = 0.3
+"""What drawing the figures takes, until it has been measured."""
+FIRST_PRODUCTS = 24
+"""Products of the first probe where the training is too short to pay for a whole one."""
 """Failed probes in a row after which ``on_error="warn"`` switches the monitor off."""
 
 
@@ -41,9 +45,11 @@ class ProbeListener(Protocol):
 class NTKMonitor(Callback):
     """Measure and log what gradient descent can do to a model's state, while the model trains.
 
-    A probe is taken before the first optimizer step and then every ``every_n_steps`` steps, on
-    one fixed batch and with fixed random tangents, so that successive probes differ by what the
-    training did and little else. Training is bit for bit what it would be without the monitor.
+    A probe is taken before the first optimizer step (a small one, without figures, where the
+    training is too short for ``max_overhead`` to pay for more), and then every ``every_n_steps``
+    steps, on one fixed batch and with fixed random tangents, so that successive probes differ by
+    what the training did and little else. Training is bit for bit what it would be without the
+    monitor.
     Numbers go to every logger and to ``trainer.callback_metrics``, under the tags of
     `Snapshot.scalars`; with TensorBoard there are also figures and a layout with error bands.
 
@@ -164,6 +170,8 @@ class NTKMonitor(Callback):
         self._failures = 0
         self._enabled = True
         self._laid_out = False
+        self._figure_seconds = FIGURE_SECONDS
+        self._probe_started = 0.0
 
     @property
     def state_key(self) -> str:
@@ -294,14 +302,18 @@ class NTKMonitor(Callback):
         """Take a probe and pass it on; whatever fails is handled as `on_error` says."""
         if not self._enabled:
             return
-        started = self.schedule.clock()
+        started = self._probe_started = self.schedule.clock()
         try:
             batch = self._probe_batch(trainer, pl_module)
             if batch is None:
                 return
             rate = self.probe.learning_rate or _learning_rate(trainer)
             seed = self.probe.seed + self._redraws(trainer.current_epoch)
-            snapshot = self.probe(pl_module, batch, learning_rate=rate, seed=seed)
+            hurried = self.snapshot is None and self._is_short(trainer)
+            most = FIRST_PRODUCTS if hurried else None
+            snapshot = self.probe(
+                pl_module, batch, learning_rate=rate, seed=seed, max_products=most
+            )
             if self.snapshot is None:
                 _introduce(snapshot)
             self.snapshot = snapshot
@@ -341,10 +353,25 @@ class NTKMonitor(Callback):
                 writer.add_scalar(tag, value, global_step=step)
         self._laid_out = True
         if self.figures and snapshot.is_finite and any(writers(trainer, "add_figure")):
-            log_figures(trainer, snapshot_figures(snapshot), step)
+            self._draw(trainer, snapshot, step)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ProbeListener):
                 callback.on_probe(trainer, pl_module, snapshot, step)
+
+    def _draw(self, trainer: Trainer, snapshot: Snapshot, step: int) -> None:
+        """Figures, unless they would cost more than is left after the probe."""
+        started = self.schedule.clock()
+        promised = step == 0 and not self._is_short(trainer)
+        if promised or self.schedule.affords(self._figure_seconds + started - self._probe_started):
+            log_figures(trainer, snapshot_figures(snapshot), step)
+            self._figure_seconds = self.schedule.clock() - started
+
+    def _is_short(self, trainer: Trainer) -> bool:
+        """Whether the whole training is too short to pay for one whole probe, from the start."""
+        share = self.schedule.max_overhead
+        # A product is taken to cost an optimizer step at most.
+        products = self.probe.max_products
+        return share is not None and share * trainer.estimated_stepping_batches < products
 
     def _handle(self, error: Exception) -> None:
         if self.on_error == "raise":

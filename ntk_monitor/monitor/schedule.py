@@ -19,8 +19,8 @@ class Schedule:
 
     A probe is due when the step count passes a planned step, so that several optimizers or
     accumulated batches cannot jump over it. It is skipped when probes, this one included, would
-    have taken more than ``max_overhead`` of the time since training began. The first probe is
-    always taken.
+    have taken more than ``max_overhead`` of the time since training began. The first probe, before
+    the first step, does not ask.
 
     Attributes:
         every_n_steps: The interval of the plan ``"steps"``.
@@ -85,7 +85,7 @@ class Schedule:
         passed = self.passed(step, epoch)
         crossed = passed > self.seen
         self.seen = max(self.seen, passed)
-        if crossed and not self._is_affordable():
+        if crossed and not self.affords(self.last):
             self.skipped += 1
             return False
         return crossed
@@ -105,7 +105,15 @@ class Schedule:
         elapsed = 0.0 if self._started is None else self.clock() - self._started
         return self.spent / elapsed if elapsed > 0 else 0.0
 
-    def _is_affordable(self) -> bool:
+    def affords(self, seconds: float) -> bool:
+        """Whether so much more may be spent now.
+
+        Args:
+            seconds: Wall time.
+
+        Returns:
+            True if the share of probes would stay within ``max_overhead``.
+        """
         if self.max_overhead is None or self._started is None:
             return True
-        return self.spent + self.last <= self.max_overhead * (self.clock() - self._started)
+        return self.spent + seconds <= self.max_overhead * (self.clock() - self._started)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -269,3 +269,29 @@ def test_what_does_not_fit_the_trainer_is_refused_in_setup() -> None:
         fit([StallAlert()])
     with pytest.raises(MisconfigurationException, match="horizon"):
         fit([NTKMonitor(), StallAlert()], max_epochs=-1)
+
+
+class StopAtOnce(Callback):
+    """Ends a training after its first batch."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs", "whole"),
+    [({}, 1, False), ({}, 10_000, True), ({"max_overhead": None}, 1, True)],
+    ids=["short", "long", "no limit"],
+)
+def test_the_first_probe_of_a_short_training_is_small_and_undrawn(
+    tmp_path: Path, settings: dict[str, Any], epochs: int, whole: bool
+) -> None:
+    monitor = NTKMonitor(**settings, tolerance=0.001)
+    logger = TensorBoardLogger(tmp_path)
+    fit([monitor, StopAtOnce()], logger=logger, max_epochs=epochs)
+    assert monitor.snapshot is not None
+    assert monitor.snapshot.products == (96 if whole else 24)
+    assert monitor.snapshot.trace.stderr > 0
+    events = EventAccumulator(logger.log_dir).Reload()
+    assert bool(events.Tags()["images"]) == whole
+    assert "ntk/core_cosine" in events.Tags()["scalars"]
