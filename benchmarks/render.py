@@ -19,7 +19,7 @@ ratios of paired measurements in one process, medians over repeats.
 def main() -> None:
     """Write the page."""
     parts = [HEAD]
-    for name, render in (("accuracy", accuracy), ("cost", cost), ("overhead", overhead)):
+    for name, render in PARTS.items():
         path = FOLDER / f"{name}.json"
         if path.exists():
             results = json.loads(path.read_text())
@@ -87,6 +87,33 @@ def overhead(results: dict[str, Any]) -> str:
         for row in results["rows"]
     ]
     return "\n".join(lines) + "\n"
+
+
+def alternatives(results: dict[str, Any]) -> str:
+    """The table of what the same numbers cost otherwise."""
+    lines = [
+        "## Against what one would otherwise write\n",
+        "Products by the NTK (a VJP, then a JVP) that separate estimates of the same numbers take",
+        f"on the GRU-256 for an error of {100 * results['tolerance']:.0f} %, from the spread of a "
+        "few samples of each;",
+        "see `benchmarks/alternatives.py`.\n",
+        "| number | NTK products |",
+        "|---|---|",
+        *(f"| {row['number']} | {row['NTK products']} |" for row in results["rows"]),
+        f"| all | {results['NTK products']} |\n",
+        f"The probe took {results['probe, products']} single products, and was "
+        f"{results['times faster']:.0f} times faster. The dense",
+        f"Jacobian would fill {results['dense Jacobian, GiB']:.0f} GiB.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+PARTS = {
+    "accuracy": accuracy,
+    "cost": cost,
+    "alternatives": alternatives,
+    "overhead": overhead,
+}
 
 
 def machine(found: dict[str, Any]) -> str:

@@ -107,8 +107,8 @@ def sample_kernel(
             return Measured(sketch, scheme, tolerance_met=met)
         directions = _affordable_directions(sketch, J, left() - pilot)
         if directions and _should_deflate(sketch, error, tolerance):
-            basis, F = _deflate(J, sketch, basis, directions)
-            sketch = TangentSketch(core, F)
+            basis, F = _deflate(J, sketch.leading_directions(directions), basis)
+            sketch = sketch.deflated(F)
             sketch.extend(sample(min(pilot, left())))
         else:
             wanted = math.ceil(min(_missing(sketch, error, tolerance), ROUND))
@@ -137,18 +137,12 @@ def _missing(sketch: TangentSketch, error: float, tolerance: float) -> float:
     return len(sketch) * ((error / tolerance) ** 2 - 1) if tolerance else math.inf
 
 
-def _deflate(
-    J: LinearOperator, sketch: TangentSketch, basis: Tensor | None, directions: int
-) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis in parameter space, ``(r, p)``, and the atoms on it, ``(r, k, n)``."""
-    Y = sketch.samples
-    U, _, _ = torch.linalg.svd(Y.flatten(1).T, full_matrices=False)
-    pulled = J.rmatmat(U.T[:directions].reshape(-1, *J.shape_out))
+def _deflate(J: LinearOperator, directions: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The basis with what the directions pull back to, ``(r, p)``, and the new part's images."""
+    pulled = J.rmatmat(directions.reshape(-1, *J.shape_out))
     for _ in range(2):  # once more against rounding
         if basis is not None:
             pulled = pulled - (pulled @ basis.T) @ basis
         pulled = torch.linalg.qr(pulled.T).Q.T
     F = J.matmat(pulled.contiguous()).flatten(1, 2)
-    if basis is None:
-        return pulled, F
-    return torch.cat([basis, pulled]), torch.cat([sketch.atom_tensors, F])
+    return pulled if basis is None else torch.cat([basis, pulled]), F

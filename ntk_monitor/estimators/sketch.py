@@ -10,7 +10,7 @@ from torch import Tensor
 from ntk_monitor.estimators.core import CoreGram
 from ntk_monitor.estimators.pairs import GramPairs, squared_norms
 from ntk_monitor.estimators.statistics import KernelStatistics
-from ntk_monitor.estimators.subspace import SPARE, starting_block, subspace_iteration
+from ntk_monitor.estimators.subspace import fix_signs, starting_block, subspace_iteration
 from ntk_monitor.uncertainty import (
     Estimate,
     mean_and_deletes,
@@ -53,66 +53,113 @@ class TangentSketch:
     atoms the relative variance of the norm of ``A`` is ``((8 s - 4) t + 4) / (s (s - 1))`` with
     ``t = tr A^4 / (tr A^2)^2``. Time ``O(s^2 k n min(k, n))``, memory ``O(s k n)``. Where ``k`` is
     long and the samples hardly leave a few temporal directions, which the first samples decide,
-    the rows are compressed before ``Y_i* Y_j`` is formed (see `row_compression`).
+    only compressed rows are kept (see `row_compression`), and memory is ``O(s n)``.
 
     References:
         Kong and Valiant, Spectrum estimation from samples, Annals of Statistics 45 (2017).
     """
 
-    def __init__(self, core: CoreGram, atoms: Tensor | None = None) -> None:
+    def __init__(self, core: CoreGram) -> None:
         """Start without samples.
 
         Args:
             core: The core, on the ``k`` rows of the state.
-            atoms: An exactly known part of the kernel, ``A_0 = sum_c F_c F_c^*``, as the tensors
-                ``F_c``, shape ``(r, k, n)``; the samples are then those of ``A - A_0``.
         """
         self.core = core
-        self.atoms = 0 if atoms is None else len(atoms)
-        self._pending = atoms
+        self.atoms = 0
         self._rounds: list[Tensor] = []
         self._squares = torch.empty(0, dtype=torch.float64)
         self._core = torch.empty(0, dtype=torch.float64)
         self._pairs = torch.empty(3, 0, 0, dtype=torch.float64)
         self._compression: Tensor | None = None
+        self._images = torch.empty(0)  # of the leading rows: under the atoms, and the samples
         self._temporal, self._spatial = GramPairs(), GramPairs()
 
     def __len__(self) -> int:
         """Number of samples, the atoms not counted."""
-        return len(self._squares) - self.atoms if self._rounds else 0
+        return len(self._squares) - self.atoms
 
     @property
-    def samples(self) -> Tensor:
-        """All samples, shape ``(s, k, n)``."""
-        return torch.cat([self._rounds[0][self.atoms :], *self._rounds[1:]])
-
-    @property
-    def atom_tensors(self) -> Tensor:
-        """The exactly known part, shape ``(r, k, n)``."""
-        return self._rounds[0][: self.atoms]
+    def sizes(self) -> tuple[int, int]:
+        """Rows and units of the samples as they are kept."""
+        return self._rounds[0].shape[1], self._rounds[0].shape[2]
 
     def extend(self, Y: Tensor) -> None:
         """Add samples.
 
         Args:
-            Y: Samples ``J g``, shape ``(s, k, n)``.
+            Y: Samples ``J g``, shape ``(s, k, n)``. They are not kept where a compression is.
         """
+        if not self._rounds:
+            self._compression = row_compression(Y)
+        self._add(Y)
+
+    def deflated(self, F: Tensor) -> TangentSketch:
+        """A sketch without samples, for those of the kernel less some directions.
+
+        Args:
+            F: Tensors ``F_c``, shape ``(r, k, n)``, with ``sum_c F_c F_c^*`` the part of the kernel
+                that samples will lack beside this sketch's atoms.
+
+        Returns:
+            The sketch, with the atoms of both.
+        """
+        sketch, r = TangentSketch(self.core), self.atoms
+        sketch._compression = self._compression
+        if r:
+            sketch._append(self._kept()[:r], self._squares[:r], self._core[:r])
+        sketch._add(F)
+        sketch.atoms = len(sketch._squares)
+        if self._compression is not None:
+            atoms = sketch._images[1] + (self._images[0] if r else 0)
+            sketch._images = torch.stack([atoms, torch.zeros_like(atoms)])
+        return sketch
+
+    def leading_directions(self, count: int) -> Tensor:
+        """Orthonormal directions that hold most of the samples.
+
+        Args:
+            count: How many, at most as many as there are samples.
+
+        Returns:
+            Shape ``(count, k, n)``.
+        """
+        Y, W = self._kept()[self.atoms :], self._compression
+        if W is not None:
+            Y = Y[:, :LEADING_ROWS]
+        U, _, _ = torch.linalg.svd(Y.flatten(1).T, full_matrices=False)
+        directions: Tensor = U.T[:count].reshape(-1, *Y.shape[1:])
+        if W is not None:
+            directions = W[:LEADING_ROWS].T @ directions
+        return directions
+
+    def _kept(self) -> Tensor:
+        return torch.cat(self._rounds)
+
+    def _add(self, Y: Tensor) -> None:
+        squares, core = squared_norms(Y), squared_norms(self.core.factor.T @ Y)
+        if self._compression is not None:
+            kept = self._compression @ Y
+            images = (Y @ kept[:, :LEADING_ROWS].transpose(1, 2)).sum(0)
+            if not len(self._images):
+                self._images = torch.zeros(2, *images.shape).to(images)
+            self._images[1] += images
+            Y = kept
+        self._append(Y, squares, core)
+
+    def _append(self, Y: Tensor, squares: Tensor, core: Tensor) -> None:
+        """Add tensors as they are kept, their squared norms, and those of their core images."""
         old = len(self._squares)
-        if not old:
-            F = Y[:0] if self._pending is None else self._pending
-            self._compression = row_compression(torch.cat([F, Y / math.sqrt(len(Y))]))
-            Y, self._pending = torch.cat([F, Y]), None
-        W = self._compression
         self._rounds.append(Y)
-        self._squares = torch.cat([self._squares, squared_norms(Y)])
-        self._core = torch.cat([self._core, squared_norms(self.core.factor.T @ Y)])
+        self._squares = torch.cat([self._squares, squares])
+        self._core = torch.cat([self._core, core])
         flat = Y.flatten(1).T
         inner = torch.cat([earlier.flatten(1) @ flat for earlier in self._rounds])
         count = len(self._squares)
         pairs = torch.zeros(3, count, count, dtype=torch.float64)
         pairs[:, :old, :old] = self._pairs
         pairs[0, :, old:] = inner.double().square().cpu()
-        pairs[1, :, old:] = self._temporal.extend(Y if W is None else W @ Y)
+        pairs[1, :, old:] = self._temporal.extend(Y)
         pairs[2, :, old:] = self._spatial.extend(Y.transpose(1, 2))
         pairs[:, old:, :old] = pairs[:, :old, old:].transpose(1, 2)
         self._pairs = pairs
@@ -131,7 +178,7 @@ class TangentSketch:
             spatial_norm_squared=spatial,
             core_inner=self._core[:r].sum() + mean_and_deletes(self._core[r:]),
             core_norm_squared=self.core.norm_squared.cpu(),
-            units=self._rounds[0].shape[2],
+            units=self.sizes[1],
         )
 
     @property
@@ -153,7 +200,9 @@ class TangentSketch:
         .. math:: \hat T = \frac{1}{n} \Bigl(\sum_c F_c F_c^* + \frac1s \sum_i Y_i Y_i^*\Bigr)
 
         The eigenvalues of a sample covariance spread upwards, the more so the fewer samples
-        times spatial effective rank there are per temporal direction.
+        times spatial effective rank there are per temporal direction. Of compressed samples
+        the pairs are those of the Nystrom approximation ``C (U^* C)^+ C^*``, ``C = T U``, on the
+        leading rows ``U``.
 
         Args:
             count: How many.
@@ -163,7 +212,7 @@ class TangentSketch:
             Eigenvalues ``(r,)`` and modes ``(k, r)`` with ``r = min(count, k)``.
         """
         like = self._rounds[0]
-        _, k, n = like.shape
+        k, n = self.sizes
         weights = torch.full((len(self._squares),), 1.0 / (n * len(self)))
         weights[: self.atoms] = 1.0 / n
         weights = weights.to(like)
@@ -180,11 +229,13 @@ class TangentSketch:
             generator = torch.Generator(device=like.device).manual_seed(seed)
             start = starting_block(k, count, generator, dtype=like.dtype)
             return subspace_iteration(apply, start, count)
-        # The leading directions already hold nearly all: one application settles them.
-        U = self._compression[:LEADING_ROWS]
-        within = self._temporal.gram_sum(weights)[:LEADING_ROWS, :LEADING_ROWS]
-        start = U.T @ torch.linalg.eigh(within).eigenvectors.flip(1)[:, : count + SPARE]
-        return subspace_iteration(apply, start, count, iterations=1)
+        U = self._compression[:LEADING_ROWS].double()
+        C = (self._images[0] + self._images[1] / len(self)).double() / n
+        within, rotation = torch.linalg.eigh(U @ C)
+        kept = within > torch.finfo(like.dtype).eps * within[-1]
+        root = C @ (rotation[:, kept] / within[kept].sqrt())
+        vectors, values, _ = torch.linalg.svd(root, full_matrices=False)
+        return values[:count].square().to(like), fix_signs(vectors[:, :count].to(like))
 
 
 def row_compression(Y: Tensor) -> Tensor | None:
@@ -216,7 +267,9 @@ def row_compression(Y: Tensor) -> Tensor | None:
     count = LEADING_ROWS + SKETCHED_ROWS
     noise = torch.randn(k, count, generator=generator, device=Y.device, dtype=Y.dtype)
     start, O = noise[:, :LEADING_ROWS], noise[:, LEADING_ROWS:]  # noqa: E741
-    U = torch.linalg.qr((Y @ (Y.transpose(1, 2) @ start)).sum(0)).Q
+    U = start
+    for _ in range(2):
+        U = torch.linalg.qr((Y @ (Y.transpose(1, 2) @ U)).sum(0)).Q
     if bool(energy - squared_norms(U.T @ Y).sum() > MAX_REMAINDER * energy):
         return None
     remainder = O - U @ (U.T @ O)

@@ -27,7 +27,7 @@ STATE_VERSION = 1
 FAILURES_IN_A_ROW = 3
 FIGURE_SECONDS = 0.3
 """What drawing the figures takes, until it has been measured."""
-FIRST_PRODUCTS = 24
+FIRST_PRODUCTS = 16
 """Products of the first probe where the training is too short to pay for a whole one."""
 """Failed probes in a row after which ``on_error="warn"`` switches the monitor off."""
 

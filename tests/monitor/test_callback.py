@@ -290,7 +290,7 @@ def test_the_first_probe_of_a_short_training_is_small_and_undrawn(
     logger = TensorBoardLogger(tmp_path)
     fit([monitor, StopAtOnce()], logger=logger, max_epochs=epochs)
     assert monitor.snapshot is not None
-    assert monitor.snapshot.products == (96 if whole else 24)
+    assert monitor.snapshot.products == (96 if whole else 16)
     assert monitor.snapshot.trace.stderr > 0
     events = EventAccumulator(logger.log_dir).Reload()
     assert bool(events.Tags()["images"]) == whole
