@@ -240,7 +240,7 @@ class NTKMonitor(Callback):
         del batch_idx
         if self._wants("train"):
             self._batch = keep_batch(batch)
-        if trainer.global_step == 0 and self.snapshot is None and not self._failures:
+        if self.snapshot is None and not self._failures and trainer.global_step == 0:
             self._probe(trainer, pl_module, batches_that_stepped(trainer, in_batch_end=False))
 
     def on_train_batch_end(
