@@ -99,13 +99,18 @@ def alternatives(results: dict[str, Any]) -> str:
         "see `benchmarks/alternatives.py`.\n",
         "| number | NTK products |",
         "|---|---|",
-        *(f"| {row['number']} | {row['NTK products']} |" for row in results["rows"]),
+        *(f"| `{number(row)}` | {row['NTK products']} |" for row in results["rows"]),
         f"| all | {results['NTK products']} |\n",
         f"The probe took {results['probe, products']} single products, and was "
         f"{results['times faster']:.0f} times faster. The dense",
         f"Jacobian would fill {results['dense Jacobian, GiB']:.0f} GiB.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def number(row: dict[str, Any]) -> str:
+    """Its name, with the bars that a table would take for its own escaped."""
+    return str(row["number"]).replace("|", "\\|")
 
 
 PARTS = {
