@@ -29,21 +29,6 @@ class GramPairs:
     def __init__(self) -> None:
         """Start without samples."""
         self._kept = torch.empty(0)
-        self._by_gram = False
-
-    def gram_sum(self, weights: Tensor) -> Tensor:
-        """Weighted sum of Gram matrices.
-
-        Args:
-            weights: One per sample.
-
-        Returns:
-            ``sum_i w_i Y_i Y_i*``, shape ``(a, a)``.
-        """
-        kept = self._kept
-        if self._by_gram:
-            return torch.einsum("i,iab->ab", weights, kept)
-        return torch.einsum("i,iab,icb->ac", weights, kept, kept)
 
     def extend(self, Y: Tensor) -> Tensor:
         """Add samples.
@@ -54,11 +39,11 @@ class GramPairs:
         Returns:
             The pairs of all samples so far with the new ones, shape ``(all, s)``.
         """
-        self._by_gram = Y.shape[1] <= Y.shape[2]
-        new = Y @ Y.transpose(1, 2) if self._by_gram else Y
+        by_gram = Y.shape[1] <= Y.shape[2]
+        new = Y @ Y.transpose(1, 2) if by_gram else Y
         old = len(self._kept)
         kept = self._kept = torch.cat([self._kept, new]) if old else new
-        if self._by_gram:
+        if by_gram:
             return (kept.flatten(1).double() @ new.flatten(1).double().T).cpu()
         pairs = torch.zeros(len(kept), len(new), dtype=torch.float64)
         for j in range(len(new)):

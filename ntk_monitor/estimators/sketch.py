@@ -72,17 +72,12 @@ class TangentSketch:
         self._core = torch.empty(0, dtype=torch.float64)
         self._pairs = torch.empty(3, 0, 0, dtype=torch.float64)
         self._compression: Tensor | None = None
-        self._images = torch.empty(0)  # of the leading rows: under the atoms, and the samples
+        self._images = torch.empty(0)  # of W*: under the atoms, and under the samples
         self._temporal, self._spatial = GramPairs(), GramPairs()
 
     def __len__(self) -> int:
         """Number of samples, the atoms not counted."""
         return len(self._squares) - self.atoms
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """Rows and units of the samples as they are kept."""
-        return self._rounds[0].shape[1], self._rounds[0].shape[2]
 
     def extend(self, Y: Tensor) -> None:
         """Add samples.
@@ -111,7 +106,7 @@ class TangentSketch:
         sketch._add(F)
         sketch.atoms = len(sketch._squares)
         if self._compression is not None:
-            atoms = sketch._images[1] + (self._images[0] if r else 0)
+            atoms = self._images[0] + sketch._images[1]
             sketch._images = torch.stack([atoms, torch.zeros_like(atoms)])
         return sketch
 
@@ -140,7 +135,7 @@ class TangentSketch:
         squares, core = squared_norms(Y), squared_norms(self.core.factor.T @ Y)
         if self._compression is not None:
             kept = self._compression @ Y
-            images = (Y @ kept[:, :LEADING_ROWS].transpose(1, 2)).sum(0)
+            images = (Y @ kept.transpose(1, 2)).sum(0)
             if not len(self._images):
                 self._images = torch.zeros(2, *images.shape).to(images)
             self._images[1] += images
@@ -178,7 +173,7 @@ class TangentSketch:
             spatial_norm_squared=spatial,
             core_inner=self._core[:r].sum() + mean_and_deletes(self._core[r:]),
             core_norm_squared=self.core.norm_squared.cpu(),
-            units=self.sizes[1],
+            units=self._rounds[0].shape[2],
         )
 
     @property
@@ -201,8 +196,8 @@ class TangentSketch:
 
         The eigenvalues of a sample covariance spread upwards, the more so the fewer samples
         times spatial effective rank there are per temporal direction. Of compressed samples
-        the pairs are those of the Nystrom approximation ``C (U^* C)^+ C^*``, ``C = T U``, on the
-        leading rows ``U``.
+        the pairs are those of the Nystrom approximation ``C (W C)^+ C^*``, ``C = T W^*``, with the
+        compression ``W``.
 
         Args:
             count: How many.
@@ -212,7 +207,14 @@ class TangentSketch:
             Eigenvalues ``(r,)`` and modes ``(k, r)`` with ``r = min(count, k)``.
         """
         like = self._rounds[0]
-        k, n = self.sizes
+        _, k, n = like.shape
+        if self._compression is not None:
+            C = (self._images[0] + self._images[1] / len(self)).double() / n
+            within, rotation = torch.linalg.eigh(self._compression.double() @ C)
+            large = within > torch.finfo(like.dtype).eps * within[-1]
+            root = C @ (rotation[:, large] / within[large].sqrt())
+            vectors, values, _ = torch.linalg.svd(root, full_matrices=False)
+            return values[:count].square().to(like), fix_signs(vectors[:, :count].to(like))
         weights = torch.full((len(self._squares),), 1.0 / (n * len(self)))
         weights[: self.atoms] = 1.0 / n
         weights = weights.to(like)
@@ -225,17 +227,9 @@ class TangentSketch:
             ]
             return torch.stack(images).sum(0)
 
-        if self._compression is None:
-            generator = torch.Generator(device=like.device).manual_seed(seed)
-            start = starting_block(k, count, generator, dtype=like.dtype)
-            return subspace_iteration(apply, start, count)
-        U = self._compression[:LEADING_ROWS].double()
-        C = (self._images[0] + self._images[1] / len(self)).double() / n
-        within, rotation = torch.linalg.eigh(U @ C)
-        kept = within > torch.finfo(like.dtype).eps * within[-1]
-        root = C @ (rotation[:, kept] / within[kept].sqrt())
-        vectors, values, _ = torch.linalg.svd(root, full_matrices=False)
-        return values[:count].square().to(like), fix_signs(vectors[:, :count].to(like))
+        generator = torch.Generator(device=like.device).manual_seed(seed)
+        start = starting_block(k, count, generator, dtype=like.dtype)
+        return subspace_iteration(apply, start, count)
 
 
 def row_compression(Y: Tensor) -> Tensor | None:
