@@ -25,11 +25,11 @@ from ntk_monitor.views import band_scalars, custom_scalars_layout, snapshot_figu
 OnError = Literal["warn", "raise", "disable"]
 STATE_VERSION = 1
 FAILURES_IN_A_ROW = 3
+"""Failed probes in a row after which ``on_error="warn"`` switches the monitor off."""
 FIGURE_SECONDS = 0.3
 """What drawing the figures takes, until it has been measured."""
 FIRST_PRODUCTS = 16
 """Products of the first probe where the training is too short to pay for a whole one."""
-"""Failed probes in a row after which ``on_error="warn"`` switches the monitor off."""
 
 
 @runtime_checkable
@@ -49,8 +49,7 @@ class NTKMonitor(Callback):
     training is too short for ``max_overhead`` to pay for more), and then every ``every_n_steps``
     steps, on one fixed batch and with fixed random tangents, so that successive probes differ by
     what the training did and little else. Training is bit for bit what it would be without the
-    monitor.
-    Numbers go to every logger and to ``trainer.callback_metrics``, under the tags of
+    monitor. Numbers go to every logger and to ``trainer.callback_metrics``, under the tags of
     `Snapshot.scalars`; with TensorBoard there are also figures and a layout with error bands.
 
     Attributes:
@@ -171,7 +170,6 @@ class NTKMonitor(Callback):
         self._enabled = True
         self._laid_out = False
         self._figure_seconds = FIGURE_SECONDS
-        self._probe_started = 0.0
 
     @property
     def state_key(self) -> str:
@@ -302,14 +300,14 @@ class NTKMonitor(Callback):
         """Take a probe and pass it on; whatever fails is handled as `on_error` says."""
         if not self._enabled:
             return
-        started = self._probe_started = self.schedule.clock()
+        started = self.schedule.clock()
         try:
             batch = self._probe_batch(trainer, pl_module)
             if batch is None:
                 return
             rate = self.probe.learning_rate or _learning_rate(trainer)
             seed = self.probe.seed + self._redraws(trainer.current_epoch)
-            hurried = self.snapshot is None and self._is_short(trainer)
+            hurried = trainer.global_step == 0 and self._is_short(trainer)
             most = FIRST_PRODUCTS if hurried else None
             snapshot = self.probe(
                 pl_module, batch, learning_rate=rate, seed=seed, max_products=most
@@ -317,7 +315,7 @@ class NTKMonitor(Callback):
             if self.snapshot is None:
                 _introduce(snapshot)
             self.snapshot = snapshot
-            self._publish(trainer, pl_module, snapshot, step)
+            self._publish(trainer, pl_module, snapshot, step, started)
         except Exception as error:
             self._handle(error)
         else:
@@ -338,7 +336,12 @@ class NTKMonitor(Callback):
         return self._batch
 
     def _publish(
-        self, trainer: Trainer, pl_module: LightningModule, snapshot: Snapshot, step: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        snapshot: Snapshot,
+        step: int,
+        started: float,
     ) -> None:
         """Metrics, loggers, figures, listeners: in this order."""
         values = {tag: float(value) for tag, value in self.metrics(snapshot).items()}
@@ -353,18 +356,21 @@ class NTKMonitor(Callback):
                 writer.add_scalar(tag, value, global_step=step)
         self._laid_out = True
         if self.figures and snapshot.is_finite and any(writers(trainer, "add_figure")):
-            self._draw(trainer, snapshot, step)
+            self._draw(trainer, snapshot, step, started)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ProbeListener):
                 callback.on_probe(trainer, pl_module, snapshot, step)
 
-    def _draw(self, trainer: Trainer, snapshot: Snapshot, step: int) -> None:
-        """Figures, unless they would cost more than is left after the probe."""
-        started = self.schedule.clock()
-        promised = step == 0 and not self._is_short(trainer)
-        if promised or self.schedule.affords(self._figure_seconds + started - self._probe_started):
+    def _draw(self, trainer: Trainer, snapshot: Snapshot, step: int, started: float) -> None:
+        """Figures, unless they would cost more than is left after this probe."""
+        now = self.schedule.clock()
+        if trainer.global_step == 0:
+            affordable = not self._is_short(trainer)
+        else:
+            affordable = self.schedule.affords(now - started + self._figure_seconds)
+        if affordable:
             log_figures(trainer, snapshot_figures(snapshot), step)
-            self._figure_seconds = self.schedule.clock() - started
+            self._figure_seconds = self.schedule.clock() - now
 
     def _is_short(self, trainer: Trainer) -> bool:
         """Whether the whole training is too short to pay for one whole probe, from the start."""

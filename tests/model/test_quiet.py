@@ -136,3 +136,11 @@ def test_inside_the_context_the_module_is_in_evaluation_mode() -> None:
     assert not net.frozen.training
     assert not hasattr(net, "extra")
     assert not hasattr(net, "late")
+
+
+@pytest.mark.parametrize(("layer", "kept"), [(nn.Conv2d(1, 2, 3), True), (nn.GRU(1, 2), False)])
+def test_only_recurrent_layers_lose_their_fast_kernels(layer: nn.Module, kept: bool) -> None:
+    with quiet(nn.ModuleList([layer])):
+        assert torch.backends.mkldnn.enabled == kept
+        assert torch.backends.cudnn.enabled == kept
+    assert torch.backends.mkldnn.enabled

@@ -295,3 +295,12 @@ def test_the_first_probe_of_a_short_training_is_small_and_undrawn(
     events = EventAccumulator(logger.log_dir).Reload()
     assert bool(events.Tags()["images"]) == whole
     assert "ntk/core_cosine" in events.Tags()["scalars"]
+
+
+def test_the_first_probe_after_a_resume_is_whole_in_a_short_training_too(tmp_path: Path) -> None:
+    trainer, _ = fit([])
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    monitor = NTKMonitor(2, max_overhead=0.5, tolerance=0.001, on_error="raise")
+    fit([monitor], max_epochs=2, limit_train_batches=2, ckpt_path=tmp_path / "last.ckpt")
+    assert monitor.snapshot is not None
+    assert monitor.snapshot.products == 96
