@@ -55,13 +55,13 @@ def main() -> None:
 
 def measure(work: Workload, *, plain: bool = False, **settings: Any) -> Snapshot:  # noqa: ANN401
     """One probe without target modes; ``plain`` forbids deflation."""
-    limit = adaptive.BASIS_LIMIT
-    adaptive.BASIS_LIMIT = 0 if plain else limit
+    directions = adaptive.DIRECTIONS
+    adaptive.DIRECTIONS = 0 if plain else directions
     try:
         settings = {"method": "forward-ad", "modes": 0, "dtype": torch.float32} | settings
         return probe(work.model, work.batch, state=work.state, **settings)
     finally:
-        adaptive.BASIS_LIMIT = limit
+        adaptive.DIRECTIONS = directions
 
 
 def summary(found: list[Snapshot], exact: dict[str, float]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ntk_monitor.estimators import (
 from ntk_monitor.estimators.sketch import MIN_SAMPLES
 from ntk_monitor.model import METHODS, Linearization, default_target, linearize, quiet
 from ntk_monitor.model.batch import ForwardFn, TargetFn
+from ntk_monitor.model.derivative import Derivative
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.snapshot import Snapshot
 from ntk_monitor.targets import PulledBack, decompose, pull_back, target_like, target_modes
@@ -158,40 +159,39 @@ class Probe:
         exact_cost = min(math.prod(J.shape_in), math.prod(J.shape_out)) + 2
         affordable = exact_cost <= max_products - J.products
         if self.method == "exact" or (self.method == "auto" and affordable):
-            first = J.matmat(_tangents(lin, range(1), seed))
-            adjoint_error = self._adjoint_error(lin, first[0], seed)
-            return ExactKernel(_dense(lin), core), adjoint_error
-        first = J.matmat(_tangents(lin, range(1), seed))
-        adjoint_error = self._adjoint_error(lin, first[0], seed)
+            return ExactKernel(_dense(lin), core), self._adjoint_error(lin, seed)
         measured = sample_kernel(
             J,
             core,
             lambda indices: _tangents(lin, indices, seed),
-            first,
             tolerance=self.tolerance,
             left=lambda: max_products - J.products,
+            seed=seed,
+            at_once=J.at_once,
         )
+        self._require_adjoint(J, measured.adjoint_error)
         if self.method == "auto":
             self.method = J.method
-        return measured, adjoint_error
+        return measured, measured.adjoint_error
 
-    def _adjoint_error(self, lin: Linearization, y: Tensor, seed: int) -> float:
-        """Compare both directions of differentiation on one random pair; one product.
-
-        Returns:
-            The gap between the two, relative to its usual size.
-
-        Raises:
-            RuntimeError: If they disagree by more than rounding (or, for finite differences, by
-                more than the tolerance).
-        """
-        J = lin.jacobian
-        g = _tangents(lin, range(1), seed)[0].double()
+    def _adjoint_error(self, lin: Linearization, seed: int) -> float:
+        """Compare both directions of differentiation on one random pair; two products."""
+        J, g = lin.jacobian, _tangents(lin, range(1), seed)[0]
+        y = J.matvec(g)
         generator = torch.Generator(device=y.device).manual_seed(seed)
         z = torch.randn(y.shape, generator=generator, device=y.device).to(y.dtype)
-        gap = (y.double() * z.double()).sum() - (g * J.rmatvec(z).double()).sum()
+        gap = (y.double() * z.double()).sum() - (g.double() * J.rmatvec(z).double()).sum()
         error = float(gap.abs() / torch.linalg.vector_norm(y.double()))
-        limit = 10 * math.sqrt(torch.finfo(y.dtype).eps)
+        self._require_adjoint(J, error)
+        return error
+
+    def _require_adjoint(self, J: Derivative, error: float) -> None:
+        """Refuse derivatives that disagree by more than rounding.
+
+        Raises:
+            RuntimeError: If they do (for finite differences, by more than the tolerance).
+        """
+        limit = 10 * math.sqrt(torch.finfo(J.dtype).eps)
         if J.method == "finite-difference":
             limit = max(limit, self.tolerance)
         if error > limit:
@@ -201,7 +201,6 @@ class Probe:
                 "torch.no_grad() or .detach() in forward(), or a random forward, does this; the "
                 "numbers of a probe would be wrong, so there are none"
             )
-        return error
 
     def _snapshot(
         self,

@@ -13,14 +13,13 @@ from ntk_monitor.estimators.core import CoreGram
 from ntk_monitor.estimators.sketch import MIN_SAMPLES, TangentSketch
 from ntk_monitor.operators import LinearOperator
 
-PILOT, ROUND, TOP_UP = 12, 8, 4
-"""Samples of the first round, the most and the fewest of each further one."""
-MIN_DIRECTIONS = 4
-"""Fewest directions for which deflation is worth its products."""
-CAUTION = 2.0
-"""Standard deviations of the standard error itself, which a lucky draw must not make small."""
-BASIS_LIMIT = 2**28
-"""Most entries that a basis in parameter space may have."""
+PILOT, TOP_UP = 12, 4
+"""Samples of the first round, and the fewest of each further one, which at most doubles them: few
+looks at the error keep a lucky one from ending the sampling."""
+BLOCK, DIRECTIONS = 2, 10
+"""Directions of a Krylov block, and of a round of deflation; each takes two products."""
+CAUTION = 1.0
+"""Standard deviations of the standard error itself that must fit below the tolerance."""
 
 Draw = Callable[[range], Tensor]
 """Tangents by their indices, shape ``(len, p)``."""
@@ -32,117 +31,157 @@ class Measured:
 
     Attributes:
         sketch: The samples.
-        scheme: ``"sampled"``, or ``"deflated"`` after parameter-space deflation.
+        scheme: ``"sampled"``, or ``"deflated"`` where leading directions were taken out.
         tolerance_met: Whether every number reached the wanted relative standard error; otherwise
             the budget ended the sampling.
+        adjoint_error: By how much both directions of differentiation disagree on one pair,
+            relative to the usual size of their inner products.
     """
 
     sketch: TangentSketch
     scheme: str
     tolerance_met: bool
+    adjoint_error: float
 
 
 def sample_kernel(
     J: LinearOperator,
     core: CoreGram,
     draw: Draw,
-    first: Tensor,
     *,
     tolerance: float,
     left: Callable[[], int],
+    seed: int = 0,
+    at_once: int = 16,
 ) -> Measured:
     r"""Sample ``A = J J*`` until its numbers are accurate enough, or the budget is spent.
 
     A pilot of samples ``y = J g`` comes first. While the largest relative standard error ``e`` is
     not safely below the tolerance, there are two ways to go on. More samples reduce it as
-    ``1 / sqrt(s)``: good where ``A`` has many directions. Where it has few, they are taken out, in
-    parameter space:
+    ``1 / sqrt(s)``: good where ``A`` has many directions. Where it has few, they are taken out of
+    the samples (`TangentSketch.deflate`): a block Krylov space of ``A``
 
-    .. math::
-        Q = \mathrm{orth}(J^* \mathrm{orth}(Y)), \quad F = J Q, \quad
-        A = F F^* + J (I - Q Q^*) J^*
+    .. math:: U_0 = \mathrm{orth}(Z), \quad U_{i+1} = \mathrm{orth}(A_i U_i),
 
-    exactly, and fresh samples ``J (I - QQ^*) g`` measure only the rest. The samples that chose
-    ``Q`` are not used again, so everything stays unbiased. Deflation is chosen when the extra
-    samples that the tolerance would take, ``s ((e / tol)^2 - 1)``, exceed what deflation costs, and
-    the effective rank of what is sampled is below ``2 s``.
+    with ``A_i`` what is left of ``A``, starts from a random ``Z`` that no sample depends on. The
+    samples stay independent of it and unbiased, so none is thrown away: each block, at two
+    products a direction, makes all samples better, the earlier ones too.
+
+    The tolerance would take ``N = s (e / tol)^2`` plain samples, or as many as the budget allows.
+    Taking ``r`` out of ``R`` equal directions, ``R`` the effective rank of what is sampled, costs
+    ``2 r`` products and saves about ``2 r N / R`` of them. So deflation is chosen where ``R`` is
+    safely below ``N``, at most half, and a round of it is not dearer than the ``N - s`` samples;
+    and while there are more samples than directions taken out, lest the standard errors rest on
+    too few.
 
     Args:
         J: The Jacobian, from ``(p,)`` to ``(B, T, n)``.
         core: The core on the same rows.
         draw: Tangents.
-        first: The sample of tangent 0, shape ``(1, B, T, n)``.
         tolerance: Wanted relative standard error of every number.
-        left: Products that may still be spent.
+        left: Products that may still be spent, at least one more than `MIN_SAMPLES`.
+        seed: Names the start of the Krylov space.
+        at_once: Tangents to carry at once.
 
     Returns:
         The samples and how they came about.
 
     References:
         Persson, Cortinovis and Kressner, arXiv:2109.10659 (2021), for deflation before sampling;
-        Chen et al., arXiv:2310.12364 (2023), for its use in partial traces.
+        Chen et al., arXiv:2310.12364 (2023), for its use in partial traces; Tropp and Webber,
+        arXiv:2306.12418 (2023), for Nystrom approximation from block Krylov spaces.
     """
-    used = 1
-    basis: Tensor | None = None
+    used = 0
     sketch = TangentSketch(core)
 
-    def sample(count: int) -> Tensor:
+    def sample(count: int) -> None:
         nonlocal used
-        G = draw(range(used, used + count))
-        used += count
-        if basis is not None:
-            G = G - (G @ basis.T) @ basis
-        return J.matmat(G).flatten(1, 2)
+        pieces: list[Tensor] = []
+        end = used + count
+        while used < end:
+            indices = range(used, min(end, used + at_once))
+            pieces.append(J.matmat(draw(indices)).flatten(1, 2))
+            used = indices.stop
+            if used >= MIN_SAMPLES:
+                sketch.extend(torch.cat(pieces))
+                pieces = []
 
-    # A quarter each for pilot, basis, its image and the rest, where the budget is small.
-    pilot = max(2 * MIN_SAMPLES, min(PILOT, (left() + 1) // 4))
-    sketch.extend(torch.cat([first.flatten(1, 2), sample(min(pilot - 1, left()))]))
+    sample(min(PILOT, left() - 1))  # one product is kept for the comparison with the adjoint
+    krylov = _Krylov(J, sketch, draw, seed, at_once)
     while True:
-        error = sketch.statistics.relative_error
-        met = (
-            len(sketch) >= pilot and error * (1 + CAUTION / math.sqrt(2 * len(sketch))) <= tolerance
-        )
-        if met or left() < 1 or not math.isfinite(error):
+        error = sketch.statistics.relative_error * (1 + CAUTION / math.sqrt(2 * len(sketch)))
+        met = error <= tolerance
+        spare = left() - (krylov.adjoint_error is None)
+        if met or spare < 1 or not math.isfinite(error):
             scheme = "deflated" if sketch.atoms else "sampled"
-            return Measured(sketch, scheme, tolerance_met=met)
-        directions = _affordable_directions(sketch, J, left() - pilot)
-        if directions and _should_deflate(sketch, error, tolerance):
-            basis, F = _deflate(J, sketch.leading_directions(directions), basis)
-            sketch = sketch.deflated(F)
-            sketch.extend(sample(min(pilot, left())))
+            return Measured(sketch, scheme, met, krylov.compare())
+        samples = len(sketch)
+        missing = min(samples * ((error / tolerance) ** 2 - 1), left()) if tolerance else left()
+        directions = min(DIRECTIONS, left() // 2)
+        few = sketch.residual_effective_rank < (samples + missing) / 2 and sketch.atoms < samples
+        if directions and few and missing >= 2 * directions:
+            krylov.extend(directions)
         else:
-            wanted = math.ceil(min(_missing(sketch, error, tolerance), ROUND))
-            sketch.extend(sample(min(max(wanted, TOP_UP), left())))
+            sample(min(max(math.ceil(missing), TOP_UP), samples, spare))
 
 
-def _affordable_directions(sketch: TangentSketch, J: LinearOperator, left: int) -> int:
-    # Two products each. Of many samples only the leading half: the rest of their span is hardly
-    # better than a random one.
-    most = min(max(PILOT, len(sketch) // 2), len(sketch), left // 2)
-    fits = (sketch.atoms + most) * J.input_size <= BASIS_LIMIT
-    return most if most >= MIN_DIRECTIONS and fits else 0
+class _Krylov:
+    """A block Krylov space that is taken out of a sketch as it grows.
 
+    Attributes:
+        adjoint_error: Of the first direction and the first sample; None before their comparison.
+    """
 
-def _should_deflate(sketch: TangentSketch, error: float, tolerance: float) -> bool:
-    """The decision rule of `sample_kernel`."""
-    s = len(sketch)
-    return (
-        _missing(sketch, error, tolerance) > 2 * s + PILOT
-        and sketch.residual_effective_rank < 2 * s
-    )
+    adjoint_error: float | None = None
 
+    def __init__(
+        self, J: LinearOperator, sketch: TangentSketch, draw: Draw, seed: int, at_once: int
+    ) -> None:
+        """Draw the start.
 
-def _missing(sketch: TangentSketch, error: float, tolerance: float) -> float:
-    """How many more plain samples the tolerance takes."""
-    return len(sketch) * ((error / tolerance) ** 2 - 1) if tolerance else math.inf
+        Args:
+            J: The Jacobian.
+            sketch: With the first samples, none deflated.
+            draw: Tangents of the samples.
+            seed: Names the start.
+            at_once: Directions to carry at once.
+        """
+        self._J, self._sketch, self._draw, self._at_once = J, sketch, draw, at_once
+        self._first = sketch.leading_sample(0)
+        self._generator = torch.Generator(device=J.device).manual_seed(seed)
+        self._directions = self._next(self._first[:0].reshape(0, *self._first.shape))
 
+    def extend(self, directions: int) -> None:
+        """Take out some more directions, at two products each."""
+        while directions:
+            U = self._directions[:directions]
+            images = [self._image(u) for u in torch.split(U, self._at_once)]
+            self._directions = self._next(self._sketch.deflate(U, torch.cat(images)))
+            directions -= len(U)
 
-def _deflate(J: LinearOperator, directions: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The basis with what the directions pull back to, ``(r, p)``, and the new part's images."""
-    pulled = J.rmatmat(directions.reshape(-1, *J.shape_out))
-    for _ in range(2):  # once more against rounding
-        if basis is not None:
-            pulled = pulled - (pulled @ basis.T) @ basis
-        pulled = torch.linalg.qr(pulled.T).Q.T
-    F = J.matmat(pulled.contiguous()).flatten(1, 2)
-    return pulled if basis is None else torch.cat([basis, pulled]), F
+    def _next(self, F: Tensor) -> Tensor:
+        """An orthonormal block along ``F``, filled up with random directions."""
+        shape = (BLOCK - len(F), *self._first.shape)
+        fresh = torch.randn(shape, generator=self._generator, device=F.device).to(F)
+        block = torch.cat([F, fresh])
+        basis: Tensor = torch.linalg.qr(block.flatten(1).T).Q
+        return basis.T.reshape(block.shape)
+
+    def compare(self) -> float:
+        """The adjoint error; one product, unless it is known."""
+        if self.adjoint_error is None:
+            self._pull(self._directions[:1])
+        assert self.adjoint_error is not None
+        return self.adjoint_error
+
+    def _image(self, U: Tensor) -> Tensor:
+        return self._J.matmat(self._pull(U)).flatten(1, 2)
+
+    def _pull(self, U: Tensor) -> Tensor:
+        pulled = self._J.rmatmat(self._sketch.rows.lift(U).reshape(-1, *self._J.shape_out))
+        if self.adjoint_error is None:
+            forward = (self._first.double() * U[0].double()).sum()
+            backward = (self._draw(range(1))[0].double() * pulled[0].double()).sum()
+            usual = torch.linalg.vector_norm(self._first.double()) / math.sqrt(U[0].numel())
+            self.adjoint_error = float((forward - backward).abs() / usual)
+        return pulled

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from ntk_monitor.estimators.core import CoreGram
-from ntk_monitor.estimators.pairs import GramPairs, squared_norms
+from ntk_monitor.estimators.pairs import PairMoments
+from ntk_monitor.estimators.rows import Rows, choose_rows
 from ntk_monitor.estimators.statistics import KernelStatistics
 from ntk_monitor.estimators.subspace import fix_signs, starting_block, subspace_iteration
 from ntk_monitor.uncertainty import (
@@ -21,12 +20,6 @@ from ntk_monitor.uncertainty import (
 
 MIN_SAMPLES = 4
 """Fewest samples from which a delete-one value over pairs can be taken with some stability."""
-
-
-LEADING_ROWS, SKETCHED_ROWS = 128, 64
-"""Rows that a long temporal axis is compressed to: leading directions, a sketch of the rest."""
-MAX_REMAINDER = 0.01
-"""Largest share of the samples' energy that may be left to the sketch."""
 
 
 class TangentSketch:
@@ -42,18 +35,20 @@ class TangentSketch:
         E\|Y_i Y_j^*\|_F^2 = \|kS\|_F^2, \quad
         E\|V^* Y\|_F^2 = \langle A, G \otimes I\rangle
 
-    for ``i != j``. A part ``A_0 = sum_c F_c F_c^*`` that is known exactly enters as *atoms*: in
-    every moment each ``F_c`` counts once where a sample counts ``1/s``,
+    for ``i != j``. Means over pairs are U-statistics and unbiased; the relative variance of the
+    norm of ``A`` is ``((8 s - 4) t + 4) / (s (s - 1))`` with ``t = tr A^4 / (tr A^2)^2``.
+
+    Deflation (`deflate`) takes a part ``A_0 = sum_c F_c F_c^*`` out of all samples, past and
+    future, which then measure only the rest. The part enters as *atoms*: in every moment each
+    ``F_c`` counts once where a sample counts ``1/s``,
 
     .. math::
         \|A\|_F^2 = \sum_{cd} \langle F_c, F_d\rangle^2
             + 2\, E \sum_c \langle F_c, y\rangle^2 + E\langle y_i, y_j\rangle^2
 
-    and likewise for the other moments. Means over pairs are U-statistics and unbiased; without
-    atoms the relative variance of the norm of ``A`` is ``((8 s - 4) t + 4) / (s (s - 1))`` with
-    ``t = tr A^4 / (tr A^2)^2``. Time ``O(s^2 k n min(k, n))``, memory ``O(s k n)``. Where ``k`` is
-    long and the samples hardly leave a few temporal directions, which the first samples decide,
-    only compressed rows are kept (see `row_compression`), and memory is ``O(s n)``.
+    and likewise for the other moments. Time ``O(s^2 k n min(k, n))``, memory ``O(s k n)``. Where
+    ``k`` is long and the first samples hardly leave a few temporal directions, only compressed
+    rows are kept (`Rows`), and memory is ``O(s n)``.
 
     References:
         Kong and Valiant, Spectrum estimation from samples, Annals of Statistics 45 (2017).
@@ -65,121 +60,128 @@ class TangentSketch:
         Args:
             core: The core, on the ``k`` rows of the state.
         """
-        self.core = core
-        self.atoms = 0
-        self._rounds: list[Tensor] = []
-        self._squares = torch.empty(0, dtype=torch.float64)
-        self._core = torch.empty(0, dtype=torch.float64)
-        self._pairs = torch.empty(3, 0, 0, dtype=torch.float64)
-        self._compression: Tensor | None = None
-        self._images = torch.empty(0)  # of W*: under the atoms, and under the samples
-        self._temporal, self._spatial = GramPairs(), GramPairs()
+        self._gram = core
+        self._atoms: list[Tensor] = []
+        self._samples: list[Tensor] = []
+        self._duals: list[Tensor] = []
+        self._moments: PairMoments | None = None
+        self._images = torch.empty(0)  # of W*, under the plain samples
+        self.rows = Rows(None, 0)
+
+    @property
+    def atoms(self) -> int:
+        """How many tensors make up the deflated part."""
+        return sum(map(len, self._atoms))
 
     def __len__(self) -> int:
         """Number of samples, the atoms not counted."""
-        return len(self._squares) - self.atoms
+        return sum(map(len, self._samples))
 
     def extend(self, Y: Tensor) -> None:
         """Add samples.
 
         Args:
-            Y: Samples ``J g``, shape ``(s, k, n)``. They are not kept where a compression is.
+            Y: Samples ``J g``, shape ``(s, k, n)``. The first ones decide which rows are kept.
         """
-        if not self._rounds:
-            self._compression = row_compression(Y)
-        self._add(Y)
+        if not self._samples:
+            self.rows = choose_rows(Y)
+        kept = self.rows.keep(Y)
+        if self.rows.W is not None and not self._atoms:
+            images = sum(y @ x.T for y, x in zip(Y, kept, strict=True))
+            self._images = self._images + images if len(self._images) else images
+        kept = self._rest(kept)
+        self._samples.append(kept)
+        if self._moments is not None:
+            self._moments.extend(kept)
 
-    def deflated(self, F: Tensor) -> TangentSketch:
-        """A sketch without samples, for those of the kernel less some directions.
+    def leading_sample(self, index: int) -> Tensor:
+        """Coordinates of a sample in the leading directions, shape ``(leading, n)``."""
+        return self.rows.lead(torch.cat(self._samples)[index])
+
+    def deflate(self, U: Tensor, images: Tensor) -> Tensor:
+        r"""Take directions out of all samples.
+
+        With ``A'`` what the samples measure so far and directions ``U``, the part taken out is
+        the Nystrom approximation
+
+        .. math::
+            A' U (U^* A' U)^{-1} U^* A' = F F^*, \quad F = A' U L^{-*}, \quad U^* A' U = L L^*,
+            \quad y \to y - F L^{-1} U^* y.
+
+        In parameter space this is the orthogonal projection that takes ``J^* U`` out of every
+        tangent, without a vector of that space being kept. It leaves no bias, as long as
+        the directions do not depend on the samples.
 
         Args:
-            F: Tensors ``F_c``, shape ``(r, k, n)``, with ``sum_c F_c F_c^*`` the part of the kernel
-                that samples will lack beside this sketch's atoms.
+            U: Coordinates of the directions (see `Rows.lift`), shape ``(b, leading, n)``.
+            images: ``A U``, shape ``(b, k, n)``.
 
         Returns:
-            The sketch, with the atoms of both.
+            ``F`` in those coordinates, shape ``(r, leading, n)`` with ``r <= b``: directions that
+            are out already, up to rounding, are left out.
         """
-        sketch, r = TangentSketch(self.core), self.atoms
-        sketch._compression = self._compression
-        if r:
-            sketch._append(self._kept()[:r], self._squares[:r], self._core[:r])
-        sketch._add(F)
-        sketch.atoms = len(sketch._squares)
-        if self._compression is not None:
-            atoms = self._images[0] + sketch._images[1]
-            sketch._images = torch.stack([atoms, torch.zeros_like(atoms)])
-        return sketch
+        kept = self.rows.keep(images)
+        size = float((U * self.rows.lead(kept)).sum((1, 2)).abs().max())
+        kept = self._rest(kept)
+        gram = (U.flatten(1) @ self.rows.lead(kept).flatten(1).T).double()
+        asymmetry = float((gram - gram.T).abs().max())
+        values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+        size = float(
+            (U.flatten(1) * self.rows.lead(self.rows.keep(images)).flatten(1)).sum(1).abs().max()
+        )
+        noise = max(asymmetry, 100 * torch.finfo(kept.dtype).eps * size)
+        scaled = (vectors / values.clamp(min=noise).sqrt())[:, values > noise].T.to(kept)
+        F = torch.einsum("rb,bdn->rdn", scaled, kept)
+        if not len(F):
+            return self.rows.lead(F)
+        self._duals.append(torch.einsum("rb,bln->rln", scaled, U))
+        self._atoms.append(F)
+        self._samples = [self._without(kept, self._duals[-1], F) for kept in self._samples]
+        self._moments = None
+        return self.rows.lead(F)
 
-    def leading_directions(self, count: int) -> Tensor:
-        """Orthonormal directions that hold most of the samples.
+    def _rest(self, kept: Tensor) -> Tensor:
+        """What deflation so far leaves of a tensor."""
+        for dual, F in zip(self._duals, self._atoms, strict=True):
+            kept = self._without(kept, dual, F)
+        return kept
 
-        Args:
-            count: How many, at most as many as there are samples.
+    def _without(self, kept: Tensor, dual: Tensor, F: Tensor) -> Tensor:
+        shares = self.rows.lead(kept).flatten(1) @ dual.flatten(1).T
+        return kept - torch.einsum("sr,rdn->sdn", shares, F)
 
-        Returns:
-            Shape ``(count, k, n)``.
-        """
-        Y, W = self._kept()[self.atoms :], self._compression
-        if W is not None:
-            Y = Y[:, :LEADING_ROWS]
-        U, _, _ = torch.linalg.svd(Y.flatten(1).T, full_matrices=False)
-        directions: Tensor = U.T[:count].reshape(-1, *Y.shape[1:])
-        if W is not None:
-            directions = W[:LEADING_ROWS].T @ directions
-        return directions
-
-    def _kept(self) -> Tensor:
-        return torch.cat(self._rounds)
-
-    def _add(self, Y: Tensor) -> None:
-        squares, core = squared_norms(Y), squared_norms(self.core.factor.T @ Y)
-        if self._compression is not None:
-            kept = self._compression @ Y
-            images = (Y @ kept.transpose(1, 2)).sum(0)
-            if not len(self._images):
-                self._images = torch.zeros(2, *images.shape).to(images)
-            self._images[1] += images
-            Y = kept
-        self._append(Y, squares, core)
-
-    def _append(self, Y: Tensor, squares: Tensor, core: Tensor) -> None:
-        """Add tensors as they are kept, their squared norms, and those of their core images."""
-        old = len(self._squares)
-        self._rounds.append(Y)
-        self._squares = torch.cat([self._squares, squares])
-        self._core = torch.cat([self._core, core])
-        flat = Y.flatten(1).T
-        inner = torch.cat([earlier.flatten(1) @ flat for earlier in self._rounds])
-        count = len(self._squares)
-        pairs = torch.zeros(3, count, count, dtype=torch.float64)
-        pairs[:, :old, :old] = self._pairs
-        pairs[0, :, old:] = inner.double().square().cpu()
-        pairs[1, :, old:] = self._temporal.extend(Y)
-        pairs[2, :, old:] = self._spatial.extend(Y.transpose(1, 2))
-        pairs[:, old:, :old] = pairs[:, :old, old:].transpose(1, 2)
-        self._pairs = pairs
+    @property
+    def _pair_moments(self) -> PairMoments:
+        """Of atoms and samples, in this order; kept until the samples change by deflation."""
+        if self._moments is None:
+            self._moments = PairMoments(self.rows.keep(self._gram.factor))
+            for tensors in (*self._atoms, *self._samples):
+                self._moments.extend(tensors)
+        return self._moments
 
     @property
     def statistics(self) -> KernelStatistics:
         """Every number with its standard error; needs `MIN_SAMPLES` samples."""
-        squares, r = self._squares, self.atoms
+        moments, r = self._pair_moments, self.atoms
+        squares, core = moments.squares, moments.core_squares
         rest = student(mean_estimate(squares[r:]), len(self))
-        norm, temporal, spatial = (self._over_pairs(pairs) for pairs in self._pairs)
+        norm, temporal, spatial = (self._over_pairs(pairs) for pairs in moments.pairs)
         return KernelStatistics(
             trace=Estimate(float(squares[:r].sum()) + rest.value, rest.stderr),
             trace_squared=self._over_pairs(torch.outer(squares, squares)),
             norm_squared=norm,
             temporal_norm_squared=temporal,
             spatial_norm_squared=spatial,
-            core_inner=self._core[:r].sum() + mean_and_deletes(self._core[r:]),
-            core_norm_squared=self.core.norm_squared.cpu(),
-            units=self._rounds[0].shape[2],
+            core_inner=core[:r].sum() + mean_and_deletes(core[r:]),
+            core_norm_squared=self._gram.norm_squared.cpu(),
+            units=self._samples[0].shape[2],
         )
 
     @property
     def residual_effective_rank(self) -> float:
         """Participation ratio of what is not in the atoms, by its U-statistics; nan if zero."""
-        squares, pairs = self._squares[self.atoms :], self._pairs[0, self.atoms :, self.atoms :]
+        moments, r = self._pair_moments, self.atoms
+        squares, pairs = moments.squares[r:], moments.pairs[0, r:, r:]
         trace_squared = pair_mean_and_deletes(torch.outer(squares, squares))[0]
         return float(trace_squared / pair_mean_and_deletes(pairs)[0])
 
@@ -195,9 +197,9 @@ class TangentSketch:
         .. math:: \hat T = \frac{1}{n} \Bigl(\sum_c F_c F_c^* + \frac1s \sum_i Y_i Y_i^*\Bigr)
 
         The eigenvalues of a sample covariance spread upwards, the more so the fewer samples
-        times spatial effective rank there are per temporal direction. Of compressed samples
-        the pairs are those of the Nystrom approximation ``C (W C)^+ C^*``, ``C = T W^*``, with the
-        compression ``W``.
+        times spatial effective rank there are per temporal direction. With compressed rows the
+        pairs are those of the Nystrom approximation ``C (W C)^+ C^*``, ``C = T W^*``; after
+        deflation too, those of ``T`` between the leading directions.
 
         Args:
             count: How many.
@@ -206,65 +208,26 @@ class TangentSketch:
         Returns:
             Eigenvalues ``(r,)`` and modes ``(k, r)`` with ``r = min(count, k)``.
         """
-        like = self._rounds[0]
-        _, k, n = like.shape
-        if self._compression is not None:
-            C = (self._images[0] + self._images[1] / len(self)).double() / n
-            within, rotation = torch.linalg.eigh(self._compression.double() @ C)
+        like = self._samples[0]
+        n = like.shape[2]
+        if self.rows.W is not None and not self._atoms:
+            C = self._images.double() / (n * len(self))
+            within, rotation = torch.linalg.eigh(self.rows.W.double() @ C)
             large = within > torch.finfo(like.dtype).eps * within[-1]
             root = C @ (rotation[:, large] / within[large].sqrt())
             vectors, values, _ = torch.linalg.svd(root, full_matrices=False)
             return values[:count].square().to(like), fix_signs(vectors[:, :count].to(like))
-        weights = torch.full((len(self._squares),), 1.0 / (n * len(self)))
-        weights[: self.atoms] = 1.0 / n
-        weights = weights.to(like)
+        weighted = [(1 / n, F) for F in self._atoms]
+        weighted += [(1 / (n * len(self)), Y) for Y in self._samples]
 
         def apply(Q: Tensor) -> Tensor:
-            parts = torch.split(weights, [len(Y) for Y in self._rounds])
-            images = [
-                torch.einsum("i,ikb->kb", w, Y @ (Y.transpose(1, 2) @ Q))
-                for w, Y in zip(parts, self._rounds, strict=True)
-            ]
-            return torch.stack(images).sum(0)
+            total = torch.zeros_like(Q)
+            for weight, kept in weighted:
+                for Y in self.rows.lead(kept):
+                    total += weight * (Y @ (Y.T @ Q))
+            return total
 
         generator = torch.Generator(device=like.device).manual_seed(seed)
-        start = starting_block(k, count, generator, dtype=like.dtype)
-        return subspace_iteration(apply, start, count)
-
-
-def row_compression(Y: Tensor) -> Tensor | None:
-    r"""A short matrix ``W`` with ``(W Y_i)* (W Y_j)`` close to ``Y_i* Y_j``.
-
-    With an orthonormal basis ``U`` of leading temporal directions and a Gaussian sketch ``O`` of
-    ``d`` rows,
-
-    .. math:: W = \begin{pmatrix} U^* \\ O (I - U U^*) / \sqrt d \end{pmatrix}
-
-    keeps the leading part exactly and the remainder without bias. If the remainder holds a share
-    ``e`` of the energy, ``||Y_i* Y_j||_F^2`` gains a relative bias of at most ``2 e^2 PR(T) / d``
-    and a relative noise of about ``2 e / sqrt(d)``: with the limits used here 0.04 % and 0.3 %.
-
-    Args:
-        Y: The first samples, shape ``(s, k, n)``.
-
-    Returns:
-        ``W`` of shape ``(LEADING_ROWS + SKETCHED_ROWS, k)``; None where the rows are too few for
-        it to pay, or the remainder is too large.
-
-    References:
-        Halko, Martinsson and Tropp, Finding structure with randomness, SIAM Review 53 (2011).
-    """
-    k, energy = Y.shape[1], squared_norms(Y).sum()
-    if k <= 2 * (LEADING_ROWS + SKETCHED_ROWS) or not bool(torch.isfinite(energy)):
-        return None
-    generator = torch.Generator(device=Y.device).manual_seed(0)
-    count = LEADING_ROWS + SKETCHED_ROWS
-    noise = torch.randn(k, count, generator=generator, device=Y.device, dtype=Y.dtype)
-    start, O = noise[:, :LEADING_ROWS], noise[:, LEADING_ROWS:]  # noqa: E741
-    U = start
-    for _ in range(2):
-        U = torch.linalg.qr((Y @ (Y.transpose(1, 2) @ U)).sum(0)).Q
-    if bool(energy - squared_norms(U.T @ Y).sum() > MAX_REMAINDER * energy):
-        return None
-    remainder = O - U @ (U.T @ O)
-    return torch.cat([U, remainder / math.sqrt(SKETCHED_ROWS)], dim=1).T
+        start = starting_block(self.rows.leading, count, generator, dtype=like.dtype)
+        values, modes = subspace_iteration(apply, start, min(count, self.rows.leading))
+        return values, fix_signs(self.rows.lift(modes))

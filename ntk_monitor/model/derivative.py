@@ -64,6 +64,11 @@ class Derivative(LinearOperator):
         """The method in use; before the first product, the one to be tried first."""
         return next(iter(self._methods))
 
+    @property
+    def at_once(self) -> int:
+        """How many tangents the method in use carries at once."""
+        return self._methods[self.method].at_once
+
     def _matmat(self, X: Tensor) -> Tensor:
         while True:
             products = self._methods[self.method]

@@ -41,6 +41,11 @@ class TangentProducts(ABC):
         """Return ``J G[b]`` for tangents ``(b, *shape_in)``; shape ``(b, *shape_out)``."""
 
     @property
+    def at_once(self) -> int:
+        """How many tangents are carried at once: one, unless the method gains from more."""
+        return 1
+
+    @property
     def extra_products(self) -> int:
         """Products spent beside those that were asked for."""
         return 0
@@ -50,6 +55,11 @@ class ForwardAD(TangentProducts):
     """Forward-mode automatic differentiation, vectorised over tangents. Exact."""
 
     plain_kernels = True
+
+    @property
+    def at_once(self) -> int:
+        """The chunk size."""
+        return self.chunk_size
 
     def __call__(self, G: Tensor) -> Tensor:
         """Return ``J G[b]``."""

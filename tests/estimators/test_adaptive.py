@@ -72,9 +72,9 @@ def measure(J: Spent, seed: int, tolerance: float = 0.05, budget: int = 96) -> M
         J,
         core(),
         draw,
-        J.matmat(draw(range(1))),
         tolerance=tolerance,
         left=lambda: budget - J.products,
+        seed=seed,
     )
 
 
@@ -123,7 +123,7 @@ def test_the_tolerance_ends_the_sampling() -> None:
     J = Spent(SPECTRA["many"])
     loose = measure(J, 0, tolerance=0.5)
     assert loose.tolerance_met
-    assert J.products == 12
+    assert J.products == 13  # the pilot, and the comparison with the adjoint
     assert not measure(J, 0, tolerance=1e-9).tolerance_met
 
 
@@ -141,18 +141,21 @@ def test_deflation_beats_plain_sampling_by_far(monkeypatch: pytest.MonkeyPatch) 
         }
 
     deflated = errors()
-    monkeypatch.setattr(adaptive, "BASIS_LIMIT", 0)
+    monkeypatch.setattr(adaptive, "DIRECTIONS", 0)
     plain = errors()
     for name in NUMBERS:
         assert deflated[name] < plain[name] / 20, name
 
 
-def test_atoms_alone_are_the_exact_kernel() -> None:
-    """With all of the kernel in atoms and zero samples of the rest, the statistics are exact."""
+def test_all_directions_taken_out_are_the_exact_kernel() -> None:
     J = Spent(SPECTRA["some"])
     entries = J.dense.matrix.reshape(K, N, -1).movedim(2, 0)
-    sketch = TangentSketch(core()).deflated(entries)
-    sketch.extend(torch.zeros(4, K, N, dtype=torch.float64))
+    sketch = TangentSketch(core())
+    sketch.extend(J.matmat(draw_tangents(100, range(4), 0, dtype=torch.float64)).flatten(1, 2))
+    basis = torch.linalg.qr(entries.flatten(1).T).Q.T
+    images = (basis @ entries.flatten(1).T) @ entries.flatten(1)
+    F = sketch.deflate(basis.reshape(-1, K, N), images.reshape(-1, K, N))
+    assert sketch.atoms == len(F) == 100
     for name, truth in exact(J).items():
         estimate = getattr(sketch.statistics, name)
         assert estimate.value == pytest.approx(truth), name
@@ -163,9 +166,53 @@ def test_atoms_alone_are_the_exact_kernel() -> None:
     assert float((modes * vectors).sum(0).abs().min()) > 0.9
 
 
+def test_deflation_is_the_projection_in_parameter_space() -> None:
+    """Samples past and future lose what the pulled-back directions span, whatever the rounds."""
+    J = Spent(SPECTRA["few"])
+    entries = J.dense.matrix.reshape(K * N, -1)
+    G = draw_tangents(100, range(9), 0, dtype=torch.float64)
+    sketch = TangentSketch(core())
+    sketch.extend(J.matmat(G[:5]).flatten(1, 2))
+    U = random(5, K, N, seed=4)
+    for part in (U[:2], U[2:]):
+        pulled = part.flatten(1) @ entries
+        sketch.deflate(part, (pulled @ entries.T).reshape(-1, K, N))
+    sketch.extend(J.matmat(G[5:]).flatten(1, 2))
+    Q = torch.linalg.qr((U.flatten(1) @ entries).T).Q
+    rest = (G - G @ Q @ Q.T) @ entries.T
+    found = torch.stack([sketch.leading_sample(i).flatten() for i in range(9)])
+    torch.testing.assert_close(found, rest, rtol=1e-7, atol=1e-9)
+    # and what was taken out is the rest of the kernel
+    assert sketch.statistics.trace.value == pytest.approx(
+        float((entries @ Q).square().sum() + rest.square().sum() / 9)
+    )
+
+
+def test_directions_that_are_out_already_are_left_out() -> None:
+    J = Spent(SPECTRA["one"])
+    sketch = TangentSketch(core())
+    sketch.extend(J.matmat(draw_tangents(100, range(4), 0, dtype=torch.float64)).flatten(1, 2))
+    U = random(2, K, N, seed=4)
+    images = J.matmat(J.rmatmat(U.reshape(-1, B, T, N))).flatten(1, 2)
+    assert len(sketch.deflate(U, images)) == 1
+    assert len(sketch.deflate(U, images)) == 0
+    assert sketch.statistics.effective_rank.value == pytest.approx(1.0)
+
+
+def test_a_wrong_adjoint_is_seen() -> None:
+    class Wrong(Spent):
+        def _rmatmat(self, Y: Tensor) -> Tensor:
+            return 1.1 * super()._rmatmat(Y)
+
+    for spectrum in ("few", "many"):
+        assert measure(Spent(SPECTRA[spectrum]), 0).adjoint_error < 1e-9
+        errors = [measure(Wrong(SPECTRA[spectrum]), seed).adjoint_error for seed in range(10)]
+        assert max(errors) > 0.05
+
+
 def test_a_non_finite_sample_ends_the_sampling() -> None:
     J = Spent(SPECTRA["few"])
     J.dense.matrix[0, 0] = math.nan
     found = measure(J, 0)
     assert not found.tolerance_met
-    assert J.products <= 12
+    assert J.products <= 13
