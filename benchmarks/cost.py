@@ -3,26 +3,26 @@
 A product by finite differences is two plain forward passes; so the time of a product over two
 forward passes is the price of the method, and the time of a whole probe over ``products x 2 forward
 passes`` that of everything around it. Forward passes and products are timed in turn in one process,
-and the median of the ratios is taken: absolute times on a shared machine drift. Peak memory is what
-a fresh process grows by, as Linux accounts for it.
+and the median of the ratios is taken: absolute times on a shared machine drift. Peak memory is that
+of all tensors, as torch's profiler accounts for it, over that of a training step with AdamW.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from results import save
+from torch.profiler import ProfilerActivity, profile
 from workloads import COST, Workload
 
-from ntk_monitor import linearize, probe
+from ntk_monitor import Snapshot, linearize, probe
 from ntk_monitor.estimators import draw_tangents
 
 METHODS = ("forward-ad", "double-backward", "finite-difference")
@@ -39,24 +39,31 @@ def main() -> None:
     rows = []
     for name in arguments.workloads:
         work = COST[name]()
-        step = peak(name, "step")
+        step = step_memory(work)
         for method in METHODS:
             row: dict[str, Any] = {"workload": name, "method": method}
             try:
-                for chunk in CHUNKS if method == "forward-ad" else (16,):
-                    row[f"product, chunk {chunk}"] = product(work, method, chunk, arguments.repeats)
-                whole = [
-                    whole_probe(work, method, arguments.products)
-                    for _ in range(arguments.repeats + 1)
-                ][1:]
-                row["probe"] = statistics.median(ratio for ratio, _ in whole)
-                row["seconds"] = statistics.median(seconds for _, seconds in whole)
-                row["memory over a training step"] = peak(name, method) / step
+                row |= costs(work, method, arguments.products, arguments.repeats, step)
             except (RuntimeError, NotImplementedError) as error:
                 row["fails"] = str(error).splitlines()[0]
             rows.append(row)
             print(json.dumps(row), flush=True)
     save("cost", {"products": arguments.products, "repeats": arguments.repeats, "rows": rows})
+
+
+def costs(
+    work: Workload, method: str, products: int, repeats: int, step: float
+) -> dict[str, float]:
+    """Times and memory of a method on a workload."""
+    found = {
+        f"product, chunk {chunk}": product(work, method, chunk, repeats)
+        for chunk in (CHUNKS if method == "forward-ad" else (16,))
+    }
+    whole = [whole_probe(work, method, products) for _ in range(repeats + 1)][1:]
+    found["probe"] = statistics.median(ratio for ratio, _ in whole)
+    found["seconds"] = statistics.median(seconds for _, seconds in whole)
+    memory = peak(work, lambda: probe_once(work, method, products))
+    return found | {"memory over a training step": memory / step}
 
 
 def product(work: Workload, method: str, chunk: int, repeats: int) -> float:
@@ -75,7 +82,13 @@ def product(work: Workload, method: str, chunk: int, repeats: int) -> float:
 def whole_probe(work: Workload, method: str, products: int) -> tuple[float, float]:
     """Time of a probe over that of ``products x 2`` forward passes, and its seconds."""
     forward = seconds_of(lambda: forward_passes(work, 8)) / 8
-    snapshot = probe(
+    snapshot = probe_once(work, method, products)
+    return snapshot.seconds / (snapshot.products * 2 * forward), snapshot.seconds
+
+
+def probe_once(work: Workload, method: str, products: int) -> Snapshot:
+    """One probe with its three target modes."""
+    return probe(
         work.model,
         work.batch,
         state=work.state,
@@ -83,7 +96,6 @@ def whole_probe(work: Workload, method: str, products: int) -> tuple[float, floa
         max_products=products,
         tolerance=0.0,
     )
-    return snapshot.seconds / (snapshot.products * 2 * forward), snapshot.seconds
 
 
 def forward_passes(work: Workload, count: int) -> None:
@@ -93,13 +105,11 @@ def forward_passes(work: Workload, count: int) -> None:
             work.model(work.batch[0])
 
 
-def training_step(work: Workload) -> None:
-    """One step of SGD on a mean squared error."""
-    optimizer = torch.optim.SGD(work.model.parameters(), lr=0.0)
-    for _ in range(2):
-        optimizer.zero_grad()
-        torch.nn.functional.mse_loss(work.model(work.batch[0]), work.batch[1]).backward()
-        optimizer.step()
+def training_step(work: Workload, optimizer: torch.optim.Optimizer) -> None:
+    """One step on a mean squared error."""
+    optimizer.zero_grad()
+    torch.nn.functional.mse_loss(work.model(work.batch[0]), work.batch[1]).backward()
+    optimizer.step()
 
 
 def seconds_of(action: Callable[[], Any]) -> float:
@@ -109,29 +119,21 @@ def seconds_of(action: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def peak(name: str, what: str) -> int:
-    """By how many bytes a fresh process grows that does one thing with a workload."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak, (name, what))
+def step_memory(work: Workload) -> float:
+    """Peak memory of a training step; the second, when the optimizer has its state."""
+    optimizer = torch.optim.AdamW(work.model.parameters(), lr=0.0)
+    training_step(work, optimizer)
+    return peak(work, lambda: training_step(work, optimizer))
 
 
-def _peak(name: str, what: str) -> int:
-    work = COST[name]()
-    forward_passes(work, 1)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = _status("VmRSS")
-    if what == "step":
-        training_step(work)
-    else:
-        probe(work.model, work.batch, state=work.state, method=what, tolerance=0.0)
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    """A figure of this process in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+def peak(work: Workload, action: Callable[[], Any]) -> float:
+    """Most bytes of tensors in an action, and of weights, gradients and AdamW's two moments."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        action()
+    events = profiler.profiler.kineto_results.events()
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    allocated = itertools.accumulate(change for _, change in sorted(changes))
+    return max(allocated) + 4 * sum(p.nbytes for p in work.model.parameters())
 
 
 if __name__ == "__main__":

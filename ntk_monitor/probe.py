@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,11 +25,15 @@ from ntk_monitor.model import METHODS, Linearization, default_target, linearize,
 from ntk_monitor.model.batch import ForwardFn, TargetFn
 from ntk_monitor.model.derivative import Derivative
 from ntk_monitor.model.parameters import ParameterFilter
+from ntk_monitor.model.products import ProductMethod
 from ntk_monitor.snapshot import Snapshot
 from ntk_monitor.targets import PulledBack, decompose, pull_back, target_like, target_modes
 
 TEMPORAL_MODES = 20
 """How many temporal modes a snapshot keeps."""
+PREFERENCE: tuple[ProductMethod, ...] = ("finite-difference", "forward-ad", "double-backward")
+"""Methods in the order in which ``"auto"`` tries them. Finite differences cost two forward passes,
+in the memory of one and with any kernel, and are far more precise than sampling needs."""
 DENSE_LIMIT = 2**28
 """Most entries that a dense Jacobian may have."""
 
@@ -112,11 +117,10 @@ class Probe:
             The snapshot.
         """
         started = time.perf_counter()
-        with quiet(module):
-            lin = self._linearize(module, batch)
-            core = CoreGram(lin.site_activity.flatten(0, 1))
+        with quiet(module, kernels="any"):
+            lin, core = self._linearize(module, batch)
             pulled = self._target(batch, lin, core)
-            if not bool(torch.isfinite(lin.state).all() & torch.isfinite(core.V).all()):
+            if not bool(core.is_finite and torch.isfinite(lin.state).all()):
                 _warn_non_finite("activations")
                 return self._snapshot(lin, core, pulled, None, math.nan, learning_rate, started)
             most = self.max_products if max_products is None else max_products
@@ -128,18 +132,22 @@ class Probe:
             )
             return self._snapshot(lin, core, pulled, kernel, adjoint_error, learning_rate, started)
 
-    def _linearize(self, module: nn.Module, batch: Any) -> Linearization:  # noqa: ANN401
-        return linearize(
+    def _linearize(self, module: nn.Module, batch: Any) -> tuple[Linearization, CoreGram]:  # noqa: ANN401
+        """The model's operators and its core; the activity behind the core is not kept."""
+        lin = linearize(
             module,
             batch,
             state=self.state,
             parameters=self.parameters,
             forward_fn=self.forward_fn,
-            method="auto" if self.method == "exact" else self.method,
+            method=PREFERENCE if self.method in {"auto", "exact"} else self.method,
             dtype=self.dtype,
             chunk_size=self.chunk_size,
             accuracy=max(self.tolerance, 0.01) / 5,
         )
+        none = lin.state.new_zeros(math.prod(lin.state.shape[:2]), 0)
+        core = CoreGram(*(site.activity.flatten(0, 1) for site in lin.sites), none)
+        return replace(lin, sites=()), core
 
     def _target(self, batch: Any, lin: Linearization, core: CoreGram) -> PulledBack | None:  # noqa: ANN401
         target, output = self.target_fn(batch), lin.output
@@ -159,6 +167,7 @@ class Probe:
         exact_cost = min(math.prod(J.shape_in), math.prod(J.shape_out)) + 2
         affordable = exact_cost <= max_products - J.products
         if self.method == "exact" or (self.method == "auto" and affordable):
+            J.exclude("finite-difference")
             return ExactKernel(_dense(lin), core), self._adjoint_error(lin, seed)
         measured = sample_kernel(
             J,
@@ -289,9 +298,10 @@ def probe(
         learning_rate: For ``steps_to_learn``, which is None without it.
         tolerance: Wanted relative standard error of the sampled numbers; sampling stops there.
         max_products: Most products to spend, unless ``method="exact"``.
-        method: How ``J g`` is computed: ``"forward-ad"``, ``"double-backward"`` or
-            ``"finite-difference"``; ``"exact"`` forms the dense Jacobian, for small models, at
-            ``min(p, k n)`` products; ``"auto"`` takes ``"exact"`` where that fits in
+        method: How ``J g`` is computed: ``"finite-difference"``, in the memory of a forward pass
+            and with a step that is checked; ``"forward-ad"`` or ``"double-backward"``, to rounding,
+            in several times the memory. ``"exact"`` forms the dense Jacobian, for small models, at
+            ``min(p, k n)`` products. ``"auto"`` takes ``"exact"`` where that fits in
             ``max_products``, else the first of the others that works.
         dtype: Arithmetic of the probe; None keeps the model's.
         chunk_size: Tangents carried at once by forward mode; chosen if left out.
@@ -335,7 +345,7 @@ def probe(
 
 def _least_products(modes: int) -> int:
     """One for each mode, the fewest samples, the adjoint self-test, and a step check's most."""
-    return modes + MIN_SAMPLES + 1 + 5
+    return modes + MIN_SAMPLES + 1 + 3
 
 
 def _tangents(lin: Linearization, indices: range, seed: int) -> Tensor:

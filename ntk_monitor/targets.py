@@ -119,19 +119,29 @@ def pull_back(decomposition: Decomposition, lin: Linearization, core: CoreGram) 
     output = lin.output
     if output is None or not len(errors):
         return PulledBack(decomposition, (), (), (), (), 0)
-    q, images, sizes = lin.pull_back_outputs(errors)
     sums = (output.detach().double() * errors.double()).sum((1, 2, 3))
-    gains = images.double().square().sum(1) / q.double().square().sum((1, 2, 3))
     same_rows = decomposition.patterns.shape[1:] == lin.state.shape[:2]
-    directions = decomposition.patterns.flatten(1) if same_rows else q.flatten(1, 2)
+    gains, overlaps, sizes = [], [], []
+    for pattern, (q, pulled, size) in zip(
+        decomposition.patterns, lin.pull_back_outputs(errors), strict=True
+    ):
+        gains.append(float(squared_norm(pulled) / squared_norm(q)))
+        overlaps.append(core.overlap(pattern.flatten() if same_rows else q.flatten(0, 1)))
+        sizes.append(float(size))
     return PulledBack(
         decomposition,
         (sums / decomposition.singular_values).tolist(),
-        gains.tolist(),
-        [core.overlap(direction) for direction in directions],
-        sizes.tolist(),
+        gains,
+        overlaps,
+        sizes,
         output.numel(),
     )
+
+
+def squared_norm(x: Tensor) -> Tensor:
+    """``||x||^2`` in float64."""
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+    return norm.square()
 
 
 def target_modes(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.estimators.core import CoreGram
+from ntk_monitor.estimators.pairs import inner_products
 from ntk_monitor.estimators.sketch import MIN_SAMPLES, TangentSketch
 from ntk_monitor.operators import LinearOperator
 
@@ -102,7 +103,8 @@ def sample_kernel(
             indices = range(used, min(end, used + at_once))
             pieces.append(J.matmat(draw(indices)).flatten(1, 2))
             used = indices.stop
-            if used >= MIN_SAMPLES:
+            # Not all at once: the sketch may keep them in less memory.
+            if sum(map(len, pieces)) >= MIN_SAMPLES or used == end:
                 sketch.extend(torch.cat(pieces))
                 pieces = []
 
@@ -122,6 +124,7 @@ def sample_kernel(
         if directions and few and missing >= 2 * directions:
             krylov.extend(directions)
         else:
+            krylov.compare()  # now rather than at the end, when there are more samples to hold
             sample(min(max(math.ceil(missing), TOP_UP), samples, spare))
 
 
@@ -180,8 +183,8 @@ class _Krylov:
     def _pull(self, U: Tensor) -> Tensor:
         pulled = self._J.rmatmat(self._sketch.rows.lift(U).reshape(-1, *self._J.shape_out))
         if self.adjoint_error is None:
-            forward = (self._first.double() * U[0].double()).sum()
-            backward = (self._draw(range(1))[0].double() * pulled[0].double()).sum()
+            forward = inner_products(self._first.reshape(1, -1), U[:1].flatten(1))
+            backward = inner_products(self._draw(range(1)), pulled[:1])
             usual = torch.linalg.vector_norm(self._first.double()) / math.sqrt(U[0].numel())
-            self.adjoint_error = float((forward - backward).abs() / usual)
+            self.adjoint_error = float((forward - backward).abs()) / float(usual)
         return pulled

@@ -2,68 +2,68 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ntk_monitor.estimators.formulas import participation_ratio
 
+PIECE = 256
+"""Rows or columns of site activity that are converted to float64 at a time."""
 
-@dataclass(frozen=True)
+
 class CoreGram:
     r"""The Gram matrix :math:`G = V V^*` of site activity, all of it exact.
 
+    Of ``V`` nothing is kept but a factor of ``G``, which has few columns where the spectrum of
+    ``G`` decays fast.
+
     Attributes:
-        V: Site activity with the columns of all sites side by side, shape ``(k, m)``.
+        spectrum: Eigenvalues of ``G`` that can differ from zero, descending, shape
+            ``(min(k, m),)``; nan where the activity is not finite.
+        factor: ``F`` of shape ``(k, r)``, ``r <= m``, with ``F F* = G`` up to rounding: directions
+            are left out whose eigenvalues sum to less than the rounding unit of ``V`` times the
+            trace of ``G``.
+        norm_squared: ``||G||_F^2``.
+        is_finite: Whether the activity is.
     """
 
-    V: Tensor
+    def __init__(self, *activities: Tensor) -> None:
+        """Take the Gram matrix.
 
-    @cached_property
-    def _small(self) -> Tensor:
-        """The smaller of ``V V*`` and ``V* V``, which share their nonzero eigenvalues; float64."""
-        V = self.V.double()
-        return V.T @ V if V.shape[1] <= V.shape[0] else V @ V.T
-
-    @cached_property
-    def _eigen(self) -> tuple[Tensor, Tensor]:
-        """Eigenpairs of the smaller Gram matrix, ascending; nan where it is not finite."""
-        small = self._small
-        if bool(torch.isfinite(small).all()):
-            values, vectors = torch.linalg.eigh(small)
-            return values, vectors
-        return torch.full_like(small[0], torch.nan), torch.full_like(small, torch.nan)
-
-    @cached_property
-    def spectrum(self) -> Tensor:
-        """Eigenvalues of ``G`` that can differ from zero, descending, shape ``(min(k, m),)``."""
-        return self._eigen[0].flip(0).clamp(min=0).cpu()
-
-    @cached_property
-    def factor(self) -> Tensor:
-        """``F`` of shape ``(k, r)``, ``r <= m``, with ``F F* = G`` up to rounding.
-
-        Directions are left out whose eigenvalues sum to less than the rounding unit of ``V``
-        times the trace of ``G``. Activity with fast decaying spectrum has few columns left.
+        Args:
+            activities: The columns of ``V``, site by site, each of shape ``(k, m_l)``.
         """
-        values, vectors = self._eigen
-        limit = torch.finfo(self.V.dtype).eps * values.sum()
+        rows, columns = len(activities[0]), sum(V.shape[1] for V in activities)
+        by_columns = columns <= rows
+        small = _columns_gram(activities) if by_columns else _rows_gram(activities)
+        self.norm_squared = small.square().sum()
+        self.is_finite = bool(torch.isfinite(self.norm_squared))
+        self._trace = small.trace()
+        if self.is_finite:
+            values, vectors = torch.linalg.eigh(small)
+        else:
+            values, vectors = (
+                torch.full_like(small[0], torch.nan),
+                torch.full_like(small, torch.nan),
+            )
+        self.spectrum = values.flip(0).clamp(min=0).cpu()
+        limit = torch.finfo(activities[0].dtype).eps * values.sum()
         kept = ~(values.clamp(min=0).cumsum(0) < limit)
-        if self.V.shape[1] <= self.V.shape[0]:
-            return self.V @ vectors[:, kept].to(self.V.dtype)
-        return (vectors[:, kept] * values[kept].sqrt()).to(self.V.dtype)
-
-    @property
-    def norm_squared(self) -> Tensor:
-        """``||G||_F^2``."""
-        return self._small.square().sum()
+        vectors = vectors[:, kept]
+        if by_columns:
+            parts = torch.split(vectors.to(activities[0].dtype), [V.shape[1] for V in activities])
+            self.factor = activities[0] @ parts[0]
+            for V, part in zip(activities[1:], parts[1:], strict=True):
+                self.factor += V @ part
+        else:
+            self.factor = (vectors * values[kept].sqrt()).to(activities[0].dtype)
 
     @property
     def effective_rank(self) -> float:
         """``(tr G)^2 / ||G||_F^2``; nan for ``G = 0``."""
-        return float(participation_ratio(self._small.trace().square(), self.norm_squared))
+        return float(participation_ratio(self._trace.square(), self.norm_squared))
 
     def overlap(self, q: Tensor) -> float:
         r"""How much of the core's largest gain a direction gets.
@@ -76,7 +76,27 @@ class CoreGram:
         Returns:
             The overlap; nan when ``V`` or ``q`` is zero.
         """
-        q = q.double()
-        image = self.V.double().T @ q
+        image, size = self.factor.double().T @ q.double(), torch.linalg.vector_norm(q.double())
         largest = self.spectrum[0].to(q.device) if len(self.spectrum) else q.new_zeros(())
-        return float(image.square().sum() / (largest * q.square().sum()))
+        return float(image.square().sum() / (largest * size.square()))
+
+
+def _rows_gram(activities: Sequence[Tensor]) -> Tensor:
+    """``V V*`` in float64."""
+    rows = len(activities[0])
+    gram = activities[0].new_zeros(rows, rows, dtype=torch.float64)
+    for V in activities:
+        for piece in torch.split(V, PIECE, dim=1):
+            wide = piece.double()
+            gram += wide @ wide.T
+    return gram
+
+
+def _columns_gram(activities: Sequence[Tensor]) -> Tensor:
+    """``V* V`` in float64."""
+    columns = sum(V.shape[1] for V in activities)
+    gram = activities[0].new_zeros(columns, columns, dtype=torch.float64)
+    for pieces in zip(*(torch.split(V, PIECE) for V in activities), strict=True):
+        wide = torch.cat(pieces, dim=1).double()
+        gram += wide.T @ wide
+    return gram

@@ -37,7 +37,7 @@ class ExactKernel:
             norm_squared=small.square().sum().reshape(1),
             temporal_norm_squared=self._temporal.square().sum().reshape(1),
             spatial_norm_squared=self._spatial.square().sum().reshape(1),
-            core_inner=(self.core.V.double().T @ self.J.double()).square().sum().reshape(1),
+            core_inner=(self.core.factor.double().T @ self.J.double()).square().sum().reshape(1),
             core_norm_squared=self.core.norm_squared,
             units=self.J.shape[2],
         )

@@ -96,7 +96,11 @@ class TangentSketch:
 
     def leading_sample(self, index: int) -> Tensor:
         """Coordinates of a sample in the leading directions, shape ``(leading, n)``."""
-        return self.rows.lead(torch.cat(self._samples)[index])
+        for kept in self._samples:
+            if index < len(kept):
+                return self.rows.lead(kept[index]).clone()
+            index -= len(kept)
+        raise IndexError(f"there are {len(self)} samples")
 
     def deflate(self, U: Tensor, images: Tensor) -> Tensor:
         r"""Take directions out of all samples.

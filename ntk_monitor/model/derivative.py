@@ -11,22 +11,22 @@ from torch import Tensor
 
 from ntk_monitor.model.memory import is_out_of_memory
 from ntk_monitor.model.products import Function, TangentProducts, make_products
+from ntk_monitor.model.quiet import Kernels
 from ntk_monitor.operators import LinearOperator
 
 logger = logging.getLogger(__name__)
 
-Quiet = Callable[[bool], AbstractContextManager[None]]
-"""Makes the context to compute in; takes whether fused kernels must be off."""
-Reverse = Callable[[Tensor], Tensor]
-"""``y -> J* y``."""
+Quiet = Callable[[Kernels], AbstractContextManager[None]]
+"""Makes the context to compute in, with the kernels that may be used."""
 
 
 class Derivative(LinearOperator):
     r"""The derivative :math:`J = D f(\theta)` of a function at a point.
 
     Products with tangents (`matvec`, `matmat`) use the first method of a list that works, and
-    stay with it; adjoint products (`rmatvec`, `rmatmat`) go backward through one recorded
-    evaluation. Each enters the quiet context by itself.
+    stay with it. Adjoint products (`rmatvec`, `rmatmat`) go backward through a recorded
+    evaluation. It takes the memory of a training step, so each makes its own and keeps none. Each
+    enters the quiet context by itself.
 
     Attributes:
         products: Products spent so far, those of step checks included.
@@ -35,27 +35,27 @@ class Derivative(LinearOperator):
     def __init__(
         self,
         name: str,
+        function: Function,
         at: Tensor,
         value: Tensor,
         methods: dict[str, TangentProducts],
-        reverse: Reverse,
         quiet: Quiet,
     ) -> None:
         """Make the operator.
 
         Args:
             name: How it prints.
+            function: What is differentiated.
             at: The point, which has the shape of the inputs.
             value: The function's value there, which has the shape of the outputs.
             methods: Tangent products by the name of their method, in the order of preference.
-            reverse: Adjoint products.
             quiet: Makes the context to compute in.
         """
         super().__init__(tuple(at.shape), tuple(value.shape), value.dtype, value.device)
         self.name = name
         self.products = 0
         self._methods = dict(methods)
-        self._reverse = reverse
+        self._function, self._at = function, at.detach()
         self._quiet = quiet
         self._settled = len(methods) == 1
 
@@ -63,6 +63,11 @@ class Derivative(LinearOperator):
     def method(self) -> str:
         """The method in use; before the first product, the one to be tried first."""
         return next(iter(self._methods))
+
+    def exclude(self, method: str) -> None:
+        """Do without a method, where there is another."""
+        if len(self._methods) > 1:
+            self._methods.pop(method, None)
 
     @property
     def at_once(self) -> int:
@@ -74,7 +79,7 @@ class Derivative(LinearOperator):
             products = self._methods[self.method]
             before = products.extra_products
             try:
-                with self._quiet(products.plain_kernels):
+                with self._quiet(products.kernels):
                     Y = products(X).detach()
             except (RuntimeError, NotImplementedError, FloatingPointError) as error:
                 if is_out_of_memory(error):
@@ -86,7 +91,7 @@ class Derivative(LinearOperator):
                 if self._settled or len(self._methods) == 1:
                     raise
                 logger.info("method %s does not work on this model: %s", self.method, error)
-                del self._methods[self.method]
+                self.exclude(self.method)
                 continue
             self._settled = True
             self.products += len(X) + products.extra_products - before
@@ -94,8 +99,13 @@ class Derivative(LinearOperator):
 
     def _rmatmat(self, Y: Tensor) -> Tensor:
         self.products += len(Y)
-        with self._quiet(True):
-            return torch.stack([self._reverse(y) for y in Y])
+        with self._quiet("reversible"):
+            return torch.stack([self._pull(y) for y in Y])
+
+    def _pull(self, y: Tensor) -> Tensor:
+        leaf = self._at.detach().requires_grad_()
+        (pulled,) = torch.autograd.grad(self._function(leaf), leaf, y, materialize_grads=True)
+        return pulled
 
     def __str__(self) -> str:
         return self.name
@@ -115,21 +125,10 @@ def differentiate(
         chunk_size: How many tangents to carry at once.
 
     Returns:
-        The operator; the evaluation that its adjoint products go back through is recorded at the
-        first of them.
+        The operator.
     """
-    recorded: list[tuple[Tensor, Tensor]] = []
-
-    def reverse(y: Tensor) -> Tensor:
-        if not recorded:
-            leaf = at.detach().clone().requires_grad_()
-            recorded.append((function(leaf), leaf))
-        output, leaf = recorded[0]
-        (pulled,) = torch.autograd.grad(output, leaf, y, retain_graph=True, materialize_grads=True)
-        return pulled
-
     methods = {
         method: make_products(method, function, at, chunk_size, accuracy=0.01)
         for method in ("forward-ad", "double-backward")
     }
-    return Derivative(name, at, value, methods, reverse, quiet)
+    return Derivative(name, function, at, value, methods, quiet)

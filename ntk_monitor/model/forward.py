@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -100,12 +100,13 @@ class ForwardMap:
             submodule = self.module.get_submodule(path)
             return submodule.register_forward_hook(hook, with_kwargs=True)
 
-        handles = [watch(path) for path in edit.paths(source)]
-        try:
+        with ExitStack() as stack:
+            for path in edit.paths(source):
+                stack.callback(watch(path).remove)
+            if edit.given is not None and not edit.through_time:
+                # What computes the state in vain need not be recorded for derivatives.
+                stack.enter_context(_without_gradient(self.module.get_submodule(source.path)))
             outputs = self._call({**self.tensors, **theta})
-        finally:
-            for handle in handles:
-                handle.remove()
         return states[0] if len(states) == 1 else torch.cat(states, dim=1), outputs
 
     def _call(self, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
@@ -116,6 +117,27 @@ class ForwardMap:
 def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy of its own; floating ones in ``dtype``."""
     return tensor.detach().to(dtype if tensor.is_floating_point() else None, copy=True)
+
+
+@contextmanager
+def _without_gradient(module: nn.Module) -> Iterator[None]:
+    """Switch gradients off during the calls of a submodule."""
+    before: list[bool] = []
+
+    def enter(*_: Any) -> None:  # noqa: ANN401
+        before.append(torch.is_grad_enabled())
+        torch.set_grad_enabled(False)
+
+    def leave(*_: Any) -> None:  # noqa: ANN401
+        torch.set_grad_enabled(before.pop())
+
+    first = module.register_forward_pre_hook(enter)
+    last = module.register_forward_hook(leave, prepend=True, always_call=True)
+    try:
+        yield
+    finally:
+        first.remove()
+        last.remove()
 
 
 @contextmanager

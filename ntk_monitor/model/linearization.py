@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from ntk_monitor.model.forward import ForwardMap
 from ntk_monitor.model.parameters import ParameterSpace
 from ntk_monitor.model.products import Function
 from ntk_monitor.model.propagator import Propagator
-from ntk_monitor.model.quiet import quiet
+from ntk_monitor.model.quiet import Kernels, quiet
 from ntk_monitor.model.sites import Coverage, WeightSite
 from ntk_monitor.model.state import StateSource
 from ntk_monitor.operators import (
@@ -168,10 +168,7 @@ class Linearization:
         return self._forward.run({} if theta is None else theta, source, edit)[0]
 
     def _derivative(self, name: str, function: Function, at: Tensor) -> Derivative:
-        def quiet_context(plain_kernels: bool) -> AbstractContextManager[None]:
-            return self._quiet(plain_kernels=plain_kernels)
-
-        return differentiate(name, function, at, self.state, quiet_context, self._chunk_size)
+        return differentiate(name, function, at, self.state, self._quiet, self._chunk_size)
 
     @property
     def output(self) -> Tensor | None:
@@ -192,7 +189,7 @@ class Linearization:
             return tensor.unsqueeze(0 if self._source.unbatched else 1)
         return tensor.transpose(0, 1) if self._source.time_first else tensor
 
-    def pull_back_outputs(self, errors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def pull_back_outputs(self, errors: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         r"""Pull error signals on the outputs back to the state and to all trained parameters.
 
         With outputs ``y(h, theta)`` and an error ``e``, both results are exact:
@@ -204,36 +201,35 @@ class Linearization:
         Args:
             errors: Errors on the output rows, shape ``(m, B, T, o)``.
 
-        Returns:
-            ``q`` of shape ``(m, B, T, n)``, ``J* q`` of shape ``(m, p)``, and ``||J_y* e||^2`` of
-            shape ``(m,)``. The cost is one product per error, and one readout pass.
+        Yields:
+            For each error, ``q`` of shape ``(B, T, n)``, ``J* q`` of shape ``(p,)``, and
+            ``||J_y* e||^2``. The cost is one product per error, and one pass for all.
         """
         h = self.state.clone().requires_grad_()
-        with self._quiet(plain_kernels=True):
-            leaves = {n: self._forward.tensors[n].detach() for n in self._trained}
-            theta = {n: leaf.requires_grad_() for n, leaf in leaves.items()}
+        leaves = {n: self._forward.tensors[n].detach() for n in self._trained}
+        theta = {n: leaf.requires_grad_() for n, leaf in leaves.items()}
+        with self._quiet("reversible"):
             found = main_output(self._forward.run(theta, self._source, Edit(given=h))[1])
-            inputs = [h, *theta.values()]
-            gradients = [
-                torch.autograd.grad(
-                    self.in_rows(found), inputs, e, retain_graph=True, materialize_grads=True
-                )
-                if found is not None and found.requires_grad
-                else [torch.zeros_like(x) for x in inputs]
-                for e in errors
-            ]
-        q = torch.stack([g[0] for g in gradients])
-        through_state = self.jacobian.rmatmat(q)
-        sizes = []
-        for direct, indirect in zip(gradients, through_state, strict=True):
-            total = dict(zip(self._trained, direct[1:], strict=True))
-            for name, part in self._space.split(indirect).items():
-                total[name] = total[name] + part
-            sizes.append(torch.stack([t.double().square().sum() for t in total.values()]).sum())
-        return q, through_state, torch.stack(sizes)
+            output = None if found is None or not found.requires_grad else self.in_rows(found)
+        inputs = [h, *theta.values()]
+        for e in errors:
+            gradients: Sequence[Tensor | None] = (
+                [None] * len(inputs)
+                if output is None
+                else torch.autograd.grad(output, inputs, e, retain_graph=True, allow_unused=True)
+            )
+            q = torch.zeros_like(h) if gradients[0] is None else gradients[0]
+            pulled = self.jacobian.rmatvec(q)
+            through_state = self._space.split(pulled)
+            size = torch.zeros((), dtype=torch.float64, device=h.device)
+            for name, direct in zip(theta, gradients[1:], strict=True):
+                parts = [g for g in (direct, through_state.get(name)) if g is not None]
+                if parts:
+                    size += torch.linalg.vector_norm(sum(parts), dtype=torch.float64).square()
+            yield q, pulled, size
 
-    def _quiet(self, *, plain_kernels: bool) -> AbstractContextManager[None]:
-        return quiet(self._forward.module, plain_kernels=plain_kernels)
+    def _quiet(self, kernels: Kernels) -> AbstractContextManager[None]:
+        return quiet(self._forward.module, kernels=kernels)
 
 
 def _carrying_on(state: Tensor) -> Edit:

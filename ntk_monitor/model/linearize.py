@@ -21,7 +21,7 @@ from ntk_monitor.model.linearization import Linearization
 from ntk_monitor.model.memory import free_memory
 from ntk_monitor.model.parameters import ParameterFilter, ParameterSpace, select_parameters
 from ntk_monitor.model.products import METHODS, TangentProducts, make_products
-from ntk_monitor.model.quiet import quiet
+from ntk_monitor.model.quiet import Kernels, quiet
 from ntk_monitor.model.sites import find_sites
 from ntk_monitor.model.state import Call, StateSource, find_state, is_time_first
 
@@ -38,14 +38,14 @@ def linearize(
     state: str = "auto",
     parameters: ParameterFilter = None,
     forward_fn: ForwardFn | None = None,
-    method: str = "auto",
+    method: str | Sequence[str] = "auto",
     dtype: torch.dtype | None = torch.float32,
     chunk_size: int | None = None,
     accuracy: float = 0.01,
 ) -> Linearization:
     """Linearise the state of a model in its parameters, on one batch.
 
-    Two forward passes; the module is left as it was.
+    Three forward passes; the module is left as it was.
 
     Args:
         module: The model.
@@ -55,7 +55,8 @@ def linearize(
         parameters: Names, glob patterns or a predicate of (name, parameter); by default all that
             require a gradient.
         forward_fn: ``(module, batch) -> outputs``.
-        method: One of `METHODS`, or ``"auto"`` for the first of them that works.
+        method: One of `METHODS`, or several, of which the first that works on the model is taken;
+            ``"auto"`` for all of them.
         dtype: Arithmetic of the linearisation; None keeps the model's.
         chunk_size: Tangents carried at once by forward mode; by default at most 16, fewer where
             they would take more than a tenth of the free memory. Out of memory, it is halved.
@@ -74,46 +75,42 @@ def linearize(
     dtype = reference.dtype if dtype is None else dtype
     forward_fn = default_forward if forward_fn is None else forward_fn
 
-    def context(plain_kernels: bool) -> AbstractContextManager[None]:
-        return quiet(module, plain_kernels=plain_kernels)
+    def context(kernels: Kernels) -> AbstractContextManager[None]:
+        return quiet(module, kernels=kernels)
 
-    with context(True):
+    with context("reversible"):
         forward = ForwardMap(module, cast_batch(batch, dtype, reference.device), forward_fn, dtype)
-        calls, outputs = forward.record()
-        source = find_state(module, state, calls)
+        source = find_state(module, state, forward.record()[0])
         theta = {name: forward.tensors[name].detach().requires_grad_() for name in names}
-        h, _ = forward.run(theta, source)
+        h = forward.run(theta, source)[0]
         reached = _reached(h, theta)
+        h = h.detach()  # no graph beside the recorded calls: either takes a training step's memory
         if not reached:
             raise ValueError(
                 f"no studied parameter reaches the state {source.path!r}, so gradient descent "
                 "cannot move it: choose a later module with state=..., or other parameters"
             )
+        calls, outputs = forward.record()
         rows = (h.shape[0], h.shape[1])
         sites, coverage = find_sites(module, calls, reached, rows, time_first=is_time_first(module))
         recurrence = _find_recurrence(source, calls, h)
-    leaves = [theta[name] for name in reached]
+        if chunk_size is None:
+            chunk_size = _affordable_chunk(calls, h)
+        del calls
     space = ParameterSpace({name: theta[name].shape for name in reached})
-    if chunk_size is None:
-        chunk_size = _affordable_chunk(calls, h)
-    flat = space.join([leaf.detach() for leaf in leaves])
+    flat = space.join([theta.pop(name).detach() for name in reached])
+    forward.tensors.update(space.split(flat))  # one copy, not two
 
     def state_at(theta: Tensor) -> Tensor:
         return forward.run(space.split(theta), source)[0]
 
-    def reverse(y: Tensor) -> Tensor:
-        return space.join(
-            torch.autograd.grad(h, leaves, y, retain_graph=True, materialize_grads=True)
-        )
-
+    wanted = METHODS if method == "auto" else (method,) if isinstance(method, str) else method
     methods: dict[str, TangentProducts] = {
-        name: make_products(name, state_at, flat, chunk_size, accuracy)
-        for name in METHODS
-        if method in {name, "auto"}
+        name: make_products(name, state_at, flat, chunk_size, accuracy) for name in wanted
     }
-    jacobian = Derivative("J", flat, h, methods, reverse, context)
+    jacobian = Derivative("J", state_at, flat, h, methods, context)
     return Linearization(
-        state=h.detach(),
+        state=h,
         outputs=outputs,
         sites=sites,
         coverage=coverage,

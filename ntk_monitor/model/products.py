@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
+from ntk_monitor.model.quiet import Kernels
+
 ProductMethod = Literal["forward-ad", "finite-difference", "double-backward"]
 METHODS: tuple[ProductMethod, ...] = ("forward-ad", "double-backward", "finite-difference")
-"""All methods, in the order in which the automatic choice tries them."""
+"""All methods, the exact ones first."""
 
 
 Function = Callable[[Tensor], Tensor]
@@ -21,8 +23,8 @@ Function = Callable[[Tensor], Tensor]
 class TangentProducts(ABC):
     """A way to compute ``J g`` for a batch of tangents ``g``, ``J`` a function's derivative."""
 
-    plain_kernels: bool
-    """Whether the method needs fused kernels switched off."""
+    kernels: Kernels = "plain"
+    """Which kernels the method can work with."""
 
     def __init__(self, function: Function, at: Tensor, chunk_size: int) -> None:
         """Keep what every method needs.
@@ -54,8 +56,6 @@ class TangentProducts(ABC):
 class ForwardAD(TangentProducts):
     """Forward-mode automatic differentiation, vectorised over tangents. Exact."""
 
-    plain_kernels = True
-
     @property
     def at_once(self) -> int:
         """The chunk size."""
@@ -79,7 +79,10 @@ class DoubleBackward(TangentProducts):
     Exact; needs operations that can be differentiated twice.
     """
 
-    plain_kernels = True
+    @property
+    def at_once(self) -> int:
+        """The chunk size: one graph serves a whole chunk."""
+        return self.chunk_size
 
     def __call__(self, G: Tensor) -> Tensor:
         """Return ``J G[b]``."""
@@ -102,7 +105,7 @@ class FiniteDifference(TangentProducts):
     must agree to the given accuracy, or the step is divided by ten, twice at most.
     """
 
-    plain_kernels = False
+    kernels = "any"
 
     def __init__(
         self, function: Function, at: Tensor, chunk_size: int, accuracy: float = 0.01
@@ -121,30 +124,36 @@ class FiniteDifference(TangentProducts):
     def __call__(self, G: Tensor) -> Tensor:
         """Return ``J G[b]``."""
         with torch.no_grad():
+            images = []
             if self.step is None:
-                self.step = self._choose_step(G[0])
-            return torch.stack([self._product(g, self.step) for g in G])
+                self.step, image = self._choose_step(G[0])
+                images.append(image)
+            images += [self._product(g, self.step) for g in G[len(images) :]]
+            return torch.stack(images)
 
     def _product(self, g: Tensor, step: float) -> Tensor:
         # A model whose parameters are all zero still needs a step of its own.
-        size = torch.linalg.vector_norm(self.at).clamp(min=1e-3)
-        epsilon = step * size / torch.linalg.vector_norm(g)
+        size, length = (
+            torch.linalg.vector_norm(self.at).clamp(min=1e-3),
+            torch.linalg.vector_norm(g),
+        )
+        epsilon = step * size / torch.where(length > 0, length, 1.0)
         ahead: Tensor = self.function(self.at + epsilon * g)
         behind: Tensor = self.function(self.at - epsilon * g)
         image: Tensor = (ahead - behind) / (2 * epsilon)
         return image
 
-    def _choose_step(self, g: Tensor) -> float:
+    def _choose_step(self, g: Tensor) -> tuple[float, Tensor]:
+        """The step, and the product with it."""
         step: float = 0.6 * torch.finfo(self.at.dtype).eps ** (1 / 3)
         coarse = self._product(g, step)
-        self._extra += 1
         gaps = []
         for _ in range(3):
             fine = self._product(g, step / 10)
             self._extra += 1
             gap = torch.linalg.vector_norm(coarse - fine) / torch.linalg.vector_norm(fine)
             if not bool(gap > self.accuracy):  # also passes a product that is zero or not finite
-                return step
+                return step, coarse
             gaps.append(f"{float(gap):.2g}")
             step, coarse = step / 10, fine
         raise FloatingPointError(
@@ -155,7 +164,7 @@ class FiniteDifference(TangentProducts):
 
 
 def make_products(
-    method: ProductMethod, function: Function, at: Tensor, chunk_size: int, accuracy: float
+    method: str, function: Function, at: Tensor, chunk_size: int, accuracy: float
 ) -> TangentProducts:
     """The products of a method by its name.
 

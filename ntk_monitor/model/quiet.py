@@ -5,16 +5,21 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+Kernels = Literal["any", "reversible", "plain"]
+"""``"any"``: the fastest, for plain passes. ``"reversible"``: those that go backward in evaluation
+mode too, so no oneDNN and no cuDNN where there are recurrent layers. ``"plain"``: those that have
+derivatives in every direction and of second order, so no fused attention either."""
+
 
 @contextmanager
-def quiet(module: nn.Module, *, plain_kernels: bool = True) -> Iterator[None]:
+def quiet(module: nn.Module, *, kernels: Kernels = "plain") -> Iterator[None]:
     """Probe a module without leaving a trace, whatever happens inside.
 
     On entry every submodule is put in evaluation mode (dropout off, batch statistics frozen),
@@ -26,9 +31,7 @@ def quiet(module: nn.Module, *, plain_kernels: bool = True) -> Iterator[None]:
 
     Args:
         module: The module to be probed.
-        plain_kernels: Switch off the fused kernels that lack forward-mode or second derivatives:
-            fused attention, and where there are recurrent layers oneDNN and cuDNN. Convolutions
-            keep theirs otherwise, which are several times faster.
+        kernels: Which kernels may be used. Convolutions keep theirs always.
 
     Yields:
         Nothing.
@@ -40,9 +43,10 @@ def quiet(module: nn.Module, *, plain_kernels: bool = True) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         for device_type in {"cpu", *(p.device.type for p in module.parameters())}:
             stack.enter_context(torch.autocast(device_type, enabled=False))
-        if plain_kernels:
-            recurrent = any(isinstance(m, nn.RNNBase) for m in module.modules())
-            stack.enter_context(_plain_kernels(recurrent=recurrent))
+        if kernels == "plain":
+            stack.enter_context(_plain_attention())
+        if kernels != "any":
+            stack.enter_context(_plain_recurrence(module))
         for submodule in module.modules():
             submodule.training = False
         yield
@@ -88,19 +92,29 @@ def _attributes(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _plain_kernels(*, recurrent: bool) -> Iterator[None]:
-    """Switch off, in scope, the kernels that cannot be differentiated in every direction."""
-    mkldnn, cudnn = bool(torch.backends.mkldnn.enabled), bool(torch.backends.cudnn.enabled)
+def _plain_attention() -> Iterator[None]:
+    """Switch off, in scope, attention that cannot be differentiated in every direction."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with sdpa_kernel(SDPBackend.MATH):
         try:
-            if recurrent:
-                _enable(mkldnn=False, cudnn=False)
             torch.backends.mha.set_fastpath_enabled(False)
             yield
         finally:
-            _enable(mkldnn=mkldnn, cudnn=cudnn)
             torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextmanager
+def _plain_recurrence(module: nn.Module) -> Iterator[None]:
+    """Switch off, in scope, the libraries whose recurrent layers cannot be, if there are any."""
+    mkldnn, cudnn = bool(torch.backends.mkldnn.enabled), bool(torch.backends.cudnn.enabled)
+    recurrent = any(isinstance(m, nn.RNNBase) for m in module.modules())
+    try:
+        if recurrent:
+            _enable(mkldnn=False, cudnn=False)
+        yield
+    finally:
+        if recurrent:
+            _enable(mkldnn=mkldnn, cudnn=cudnn)
 
 
 def _enable(*, mkldnn: bool, cudnn: bool) -> None:
