@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from ntk_monitor.targets import PulledBack, decompose, pull_back, target_like, t
 
 TEMPORAL_MODES = 20
 """How many temporal modes a snapshot keeps."""
+Tier = Literal["core", "modes", "kernel"]
 PREFERENCE: tuple[ProductMethod, ...] = ("finite-difference", "forward-ad", "double-backward")
 """Methods in the order in which ``"auto"`` tries them. Finite differences cost two forward passes,
 in the memory of one and with any kernel, and are far more precise than sampling needs."""
@@ -55,6 +56,7 @@ class Probe:
         learning_rate: float | None = None,
         tolerance: float = 0.05,
         max_products: int = 96,
+        tier: Tier = "kernel",
         method: str = "auto",
         dtype: torch.dtype | str | None = torch.float32,
         chunk_size: int | None = None,
@@ -63,13 +65,15 @@ class Probe:
         """Check and keep the settings; one that is out of its range raises a ValueError."""
         _require(modes >= 0, "modes", "a number of target modes, 0 or more", modes)
         _require(tolerance >= 0, "tolerance", "a relative standard error, 0 or more", tolerance)
-        least = _least_products(modes)
+        least = _least_products(modes) if tier == "kernel" else 0
         _require(
             max_products >= least,
             "max_products",
             f"at least {least} (with modes={modes})",
             max_products,
         )
+        tiers = get_args(Tier)
+        _require(tier in tiers, "tier", f"one of {', '.join(tiers)}", tier)
         choices = ("auto", "exact", *METHODS)
         _require(method in choices, "method", f"one of {', '.join(choices)}", method)
         _require(
@@ -90,6 +94,7 @@ class Probe:
         self.learning_rate = learning_rate
         self.tolerance = tolerance
         self.max_products = max_products
+        self.tier = tier
         self.method = method
         self.dtype = _dtype(dtype)
         self.chunk_size = chunk_size
@@ -122,6 +127,8 @@ class Probe:
             pulled = self._target(batch, lin, core)
             if not bool(core.is_finite and torch.isfinite(lin.state).all()):
                 _warn_non_finite("activations")
+                return self._snapshot(lin, core, pulled, None, math.nan, learning_rate, started)
+            if self.tier != "kernel":
                 return self._snapshot(lin, core, pulled, None, math.nan, learning_rate, started)
             most = self.max_products if max_products is None else max_products
             kernel, adjoint_error = self._measure(
@@ -157,7 +164,7 @@ class Probe:
         if not bool(torch.isfinite(target).all()):
             _warn_non_finite("targets")
             return None
-        return pull_back(decompose(target, self.modes), lin, core)
+        return pull_back(decompose(target, self.modes), lin, core, derivatives=self.tier != "core")
 
     def _measure(
         self, lin: Linearization, core: CoreGram, seed: int, max_products: int
@@ -254,6 +261,7 @@ class Probe:
             seconds=time.perf_counter() - started,
             method="exact" if isinstance(kernel, ExactKernel) else lin.jacobian.method,
             scheme=measured.scheme if isinstance(measured, Measured) else "exact",
+            tier=self.tier,
             tolerance_met=measured.tolerance_met if isinstance(measured, Measured) else True,
             adjoint_error=adjoint_error,
         )
@@ -271,6 +279,7 @@ def probe(
     learning_rate: float | None = None,
     tolerance: float = 0.05,
     max_products: int = 96,
+    tier: Tier = "kernel",
     method: str = "auto",
     dtype: torch.dtype | str | None = torch.float32,
     chunk_size: int | None = None,
@@ -298,6 +307,9 @@ def probe(
         learning_rate: For ``steps_to_learn``, which is None without it.
         tolerance: Wanted relative standard error of the sampled numbers; sampling stops there.
         max_products: Most products to spend, unless ``method="exact"``.
+        tier: How far to go. ``"core"`` takes no derivative: the core, the learned fractions and the
+            core overlaps. ``"modes"`` adds what is exact about the target modes, at one product
+            each: gains and steps to learn. ``"kernel"`` adds what is sampled.
         method: How ``J g`` is computed: ``"finite-difference"``, in the memory of a forward pass
             and with a step that is checked; ``"forward-ad"`` or ``"double-backward"``, to rounding,
             in several times the memory. ``"exact"`` forms the dense Jacobian, for small models, at
@@ -335,6 +347,7 @@ def probe(
         learning_rate=learning_rate,
         tolerance=tolerance,
         max_products=max_products,
+        tier=tier,
         method=method,
         dtype=dtype,
         chunk_size=chunk_size,

@@ -84,6 +84,7 @@ class Snapshot:
             directions were taken out exactly and only the rest was sampled.
         tolerance_met: Whether every sampled number reached the wanted relative standard error;
             if not, the budget ended the sampling.
+        tier: How far the measurement went; see `probe`. What it did not reach is nan or None.
         adjoint_error: ``|<J g, z> - <g, J* z>| / ||J g||`` for random ``g`` and ``z``: both
             directions of differentiation must agree.
     """
@@ -109,29 +110,36 @@ class Snapshot:
     scheme: str
     tolerance_met: bool
     adjoint_error: float
+    tier: str = "kernel"
 
     @property
     def is_finite(self) -> bool:
-        """Whether the kernel could be measured; False after nan or infinite activations."""
-        return self.trace.is_finite and math.isfinite(self.core_effective_rank)
+        """Whether all could be measured; False after nan or infinite activations."""
+        kernel = self.tier != "kernel" or self.trace.is_finite
+        return kernel and math.isfinite(self.core_effective_rank)
 
     def scalars(self) -> dict[str, float]:
         """Every number that is logged, by its tag.
 
         Returns:
-            Values, and standard errors under the same tag with the suffix ``_stderr``.
+            Values, and standard errors under the same tag with the suffix ``_stderr``; those of the
+            kernel only where the tier reached it.
         """
+        kernel = self.tier == "kernel"
         tags: dict[str, float | Estimate | None] = {
-            "ntk/core_cosine": self.core_cosine,
-            "ntk/temporal_core_cosine": self.temporal_core_cosine,
-            "ntk/effective_rank": self.effective_rank,
-            "ntk/temporal_effective_rank": self.temporal_effective_rank,
-            "ntk/spatial_effective_rank": self.spatial_effective_rank,
-            "ntk/trace": self.trace,
             "core/effective_rank": self.core_effective_rank,
         }
+        if kernel:
+            tags |= {
+                "ntk/core_cosine": self.core_cosine,
+                "ntk/temporal_core_cosine": self.temporal_core_cosine,
+                "ntk/effective_rank": self.effective_rank,
+                "ntk/temporal_effective_rank": self.temporal_effective_rank,
+                "ntk/spatial_effective_rank": self.spatial_effective_rank,
+                "ntk/trace": self.trace,
+            }
         for mode in self.target_modes:
-            tags[f"target/mode_{mode.index}/alignment"] = mode.alignment
+            tags[f"target/mode_{mode.index}/alignment"] = mode.alignment if kernel else None
             tags[f"target/mode_{mode.index}/learned"] = mode.learned
             tags[f"target/mode_{mode.index}/steps_to_learn"] = mode.steps_to_learn
         tags["ntk/probe_seconds"] = self.seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -103,13 +104,17 @@ class PulledBack(NamedTuple):
     outputs: int
 
 
-def pull_back(decomposition: Decomposition, lin: Linearization, core: CoreGram) -> PulledBack:
+def pull_back(
+    decomposition: Decomposition, lin: Linearization, core: CoreGram, *, derivatives: bool = True
+) -> PulledBack:
     r"""Everything about the modes that is exact.
 
     Args:
         decomposition: The modes.
         lin: The model.
         core: Its core.
+        derivatives: Whether to take derivatives; without them gains are nan, and so are core
+            overlaps where the target's rows are not the state's.
 
     Returns:
         Learned fractions, gains ``||J* q_i||^2 / ||q_i||^2``, core overlaps, the squared norms
@@ -121,13 +126,15 @@ def pull_back(decomposition: Decomposition, lin: Linearization, core: CoreGram) 
         return PulledBack(decomposition, (), (), (), (), 0)
     sums = (output.detach().double() * errors.double()).sum((1, 2, 3))
     same_rows = decomposition.patterns.shape[1:] == lin.state.shape[:2]
-    gains, overlaps, sizes = [], [], []
-    for pattern, (q, pulled, size) in zip(
-        decomposition.patterns, lin.pull_back_outputs(errors), strict=True
-    ):
-        gains.append(float(squared_norm(pulled) / squared_norm(q)))
-        overlaps.append(core.overlap(pattern.flatten() if same_rows else q.flatten(0, 1)))
-        sizes.append(float(size))
+    overlaps = [
+        core.overlap(u.flatten()) if same_rows else math.nan for u in decomposition.patterns
+    ]
+    gains, sizes = [math.nan] * len(overlaps), [math.nan] * len(overlaps)
+    for i, (q, pulled, size) in enumerate(lin.pull_back_outputs(errors) if derivatives else ()):
+        gains[i] = float(squared_norm(pulled) / squared_norm(q))
+        sizes[i] = float(size)
+        if not same_rows:
+            overlaps[i] = core.overlap(q.flatten(0, 1))
     return PulledBack(
         decomposition,
         (sums / decomposition.singular_values).tolist(),
@@ -161,7 +168,7 @@ def target_modes(
     for i, gain in enumerate(pulled.gains):
         alignment = gain / norm.value if norm.value else float("nan")
         steps = None
-        if learning_rate is not None:
+        if learning_rate is not None and not math.isnan(pulled.output_gains[i]):
             rate = 2 * learning_rate * pulled.output_gains[i]
             steps = pulled.outputs / rate if rate else float("inf")
         modes.append(

@@ -108,7 +108,9 @@ def sample_kernel(
                 sketch.extend(torch.cat(pieces))
                 pieces = []
 
-    sample(min(PILOT, left() - 1))  # one product is kept for the comparison with the adjoint
+    sample(MIN_SAMPLES)  # a step check's products show after these
+    # One product is kept for the comparison with the adjoint.
+    sample(max(0, min(PILOT - MIN_SAMPLES, left() - 1)))
     krylov = _Krylov(J, sketch, draw, seed, at_once)
     while True:
         error = sketch.statistics.relative_error * (1 + CAUTION / math.sqrt(2 * len(sketch)))

@@ -18,7 +18,7 @@ from ntk_monitor.model.batch import ForwardFn, TargetFn, keep_batch
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.monitor.logs import batches_that_stepped, log_figures, log_scalars, writers
 from ntk_monitor.monitor.schedule import Schedule
-from ntk_monitor.probe import Probe
+from ntk_monitor.probe import Probe, Tier
 from ntk_monitor.snapshot import Snapshot
 from ntk_monitor.views import band_scalars, custom_scalars_layout, snapshot_figures
 
@@ -83,6 +83,7 @@ class NTKMonitor(Callback):
         learning_rate: float | None = None,
         tolerance: float = 0.05,
         max_products: int = 96,
+        tier: Tier = "kernel",
         method: str = "auto",
         dtype: str | torch.dtype | None = "float32",
         chunk_size: int | None = None,
@@ -113,6 +114,7 @@ class NTKMonitor(Callback):
             learning_rate: For steps to learn; read off the first optimizer if left out.
             tolerance: Wanted relative standard error.
             max_products: Most products a probe may spend.
+            tier: How far a probe goes; figures need all of it.
             method: How products are computed.
             dtype: Arithmetic of the probe.
             chunk_size: Tangents carried at once.
@@ -153,6 +155,7 @@ class NTKMonitor(Callback):
             learning_rate=learning_rate,
             tolerance=tolerance,
             max_products=max_products,
+            tier=tier,
             method=method,
             dtype=dtype,
             chunk_size=chunk_size,
@@ -164,7 +167,10 @@ class NTKMonitor(Callback):
         self.on_error = on_error
         self.figures = figures
         self.snapshot: Snapshot | None = None
-        self.metrics = _metrics(modes)
+        self.metrics = _metrics(modes, tier)
+        self._state_key = self._generate_state_key(
+            state=state, every_n_steps=every_n_steps, seed=seed
+        )
         self._batch: Any = None
         self._failures = 0
         self._enabled = True
@@ -174,9 +180,7 @@ class NTKMonitor(Callback):
     @property
     def state_key(self) -> str:
         """Names this monitor's state in a checkpoint."""
-        return self._generate_state_key(
-            state=self.probe.state, every_n_steps=self.schedule.every_n_steps, seed=self.probe.seed
-        )
+        return self._state_key  # made once: the Trainer asks for it at every hook of every step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the settings against the Trainer.
@@ -355,7 +359,7 @@ class NTKMonitor(Callback):
             for tag, value in band_scalars(snapshot).items():
                 writer.add_scalar(tag, value, global_step=step)
         self._laid_out = True
-        if self.figures and snapshot.is_finite and any(writers(trainer, "add_figure")):
+        if self.figures and snapshot.trace.is_finite and any(writers(trainer, "add_figure")):
             self._draw(trainer, snapshot, step, started)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ProbeListener):
@@ -404,8 +408,10 @@ def _introduce(snapshot: Snapshot) -> None:
     )
 
 
-def _metrics(modes: int) -> MetricCollection:
+def _metrics(modes: int, tier: Tier) -> MetricCollection:
     """The metrics behind the logged numbers, by tag."""
+    if tier != "kernel":
+        return MetricCollection({"core/effective_rank": EffectiveRank("core")})
     metrics: dict[str, Metric | MetricCollection] = {
         "ntk/core_cosine": CoreCosine(),
         "ntk/temporal_core_cosine": CoreCosine("temporal"),

@@ -56,7 +56,7 @@ def band_scalars(snapshot: Snapshot) -> dict[str, float]:
     """
     scalars = snapshot.scalars()
     bands = {}
-    for tag in BANDS.values():
+    for tag in filter(scalars.__contains__, BANDS.values()):
         half = WIDTH * scalars[f"{tag}_stderr"]
         bands[f"{_band(tag)}/lower"] = scalars[tag] - half
         bands[f"{_band(tag)}/upper"] = scalars[tag] + half
