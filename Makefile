@@ -25,4 +25,4 @@ docs:  ## Run the examples in the docstrings.
 	python -m pytest ntk_monitor
 
 bench:  ## Run all benchmarks and render docs/performance.md.
-	cd benchmarks && python accuracy.py && python cost.py && python alternatives.py && python overhead.py && python render.py
+	cd benchmarks && python accuracy.py && python cost.py && python growth.py && python alternatives.py && python overhead.py && python render.py

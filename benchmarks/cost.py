@@ -39,6 +39,8 @@ def main() -> None:
     rows = []
     for name in arguments.workloads:
         work = COST[name]()
+        if torch.cuda.is_available():
+            work = work.to("cuda")
         step = step_memory(work)
         for method in METHODS:
             row: dict[str, Any] = {"workload": name, "method": method}
@@ -114,9 +116,17 @@ def training_step(work: Workload, optimizer: torch.optim.Optimizer) -> None:
 
 def seconds_of(action: Callable[[], Any]) -> float:
     """Wall time of an action."""
+    synchronize()
     started = time.perf_counter()
     action()
+    synchronize()
     return time.perf_counter() - started
+
+
+def synchronize() -> None:
+    """Wait for the accelerator, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def step_memory(work: Workload) -> float:
@@ -128,12 +138,18 @@ def step_memory(work: Workload) -> float:
 
 def peak(work: Workload, action: Callable[[], Any]) -> float:
     """Most bytes of tensors in an action, and of weights, gradients and AdamW's two moments."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
         action()
-    events = profiler.profiler.kineto_results.events()
-    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    allocated = itertools.accumulate(change for _, change in sorted(changes))
-    return max(allocated) + 4 * sum(p.nbytes for p in work.model.parameters())
+        most = torch.cuda.max_memory_allocated() - before
+    else:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            action()
+        events = profiler.profiler.kineto_results.events()
+        changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+        most = max(itertools.accumulate(change for _, change in sorted(changes)))
+    return most + 4 * sum(p.nbytes for p in work.model.parameters())
 
 
 if __name__ == "__main__":

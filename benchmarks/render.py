@@ -56,7 +56,8 @@ def cost(results: dict[str, Any]) -> str:
         "## Cost\n",
         "Time of a product over that of two plain forward passes, by how many tangents are carried",
         f"at once; time of a whole probe of {results['products']} products over that of as many",
-        "pairs of forward passes; and its peak memory over that of a training step on its batch.\n",
+        "pairs of forward passes; and its peak memory over that of a training step with AdamW on",
+        "its batch, weights, gradients and the optimizer's moments counted on both sides.\n",
         "| workload | method | 1 | 4 | 16 | probe | memory |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -70,6 +71,24 @@ def cost(results: dict[str, Any]) -> str:
             f"| {row['workload']} | {row['method']} | {' | '.join(cells)} | {row['probe']:.2f} | "
             f"{row['memory over a training step']:.2f} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def growth(results: dict[str, Any]) -> str:
+    """The table of growth."""
+    lines = [
+        "## Growth\n",
+        f"Probes of {results['products']} products by finite differences, one size varied at a "
+        "time: time over as",
+        "many pairs of forward passes, and peak memory over a training step with AdamW.\n",
+        "| what | value | parameters | seconds | probe | memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['axis']} | {row['value']} | {row['parameters']:,} | {row['seconds']:.2f} | "
+        f"{row['probe']:.2f} | {row['memory over a training step']:.2f} |"
+        for row in results["rows"]
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -116,6 +135,7 @@ def number(row: dict[str, Any]) -> str:
 PARTS = {
     "accuracy": accuracy,
     "cost": cost,
+    "growth": growth,
     "alternatives": alternatives,
     "overhead": overhead,
 }

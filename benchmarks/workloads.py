@@ -21,6 +21,11 @@ class Workload:
     batch: tuple[Tensor, Tensor]
     state: str
 
+    def to(self, device: str) -> Workload:
+        """The same on another device."""
+        x, y = self.batch
+        return Workload(self.model.to(device), (x.to(device), y.to(device)), self.state)
+
 
 class Block(nn.Module):
     """A transformer of causal self-attention blocks over features."""
