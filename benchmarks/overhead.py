@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from results import save
+from results import load, save
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -29,6 +29,8 @@ SETTINGS: dict[str, dict[str, Any]] = {"default": {}} | {
     f"every {n} steps, no limit": {"every_n_steps": n, "max_overhead": None, "max_products": 32}
     for n in (1, 4, 16, 64, 256)
 }
+SHORTER, FEWER = 8, 5
+"""Divisors of the steps and the repeats where probes have no limit and so weigh more."""
 
 
 class Supervised(LightningModule):
@@ -104,24 +106,32 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS))
     parser.add_argument("--trainings", nargs="*", default=list(TRAININGS))
+    parser.add_argument("--keep", action="store_true", help="replace only the rows timed now")
     arguments = parser.parse_args()
-    rows = []
+    kept = load("overhead").get("rows", []) if arguments.keep else []
     for training in arguments.trainings:
         for setting in arguments.settings:
+            limited = setting == "default"
+            steps = arguments.steps if limited else arguments.steps // SHORTER
+            repeats = arguments.repeats if limited else max(arguments.repeats // FEWER, 1)
             ratios, probes = [], 0
-            for _ in range(arguments.repeats):
-                plain, _ = train(TRAININGS[training], None, arguments.steps)
-                watched, probes = train(TRAININGS[training], SETTINGS[setting], arguments.steps)
+            for _ in range(repeats):
+                plain, _ = train(TRAININGS[training], None, steps)
+                watched, probes = train(TRAININGS[training], SETTINGS[setting], steps)
                 ratios.append(watched / plain - 1)
             row = {
                 "training": training,
                 "setting": setting,
+                "steps": steps,
+                "repeats": repeats,
                 "overhead": statistics.median(ratios),
+                "all": ratios,
                 "probes": probes,
             }
-            rows.append(row)
             print(json.dumps(row), flush=True)
-    save("overhead", {"steps": arguments.steps, "repeats": arguments.repeats, "rows": rows})
+            kept = [r for r in kept if (r["training"], r["setting"]) != (training, setting)]
+            kept.append(row)
+            save("overhead", {"rows": kept})
 
 
 def train(

@@ -96,13 +96,14 @@ def overhead(results: dict[str, Any]) -> str:
     """The table of training overhead."""
     lines = [
         "## Training overhead\n",
-        f"Wall time of {results['steps']} training steps with the monitor over that without, less",
-        f"one, in percent; paired runs in turn, the median of {results['repeats']}.\n",
-        "| training | setting | overhead | probes |",
-        "|---|---|---|---|",
+        "Wall time of training with the monitor over that without, less one, in percent; paired",
+        "runs in turn, the median over the pairs.\n",
+        "| training | setting | steps | pairs | probes | overhead |",
+        "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row['training']} | {row['setting']} | {100 * row['overhead']:.1f} | {row['probes']} |"
+        f"| {row['training']} | {row['setting']} | {row['steps']} | {row['repeats']} | "
+        f"{row['probes']} | {100 * row['overhead']:.1f} |"
         for row in results["rows"]
     ]
     return "\n".join(lines) + "\n"

@@ -29,6 +29,19 @@ def save(name: str, results: dict[str, Any]) -> Path:
     return path
 
 
+def load(name: str) -> dict[str, Any]:
+    """Read ``benchmarks/results/<name>.json``.
+
+    Args:
+        name: Of the benchmark.
+
+    Returns:
+        What :func:`save` wrote, empty where it never did.
+    """
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def machine() -> dict[str, Any]:
     """What the numbers depend on."""
     found: dict[str, Any] = {

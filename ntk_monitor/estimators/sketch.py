@@ -130,9 +130,6 @@ class TangentSketch:
         gram = (U.flatten(1) @ self.rows.lead(kept).flatten(1).T).double()
         asymmetry = float((gram - gram.T).abs().max())
         values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
-        size = float(
-            (U.flatten(1) * self.rows.lead(self.rows.keep(images)).flatten(1)).sum(1).abs().max()
-        )
         noise = max(asymmetry, 100 * torch.finfo(kept.dtype).eps * size)
         scaled = (vectors / values.clamp(min=noise).sqrt())[:, values > noise].T.to(kept)
         F = torch.einsum("rb,bdn->rdn", scaled, kept)
