@@ -1,4 +1,9 @@
-"""Training with the monitor against training without, in turn."""
+"""Training with the monitor against training without.
+
+The speed of a shared machine drifts by more than the 2 % in question within seconds. So both
+trainings run in one process and take turns every few steps, and each is clocked while it runs.
+Which begins changes from pair to pair.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +12,14 @@ import json
 import math
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lockstep import train_in_turns
 from results import load, save
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -29,6 +34,8 @@ SETTINGS: dict[str, dict[str, Any]] = {"default": {}} | {
     f"every {n} steps, no limit": {"every_n_steps": n, "max_overhead": None, "max_products": 32}
     for n in (1, 4, 16, 64, 256)
 }
+TURN = 10
+"""Steps that a training makes before the other's turn."""
 SHORTER, FEWER = 8, 5
 """Divisors of the steps and the repeats where probes have no limit and so weigh more."""
 
@@ -114,11 +121,11 @@ def main() -> None:
             limited = setting == "default"
             steps = arguments.steps if limited else arguments.steps // SHORTER
             repeats = arguments.repeats if limited else max(arguments.repeats // FEWER, 1)
-            ratios, probes = [], 0
-            for _ in range(repeats):
-                plain, _ = train(TRAININGS[training], None, steps)
-                watched, probes = train(TRAININGS[training], SETTINGS[setting], steps)
-                ratios.append(watched / plain - 1)
+            pairs = [
+                pair(TRAININGS[training], SETTINGS[setting], steps, swap=bool(i % 2))
+                for i in range(repeats)
+            ]
+            ratios = [ratio for ratio, _ in pairs]
             row = {
                 "training": training,
                 "setting": setting,
@@ -126,7 +133,7 @@ def main() -> None:
                 "repeats": repeats,
                 "overhead": statistics.median(ratios),
                 "all": ratios,
-                "probes": probes,
+                "probes": statistics.median_low(probes for _, probes in pairs),
             }
             print(json.dumps(row), flush=True)
             kept = [r for r in kept if (r["training"], r["setting"]) != (training, setting)]
@@ -134,39 +141,49 @@ def main() -> None:
             save("overhead", {"rows": kept})
 
 
-def train(
+def pair(
     make: Callable[[], tuple[LightningModule, DataLoader[Any]]],
-    settings: dict[str, Any] | None,
+    settings: dict[str, Any],
     steps: int,
+    *,
+    swap: bool,
 ) -> tuple[float, int]:
-    """Seconds of a training, and how many probes it had."""
-    module, loader = make()
-    monitor = None if settings is None else NTKMonitor(**settings)
-    count = 0
-    if monitor is not None:
-        record = monitor.schedule.record
-
-        def counted(seconds: float) -> None:
-            nonlocal count
-            count += 1
-            record(seconds)
-
-        monitor.schedule.record = counted  # type: ignore[method-assign]
+    """The overhead of a monitor with these settings, and how many probes it took."""
+    watching = Counting(**settings)
+    order: list[list[Callback]] = [[watching], []] if swap else [[], [watching]]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = Trainer(
-            max_steps=steps,
-            max_epochs=-1,
-            accelerator="cpu",
-            logger=TensorBoardLogger(folder),
-            callbacks=[monitor] if monitor else [],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        started = time.perf_counter()
-        trainer.fit(module, loader)
-        return time.perf_counter() - started, count
+        trainings = [
+            (trainer(steps, callbacks, f"{folder}/{i}"), *make())
+            for i, callbacks in enumerate(order)
+        ]
+        seconds = train_in_turns(trainings, TURN)
+    plain, watched = reversed(seconds) if swap else seconds
+    return watched / plain - 1, watching.probes
+
+
+class Counting(NTKMonitor):
+    """A monitor that counts its probes."""
+
+    probes = 0
+
+    def _publish(self, *args: Any) -> None:  # noqa: ANN401
+        self.probes += 1
+        super()._publish(*args)
+
+
+def trainer(steps: int, callbacks: list[Callback], folder: str) -> Trainer:
+    """A Trainer with TensorBoard and nothing else."""
+    return Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=TensorBoardLogger(folder),
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
 
 
 if __name__ == "__main__":

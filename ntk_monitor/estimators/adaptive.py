@@ -17,8 +17,8 @@ from ntk_monitor.operators import LinearOperator
 PILOT, TOP_UP = 12, 4
 """Samples of the first round, and the fewest of each further one, which at most doubles them: few
 looks at the error keep a lucky one from ending the sampling."""
-BLOCK, DIRECTIONS = 2, 10
-"""Directions of a Krylov block, and of a round of deflation; each takes two products."""
+DIRECTIONS = 10
+"""Directions of a round of deflation; each takes two products."""
 CAUTION = 1.0
 """Standard deviations of the standard error itself that must fit below the tolerance."""
 
@@ -60,13 +60,14 @@ def sample_kernel(
     A pilot of samples ``y = J g`` comes first. While the largest relative standard error ``e`` is
     not safely below the tolerance, there are two ways to go on. More samples reduce it as
     ``1 / sqrt(s)``: good where ``A`` has many directions. Where it has few, they are taken out of
-    the samples (`TangentSketch.deflate`): a block Krylov space of ``A``
+    the samples (`TangentSketch.deflate`): a Krylov space of ``A``
 
-    .. math:: U_0 = \mathrm{orth}(Z), \quad U_{i+1} = \mathrm{orth}(A_i U_i),
+    .. math:: u_0 = z / \|z\|, \quad u_{i+1} = A_i u_i / \|A_i u_i\|,
 
-    with ``A_i`` what is left of ``A``, starts from a random ``Z`` that no sample depends on. The
-    samples stay independent of it and unbiased, so none is thrown away: each block, at two
-    products a direction, makes all samples better, the earlier ones too.
+    with ``A_i`` what is left of ``A``, starts from a random ``z`` that no sample depends on. The
+    samples stay independent of it and unbiased, so none is thrown away: each direction, at two
+    products, makes all samples better, the earlier ones too. One direction at a time reaches
+    deeper into the space than a block of as many products.
 
     The tolerance would take ``N = s (e / tol)^2`` plain samples, or as many as the budget allows.
     Taking ``r`` out of ``R`` equal directions, ``R`` the effective rank of what is sampled, costs
@@ -90,7 +91,7 @@ def sample_kernel(
     References:
         Persson, Cortinovis and Kressner, arXiv:2109.10659 (2021), for deflation before sampling;
         Chen et al., arXiv:2310.12364 (2023), for its use in partial traces; Tropp and Webber,
-        arXiv:2306.12418 (2023), for Nystrom approximation from block Krylov spaces.
+        arXiv:2306.12418 (2023), for Nystrom approximation from Krylov spaces.
     """
     used = 0
     sketch = TangentSketch(core)
@@ -111,7 +112,7 @@ def sample_kernel(
     sample(MIN_SAMPLES)  # a step check's products show after these
     # One product is kept for the comparison with the adjoint.
     sample(max(0, min(PILOT - MIN_SAMPLES, left() - 1)))
-    krylov = _Krylov(J, sketch, draw, seed, at_once)
+    krylov = _Krylov(J, sketch, draw, seed)
     while True:
         error = sketch.statistics.relative_error * (1 + CAUTION / math.sqrt(2 * len(sketch)))
         met = error <= tolerance
@@ -131,7 +132,7 @@ def sample_kernel(
 
 
 class _Krylov:
-    """A block Krylov space that is taken out of a sketch as it grows.
+    """A Krylov space that is taken out of a sketch as it grows.
 
     Attributes:
         adjoint_error: Of the first direction and the first sample; None before their comparison.
@@ -139,9 +140,7 @@ class _Krylov:
 
     adjoint_error: float | None = None
 
-    def __init__(
-        self, J: LinearOperator, sketch: TangentSketch, draw: Draw, seed: int, at_once: int
-    ) -> None:
+    def __init__(self, J: LinearOperator, sketch: TangentSketch, draw: Draw, seed: int) -> None:
         """Draw the start.
 
         Args:
@@ -149,44 +148,45 @@ class _Krylov:
             sketch: With the first samples, none deflated.
             draw: Tangents of the samples.
             seed: Names the start.
-            at_once: Directions to carry at once.
         """
-        self._J, self._sketch, self._draw, self._at_once = J, sketch, draw, at_once
+        self._J, self._sketch, self._draw = J, sketch, draw
         self._first = sketch.leading_sample(0)
         self._generator = torch.Generator(device=J.device).manual_seed(seed)
-        self._directions = self._next(self._first[:0].reshape(0, *self._first.shape))
+        self._direction = self._random()
 
     def extend(self, directions: int) -> None:
         """Take out some more directions, at two products each."""
-        while directions:
-            U = self._directions[:directions]
-            images = [self._image(u) for u in torch.split(U, self._at_once)]
-            self._directions = self._next(self._sketch.deflate(U, torch.cat(images)))
-            directions -= len(U)
-
-    def _next(self, F: Tensor) -> Tensor:
-        """An orthonormal block along ``F``, filled up with random directions."""
-        shape = (BLOCK - len(F), *self._first.shape)
-        fresh = torch.randn(shape, generator=self._generator, device=F.device).to(F)
-        block = torch.cat([F, fresh])
-        basis: Tensor = torch.linalg.qr(block.flatten(1).T).Q
-        return basis.T.reshape(block.shape)
+        for _ in range(directions):
+            image = self._J.matmat(self._pull()).flatten(1, 2)
+            F = self._sketch.deflate(self._direction, image)
+            self._direction = _unit(F) if len(F) else self._random()
 
     def compare(self) -> float:
         """The adjoint error; one product, unless it is known."""
         if self.adjoint_error is None:
-            self._pull(self._directions[:1])
+            self._pull()
         assert self.adjoint_error is not None
         return self.adjoint_error
 
-    def _image(self, U: Tensor) -> Tensor:
-        return self._J.matmat(self._pull(U)).flatten(1, 2)
+    def _random(self) -> Tensor:
+        """A direction of its own, where there is none to go on with; shape (1, leading, n)."""
+        like = self._first[None]
+        noise = torch.randn(like.shape, generator=self._generator, device=like.device)
+        return _unit(noise.to(like))
 
-    def _pull(self, U: Tensor) -> Tensor:
-        pulled = self._J.rmatmat(self._sketch.rows.lift(U).reshape(-1, *self._J.shape_out))
+    def _pull(self) -> Tensor:
+        """``J* u``, shape (1, p)."""
+        u = self._direction
+        pulled = self._J.rmatmat(self._sketch.rows.lift(u).reshape(1, *self._J.shape_out))
         if self.adjoint_error is None:
-            forward = inner_products(self._first.reshape(1, -1), U[:1].flatten(1))
-            backward = inner_products(self._draw(range(1)), pulled[:1])
-            usual = torch.linalg.vector_norm(self._first.double()) / math.sqrt(U[0].numel())
+            forward = inner_products(self._first.reshape(1, -1), u.flatten(1))
+            backward = inner_products(self._draw(range(1)), pulled)
+            usual = torch.linalg.vector_norm(self._first.double()) / math.sqrt(u.numel())
             self.adjoint_error = float((forward - backward).abs()) / float(usual)
         return pulled
+
+
+def _unit(X: Tensor) -> Tensor:
+    """A tensor at norm one."""
+    unit: Tensor = X / torch.linalg.vector_norm(X)
+    return unit

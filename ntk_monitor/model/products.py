@@ -138,9 +138,10 @@ class FiniteDifference(TangentProducts):
             torch.linalg.vector_norm(g),
         )
         epsilon = step * size / torch.where(length > 0, length, 1.0)
-        ahead: Tensor = self.function(self.at + epsilon * g)
-        behind: Tensor = self.function(self.at - epsilon * g)
-        image: Tensor = (ahead - behind) / (2 * epsilon)
+        point = torch.addcmul(self.at, g, epsilon)
+        ahead = self.function(point).clone()  # a state may be a view of the parameters
+        torch.addcmul(self.at, g, epsilon, value=-1, out=point)
+        image: Tensor = (ahead - self.function(point)) / (2 * epsilon)
         return image
 
     def _choose_step(self, g: Tensor) -> tuple[float, Tensor]:

@@ -28,8 +28,11 @@ FAILURES_IN_A_ROW = 3
 """Failed probes in a row after which ``on_error="warn"`` switches the monitor off."""
 FIGURE_SECONDS = 0.3
 """What drawing the figures takes, until it has been measured."""
-FIRST_PRODUCTS = 16
-"""Products of the first probe where the training is too short to pay for a whole one."""
+FEWEST_PRODUCTS = 16
+"""Products that a probe may have however short the training."""
+SERIES = 8
+"""Probes that a training should be able to pay for: a number that is followed says more than one
+number that is accurate, so where whole probes would be fewer, each is smaller."""
 
 
 @runtime_checkable
@@ -45,12 +48,13 @@ class ProbeListener(Protocol):
 class NTKMonitor(Callback):
     """Measure and log what gradient descent can do to a model's state, while the model trains.
 
-    A probe is taken before the first optimizer step (a small one, without figures, where the
-    training is too short for ``max_overhead`` to pay for more), and then every ``every_n_steps``
-    steps, on one fixed batch and with fixed random tangents, so that successive probes differ by
-    what the training did and little else. Training is bit for bit what it would be without the
-    monitor. Numbers go to every logger and to ``trainer.callback_metrics``, under the tags of
-    `Snapshot.scalars`; with TensorBoard there are also figures and a layout with error bands.
+    A probe is taken before the first optimizer step, and then every ``every_n_steps`` steps, on one
+    fixed batch and with fixed random tangents, so that successive probes differ by what the
+    training did and little else. Where ``max_overhead`` of the whole training would not pay for
+    eight probes of ``max_products``, each has fewer products, 16 at least. Training is bit for bit
+    what it would be without the monitor. Numbers go to every logger and to
+    ``trainer.callback_metrics``, under the tags of `Snapshot.scalars`; with TensorBoard there are
+    also figures and a layout with error bands.
 
     Attributes:
         snapshot: The latest snapshot, or None.
@@ -311,8 +315,7 @@ class NTKMonitor(Callback):
                 return
             rate = self.probe.learning_rate or _learning_rate(trainer)
             seed = self.probe.seed + self._redraws(trainer.current_epoch)
-            hurried = trainer.global_step == 0 and self._is_short(trainer)
-            most = FIRST_PRODUCTS if hurried else None
+            most = self._most_products(trainer)
             snapshot = self.probe(
                 pl_module, batch, learning_rate=rate, seed=seed, max_products=most
             )
@@ -369,19 +372,20 @@ class NTKMonitor(Callback):
         """Figures, unless they would cost more than is left after this probe."""
         now = self.schedule.clock()
         if trainer.global_step == 0:
-            affordable = not self._is_short(trainer)
+            affordable = self._most_products(trainer) > FEWEST_PRODUCTS
         else:
             affordable = self.schedule.affords(now - started + self._figure_seconds)
         if affordable:
             log_figures(trainer, snapshot_figures(snapshot), step)
             self._figure_seconds = self.schedule.clock() - now
 
-    def _is_short(self, trainer: Trainer) -> bool:
-        """Whether the whole training is too short to pay for one whole probe, from the start."""
-        share = self.schedule.max_overhead
-        # A product is taken to cost an optimizer step at most.
-        products = self.probe.max_products
-        return share is not None and share * trainer.estimated_stepping_batches < products
+    def _most_products(self, trainer: Trainer) -> int:
+        """What one of `SERIES` probes may cost, a product being an optimizer step at most."""
+        most, share = self.probe.max_products, self.schedule.max_overhead
+        if share is None:
+            return most
+        affordable = share * trainer.estimated_stepping_batches / SERIES
+        return int(min(max(affordable, FEWEST_PRODUCTS), most))
 
     def _handle(self, error: Exception) -> None:
         if self.on_error == "raise":

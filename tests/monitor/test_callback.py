@@ -279,28 +279,28 @@ class StopAtOnce(Callback):
 
 
 @pytest.mark.parametrize(
-    ("settings", "epochs", "whole"),
-    [({}, 1, False), ({}, 10_000, True), ({"max_overhead": None}, 1, True)],
-    ids=["short", "long", "no limit"],
+    ("settings", "epochs", "products"),
+    [({}, 1, 16), ({}, 1_600, 40), ({}, 10_000, 96), ({"max_overhead": None}, 1, 96)],
+    ids=["short", "middling", "long", "no limit"],
 )
-def test_the_first_probe_of_a_short_training_is_small_and_undrawn(
-    tmp_path: Path, settings: dict[str, Any], epochs: int, whole: bool
+def test_probes_are_smaller_where_a_training_could_not_pay_for_several(
+    tmp_path: Path, settings: dict[str, Any], epochs: int, products: int
 ) -> None:
-    monitor = NTKMonitor(**settings, tolerance=0.001)
+    monitor = NTKMonitor(**settings, tolerance=0.001, method="finite-difference")
     logger = TensorBoardLogger(tmp_path)
     fit([monitor, StopAtOnce()], logger=logger, max_epochs=epochs)
     assert monitor.snapshot is not None
-    assert monitor.snapshot.products == (96 if whole else 16)
+    assert monitor.snapshot.products == products
     assert monitor.snapshot.trace.stderr > 0
     events = EventAccumulator(logger.log_dir).Reload()
-    assert bool(events.Tags()["images"]) == whole
+    assert bool(events.Tags()["images"]) == (products > 16)
     assert "ntk/core_cosine" in events.Tags()["scalars"]
 
 
-def test_the_first_probe_after_a_resume_is_whole_in_a_short_training_too(tmp_path: Path) -> None:
+def test_probes_have_the_same_size_after_a_resume(tmp_path: Path) -> None:
     trainer, _ = fit([])
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     monitor = NTKMonitor(2, max_overhead=0.5, tolerance=0.001, on_error="raise")
     fit([monitor], max_epochs=2, limit_train_batches=2, ckpt_path=tmp_path / "last.ckpt")
     assert monitor.snapshot is not None
-    assert monitor.snapshot.products == 96
+    assert monitor.snapshot.products == 16
