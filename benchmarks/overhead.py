@@ -117,6 +117,7 @@ def main() -> None:
     arguments = parser.parse_args()
     kept = load("overhead").get("rows", []) if arguments.keep else []
     for training in arguments.trainings:
+        pair(TRAININGS[training], {}, 2 * TURN, swap=False)  # what comes first warms up
         for setting in arguments.settings:
             limited = setting == "default"
             steps = arguments.steps if limited else arguments.steps // SHORTER
@@ -131,6 +132,7 @@ def main() -> None:
                 "setting": setting,
                 "steps": steps,
                 "repeats": repeats,
+                "turns": True,
                 "overhead": statistics.median(ratios),
                 "all": ratios,
                 "probes": statistics.median_low(probes for _, probes in pairs),

@@ -96,14 +96,14 @@ def overhead(results: dict[str, Any]) -> str:
     """The table of training overhead."""
     lines = [
         "## Training overhead\n",
-        "Wall time of training with the monitor over that without, less one, in percent; paired",
-        "runs in turn, the median over the pairs.\n",
+        "Wall time of training with the monitor over that without, less one, in percent; the median",
+        "over pairs of runs that take turns every few steps (*: one whole run after the other).\n",
         "| training | setting | steps | pairs | probes | overhead |",
         "|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {row['training']} | {row['setting']} | {row['steps']} | {row['repeats']} | "
-        f"{row['probes']} | {100 * row['overhead']:.1f} |"
+        f"{row['probes']} | {100 * row['overhead']:.1f}{'' if row.get('turns') else ' *'} |"
         for row in results["rows"]
     ]
     return "\n".join(lines) + "\n"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ntk_monitor.model.batch import ForwardFn
 from ntk_monitor.model.edit import Edit
 from ntk_monitor.model.state import Call, StateSource
 
+Result = TypeVar("Result")
 PLAIN = Edit()
 """A forward pass as it is."""
 
@@ -109,9 +110,21 @@ class ForwardMap:
             outputs = self._call({**self.tensors, **theta})
         return states[0] if len(states) == 1 else torch.cat(states, dim=1), outputs
 
-    def _call(self, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
+    def holding(self, action: Callable[[], Result]) -> Result:
+        """Do something while the module holds the copies in place of its own tensors.
+
+        Args:
+            action: What to do.
+
+        Returns:
+            What it returns.
+        """
+        result: Result = self._call(self.tensors, _Caller(self.module, lambda *_: action()))
+        return result
+
+    def _call(self, tensors: Mapping[str, Tensor], caller: _Caller | None = None) -> Any:  # noqa: ANN401
         named = {f"module.{name}": tensor for name, tensor in tensors.items()}
-        return functional_call(self._caller, named, (self.batch,))
+        return functional_call(caller or self._caller, named, (self.batch,))
 
 
 def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,7 +93,10 @@ def linearize(
             )
         calls, outputs = forward.record()
         rows = (h.shape[0], h.shape[1])
-        sites, coverage = find_sites(module, calls, reached, rows, time_first=is_time_first(module))
+        time_first = is_time_first(module)
+        sites, coverage = forward.holding(
+            partial(find_sites, module, calls, reached, rows, time_first=time_first)
+        )
         recurrence = _find_recurrence(source, calls, h)
         if chunk_size is None:
             chunk_size = _affordable_chunk(calls, h)

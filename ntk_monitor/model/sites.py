@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ntk_monitor.model.edit import Tap
 from ntk_monitor.model.state import CELLS, RECURRENT, Call, Recurrent
-from ntk_monitor.model.unroll import batch_first, cell_inputs
+from ntk_monitor.model.unroll import batch_first, cell_inputs, unroll
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def find_sites(
 ) -> tuple[tuple[WeightSite, ...], Coverage]:
     """Weight sites of the studied parameters, and what they cover.
 
-    Covered are ``nn.Linear``, one-layer, one-direction ``nn.RNN``, ``nn.GRU`` and ``nn.LSTM``
-    without projection, and their cells, on the rows of the state. A module called once per time
-    step with activity of shape (B, m) is one site over time.
+    Covered are ``nn.Linear``, ``nn.RNN``, ``nn.GRU`` and ``nn.LSTM`` with all their layers,
+    directions and projections, and their cells, on the rows of the state. A module called once per
+    time step with activity of shape (B, m) is one site over time.
 
     Args:
         module: The module under study.
@@ -159,15 +159,24 @@ def _activities(call: Call, *, time_first: bool) -> Iterator[tuple[tuple[str, st
         x, h, _ = cell_inputs(call, module)
         yield ("weight_ih", "bias_ih"), x
         yield ("weight_hh", "bias_hh"), h
-    elif isinstance(module, RECURRENT) and _is_simple(module):
-        x = _argument(call, "input")
-        if isinstance(x, Tensor):
-            yield ("weight_ih_l0", "bias_ih_l0"), batch_first(x, module)
-            yield ("weight_hh_l0", "bias_hh_l0"), _previous_state(call, module)
+    elif isinstance(module, RECURRENT) and isinstance(_argument(call, "input"), Tensor):
+        for weight, activity in _recurrent_activity(call, module).items():
+            yield (weight, weight.replace("weight", "bias")), activity
+
+
+def _recurrent_activity(call: Call, module: Recurrent) -> dict[str, Tensor]:
+    """What each weight of a recurrent layer multiplies, (B, T, m), by the weight's name."""
+    if _is_simple(module):
+        inputs = batch_first(_argument(call, "input"), module)
+        return {"weight_ih_l0": inputs, "weight_hh_l0": _previous_state(call, module)}
+    seen: dict[str, Tensor] = {}
+    with torch.no_grad():
+        unroll(call, {}, seen=seen)
+    return seen
 
 
 def _is_simple(module: Recurrent) -> bool:
-    """One layer, one direction, no projection."""
+    """One layer, one direction, no projection: the outputs then tell all."""
     return module.num_layers == 1 and not module.bidirectional and not module.proj_size
 
 

@@ -52,8 +52,9 @@ def unroll(
     added: Mapping[str, Tensor],
     state: Tensor | None = None,
     given: Tensor | None = None,
+    seen: dict[str, Tensor] | None = None,
 ) -> tuple[Tensor, Any]:
-    """Run a recurrent layer again, step by step.
+    """Run a recurrent layer again, step by step, without its dropout.
 
     Args:
         call: The call of the layer in the forward pass.
@@ -61,6 +62,7 @@ def unroll(
         state: What to add to the top layer's state at each step, (B, T, n); the layer carries
             the sum on.
         given: The state to carry on instead of the computed one, (B, T, n).
+        seen: Where to put what each weight multiplies, by the local name of the weight, (B, T, m).
 
     Returns:
         The states computed from what was carried on, ``(B, T, D n)``, batch first, and the final
@@ -99,6 +101,7 @@ def unroll(
                 added,
                 state if top else None,
                 given if top else None,
+                seen,
             )
             outputs.append(states)
             finals.append(final)
@@ -115,30 +118,47 @@ def _run_layer(
     added: Mapping[str, Tensor],
     state: Tensor | None,
     given: Tensor | None,
+    seen: dict[str, Tensor] | None,
 ) -> tuple[Tensor, Hidden]:
     """One layer in one direction."""
     W_ih, W_hh = (getattr(module, name + suffix) for name in ("weight_ih", "weight_hh"))
     b_ih, b_hh = (getattr(module, name + suffix, None) for name in ("bias_ih", "bias_hh"))
     W_hr = getattr(module, "weight_hr" + suffix, None)
-    extra_p, extra_q = (added.get(name + suffix) for name in ("weight_ih", "weight_hh"))
+    extra_p, extra_q, extra_r = (
+        added.get(name + suffix) for name in ("weight_ih", "weight_hh", "weight_hr")
+    )
     p = nn.functional.linear(x, W_ih, b_ih)
     if extra_p is not None:
         p = p + extra_p
     h, c = hidden
     states: dict[int, Tensor] = {}
+    before: dict[int, Tensor] = {}
+    unprojected: dict[int, Tensor] = {}
     order = range(x.shape[1])
     for t in reversed(order) if suffix.endswith("_reverse") else order:
+        before[t] = h
         q = nn.functional.linear(h, W_hh, b_hh)
         if extra_q is not None:
             q = q + extra_q[:, t]
         h, c = step(module, p[:, t], q, h, c)
         if W_hr is not None:
+            unprojected[t] = h
             h = nn.functional.linear(h, W_hr)
+            if extra_r is not None:
+                h = h + extra_r[:, t]
         if state is not None:
             h = h + state[:, t]
         states[t] = h
         if given is not None:
             h = given[:, t]
+    if seen is not None:
+        inputs = dict(enumerate(x.unbind(1)))
+        steps = {"weight_ih": inputs, "weight_hh": before, "weight_hr": unprojected}
+        seen.update({
+            name + suffix: torch.stack([activity[t] for t in order], dim=1)
+            for name, activity in steps.items()
+            if activity
+        })
     return torch.stack([states[t] for t in order], dim=1), (h, c)
 
 

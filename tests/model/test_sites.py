@@ -132,10 +132,71 @@ def test_uncovered_layers_are_named_with_the_reason() -> None:
     assert set(lin.coverage.left_out) == {"1.weight", "1.bias"}
     assert "LayerNorm" in lin.coverage.left_out["1.weight"]
 
-    two_layers = nn.Sequential(nn.GRU(2, 6, num_layers=2, batch_first=True)).double()
-    lin = linearize(two_layers, sequences()[0], dtype=torch.float64, state="0")
-    assert lin.coverage.fraction == 0.0
-    assert "GRU" in lin.coverage.left_out["0.weight_hh_l1"]
+
+def test_a_packed_sequence_is_left_out_with_the_reason() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(2, 6, batch_first=True)
+            self.norm = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(x, [5, 5, 5, 5], batch_first=True)
+            states, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
+            return self.norm(states)
+
+    lin = double(Packed().double(), sequences()[0], state="norm")
+    assert "GRU" in lin.coverage.left_out["rnn.weight_hh_l0"]
+    assert "norm.weight" not in lin.coverage.left_out
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize(("kind", "projection"), [("rnn", 0), ("gru", 0), ("lstm", 0), ("lstm", 4)])
+def test_layers_and_directions_see_what_separate_layers_see(
+    kind: str, projection: int, *, bidirectional: bool, bias: bool
+) -> None:
+    """Two layers against one-layer copies, each direction a layer of its own on a reversed input.
+
+    The model is in float32 and the activity in float64, that of the weights as the probe holds
+    them.
+    """
+    torch.manual_seed(0)
+    settings = {"batch_first": True, "bias": bias, "proj_size": projection}
+    settings = {k: v for k, v in settings.items() if k != "proj_size" or v}
+    rnn = KINDS[kind](2, 6, 2, bidirectional=bidirectional, dropout=0.5, **settings)
+    net, x = nn.Sequential(rnn), sequences()[0]
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(parameter.half())  # the same number in float32 and float64
+    lin = double(net, x, state="0")
+    activity = {site.name: site.activity for site in lin.sites}
+    ones = [torch.ones_like(x[..., :1])] if bias else []
+    inputs = x
+    for layer in range(2):
+        outputs = []
+        for suffix in ("", "_reverse")[: 1 + bidirectional]:
+            end = f"_l{layer}{suffix}"
+            single = KINDS[kind](inputs.shape[2], 6, **settings).double()
+            single.load_state_dict(
+                {k.removesuffix(end) + "_l0": v for k, v in rnn.state_dict().items()
+                 if k.endswith(end) and ("reverse" in k) == bool(suffix)}
+            )  # fmt: skip
+            states = single(inputs.flip(1) if suffix else inputs)[0].detach()
+            previous = torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], dim=1)
+            if suffix:
+                states, previous = states.flip(1), previous.flip(1)
+            for name, seen in (("weight_ih", inputs), ("weight_hh", previous)):
+                wanted = torch.cat([seen, *ones], dim=-1)
+                torch.testing.assert_close(activity.pop(f"0.{name}{end}"), wanted)
+            if projection:
+                gone = activity.pop(f"0.weight_hr{end}")
+                projected = gone @ rnn.get_parameter(f"weight_hr{end}").double().T
+                torch.testing.assert_close(projected, states)
+            outputs.append(states)
+        inputs = torch.cat(outputs, dim=2)
+    assert not activity
+    assert lin.coverage.fraction == 1.0
 
 
 def test_a_site_on_other_rows_is_left_out() -> None:

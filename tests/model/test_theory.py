@@ -106,6 +106,13 @@ def stacked() -> nn.Module:
     return net
 
 
+def deep(kind: type[nn.RNNBase], **settings: object) -> nn.Module:
+    """Two recurrent layers, in both directions if wanted."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(2, 2), kind(2, 3, 2, batch_first=True, **settings))
+    return net.double()
+
+
 def encoded() -> nn.Module:
     """A layer in front of the recurrent one, in a time-first model."""
     net = recurrent(nn.GRU, batch_first=False)
@@ -226,10 +233,23 @@ def test_a_state_without_recurrence_has_the_identity_for_propagator() -> None:
         close(flat(P), torch.eye(len(flat(P)), dtype=torch.float64))
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "stacked"])
+DEEP: dict[str, Case] = {
+    "two-layer rnn": Case(lambda: deep(nn.RNN), sequences, "1"),
+    "two-layer gru, two directions": Case(lambda: deep(nn.GRU, bidirectional=True), sequences, "1"),
+    "two-layer lstm, two directions": Case(
+        lambda: deep(nn.LSTM, bidirectional=True), sequences, "1"
+    ),
+    "two-layer lstm, two directions, projected": Case(
+        lambda: deep(nn.LSTM, bidirectional=True, proj_size=2, bias=False), sequences, "1"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*MODELS, *DEEP])
 def test_theorem_1_in_block_form(name: str) -> None:
     """NTK_S = P_core (+)_l (V_l V_l* (x) I) P_core*."""
-    lin = lin_of(name)
+    case = (MODELS | DEEP)[name]
+    lin = linearize(case.make_model(), case.make_batch(), state=case.state, dtype=None)
     assert lin.coverage.fraction == 1.0
     P, core = lin.core_propagator, lin.block_core
     assert core.is_psd
@@ -333,6 +353,10 @@ def test_perturbations_of_a_state_in_two_directions_are_refused() -> None:
     lin = linearize(net, sequences()[0], state="0", dtype=None)
     with pytest.raises(ValueError, match="two directions"):
         lin.propagator.matvec(torch.zeros_like(lin.state))
+
+
+def test_a_state_behind_no_weight_site_has_no_block_core() -> None:
+    lin = linearize(nn.Sequential(nn.LayerNorm(2)).double(), sequences()[0], state="0", dtype=None)
     with pytest.raises(ValueError, match="no weight site is known"):
         lin.block_core  # noqa: B018
 
