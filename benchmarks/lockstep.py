@@ -17,6 +17,11 @@ class TakeTurns(Callback):
     def __init__(self, every: int) -> None:
         """Keep the length of a turn in steps."""
         self.every = every
+        self._away = 0.0
+
+    def clock(self) -> float:
+        """Seconds from an arbitrary moment, the turns of others not counted."""
+        return time.perf_counter() - self._away
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:  # noqa: ANN401
         """Hand over, if it is time."""
@@ -24,22 +29,22 @@ class TakeTurns(Callback):
         if trainer.global_step % self.every == 0:
             parent = greenlet.getcurrent().parent
             assert parent is not None
+            left = time.perf_counter()
             parent.switch()
+            self._away += time.perf_counter() - left
 
 
-def train_in_turns(trainings: list[Training], every: int) -> list[float]:
-    """Train all, a few steps of each in turn.
+def train_in_turns(trainings: list[Training]) -> list[float]:
+    """Train all, in turns that their `TakeTurns` end.
 
     Args:
         trainings: Trainers with what they fit.
-        every: Steps of a turn.
 
     Returns:
         The seconds that each took, set-up included.
     """
 
     def play(trainer: Trainer, module: LightningModule, loader: Any) -> None:  # noqa: ANN401
-        trainer.callbacks.append(TakeTurns(every))  # type: ignore[attr-defined]
         trainer.fit(module, loader)
 
     players, seconds = [greenlet(play) for _ in trainings], [0.0] * len(trainings)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lockstep import train_in_turns
+from lockstep import TakeTurns, train_in_turns
 from results import load, save
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -151,15 +151,15 @@ def pair(
     swap: bool,
 ) -> tuple[float, int]:
     """The overhead of a monitor with these settings, and how many probes it took."""
-    watching = Counting(**settings)
+    watching, turns = Counting(**settings), [TakeTurns(TURN), TakeTurns(TURN)]
+    watching.schedule.clock = turns[0 if swap else 1].clock
     order: list[list[Callback]] = [[watching], []] if swap else [[], [watching]]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainings = [
-            (trainer(steps, callbacks, f"{folder}/{i}"), *make())
-            for i, callbacks in enumerate(order)
+            (trainer(steps, [*order[i], turns[i]], f"{folder}/{i}"), *make()) for i in range(2)
         ]
-        seconds = train_in_turns(trainings, TURN)
+        seconds = train_in_turns(trainings)
     plain, watched = reversed(seconds) if swap else seconds
     return watched / plain - 1, watching.probes
 

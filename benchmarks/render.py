@@ -96,7 +96,7 @@ def overhead(results: dict[str, Any]) -> str:
     """The table of training overhead."""
     lines = [
         "## Training overhead\n",
-        "Wall time of training with the monitor over that without, less one, in percent; the median",
+        "Wall time of training with the monitor over that without, less one, in percent; median",
         "over pairs of runs that take turns every few steps (*: one whole run after the other).\n",
         "| training | setting | steps | pairs | probes | overhead |",
         "|---|---|---|---|---|---|",
