@@ -2,7 +2,8 @@
 
 The speed of a shared machine drifts by more than the 2 % in question within seconds. So both
 trainings run in one process and take turns every few steps, and each is clocked while it runs.
-Which begins changes from pair to pair.
+Which begins changes from pair to pair. Pairs in which neither is monitored tell what is left of the
+noise.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ntk_monitor import NTKMonitor
 from ntk_monitor.models import GRURegression
 from ntk_monitor.tasks import memory_pro_trials
 
-SETTINGS: dict[str, dict[str, Any]] = {"default": {}} | {
+SETTINGS: dict[str, dict[str, Any] | None] = {"default": {}, "no monitor": None} | {
     f"every {n} steps, no limit": {"every_n_steps": n, "max_overhead": None, "max_products": 32}
     for n in (1, 4, 16, 64, 256)
 }
@@ -119,7 +120,7 @@ def main() -> None:
     for training in arguments.trainings:
         pair(TRAININGS[training], {}, 2 * TURN, swap=False)  # what comes first warms up
         for setting in arguments.settings:
-            limited = setting == "default"
+            limited = "no limit" not in setting
             steps = arguments.steps if limited else arguments.steps // SHORTER
             repeats = arguments.repeats if limited else max(arguments.repeats // FEWER, 1)
             pairs = [
@@ -132,7 +133,6 @@ def main() -> None:
                 "setting": setting,
                 "steps": steps,
                 "repeats": repeats,
-                "turns": True,
                 "overhead": statistics.median(ratios),
                 "all": ratios,
                 "probes": statistics.median_low(probes for _, probes in pairs),
@@ -145,15 +145,16 @@ def main() -> None:
 
 def pair(
     make: Callable[[], tuple[LightningModule, DataLoader[Any]]],
-    settings: dict[str, Any],
+    settings: dict[str, Any] | None,
     steps: int,
     *,
     swap: bool,
 ) -> tuple[float, int]:
     """The overhead of a monitor with these settings, and how many probes it took."""
-    watching, turns = Counting(**settings), [TakeTurns(TURN), TakeTurns(TURN)]
+    watching, turns = Counting(**(settings or {})), [TakeTurns(TURN), TakeTurns(TURN)]
     watching.schedule.clock = turns[0 if swap else 1].clock
-    order: list[list[Callback]] = [[watching], []] if swap else [[], [watching]]
+    monitors: list[Callback] = [] if settings is None else [watching]
+    order = [monitors, []] if swap else [[], monitors]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainings = [

@@ -97,13 +97,15 @@ def overhead(results: dict[str, Any]) -> str:
     lines = [
         "## Training overhead\n",
         "Wall time of training with the monitor over that without, less one, in percent; median",
-        "over pairs of runs that take turns every few steps (*: one whole run after the other).\n",
-        "| training | setting | steps | pairs | probes | overhead |",
-        "|---|---|---|---|---|---|",
+        "over pairs of runs that take turns every few steps, and their range. *No monitor*: neither",
+        "run has one, so this is noise.\n",
+        "| training | setting | steps | pairs | probes | overhead | range |",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {row['training']} | {row['setting']} | {row['steps']} | {row['repeats']} | "
-        f"{row['probes']} | {100 * row['overhead']:.1f}{'' if row.get('turns') else ' *'} |"
+        f"{row['probes']} | {100 * row['overhead']:.1f} | "
+        f"{100 * min(row['all']):.1f} to {100 * max(row['all']):.1f} |"
         for row in results["rows"]
     ]
     return "\n".join(lines) + "\n"
