@@ -97,8 +97,8 @@ def overhead(results: dict[str, Any]) -> str:
     lines = [
         "## Training overhead\n",
         "Wall time of training with the monitor over that without, less one, in percent; median",
-        "over pairs of runs that take turns every few steps, and their range. *No monitor*: neither",
-        "run has one, so this is noise.\n",
+        "over pairs of runs that take turns every few steps, and their range. *No monitor*:",
+        "neither run has one, so this is noise.\n",
         "| training | setting | steps | pairs | probes | overhead | range |",
         "|---|---|---|---|---|---|---|",
     ]
