@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 TargetFn = Callable[[Any], Tensor | None]
@@ -90,20 +92,29 @@ def main_output(outputs: Any) -> Tensor | None:  # noqa: ANN401
         found = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
         if isinstance(found, Tensor):
             return found
-    return first_tensor(outputs)
+    found = first_tensor(outputs)
+    return (
+        pad_packed_sequence(found, batch_first=True)[0]
+        if isinstance(found, PackedSequence)
+        else found
+    )
 
 
-def first_tensor(outputs: Any) -> Tensor | None:  # noqa: ANN401
+def first_tensor(outputs: Any) -> Tensor | PackedSequence | None:  # noqa: ANN401
     """The first floating tensor of a nested structure, depth first.
 
     Args:
-        outputs: Tensor, or nested tuples, lists and mappings.
+        outputs: Tensor, packed sequence, or nested tuples, lists, mappings and dataclasses.
 
     Returns:
-        The tensor, or None.
+        The tensor or packed sequence, or None.
     """
+    if isinstance(outputs, PackedSequence):
+        return outputs
     if isinstance(outputs, Tensor):
         return outputs if outputs.is_floating_point() else None
+    if is_dataclass(outputs) and not isinstance(outputs, (type, Mapping)):
+        outputs = [getattr(outputs, f.name) for f in fields(outputs)]
     if isinstance(outputs, Mapping):
         outputs = list(outputs.values())
     if isinstance(outputs, (tuple, list)):

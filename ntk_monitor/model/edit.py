@@ -13,27 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from ntk_monitor.model.batch import first_tensor
-from ntk_monitor.model.state import CELLS, RECURRENT, Call, StateSource
-from ntk_monitor.model.unroll import unroll, unroll_cell
-
-
-@dataclass(frozen=True)
-class Tap:
-    """Where the outputs of a weight site are.
-
-    Attributes:
-        path: The module that owns the weight.
-        weight: Local name of the weight, for a module with several.
-        call: Which call of the module; None where every call is a time step.
-        time_first: Whether a sequence passes as (T, B, features).
-    """
-
-    path: str
-    weight: str
-    call: int | None
-    time_first: bool = False
+from ntk_monitor.model.recorder import Tap
+from ntk_monitor.model.state import RECURRENT, Call, State, pack_like
+from ntk_monitor.model.unroll import Reach, unroll
 
 
 @dataclass(frozen=True)
@@ -53,61 +38,58 @@ class Edit:
     through_time: bool = False
     sites: Mapping[Tap, Tensor] = field(default_factory=dict)
 
-    def paths(self, source: StateSource) -> set[str]:
+    def paths(self, state: State) -> set[str]:
         """The modules at which the pass is read or changed."""
-        return {source.path, *(tap.path for tap in self.sites)}
+        return {*state.paths, *(tap.path for tap in self.sites if tap.path is not None)}
 
-    def apply(self, call: Call, index: int, source: StateSource) -> tuple[Any, Tensor | None]:
+    def apply(self, call: Call, index: int, state: State) -> tuple[Any, Tensor | None]:
         """Change what one call returned.
 
         Args:
             call: The call.
             index: Its number among the calls of its module.
-            source: Where the state is.
+            state: Where the state is.
 
         Returns:
-            The output to go on with, and the state that was computed, if this call computes it.
+            The output to go on with, and the state that was computed, if this call computes (a
+            part of) it.
         """
-        here = call.path == source.path
-        taps = [t for t in self.sites if t.path == call.path and t.call in {None, index}]
+        source = next((s for s in state.sources if s.path == call.path), None)
         added = {
-            tap.weight: self.sites[tap] if tap.call is not None else self.sites[tap][:, index]
-            for tap in taps
+            str(tap.place): tap.write(u, 0)
+            for tap, u in self.sites.items()
+            if tap.path == call.path and index in tap.calls
         }
-        inside = here and source.recurrent and (self.state is not None or self.through_time)
+        extra, given = (
+            None if u is None or source is None else state.part(u, call.path)
+            for u in (self.state, self.given)
+        )
+        inside = source is not None and source.recurrent
+        inside = inside and (extra is not None or self.through_time)
         output, computed = call.output, None
         if isinstance(call.module, RECURRENT) and (added or inside):
-            state, given = (self.state, self.given) if inside else (None, None)
-            computed, final = unroll(call, added, state, given)
+            reach = Reach(added, extra, given) if inside else Reach(added)
+            computed, final = unroll(call, reach)
             output = _laid_out(call, computed, final)
-        elif isinstance(call.module, CELLS) and added:
-            output = unroll_cell(call, added)
-        for tap in taps if output is call.output else ():
-            output = output + _like(added[tap.weight], output, time_first=tap.time_first)
-        if not here:
+        if source is None:
             return output, None
         step = slice(index, index + 1) if source.calls > 1 else slice(None)
         computed = source.read(output) if computed is None else computed
-        if self.state is not None and not inside:
-            computed = computed + self.state[:, step]
+        if extra is not None and not inside:
+            computed = computed + extra[:, step]
             output = source.write(output, computed)
-        if self.given is not None:
-            output = source.write(output, self.given[:, step])
+        if given is not None:
+            output = source.write(output, given[:, step])
         return output, computed
 
 
-def _laid_out(call: Call, states: Tensor, final: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
+def _laid_out(call: Call, states: Tensor, final: Any) -> tuple[Any, Any]:  # noqa: ANN401
     """States and final hidden state as the recurrent layer itself returns them."""
     old = first_tensor(call.output)
+    if isinstance(old, PackedSequence):
+        return pack_like(old, states), final
     if old is not None and old.ndim == 2:
         parts = tuple(h.squeeze(1) for h in (final if isinstance(final, tuple) else (final,)))
         return states.squeeze(0), parts if isinstance(final, tuple) else parts[0]
     batch_first = getattr(call.module, "batch_first", True)
     return (states if batch_first else states.transpose(0, 1)), final
-
-
-def _like(u: Tensor, output: Tensor, *, time_first: bool) -> Tensor:
-    """A perturbation (B, T, q) in the layout of a module's output."""
-    if time_first and output.ndim == u.ndim == 3:
-        u = u.transpose(0, 1)
-    return u.reshape(output.shape)

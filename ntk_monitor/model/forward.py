@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from ntk_monitor.model.batch import ForwardFn
 from ntk_monitor.model.edit import Edit
-from ntk_monitor.model.state import Call, StateSource
+from ntk_monitor.model.recorder import Injector, Recorder
+from ntk_monitor.model.state import Call, State
 
-Result = TypeVar("Result")
 PLAIN = Edit()
 """A forward pass as it is."""
 
@@ -62,69 +62,65 @@ class ForwardMap:
         tensors = [*module.named_parameters(), *module.named_buffers()]
         self.tensors = {name: _copy(tensor, dtype) for name, tensor in tensors}
 
-    def record(self) -> tuple[list[Call], Any]:
-        """Run once without derivatives, recording every call of a submodule.
+    def record(self, names: Sequence[str]) -> Recorder:
+        """Run once, recording every call of a submodule and every use of some parameters.
+
+        Args:
+            names: The parameters. What is computed from them carries a graph.
 
         Returns:
-            The calls in the order in which they returned, and the outputs.
+            What was recorded.
         """
-        calls: list[Call] = []
-        with torch.no_grad(), _recording(self.module, calls):
-            outputs = self._call(self.tensors)
-        return calls, outputs
+        theta = {name: self.tensors[name].detach().requires_grad_() for name in names}
+        recorder = Recorder(theta, [t for n, t in self.tensors.items() if n not in theta])
+        with _recording(self.module, recorder), recorder:
+            self._call({**self.tensors, **theta})
+        return recorder
 
     def run(
-        self, theta: Mapping[str, Tensor], source: StateSource, edit: Edit = PLAIN
+        self, theta: Mapping[str, Tensor], state: State, edit: Edit = PLAIN
     ) -> tuple[Tensor, Any]:
         """Run with some parameters replaced.
 
         Args:
             theta: Values of the studied parameters; all others keep their copies.
-            source: Where the state is read.
+            state: Where the state is read.
             edit: What to change in the pass.
 
         Returns:
             The computed state, shape ``(B, T, n)``, and the outputs.
         """
-        states: list[Tensor] = []
+        parts: dict[str, list[Tensor]] = {path: [] for path in state.paths}
         seen: Counter[str] = Counter()
 
         def watch(path: str) -> RemovableHandle:
             def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:  # noqa: ANN401
                 call = Call(path, module, args, kwargs, output)
-                edited, computed = edit.apply(call, seen[path], source)
+                edited, computed = edit.apply(call, seen[path], state)
                 seen[path] += 1
                 if computed is not None:
-                    states.append(computed)
+                    parts[path].append(computed)
                 return edited
 
             submodule = self.module.get_submodule(path)
             return submodule.register_forward_hook(hook, with_kwargs=True)
 
         with ExitStack() as stack:
-            for path in edit.paths(source):
+            for path in edit.paths(state):
                 stack.callback(watch(path).remove)
             if edit.given is not None and not edit.through_time:
                 # What computes the state in vain need not be recorded for derivatives.
-                stack.enter_context(_without_gradient(self.module.get_submodule(source.path)))
+                for path in state.paths:
+                    stack.enter_context(_without_gradient(self.module.get_submodule(path)))
+            if edit.sites:
+                stack.enter_context(Injector(edit.sites))
             outputs = self._call({**self.tensors, **theta})
-        return states[0] if len(states) == 1 else torch.cat(states, dim=1), outputs
+        whole = [p[0] if len(p) == 1 else torch.cat(p, dim=1) for p in parts.values()]
+        return state.join(whole), outputs
 
-    def holding(self, action: Callable[[], Result]) -> Result:
-        """Do something while the module holds the copies in place of its own tensors.
-
-        Args:
-            action: What to do.
-
-        Returns:
-            What it returns.
-        """
-        result: Result = self._call(self.tensors, _Caller(self.module, lambda *_: action()))
-        return result
-
-    def _call(self, tensors: Mapping[str, Tensor], caller: _Caller | None = None) -> Any:  # noqa: ANN401
+    def _call(self, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
         named = {f"module.{name}": tensor for name, tensor in tensors.items()}
-        return functional_call(caller or self._caller, named, (self.batch,))
+        return functional_call(self._caller, named, (self.batch,))
 
 
 def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -154,13 +150,13 @@ def _without_gradient(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _recording(module: nn.Module, calls: list[Call]) -> Iterator[None]:
-    """Append every call of a submodule to ``calls``."""
+def _recording(module: nn.Module, recorder: Recorder) -> Iterator[None]:
+    """Tell a recorder of every call of a submodule."""
     handles = []
 
     def watch(path: str, submodule: nn.Module) -> None:
         def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401
-            calls.append(Call(path, submodule, args, kwargs, output))
+            recorder.record_call(Call(path, submodule, args, kwargs, output))
 
         handles.append(submodule.register_forward_hook(hook, with_kwargs=True))
 

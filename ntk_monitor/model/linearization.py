@@ -22,7 +22,7 @@ from ntk_monitor.model.products import Function
 from ntk_monitor.model.propagator import Propagator
 from ntk_monitor.model.quiet import Kernels, quiet
 from ntk_monitor.model.sites import Coverage, WeightSite
-from ntk_monitor.model.state import StateSource
+from ntk_monitor.model.state import State, StateSource
 from ntk_monitor.operators import (
     BlockRow,
     Dense,
@@ -53,8 +53,8 @@ class Linearization:
     jacobian: Derivative
     parameters: tuple[str, ...]
     _forward: ForwardMap
-    _source: StateSource
-    _recurrence: StateSource | None
+    _state: State
+    _recurrence: State | None
     _trained: tuple[str, ...]
     _space: ParameterSpace
     _chunk_size: int
@@ -153,7 +153,7 @@ class Linearization:
 
     def _site_propagator(self, name: str, site: WeightSite) -> Derivative:
         def perturbed(u: Tensor) -> Tensor:
-            return self._run(self._source, Edit(sites={site.tap: u}))
+            return self._run(self._state, Edit(sites={site.tap: u}))
 
         zero = self.state.new_zeros(*self.state.shape[:2], site.units)
         return self._derivative(name, perturbed, zero)
@@ -162,10 +162,8 @@ class Linearization:
         V = Dense(activity, name=name)
         return TensorProduct(V @ V.T, Identity((units,), activity.dtype, activity.device))
 
-    def _run(
-        self, source: StateSource, edit: Edit, theta: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
-        return self._forward.run({} if theta is None else theta, source, edit)[0]
+    def _run(self, state: State, edit: Edit, theta: Mapping[str, Tensor] | None = None) -> Tensor:
+        return self._forward.run({} if theta is None else theta, state, edit)[0]
 
     def _derivative(self, name: str, function: Function, at: Tensor) -> Derivative:
         return differentiate(name, function, at, self.state, self._quiet, self._chunk_size)
@@ -180,14 +178,13 @@ class Linearization:
         """Bring a tensor of the outputs' layout to ``(B, T, o)``.
 
         Args:
-            tensor: Shape ``(B, o)``, or ``(B, T, o)`` (``(T, B, o)`` in a time-first model).
+            tensor: Shape ``(B, o)``, or ``(B, T, o)`` (``(T, B, o)`` in a time-first model), or
+                ``(B, o, H, W)`` where the state is an image.
 
         Returns:
             Shape ``(B, T, o)``, with ``T = 1`` for two axes.
         """
-        if tensor.ndim == 2:
-            return tensor.unsqueeze(0 if self._source.unbatched else 1)
-        return tensor.transpose(0, 1) if self._source.time_first else tensor
+        return StateSource("the output", self._state.sources[-1].layout).read(tensor)
 
     def pull_back_outputs(self, errors: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         r"""Pull error signals on the outputs back to the state and to all trained parameters.
@@ -209,7 +206,7 @@ class Linearization:
         leaves = {n: self._forward.tensors[n].detach() for n in self._trained}
         theta = {n: leaf.requires_grad_() for n, leaf in leaves.items()}
         with self._quiet("reversible"):
-            found = main_output(self._forward.run(theta, self._source, Edit(given=h))[1])
+            found = main_output(self._forward.run(theta, self._state, Edit(given=h))[1])
             output = None if found is None or not found.requires_grad else self.in_rows(found)
         inputs = [h, *theta.values()]
         for e in errors:

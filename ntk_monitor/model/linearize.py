@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from functools import partial
-from typing import Any
+from dataclasses import replace
+from math import prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +25,8 @@ from ntk_monitor.model.memory import free_memory
 from ntk_monitor.model.parameters import ParameterFilter, ParameterSpace, select_parameters
 from ntk_monitor.model.products import METHODS, TangentProducts, make_products
 from ntk_monitor.model.quiet import Kernels, quiet
-from ntk_monitor.model.sites import find_sites
-from ntk_monitor.model.state import Call, StateSource, find_state, is_time_first
+from ntk_monitor.model.sites import Coverage, WeightSite, find_sites
+from ntk_monitor.model.state import Call, State, StatePath, StateSource, find_state
 
 MAX_CHUNK = 16
 """Most tangents carried at once: beyond, products hardly become cheaper."""
@@ -36,23 +38,25 @@ def linearize(
     module: nn.Module,
     batch: Any,  # noqa: ANN401
     *,
-    state: str = "auto",
+    state: StatePath = "auto",
     parameters: ParameterFilter = None,
     forward_fn: ForwardFn | None = None,
     method: str | Sequence[str] = "auto",
     dtype: torch.dtype | None = torch.float32,
     chunk_size: int | None = None,
     accuracy: float = 0.01,
+    valid: Tensor | None = None,
 ) -> Linearization:
     """Linearise the state of a model in its parameters, on one batch.
 
-    Three forward passes; the module is left as it was.
+    Two forward passes, one of them recorded for derivatives; the module is left as it was.
 
     Args:
         module: The model.
         batch: What to call it on.
-        state: Path of the module whose output is the state; ``"auto"`` takes the last recurrent
-            layer called, else the module before the readout.
+        state: Path of the module whose output is the state, or several whose features are put
+            side by side; ``"auto"`` takes the last recurrent layer called, else the last module
+            before the readout whose rows are those on which most weights act.
         parameters: Names, glob patterns or a predicate of (name, parameter); by default all that
             require a gradient.
         forward_fn: ``(module, batch) -> outputs``.
@@ -62,13 +66,13 @@ def linearize(
         chunk_size: Tangents carried at once by forward mode; by default at most 16, fewer where
             they would take more than a tenth of the free memory. Out of memory, it is halved.
         accuracy: Relative agreement that the step of finite differences must show.
+        valid: Which rows of the state there are, (B, T), the others being padding; None for all.
 
     Returns:
         The state, the outputs, the weight sites, and the operators.
 
-    Raises:
-        ValueError: If an argument does not fit the model, or no studied parameter reaches the
-            state.
+    A ValueError tells that an argument does not fit the model, that no studied parameter reaches
+    the state, or that two forward passes differ.
     """
     trained = select_parameters(module, None)
     names = select_parameters(module, parameters)
@@ -81,83 +85,111 @@ def linearize(
 
     with context("reversible"):
         forward = ForwardMap(module, cast_batch(batch, dtype, reference.device), forward_fn, dtype)
-        source = find_state(module, state, forward.record()[0])
-        theta = {name: forward.tensors[name].detach().requires_grad_() for name in names}
-        h = forward.run(theta, source)[0]
-        reached = _reached(h, theta)
-        h = h.detach()  # no graph beside the recorded calls: either takes a training step's memory
-        if not reached:
-            raise ValueError(
-                f"no studied parameter reaches the state {source.path!r}, so gradient descent "
-                "cannot move it: choose a later module with state=..., or other parameters"
-            )
-        calls, outputs = forward.record()
-        rows = (h.shape[0], h.shape[1])
-        time_first = is_time_first(module)
-        sites, coverage = forward.holding(
-            partial(find_sites, module, calls, reached, rows, time_first=time_first)
-        )
-        recurrence = _find_recurrence(source, calls, h)
-        if chunk_size is None:
-            chunk_size = _affordable_chunk(calls, h)
-        del calls
+        found = _survey(forward, names, state, valid)
+        with torch.no_grad():
+            again, outputs = forward.run({}, found.where)
+        _require_same(found.h, again)
+    where, reached = found.where, found.reached
+    theta = {name: forward.tensors[name] for name in reached}
+    chunk_size = found.chunk_size if chunk_size is None else chunk_size
     space = ParameterSpace({name: theta[name].shape for name in reached})
-    flat = space.join([theta.pop(name).detach() for name in reached])
+    flat = space.join([theta.pop(name) for name in reached])
     forward.tensors.update(space.split(flat))  # one copy, not two
 
     def state_at(theta: Tensor) -> Tensor:
-        return forward.run(space.split(theta), source)[0]
+        return forward.run(space.split(theta), where)[0]
 
     wanted = METHODS if method == "auto" else (method,) if isinstance(method, str) else method
     methods: dict[str, TangentProducts] = {
         name: make_products(name, state_at, flat, chunk_size, accuracy) for name in wanted
     }
-    jacobian = Derivative("J", state_at, flat, h, methods, context)
+    jacobian = Derivative("J", state_at, flat, found.h, methods, context)
     return Linearization(
-        state=h,
+        state=found.h,
         outputs=outputs,
-        sites=sites,
-        coverage=coverage,
+        sites=found.sites,
+        coverage=found.coverage,
         jacobian=jacobian,
         parameters=reached,
         _forward=forward,
-        _source=source,
-        _recurrence=recurrence,
+        _state=where,
+        _recurrence=found.recurrence,
         _trained=trained,
         _space=space,
         _chunk_size=chunk_size,
     )
 
 
+class _Survey(NamedTuple):
+    """What one recorded forward pass tells."""
+
+    where: State
+    h: Tensor
+    reached: tuple[str, ...]
+    sites: tuple[WeightSite, ...]
+    coverage: Coverage
+    recurrence: State | None
+    chunk_size: int
+
+
+def _survey(
+    forward: ForwardMap, names: tuple[str, ...], state: StatePath, valid: Tensor | None
+) -> _Survey:
+    """Find the state, what reaches it, and its weight sites."""
+    recorder = forward.record(names)
+    weights = [(prod(r.use.rows), r.size) for r in recorder.records]
+    where, h = find_state(forward.module, state, recorder.calls, weights, valid)
+    graph = _graph(h)
+    reached = tuple(name for name in names if id(recorder.theta[name]) in graph)
+    if not reached:
+        raise ValueError(
+            f"no studied parameter reaches the state {', '.join(where.paths)!r}, so gradient "
+            "descent cannot move it: choose a later module with state=..., or other parameters"
+        )
+    sites, coverage = find_sites(
+        forward.module, recorder, reached, h, lambda t: t.grad_fn in graph, where.valid
+    )
+    h = h.detach()
+    recurrence = _find_recurrence(where, recorder.calls, h)
+    chunk_size = _affordable_chunk(recorder.calls, h)
+    return _Survey(where, h, reached, sites, coverage, recurrence, chunk_size)
+
+
 def _affordable_chunk(calls: Sequence[Call], h: Tensor) -> int:
     """How many tangents fit in memory, judged by the activations of a forward pass."""
     outputs = [first_tensor(call.output) for call in calls]
-    size = 2 * sum(t.numel() * t.element_size() for t in outputs if t is not None)
+    tensors = [t for t in outputs if isinstance(t, Tensor)]
+    size = 2 * sum(t.numel() * t.element_size() for t in tensors)
     most = MEMORY_SHARE * free_memory(h.device) / max(size, 1)
     return int(max(1, min(MAX_CHUNK, most)))
 
 
-def _find_recurrence(source: StateSource, calls: Sequence[Call], h: Tensor) -> StateSource | None:
+def _find_recurrence(state: State, calls: Sequence[Call], h: Tensor) -> State | None:
     # The state's own module if it is a recurrent layer or a cell; else a submodule of it that is
     # called once per time step and returns just the state; None if there is no such module.
+    if len(state.sources) > 1:
+        return None
+    (source,) = state.sources
     if source.recurrent or source.calls > 1:
-        return source
+        return state
     steps: dict[str, list[Tensor]] = {}
     for call in calls:
         output = first_tensor(call.output)
-        if call.path.startswith(f"{source.path}.") and output is not None and output.ndim == 2:
+        if (
+            call.path.startswith(f"{source.path}.")
+            and isinstance(output, Tensor)
+            and output.ndim == 2
+        ):
             steps.setdefault(call.path, []).append(output)
     for path, outputs in steps.items():
         fits = len(outputs) == h.shape[1] > 1 and outputs[0].shape == h[:, 0].shape
         if fits and torch.equal(torch.stack(outputs, dim=1), h):
-            return StateSource(path, calls=len(outputs))
+            return replace(state, sources=(StateSource(path, calls=len(outputs)),))
     return None
 
 
-def _reached(h: Tensor, theta: dict[str, Tensor]) -> tuple[str, ...]:
-    """Names of the parameters from which the graph of ``h`` starts; costs no product."""
-    by_id = {id(leaf): name for name, leaf in theta.items()}
-    found: set[str] = set()
+def _graph(h: Tensor) -> set[Any]:
+    """The nodes and, by id, the leaves of a tensor's graph; costs no product."""
     seen: set[Any] = set()
     stack = [h.grad_fn]
     while stack:
@@ -166,7 +198,31 @@ def _reached(h: Tensor, theta: dict[str, Tensor]) -> tuple[str, ...]:
             continue
         seen.add(node)
         variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) in by_id:
-            found.add(by_id[id(variable)])
+        if variable is not None:
+            seen.add(id(variable))
         stack.extend(parent for parent, _ in node.next_functions)
-    return tuple(name for name in theta if name in found)
+    return seen
+
+
+def _require_same(h: Tensor, again: Tensor) -> None:
+    """Refuse a forward pass that does not repeat itself.
+
+    Raises:
+        ValueError: If two passes give states that differ by more than rounding.
+    """
+    remedy = (
+        "a probe needs a forward pass that repeats itself: draw noise with torch's own generators, "
+        "and keep nothing from call to call (or reset it in forward_fn)"
+    )
+    if again.shape != h.shape:
+        raise ValueError(
+            f"the state has shape {tuple(h.shape)} in one forward pass and {tuple(again.shape)} in "
+            f"the next: {remedy}"
+        )
+    gap = torch.linalg.vector_norm(again - h)
+    limit = math.sqrt(torch.finfo(h.dtype).eps) * torch.linalg.vector_norm(h)
+    if bool(gap > limit):
+        raise ValueError(
+            f"the state differs by {float(gap / torch.linalg.vector_norm(h)):.2g} of its size "
+            f"between two forward passes: {remedy}"
+        )

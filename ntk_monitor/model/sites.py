@@ -1,16 +1,22 @@
-"""Weight sites: where a weight multiplies activity, and what that activity is."""
+"""Weight sites: where a weight multiplies activity on the rows of the state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ntk_monitor.model.edit import Tap
-from ntk_monitor.model.state import CELLS, RECURRENT, Call, Recurrent
-from ntk_monitor.model.unroll import batch_first, cell_inputs, unroll
+from ntk_monitor.model.operations import READERS
+from ntk_monitor.model.recorder import ELEMENTWISE, Record, Recorder, Tap
+
+Rows = tuple[int, int]
+Order = Literal["batch", "time", "steps"]
+"""How an operation's rows run over the state's: ``"batch"``: trial by trial; ``"time"``: step by
+step; ``"steps"``: the same for all trials."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,9 @@ class WeightSite:
         activity: ``V``, what they multiply, shape ``(B, T, m)``; a trained bias contributes a
             last column of ones, a frozen weight no columns.
         units: ``q``, how many outputs ``Q = V W*`` the weight has.
+        derived: Whether the weight is computed from its parameters (masked, normalised, a product
+            of two) rather than being one. The core then says where the weight could move the
+            state, and less than that may be within reach of the parameters.
         tap: Where those outputs are in a forward pass.
     """
 
@@ -30,6 +39,7 @@ class WeightSite:
     parameters: tuple[str, ...]
     activity: Tensor
     units: int
+    derived: bool
     tap: Tap
 
 
@@ -40,157 +50,191 @@ class Coverage:
     Attributes:
         fraction: Share of the parameters behind the state whose weight site is in the core.
         left_out: Names of the parameters that are not, each with the reason.
+        missed: Those of them that a weight site may have been overlooked of; the others have none
+            by nature, or one on other rows than the state's.
     """
 
     fraction: float
     left_out: Mapping[str, str] = field(default_factory=dict)
+    missed: tuple[str, ...] = ()
 
 
 def find_sites(
     module: nn.Module,
-    calls: Sequence[Call],
+    recorder: Recorder,
     names: Sequence[str],
-    rows: tuple[int, int],
-    *,
-    time_first: bool,
+    h: Tensor,
+    reaching: Callable[[Tensor], bool],
+    valid: Tensor | None = None,
 ) -> tuple[tuple[WeightSite, ...], Coverage]:
     """Weight sites of the studied parameters, and what they cover.
 
-    Covered are ``nn.Linear``, ``nn.RNN``, ``nn.GRU`` and ``nn.LSTM`` with all their layers,
-    directions and projections, and their cells, on the rows of the state. A module called once per
-    time step with activity of shape (B, m) is one site over time.
+    A weight that acts once per time step on activity of shape (B, m) is one site over time. A
+    weight used twice has two sites. Uses that the state does not depend on do not count.
 
     Args:
         module: The module under study.
-        calls: All calls of its submodules in one forward pass.
+        recorder: What was seen in one forward pass.
         names: The studied parameters that reach the state.
-        rows: ``(B, T)`` of the state.
-        time_first: Whether a ``nn.Linear`` sees its sequences as (T, B, m).
+        h: The state, (B, T, n), with the graph of its computation.
+        reaching: Whether the state depends on a tensor of that graph.
+        valid: Which rows of the state there are, (B, T); None for all.
 
     Returns:
-        The sites in the order of the calls, and the coverage.
+        The sites in the order of their first use, and the coverage.
     """
-    canonical = {id(p): name for name, p in module.named_parameters()}
-    owners = {
-        canonical[id(p)]: type(submodule).__name__
-        for submodule in module.modules()
-        for p in submodule.parameters(recurse=False)
-    }
-    left_out = {name: f"no weight site is known for {owners[name]} in this form" for name in names}
+    rows = (h.shape[0], h.shape[1])
+    records = [r for r in sorted(recorder.records, key=lambda r: r.call) if reaching(r.output)]
+    groups: dict[tuple[object, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.label, []).append(record)
+    left_out: dict[str, str] = {}
     sites: list[WeightSite] = []
-    for use in _uses(calls, rows, time_first=time_first):
-        full = [canonical[id(p)] for p in _local_parameters(use.module, use.names)]
-        studied = tuple(name for name in full if name in names)
-        if not studied:
+    for group in groups.values():
+        for uses in _steps(group, rows):
+            found = _joined(uses, rows, h, valid)
+            sites.extend(found)
+            if not found:
+                reason = f"its rows {uses[0].use.rows} are not the state's {rows}"
+                left_out.update(dict.fromkeys(_parameters(uses[0]), reason))
+    covered = {name for site in sites for name in site.parameters}
+    missed: list[str] = []
+    for name in names:
+        if name in left_out or name in covered:
             continue
-        placed = _place(use.activity, rows)
-        if placed is None:
-            reason = f"its rows {tuple(use.activity.shape[:-1])} are not the state's {rows}"
-            left_out.update((n, reason) for n in studied if n in left_out)
-            continue
-        V = _columns(placed, full, studied)
-        units = len(getattr(use.module, use.names[0]))
-        sites.append(WeightSite(studied[0], studied, V, units, use.tap))
-        for name in studied:
-            left_out.pop(name, None)
+        met = recorder.met.get(name)
+        left_out[name] = f"{_owner(module, name)} uses it " + (f"in {met!r}" if met else "unseen")
+        if met not in ELEMENTWISE and met not in READERS:
+            missed.append(name)
+    left_out = {name: left_out[name] for name in names if name not in covered}
     sizes = {name: p.numel() for name, p in module.named_parameters()}
-    behind = sum(sizes[name] for name in names)
-    missing = sum(sizes[name] for name in left_out)
-    return tuple(sites), Coverage((behind - missing) / behind, left_out)
+    behind, missing = (sum(sizes[n] for n in some) for some in (names, left_out))
+    return tuple(sites), Coverage((behind - missing) / behind, left_out, tuple(missed))
 
 
-def _local_parameters(module: nn.Module, local: tuple[str, str]) -> list[nn.Parameter]:
-    """The weight and, where there is one, the bias of a use."""
-    found = (module._parameters.get(name) for name in local)
-    return [p for p in found if p is not None]
+def _owner(module: nn.Module, name: str) -> str:
+    return type(module.get_submodule(name.rpartition(".")[0])).__name__
 
 
-def _columns(activity: Tensor, full: Sequence[str], studied: Sequence[str]) -> Tensor:
+def _parameters(record: Record) -> tuple[str, ...]:
+    origins = [o for o in (record.weight, record.bias) if o is not None]
+    return tuple(dict.fromkeys(name for o in origins for name in o.names))
+
+
+def _steps(group: Sequence[Record], rows: Rows) -> list[list[Record]]:
+    """Uses with the same label, those of successive time steps together."""
+    B, T = rows
+    by_step = all(r.path is None and r.use.rows == (B,) for r in group)
+    if T == 1 or len(group) % T or not by_step:
+        return [[record] for record in group]
+    each = len(group) // T
+    return [list(group[i::each]) for i in range(each)]
+
+
+def _joined(
+    uses: Sequence[Record], rows: Rows, h: Tensor, valid: Tensor | None
+) -> list[WeightSite]:
+    """The sites (one for each group of the weight) of a use, or of one at each time step."""
+    first, stepped = uses[0], len(uses) > 1
+    order = "batch" if stepped else _order(first, rows, h)
+    if order is None:
+        return []
+    activities = [_columns(record) for record in uses]
+    names = _parameters(first)
+    sites = []
+    for g in range(first.use.groups):
+        steps = [V[g] for V in activities]
+        V = torch.stack(steps, dim=1) if stepped else _in_order(steps[0], order, rows)
+        for mask in (valid, first.valid):
+            V = V if mask is None else V.where(mask.unsqueeze(-1), 0)
+        tap = Tap(
+            tuple(r.call for r in uses),
+            first.use.place if first.local is None else first.local,
+            first.path,
+            _Write(uses, g, order),
+        )
+        derived = first.weight is not None and first.weight.derived
+        sites.append(WeightSite(names[0], names, V, first.use.units, derived, tap))
+    return sites
+
+
+def _columns(record: Record) -> Tensor:
     """The columns of V that studied parameters multiply: activity for a weight, ones for a bias."""
-    columns = [activity] if full[0] in studied else []
-    if full[-1] in studied and len(full) > 1:
-        columns.append(torch.ones_like(activity[..., :1]))
+    use = record.use
+    ones = record.output.new_ones(()).expand(use.groups, *use.rows, 1).detach()
+    columns = [ones] if record.bias is not None else []
+    if record.weight is not None:
+        columns.insert(0, use.read().detach())
     return torch.cat(columns, dim=-1)
 
 
-def _place(activity: Tensor, rows: tuple[int, int]) -> Tensor | None:
-    """Activity on the state's rows, shape ``(B, T, m)``; None if it lives on other rows."""
-    if activity.ndim == 2 and 1 in rows:
-        activity = activity.unsqueeze(1 if rows[1] == 1 else 0)
-    return activity if tuple(activity.shape[:-1]) == rows else None
+def _order(record: Record, rows: Rows, h: Tensor) -> Order | None:
+    """How an operation's rows run over the state's; None if they are others."""
+    (B, T), own = rows, record.use.rows
+    if record.path is not None:
+        return "batch" if own == rows else None
+    if prod(own) != B * T:
+        return "steps" if own in {(T,), (1, T)} else None
+    if 1 in rows or (own[0] == B != T and len(own) > 1):
+        return "batch"
+    if own == (T, B) and B != T:
+        return "time"
+    return _order_by_derivative(record, rows, h)
 
 
-@dataclass(frozen=True)
-class _Use:
-    """Where a module's weight multiplies activity: names of weight and bias, and the activity."""
-
-    module: nn.Module
-    names: tuple[str, str]
-    activity: Tensor
-    tap: Tap
-
-
-def _uses(calls: Sequence[Call], rows: tuple[int, int], *, time_first: bool) -> Iterator[_Use]:
-    """All uses of weights; those of a module that is called once per time step are joined."""
-    by_path: dict[str, list[Call]] = {}
-    for call in calls:
-        by_path.setdefault(call.path, []).append(call)
-    for path, group in by_path.items():
-        each = [list(_activities(call, time_first=time_first)) for call in group]
-        stepped = len(group) == rows[1] > 1
-        for uses in zip(*each, strict=True):
-            names, module = uses[0][0], group[0].module
-            activities = [activity for _, activity in uses]
-            if stepped and all(a.shape[:-1] == rows[:1] for a in activities):
-                tap = Tap(path, names[0], None)
-                yield _Use(module, names, torch.stack(activities, dim=1), tap)
-                continue
-            for i, activity in enumerate(activities):
-                yield _Use(module, names, activity, Tap(path, names[0], i, time_first))
+def _in_order(V: Tensor, order: Order, rows: Rows) -> Tensor:
+    """Activity on an operation's rows as (B, T, m)."""
+    B, T = rows
+    if order == "steps":
+        return V.reshape(1, T, -1).expand(B, T, -1)
+    if order == "time":
+        return V.reshape(T, B, -1).transpose(0, 1)
+    return V.reshape(B, T, -1)
 
 
-def _activities(call: Call, *, time_first: bool) -> Iterator[tuple[tuple[str, str], Tensor]]:
-    """Names of weight and bias, and the activity they multiply, for each weight of a call."""
-    module = call.module
-    if isinstance(module, nn.Linear):
-        x = _argument(call, "input")
-        yield ("weight", "bias"), x.transpose(0, 1) if time_first and x.ndim == 3 else x
-    elif isinstance(module, CELLS):
-        x, h, _ = cell_inputs(call, module)
-        yield ("weight_ih", "bias_ih"), x
-        yield ("weight_hh", "bias_hh"), h
-    elif isinstance(module, RECURRENT) and isinstance(_argument(call, "input"), Tensor):
-        for weight, activity in _recurrent_activity(call, module).items():
-            yield (weight, weight.replace("weight", "bias")), activity
+def _order_by_derivative(record: Record, rows: Rows, h: Tensor) -> Order | None:
+    """Which rows of an operation the first trial of the state depends on; trials do not mix."""
+    B, T = rows
+    use = record.use
+    generator = torch.Generator(device=h.device).manual_seed(0)
+    weights = torch.randn(h[0].shape, generator=generator, device=h.device, dtype=h.dtype)
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(
+            (h[0] * weights).sum(), record.output, retain_graph=True, allow_unused=True
+        )
+    if gradient is None:
+        return None
+    number = torch.arange(B * T, device=h.device).reshape(1, *use.rows, 1)
+    numbers = use.write(number.expand(use.groups, *use.rows, use.units))
+    touched = numbers.expand_as(gradient)[gradient != 0]
+    if bool((touched < T).all()):
+        return "batch"
+    return "time" if bool((touched % B == 0).all()) else None
 
 
-def _recurrent_activity(call: Call, module: Recurrent) -> dict[str, Tensor]:
-    """What each weight of a recurrent layer multiplies, (B, T, m), by the weight's name."""
-    if _is_simple(module):
-        inputs = batch_first(_argument(call, "input"), module)
-        return {"weight_ih_l0": inputs, "weight_hh_l0": _previous_state(call, module)}
-    seen: dict[str, Tensor] = {}
-    with torch.no_grad():
-        unroll(call, {}, seen=seen)
-    return seen
+class _Write:
+    """From what is added to a site's outputs to what is added to the operation's."""
 
+    def __init__(self, uses: Sequence[Record], group: int, order: Order) -> None:
+        self.group, self.order = group, order
+        self.in_layer, self.stepped = uses[0].path is not None, len(uses) > 1
+        self.rows, self.units, self.groups = (
+            uses[0].use.rows,
+            uses[0].use.units,
+            uses[0].use.groups,
+        )
+        self.writes = [record.use.write for record in uses]
 
-def _is_simple(module: Recurrent) -> bool:
-    """One layer, one direction, no projection: the outputs then tell all."""
-    return module.num_layers == 1 and not module.bidirectional and not module.proj_size
-
-
-def _argument(call: Call, name: str) -> Tensor:
-    """The first argument of a call, by position or by name."""
-    argument: Tensor = call.args[0] if call.args else call.kwargs[name]
-    return argument
-
-
-def _previous_state(call: Call, module: Recurrent) -> Tensor:
-    """``h_(t-1)`` at each step: the initial state, then all outputs but the last."""
-    states = batch_first(call.output[0], module)
-    hx = call.args[1] if len(call.args) > 1 else call.kwargs.get("hx")
-    if isinstance(hx, tuple):
-        hx = hx[0]
-    first = torch.zeros_like(states[:, :1]) if hx is None else hx.reshape(-1, 1, states.shape[2])
-    return torch.cat([first, states[:, :-1]], dim=1)
+    def __call__(self, u: Tensor, step: int) -> Tensor:
+        if self.in_layer or self.order == "steps":
+            return u
+        if self.stepped:
+            u = u[:, step]
+        elif self.order == "time":
+            u = u.transpose(0, 1)
+        u = u.reshape(1, *self.rows, self.units)
+        if self.groups > 1:
+            number = torch.arange(self.groups, device=u.device)
+            here = (number == self.group).to(u.dtype)
+            u = u * here.reshape(-1, *(1 for _ in u.shape[1:]))
+        return self.writes[step](u)

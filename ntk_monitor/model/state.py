@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import batchnorm, conv, instancenorm, pooling
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ntk_monitor.model.batch import first_tensor
 
 RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
 Recurrent = nn.RNN | nn.GRU | nn.LSTM
 CELLS = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
-Cell = nn.RNNCell | nn.GRUCell | nn.LSTMCell
+Layout = Literal["batch", "time", "unbatched", "channels"]
+"""``"batch"``: (B, T, n), (B, n), or (B, ..., n). ``"time"``: (T, B, n). ``"unbatched"``: (T, n),
+one sequence. ``"channels"``: (B, n, ...), positions last."""
+StatePath = str | Sequence[str]
+CHANNELS_FIRST = (
+    conv._ConvNd,
+    batchnorm._BatchNorm,
+    instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    pooling._MaxPoolNd,
+    pooling._AvgPoolNd,
+    pooling._AdaptiveAvgPoolNd,
+    pooling._AdaptiveMaxPoolNd,
+)
+FEATURES_LAST = (
+    nn.Linear,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.Embedding,
+    nn.MultiheadAttention,
+    nn.RNNBase,
+)
 
 
 def is_time_first(module: nn.Module) -> bool:
@@ -24,9 +49,10 @@ def is_time_first(module: nn.Module) -> bool:
         module: The module under study.
 
     Returns:
-        True when it has recurrent layers and none of them is ``batch_first``.
+        True when it has recurrent or attention layers and none of them is ``batch_first``.
     """
-    layers = [m for m in module.modules() if isinstance(m, RECURRENT)]
+    kinds = (*RECURRENT, nn.MultiheadAttention)
+    layers = [m for m in module.modules() if isinstance(m, kinds)]
     return bool(layers) and not any(layer.batch_first for layer in layers)
 
 
@@ -40,6 +66,7 @@ class Call:
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         output: What it returned.
+        uses: How many uses of weights had been seen when it returned.
     """
 
     path: str
@@ -47,6 +74,35 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+    uses: int = 0
+
+    def argument(self, name: str) -> Any:  # noqa: ANN401
+        """The first argument, by position or by name."""
+        return self.args[0] if self.args else self.kwargs.get(name)
+
+
+def unpack(sequence: PackedSequence) -> tuple[Tensor, Tensor]:
+    """A packed sequence as a tensor.
+
+    Args:
+        sequence: The packed sequence.
+
+    Returns:
+        The steps, (B, T, features), zero beyond the lengths; and which there are, (B, T).
+    """
+    padded, lengths = pad_packed_sequence(sequence, batch_first=True)
+    steps = torch.arange(padded.shape[1], device=padded.device)
+    return padded, steps < lengths.to(padded.device).unsqueeze(1)
+
+
+def pack_like(old: PackedSequence, padded: Tensor) -> PackedSequence:
+    """Pack steps, (B, T, features), in the order of another packed sequence."""
+    if old.sorted_indices is not None:
+        padded = padded.index_select(0, old.sorted_indices)
+    steps = [padded[:count, t] for t, count in enumerate(old.batch_sizes.tolist())]
+    return PackedSequence(
+        torch.cat(steps), old.batch_sizes, old.sorted_indices, old.unsorted_indices
+    )
 
 
 @dataclass(frozen=True)
@@ -58,15 +114,13 @@ class StateSource:
 
     Attributes:
         path: The module's path.
-        time_first: Whether its output is laid out (T, B, n) rather than (B, T, n).
-        unbatched: Whether a two-axis output is (T, n), one sequence, rather than (B, n).
+        layout: How its output is laid out.
         calls: How often it is called in a forward pass.
         recurrent: Whether it is a recurrent layer, which carries its state from step to step.
     """
 
     path: str
-    time_first: bool = False
-    unbatched: bool = False
+    layout: Layout = "batch"
     calls: int = 1
     recurrent: bool = False
 
@@ -80,18 +134,23 @@ class StateSource:
             Shape ``(B, T, n)``; ``T = 1`` for an output of shape ``(B, n)``.
 
         Raises:
-            ValueError: If the output has no floating tensor, or one with other axes.
+            ValueError: If the output has no floating tensor, or one with fewer axes.
         """
         tensor = first_tensor(output)
-        if tensor is None or tensor.ndim not in {2, 3}:
+        if isinstance(tensor, PackedSequence):
+            return unpack(tensor)[0]
+        if tensor is None or tensor.ndim < 2:
             found = f"a {type(output).__name__}" if tensor is None else f"{tuple(tensor.shape)}"
             raise ValueError(
-                f"the state {self.path!r} must be a floating tensor of shape (B, T, n) or (B, n), "
-                f"got {found}: choose another module with state='path.of.module'"
+                f"the state {self.path!r} must be a floating tensor of shape (B, T, n), (B, n), "
+                f"or (B, n, H, W), got {found}: choose another module with "
+                "state='path.of.module'"
             )
         if tensor.ndim == 2:
-            return tensor.unsqueeze(0 if self.unbatched else 1)
-        return tensor.transpose(0, 1) if self.time_first else tensor
+            return tensor.unsqueeze(0 if self.layout == "unbatched" else 1)
+        if self.layout == "channels":
+            return tensor.flatten(2).transpose(1, 2)
+        return tensor.transpose(0, 1) if self.layout == "time" else tensor.flatten(1, -2)
 
     def write(self, output: Any, state: Tensor) -> Any:  # noqa: ANN401
         """A copy of what one call returned, in which the state is replaced.
@@ -105,94 +164,223 @@ class StateSource:
             beside its sequence follows the new state, so that nothing bypasses it.
         """
         old = first_tensor(output)
-        if old is not None and old.ndim == 2:
-            new = state.squeeze(0 if self.unbatched else 1)
-        else:
-            new = state.transpose(0, 1) if self.time_first else state
+        assert old is not None
+        new = self._laid_out(old, state)
         replaced = _replace(output, old, new)
         if self.recurrent and isinstance(replaced, tuple) and len(replaced) == 2:
-            return new, _follow(replaced[1], state[:, -1])
+            return new, _follow(replaced[1], old, state)
         return replaced
 
+    def _laid_out(self, old: Tensor | PackedSequence, state: Tensor) -> Any:  # noqa: ANN401
+        if isinstance(old, PackedSequence):
+            return pack_like(old, state)
+        if old.ndim == 2:
+            return state.squeeze(0 if self.layout == "unbatched" else 1)
+        if self.layout == "channels":
+            return state.transpose(1, 2).reshape(old.shape)
+        return state.transpose(0, 1) if self.layout == "time" else state.reshape(old.shape)
 
-def _replace(output: Any, old: Tensor | None, new: Tensor) -> Any:  # noqa: ANN401
+
+def _replace(output: Any, old: Any, new: Any) -> Any:  # noqa: ANN401
     """Put ``new`` where ``old`` stands."""
     if output is old:
         return new
-    if isinstance(output, tuple):
-        return tuple(new if item is old else item for item in output)
-    if isinstance(output, list):
-        return [new if item is old else item for item in output]
-    return type(output)({k: new if v is old else v for k, v in output.items()})
+    if isinstance(output, (tuple, list)):
+        items = [_replace(item, old, new) for item in output]
+        return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+    if isinstance(output, dict):
+        replaced = {k: _replace(v, old, new) for k, v in output.items()}
+        return type(output)(**replaced) if hasattr(output, "to_tuple") else replaced
+    return output
 
 
-def _follow(hidden: Any, last: Tensor) -> Any:  # noqa: ANN401
+def _follow(hidden: Any, old: Any, state: Tensor) -> Any:  # noqa: ANN401
     """The final hidden state of a recurrent layer, made equal to the last step of its output."""
     if isinstance(hidden, tuple) and len(hidden) == 2:  # an LSTM's (h, c): c is not in the state
-        return _follow(hidden[0], last), hidden[1]
+        return _follow(hidden[0], old, state), hidden[1]
     if not isinstance(hidden, Tensor):
         return hidden
+    last = state[:, -1]
+    if isinstance(old, PackedSequence):
+        ends = unpack(old)[1].sum(1) - 1
+        last = state[torch.arange(len(state), device=state.device), ends]
     batched = last if hidden.ndim == 3 else last.squeeze(0)
     if hidden.shape[1:] != batched.shape:  # two directions, or a projection: leave it
         return hidden
     return torch.cat([hidden[:-1], batched.unsqueeze(0)])
 
 
-def find_state(module: nn.Module, state: str, calls: list[Call]) -> StateSource:
-    """Decide which module's output is the state.
+@dataclass(frozen=True)
+class State:
+    """The state: the outputs of one module, or of several side by side.
+
+    Attributes:
+        sources: The modules.
+        widths: How many features each has.
+        valid: Which rows there are, (B, T); the others are padding and are zero in the state.
+            None for all.
+    """
+
+    sources: tuple[StateSource, ...]
+    widths: tuple[int, ...]
+    valid: Tensor | None = None
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The modules' paths."""
+        return tuple(source.path for source in self.sources)
+
+    def part(self, tensor: Tensor, path: str) -> Tensor:
+        """The features of one module.
+
+        Args:
+            tensor: Shape ``(B, T, n)``.
+            path: The module's path.
+
+        Returns:
+            Shape ``(B, T, its width)``.
+        """
+        at = self.paths.index(path)
+        return tensor.narrow(-1, sum(self.widths[:at]), self.widths[at])
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The state from the outputs of its modules.
+
+        Args:
+            parts: One for each module, ``(B, T, its width)``.
+
+        Returns:
+            Shape ``(B, T, n)``.
+        """
+        h = parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
+        return h if self.valid is None else h.where(self.valid.unsqueeze(-1), 0)
+
+
+def find_state(
+    module: nn.Module,
+    state: StatePath,
+    calls: Sequence[Call],
+    weights: Sequence[tuple[int, int]] = (),
+    valid: Tensor | None = None,
+) -> tuple[State, Tensor]:
+    """Decide which modules' outputs are the state.
 
     Args:
         module: The module under study.
-        state: A module path, or ``"auto"``: the last recurrent layer or cell called; without
-            one, the module called before the readout, which is the last ``nn.Linear`` called;
-            without a readout, the last module called.
+        state: A module path, several whose features are put side by side, or ``"auto"``: the last
+            recurrent layer or cell called; without one, the last module called before the
+            readout, which is the last ``nn.Linear`` called, whose rows are those on which most
+            weights before it act; without a readout, the last module called.
         calls: All calls of submodules in one forward pass, in order.
+        weights: For each use of a weight, in order, how many rows it has, and its size.
+        valid: Which rows there are, (B, T); None for all.
 
     Returns:
-        Where to read the state.
+        Where to read the state, and the state.
 
     Raises:
-        ValueError: If the path does not exist, or its module is not called, or several times with
-            whole sequences.
+        ValueError: If a path does not exist, or its module is not called, or several times with
+            whole sequences; or if the rows of several modules differ.
     """
+    paths = [state] if isinstance(state, str) else list(state)
     modules = dict(module.named_modules())
-    if state != "auto" and state not in modules:
-        paths = [path for path in modules if path]
-        near = difflib.get_close_matches(state, paths, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+    sources, parts = [], []
+    for wanted in paths:
+        if wanted != "auto" and wanted not in modules:
+            known = [path for path in modules if path]
+            near = difflib.get_close_matches(wanted, known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(
+                f"state={wanted!r} is not a module of {type(module).__name__}{hint}; its modules "
+                f"are {', '.join(known)}"
+            )
+        path = _automatic(calls, weights) if wanted == "auto" else wanted
+        source = _source(module, path, calls)
+        steps = [source.read(call.output) for call in calls if call.path == path]
+        sources.append(source)
+        parts.append(torch.cat(steps, dim=1))
+        output = first_tensor(next(call.output for call in calls if call.path == path))
+        if valid is None and isinstance(output, PackedSequence):
+            valid = unpack(output)[1]
+    if len({part.shape[:2] for part in parts}) > 1:
+        found = {p: tuple(part.shape) for p, part in zip(paths, parts, strict=True)}
         raise ValueError(
-            f"state={state!r} is not a module of {type(module).__name__}{hint}; its modules are "
-            f"{', '.join(paths)}"
+            f"the modules of state={paths} must agree in trials and time steps (B, T), got {found}"
         )
-    path = _automatic(calls) if state == "auto" else state
+    if valid is not None and valid.shape != parts[0].shape[:2]:
+        raise ValueError(
+            f"the mask must have the state's rows {tuple(parts[0].shape[:2])} as (B, T), got "
+            f"{tuple(valid.shape)}: pass mask_fn, or choose another state"
+        )
+    whole = State(tuple(sources), tuple(part.shape[2] for part in parts), valid)
+    return whole, whole.join(parts)
+
+
+def _source(module: nn.Module, path: str, calls: Sequence[Call]) -> StateSource:
     found = [call for call in calls if call.path == path]
     steps = [first_tensor(call.output) for call in found]
-    is_cell = len(found) > 1 and all(t is not None and t.ndim == 2 for t in steps)
+    is_cell = len(found) > 1 and all(isinstance(t, Tensor) and t.ndim == 2 for t in steps)
     if len(found) != 1 and not is_cell:
         raise ValueError(
             f"the state {path!r} must be the output of a module that is called once per forward "
             f"pass, or of a cell that returns one time step (B, n) per call; got {len(found)} "
             "calls: choose another module with state='path.of.module'"
         )
-    source, inputs = modules[path], found[0].args
-    if isinstance(source, RECURRENT):
-        unbatched = bool(inputs) and isinstance(inputs[0], Tensor) and inputs[0].ndim == 2
-        return StateSource(path, not source.batch_first, unbatched, recurrent=True)
-    return StateSource(path, is_time_first(module) and not is_cell, calls=len(found))
+    layer, output = found[0].module, steps[0]
+    source = StateSource(path, calls=len(found), recurrent=isinstance(layer, RECURRENT))
+    if isinstance(layer, RECURRENT):
+        inputs = found[0].argument("input")
+        if isinstance(inputs, Tensor) and inputs.ndim == 2:
+            return replace(source, layout="unbatched")
+        return source if layer.batch_first else replace(source, layout="time")
+    if isinstance(output, Tensor) and output.ndim > 2 and _channels_first(module, found[0], calls):
+        return replace(source, layout="channels")
+    three = isinstance(output, Tensor) and output.ndim == 3
+    return replace(source, layout="time") if three and is_time_first(module) else source
 
 
-def _automatic(calls: list[Call]) -> str:
+def _channels_first(module: nn.Module, call: Call, calls: Sequence[Call]) -> bool:
+    """Whether features come before positions, by the last layer whose output had this shape."""
+    output = first_tensor(call.output)
+    assert isinstance(output, Tensor)
+    before = calls[: 1 + next(i for i, c in enumerate(calls) if c is call)]
+    for earlier in reversed(before):
+        shape = getattr(first_tensor(earlier.output), "shape", None)
+        if shape == output.shape and isinstance(earlier.module, CHANNELS_FIRST):
+            return True
+        if shape == output.shape and isinstance(earlier.module, FEATURES_LAST):
+            return False
+    convolutions = (m for m in module.modules() if isinstance(m, conv._ConvNd))
+    return output.ndim > 3 and any(m.out_channels == output.shape[1] for m in convolutions)
+
+
+def _automatic(calls: Sequence[Call], weights: Sequence[tuple[int, int]]) -> str:
     """The path that ``state="auto"`` stands for."""
     recurrent = [call.path for call in calls if isinstance(call.module, (*RECURRENT, *CELLS))]
     if recurrent:
         return recurrent[-1]
     leaves = [call for call in calls if not any(True for _ in call.module.children())]
-    readouts = [i for i, call in enumerate(leaves) if isinstance(call.module, nn.Linear)]
-    if readouts and readouts[-1] > 0:
-        return leaves[readouts[-1] - 1].path
     if not leaves:
         raise ValueError(
             "state='auto' found no submodule call to read a state from: name one with "
             "state='path.of.module'"
         )
-    return leaves[-1].path
+    readouts = [i for i, call in enumerate(leaves) if isinstance(call.module, nn.Linear)]
+    if not readouts or not readouts[-1]:
+        return leaves[-1].path
+    before = leaves[: readouts[-1]]
+    sizes: dict[int, int] = {}
+    for rows, size in weights[: before[-1].uses]:
+        sizes[rows] = sizes.get(rows, 0) + size
+    most = max(sizes, key=lambda rows: sizes[rows], default=0)
+    return next((c.path for c in reversed(before) if _rows(c) == most), before[-1].path)
+
+
+def _rows(call: Call) -> int:
+    """How many rows of features a module returned."""
+    output = first_tensor(call.output)
+    if not isinstance(output, Tensor) or output.ndim < 2:
+        return 0
+    if output.ndim > 3 and isinstance(call.module, CHANNELS_FIRST):
+        return output.numel() // output.shape[1]
+    return prod(output.shape[:-1])

@@ -133,23 +133,6 @@ def test_uncovered_layers_are_named_with_the_reason() -> None:
     assert "LayerNorm" in lin.coverage.left_out["1.weight"]
 
 
-def test_a_packed_sequence_is_left_out_with_the_reason() -> None:
-    class Packed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn = nn.GRU(2, 6, batch_first=True)
-            self.norm = nn.Linear(6, 6)
-
-        def forward(self, x: Tensor) -> Tensor:
-            packed = nn.utils.rnn.pack_padded_sequence(x, [5, 5, 5, 5], batch_first=True)
-            states, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
-            return self.norm(states)
-
-    lin = double(Packed().double(), sequences()[0], state="norm")
-    assert "GRU" in lin.coverage.left_out["rnn.weight_hh_l0"]
-    assert "norm.weight" not in lin.coverage.left_out
-
-
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize(("kind", "projection"), [("rnn", 0), ("gru", 0), ("lstm", 0), ("lstm", 4)])

@@ -1,0 +1,475 @@
+r"""Operations in which a weight multiplies activity, and what that activity is.
+
+Every one of them is brought to one form. With groups ``g`` (1 for most), output rows ``r``, and
+units ``q``,
+
+.. math:: Q_{g, r, q} = \sum_m V_{g, r, m} W_{g, q, m}.
+
+A dense product is a contraction of indices, and its ``V`` is the contraction without the weight; a
+convolution multiplies patches, an embedding one-hot vectors.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot, pad
+
+from ntk_monitor.model import unroll as cells
+
+Reader = Callable[..., "list[Use]"]
+LETTERS = string.ascii_letters
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a weight.
+
+    Attributes:
+        weight: The weight as it enters, possibly a view of a parameter; None for a bias alone.
+        bias: What is added to the product, likewise.
+        read: Computes ``V``, shape ``(g, *rows, m)``.
+        write: From what is added to ``Q``, shape ``(g, *rows, q)``, to what is thereby added to
+            the operation's output.
+        rows: Sizes of the row axes.
+        units: ``q``.
+        groups: ``g``.
+        place: Which of the operation's uses it is.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    read: Callable[[], Tensor]
+    write: Callable[[Tensor], Tensor]
+    rows: tuple[int, ...]
+    units: int
+    groups: int = 1
+    place: int = 0
+
+
+def contraction(
+    equation: str, operands: Sequence[Tensor], which: int, bias: Tensor | None = None
+) -> Use:
+    """A use of a weight in a product of tensors.
+
+    Args:
+        equation: As of ``torch.einsum``, without an ellipsis, and without repeated or lonely
+            indices in the weight.
+        operands: The tensors, the weight among them.
+        which: The position of the weight.
+        bias: What is added.
+
+    Returns:
+        The use.
+    """
+    inputs, out = equation.split("->")
+    indices = inputs.split(",")
+    weight = indices.pop(which)
+    others = [t for i, t in enumerate(operands) if i != which]
+    sizes = {
+        i: size
+        for name, tensor in zip(inputs.split(","), operands, strict=True)
+        for i, size in zip(name, tensor.shape, strict=True)
+    }
+    elsewhere = set("".join(indices))
+    groups = [i for i in weight if i in out and i in elsewhere]
+    units = [i for i in weight if i in out and i not in elsewhere]
+    summed = [i for i in weight if i not in out]
+    rows = [i for i in out if i not in weight]
+    activity = "".join([*groups, *rows, *summed])
+
+    def count(names: Sequence[str]) -> int:
+        return prod(sizes[i] for i in names)
+
+    def read() -> Tensor:
+        V = torch.einsum(f"{','.join(indices)}->{activity}", *others)
+        return V.reshape(count(groups), *(sizes[i] for i in rows), count(summed))
+
+    def write(u: Tensor) -> Tensor:
+        order = [*groups, *rows, *units]
+        full = u.reshape([sizes[i] for i in order])
+        return full.permute([order.index(i) for i in out])
+
+    return Use(
+        weight=operands[which],
+        bias=bias,
+        read=read,
+        write=write,
+        rows=tuple(sizes[i] for i in rows),
+        units=count(units),
+        groups=count(groups),
+    )
+
+
+def read_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[Use]:
+    """``F.linear``."""
+    rows = LETTERS[: x.ndim - 1]
+    if weight.ndim == 1:
+        return [contraction(f"{rows}z,z->{rows}", (x, weight), 1, bias)]
+    return [contraction(f"{rows}z,yz->{rows}y", (x, weight), 1, bias)]
+
+
+def read_bilinear(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[Use]:
+    """``F.bilinear``."""
+    rows = LETTERS[: x.ndim - 1]
+    return [contraction(f"{rows}w,{rows}x,ywx->{rows}y", (x, z, weight), 2, bias)]
+
+
+def read_matmul(a: Tensor, b: Tensor, *, bias: Tensor | None = None) -> list[Use]:
+    """``a @ b`` and its relatives, either operand being the weight."""
+    batch = LETTERS[: max(a.ndim, b.ndim, 2) - 2]
+    left = "z" if a.ndim == 1 else batch[len(batch) - a.ndim + 2 :] + "yz"
+    right = "z" if b.ndim == 1 else batch[len(batch) - b.ndim + 2 :] + "zx"
+    out = batch + ("" if a.ndim == 1 else "y") + ("" if b.ndim == 1 else "x")
+    left, a = _without_broadcast(left, a, right, b)
+    right, b = _without_broadcast(right, b, left, a)
+    return [contraction(f"{left},{right}->{out}", (a, b), which, bias) for which in (1, 0)]
+
+
+def _without_broadcast(names: str, t: Tensor, others: str, other: Tensor) -> tuple[str, Tensor]:
+    """Drop the axes of size one that are repeated to fit the other operand."""
+    for i in reversed(range(t.ndim)):
+        at = others.find(names[i])
+        if t.shape[i] == 1 and at >= 0 and other.shape[at] > 1:
+            names, t = names[:i] + names[i + 1 :], t.squeeze(i)
+    return names, t
+
+
+def read_addmm(
+    bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1
+) -> list[Use]:
+    """``bias + a @ b``."""
+    if alpha != 1 or beta != 1:
+        return []
+    is_bias = bias.ndim == 1 and b.ndim > 1 and len(bias) == b.shape[-1]
+    uses = read_matmul(a, b, bias=bias if is_bias else None)
+    return uses if is_bias else [*uses, *read_add(bias, uses[0].write(_zero(uses[0], a)))]
+
+
+def read_einsum(equation: str, *operands: Any) -> list[Use]:  # noqa: ANN401
+    """``torch.einsum`` with an equation."""
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = tuple(operands[0])
+    explicit = _explicit(equation.replace(" ", ""), operands)
+    names, _, out = explicit.partition("->")
+    split = names.split(",")
+    uses = []
+    for which, name in enumerate(split):
+        elsewhere = {*out, *"".join(split[:which] + split[which + 1 :])}
+        if len(set(name)) == len(name) and elsewhere.issuperset(name):
+            uses.append(contraction(explicit, operands, which))
+    return uses
+
+
+def _explicit(equation: str, operands: Sequence[Tensor]) -> str:
+    """An equation with an output, and with letters in place of an ellipsis."""
+    inputs, arrow, out = equation.partition("->")
+    free = [i for i in LETTERS if i not in equation]
+    most = max(
+        t.ndim - len(name.replace("...", ""))
+        for name, t in zip(inputs.split(","), operands, strict=True)
+    )
+    dots = "".join(free[:most])
+    names = []
+    for name, tensor in zip(inputs.split(","), operands, strict=True):
+        count = tensor.ndim - len(name.replace("...", ""))
+        names.append(name.replace("...", dots[len(dots) - count :]))
+    if not arrow:
+        letters = "".join(names)
+        out = "..." + "".join(i for i in sorted(set(letters) - set(dots)) if letters.count(i) == 1)
+    return f"{','.join(names)}->{out.replace('...', dots)}"
+
+
+def read_add(a: Tensor, b: Tensor, *, alpha: float = 1) -> list[Use]:
+    """``a + b``, either operand being a bias."""
+    if alpha != 1 or not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return []
+    out: Sequence[int] = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
+    return [
+        use
+        for bias in (b, a)
+        if bias.ndim and bias.shape[-1] == out[-1]
+        for use in (_bias(bias, out),)
+    ]
+
+
+def _bias(bias: Tensor, out: Sequence[int]) -> Use:
+    # A bias over the last axis multiplies ones. One that also differs along other axes, a learned
+    # position for each step, multiplies the one-hot vector of the place.
+    own = [1 if step == 0 else n for n, step in zip(bias.shape, bias.stride(), strict=True)]
+    sizes = [1] * (len(out) - bias.ndim) + own
+    rows, places = tuple(out[:-1]), sizes[:-1]
+
+    def read() -> Tensor:
+        count = prod(places)
+        onehot = torch.eye(count, dtype=bias.dtype, device=bias.device)
+        return onehot.reshape(1, *places, count).expand(1, *rows, count)
+
+    varies = prod(places) > 1
+    return Use(bias if varies else None, None if varies else bias, read, _first, rows, out[-1])
+
+
+def _first(u: Tensor) -> Tensor:
+    """What is added to the only group."""
+    return u[0]
+
+
+def _zero(use: Use, like: Tensor) -> Tensor:
+    return like.new_zeros(()).expand(use.groups, *use.rows, use.units)
+
+
+def read_embedding(
+    index: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    *_: Any,  # noqa: ANN401
+) -> list[Use]:
+    """``F.embedding``: one-hot vectors over the entries that occur."""
+
+    def read() -> Tensor:
+        present, inverse = torch.unique(index, return_inverse=True)
+        V = one_hot(inverse, len(present)).to(weight.dtype)
+        if padding_idx is not None:
+            V = V * (index != padding_idx % len(weight)).unsqueeze(-1)
+        return V.unsqueeze(0)
+
+    return [Use(weight, None, read, _first, tuple(index.shape), weight.shape[1])]
+
+
+def read_index(weight: Tensor, index: Any) -> list[Use]:  # noqa: ANN401
+    """``weight[index]`` with a tensor of indices."""
+    is_index = isinstance(index, Tensor) and not index.is_floating_point()
+    if not is_index or index.dtype == torch.bool or weight.ndim != 2:
+        return []
+    return read_embedding(index % len(weight), weight)
+
+
+def read_index_select(weight: Tensor, dim: int, index: Tensor) -> list[Use]:
+    """``weight.index_select(0, index)``."""
+    return read_embedding(index, weight) if dim == 0 and weight.ndim == 2 else []
+
+
+def read_embedding_bag(
+    index: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> list[Use]:
+    """``F.embedding_bag`` of the modes ``"sum"`` and ``"mean"``: how often each entry occurs."""
+    del norm_type, scale_grad_by_freq, sparse
+    if mode == "max" or max_norm is not None:
+        return []
+    if index.ndim == 2:
+        bags = len(index)
+        bag = torch.arange(bags, device=index.device).repeat_interleave(index.shape[1])
+    else:
+        assert offsets is not None
+        starts = offsets[:-1] if include_last_offset else offsets
+        bags = len(starts)
+        places = torch.arange(len(index), device=index.device)
+        bag = torch.searchsorted(starts, places, right=True) - 1
+
+    def read() -> Tensor:
+        entries = index.flatten()
+        present, inverse = torch.unique(entries, return_inverse=True)
+        kept = torch.ones_like(entries, dtype=weight.dtype)
+        if padding_idx is not None:
+            kept = (entries != padding_idx % len(weight)).to(weight.dtype)
+        scale = kept
+        if per_sample_weights is not None:
+            scale = kept * per_sample_weights.detach().flatten()
+        elif mode == "mean":
+            sizes = kept.new_zeros(bags).index_add(0, bag, kept).clamp(min=1)
+            scale = kept / sizes[bag]
+        V = weight.new_zeros(bags, len(present))
+        return V.index_put((bag, inverse), scale, accumulate=True).unsqueeze(0)
+
+    return [Use(weight, None, read, _first, (bags,), weight.shape[1])]
+
+
+def read_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,  # noqa: ANN401
+    padding: Any = 0,  # noqa: ANN401
+    dilation: Any = 1,  # noqa: ANN401
+    groups: int = 1,
+) -> list[Use]:
+    """``F.conv1d``, ``F.conv2d``, ``F.conv3d``: patches, with output positions as rows."""
+    axes = weight.ndim - 2
+    if groups > 1 and weight.shape[1] == 1:
+        return []  # depthwise: every channel is scaled by itself
+    stride, dilation = _each(stride, axes), _each(dilation, axes)
+    kernel = tuple(weight.shape[2:])
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        margins = [(n // 2, n - n // 2) for n in total]
+    else:
+        margins = [(n, n) for n in _each(padding, axes)]
+    return [_patches(x, weight, bias, kernel, margins, stride, dilation, groups)]
+
+
+def read_transposed_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,  # noqa: ANN401
+    padding: Any = 0,  # noqa: ANN401
+    output_padding: Any = 0,  # noqa: ANN401
+    groups: int = 1,
+    dilation: Any = 1,  # noqa: ANN401
+) -> list[Use]:
+    """``F.conv_transpose1d`` to ``3d``: patches of the input with zeros put in between."""
+    axes = weight.ndim - 2
+    if groups > 1 and weight.shape[0] == groups:
+        return []
+    stride, dilation = _each(stride, axes), _each(dilation, axes)
+    kernel = tuple(weight.shape[2:])
+    spread = x.new_zeros(
+        *x.shape[:-axes], *((n - 1) * s + 1 for n, s in zip(x.shape[-axes:], stride, strict=True))
+    )
+    spread[_thinned(stride)] = x.detach()
+    margins = [
+        (d * (k - 1) - p, d * (k - 1) - p + o)
+        for d, k, p, o in zip(
+            dilation, kernel, _each(padding, axes), _each(output_padding, axes), strict=True
+        )
+    ]
+    by_group = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
+    use = _patches(spread, by_group, bias, kernel, margins, (1,) * axes, dilation, groups)
+    return [Use(weight, bias, use.read, use.write, use.rows, use.units, use.groups)]
+
+
+def _patches(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    kernel: tuple[int, ...],
+    margins: Sequence[tuple[int, int]],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Use:
+    """A weight ``(out, in / groups, *kernel)`` on the patches of an input."""
+    axes = len(kernel)
+    batched = x.ndim == axes + 2
+    x = (x if batched else x.unsqueeze(0)).detach()
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    sizes = [
+        (n + sum(m) - span) // s + 1
+        for n, m, span, s in zip(x.shape[2:], margins, spans, stride, strict=True)
+    ]
+
+    def read() -> Tensor:
+        windows = pad(x, [n for margin in reversed(margins) for n in margin])
+        for axis in range(axes):
+            windows = windows.unfold(axis + 2, spans[axis], stride[axis])
+        windows = windows[_thinned(dilation)]
+        V = windows.reshape(len(x), groups, -1, *windows.shape[2:]).movedim(1, 0)
+        return V.movedim(2, 2 + axes).flatten(2 + axes)
+
+    def write(u: Tensor) -> Tensor:
+        out = u.movedim(-1, 2).movedim(0, 1).flatten(1, 2)
+        return out if batched else out[0]
+
+    return Use(weight, bias, read, write, (len(x), *sizes), weight.shape[0] // groups, groups)
+
+
+def _thinned(steps: Sequence[int]) -> Any:  # noqa: ANN401
+    """An index that takes every so many entries along each of the last axes."""
+    return (..., *(slice(None, None, step) for step in steps))
+
+
+def _each(value: Any, axes: int) -> tuple[int, ...]:  # noqa: ANN401
+    """One number for each axis."""
+    if isinstance(value, int):
+        return (value,) * axes
+    return tuple(value) * (axes if len(value) == 1 else 1)
+
+
+def read_cell(
+    x: Tensor,
+    hidden: Any,  # noqa: ANN401
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> list[Use]:
+    """A recurrent cell: the weighted input, and the weighted hidden state."""
+    h = hidden if isinstance(hidden, Tensor) else hidden[0]
+    parts = ((x, w_ih, b_ih), (h, w_hh, b_hh))
+    return [
+        Use(
+            weight,
+            bias,
+            activity.detach().unsqueeze(0).clone,
+            _first,
+            tuple(activity.shape[:-1]),
+            len(weight),
+            place=place,
+        )
+        for place, (activity, weight, bias) in enumerate(parts)
+    ]
+
+
+READERS: dict[str, Reader] = {
+    "linear": read_linear,
+    "bilinear": read_bilinear,
+    "matmul": read_matmul,
+    "mm": read_matmul,
+    "bmm": read_matmul,
+    "mv": read_matmul,
+    "dot": read_matmul,
+    "addmm": read_addmm,
+    "addmm_": read_addmm,
+    "addmv": read_addmm,
+    "baddbmm": read_addmm,
+    "einsum": read_einsum,
+    "add": read_add,
+    "add_": read_add,
+    "embedding": read_embedding,
+    "embedding_bag": read_embedding_bag,
+    "__getitem__": read_index,
+    "index_select": read_index_select,
+    **{f"conv{n}d": read_convolution for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": read_transposed_convolution for n in (1, 2, 3)},
+    **dict.fromkeys(cells.CELL_STEPS, read_cell),
+}
+"""How to read an operation, by its name."""
+
+
+def perturbed(name: str, args: Any, kwargs: Any, output: Any, added: dict[int, Tensor]) -> Any:  # noqa: ANN401
+    """An operation's output when something is added to the outputs of its weights.
+
+    Args:
+        name: The operation's name.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        output: What it returned.
+        added: What is added, by the place of the use, each in the layout of the output (for a
+            cell, of its weighted sum).
+
+    Returns:
+        The output to go on with.
+    """
+    if name in cells.CELL_STEPS:
+        return cells.run_cell(name, *args, **kwargs, added=added)
+    for u in added.values():
+        output = output + u
+    return output

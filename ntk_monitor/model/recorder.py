@@ -1,0 +1,357 @@
+"""Watching the operations of a forward pass: where weights multiply activity."""
+
+from __future__ import annotations
+
+import types
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from ntk_monitor.model.operations import READERS, Use, perturbed
+from ntk_monitor.model.state import RECURRENT, Call
+from ntk_monitor.model.unroll import Reach, layer_input, unroll
+
+COMPOSED = {"multi_head_attention_forward"}
+"""Operations written in Python of others; their parts are watched."""
+ELEMENTWISE = frozenset({
+    *("add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "multiply", "div", "div_"),
+    *("true_divide", "pow", "lerp", "addcmul", "addcdiv", "maximum", "minimum", "clamp", "exp"),
+    *("softmax", "sigmoid", "tanh", "relu", "prelu", "rrelu", "layer_norm", "rms_norm"),
+    *("group_norm", "batch_norm", "instance_norm", "normalize", "cat", "concat", "concatenate"),
+    *("stack", "expand", "expand_as", "repeat", "tile", "repeat_interleave", "where"),
+    *("masked_fill", "masked_fill_", "masked_scatter", "masked_scatter_", "index_put"),
+    *("index_put_", "index_add", "scatter", "__setitem__", "copy_", "fill_", "cumsum", "sum"),
+    *("mean", "flip"),
+})
+"""Operations that have no weight site by nature: they scale, shift, normalise or place."""
+COPYING = frozenset({"repeat", "tile", "repeat_interleave"})
+"""Operations after which an entry of a parameter stands in several places."""
+ADDING = frozenset({"add", "add_"})
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which parameters a tensor holds or is computed from.
+
+    Attributes:
+        names: Their names; none for a constant.
+        derived: Whether it is computed from them, rather than one of them or a view.
+        pending: Uses on a constant (an initial state of zeros, the positions in a sequence) that
+            led to it. They count unless what came out serves as a weight itself.
+    """
+
+    names: tuple[str, ...] = ()
+    derived: bool = False
+    pending: tuple[Record, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where the outputs of a weight site are in a forward pass.
+
+    Attributes:
+        calls: Which of the operations that can have one, by number, one for each time step if
+            there are several; or which call of a recurrent layer.
+        place: Which of the operation's weights, or the local name of the layer's.
+        path: The recurrent layer; None for an operation.
+        write: From what is added to the weight's outputs, (B, T, q), or (B, q) at each of several
+            steps, to what is added to the operation's output.
+    """
+
+    calls: tuple[int, ...]
+    place: int | str
+    path: str | None
+    write: Callable[[Tensor, int], Tensor] = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One use of a studied weight in a forward pass.
+
+    Attributes:
+        use: The use.
+        weight: Where the weight comes from; None if it is not studied.
+        bias: Likewise.
+        output: The operation's output, which shows whether the state depends on it.
+        label: Names the operation and the part of the weight, the same at every time step.
+        call: The number of the operation, or of the layer's call.
+        path: The recurrent layer, if it is one.
+        local: The weight's local name there.
+        valid: For packed sequences, which steps there are, (B, T).
+    """
+
+    use: Use
+    weight: Origin | None
+    bias: Origin | None
+    output: Tensor
+    label: tuple[Any, ...]
+    call: int
+    path: str | None = None
+    local: str | None = None
+    valid: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """How many numbers the weight and the bias hold."""
+        tensors = (self.use.weight, self.use.bias)
+        return sum(t.numel() for t in tensors if t is not None)
+
+
+class Recorder(TorchFunctionMode):
+    """Records the uses of studied parameters while it is entered; nothing is changed.
+
+    A tensor that depends on no data but on parameters counts as them: a transposed, masked or
+    normalised weight is still a weight.
+
+    Attributes:
+        theta: The studied parameters.
+        calls: The calls of submodules that `record_call` was told of.
+        records: The uses, in order.
+        met: For parameters that meet data in another operation, the name of one such operation.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], constants: Iterable[Tensor]) -> None:
+        """Start with what is known.
+
+        Args:
+            parameters: The studied parameters, as the model will see them.
+            constants: Tensors that depend on neither parameters nor data.
+        """
+        super().__init__()
+        self.theta = dict(parameters)
+        self.calls: list[Call] = []
+        self.records: list[Record] = []
+        self.met: dict[str, str] = {}
+        self._count = 0
+        self._layer_calls: Counter[str] = Counter()
+        self._origins: dict[int, Origin] = {}
+        self._alive: list[Tensor] = []  # so that no address is used twice
+        for constant in constants:
+            self._learn(constant, Origin())
+        for name, parameter in parameters.items():
+            self._learn(parameter, Origin((name,)))
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Call an operation and look at what it did."""
+        del types
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in COMPOSED:
+            with self:
+                return _opened(func)(*args, **kwargs)
+        number, self._count = self._count, self._count + (name in READERS)
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        origins = [self.origin(t) for t in inputs]
+        output = func(*args, **kwargs)
+        outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+        if not outputs or name == "__get__":
+            return output
+        names = tuple(dict.fromkeys(n for o in origins if o is not None for n in o.names))
+        if None in origins:
+            if names and outputs[0].requires_grad:
+                self._meet(name, self._read(name, number, args, kwargs, outputs[0]), origins)
+            for t in outputs:
+                self._forget(t)  # what data was written into, in place, is a constant no more
+            return output
+        pending = [r for o in origins if o is not None for r in o.pending]
+        if names and Origin() in origins and name not in ADDING:
+            pending += self._read(name, number, args, kwargs, outputs[0])
+        for t in outputs:
+            if self.origin(t) is None and not (names and name in COPYING):
+                self._learn(t, Origin(names, derived=True, pending=tuple(pending)))
+        return output
+
+    def _meet(self, name: str, read: list[Record], origins: Iterable[Origin | None]) -> None:
+        """Parameters meet data: in a use, or in another way that is noted."""
+        weights = [o for r in read for o in (r.weight, r.bias) if o is not None]
+        for origin in origins:
+            if origin is None or not origin.names:
+                continue
+            if name in ADDING or origin not in weights:
+                self.records.extend(origin.pending)
+                if origin.pending:
+                    continue
+            if origin not in weights:
+                for n in origin.names:
+                    self.met.setdefault(n, name)
+        self.records.extend(r for r in read if not (name in ADDING and _is_pending(r)))
+
+    def origin(self, tensor: Tensor) -> Origin | None:
+        """Where a tensor comes from.
+
+        Args:
+            tensor: The tensor.
+
+        Returns:
+            Its origin; None if it depends on data.
+        """
+        try:
+            address = tensor.untyped_storage().data_ptr()
+        except (RuntimeError, NotImplementedError):
+            return None
+        found = self._origins.get(address) if address else Origin()
+        if found is not None and found.names and not tensor.requires_grad:
+            return Origin()  # detached
+        return found
+
+    def record_call(self, call: Call) -> None:
+        """Take note of a submodule's call, and of the uses inside a recurrent layer.
+
+        Args:
+            call: The call.
+        """
+        self.calls.append(replace(call, uses=len(self.records)))
+        if not isinstance(call.module, RECURRENT):
+            return
+        number = self._layer_calls[call.path]
+        self._layer_calls[call.path] += 1
+        with torch._C.DisableTorchFunction():
+            self._read_layer(call, number)
+
+    def _read_layer(self, call: Call, number: int) -> None:
+        module = call.module
+        assert isinstance(module, RECURRENT)
+        seen: dict[str, Tensor] = {}
+        with torch.no_grad():
+            x, valid = layer_input(call, module)
+            unroll(call, Reach(seen=seen))
+        output = call.output[0]
+        output = output if isinstance(output, Tensor) else output.data
+        for local, activity in seen.items():
+            weight = getattr(module, local)
+            bias = getattr(module, local.replace("weight", "bias"), None)
+            use = Use(weight, bias, partial(activity.unsqueeze, 0), _same, x.shape[:2], len(weight))
+            origins = self._studied(weight), self._studied(bias)
+            if any(origins) and output.requires_grad:
+                label = (call.path, local)
+                self.records.append(
+                    Record(use, *origins, output, label, number, call.path, local, valid)
+                )
+
+    def _read(
+        self,
+        name: str,
+        number: int,
+        args: Any,  # noqa: ANN401
+        kwargs: Any,  # noqa: ANN401
+        output: Tensor,
+    ) -> list[Record]:
+        """The uses of studied parameters in one operation."""
+        if name not in READERS:
+            return []
+        try:
+            with torch._C.DisableTorchFunction():
+                uses = READERS[name](*args, **kwargs)
+        except (TypeError, ValueError, AttributeError, IndexError):  # called in an unknown way
+            return []
+        found: list[Record] = []
+        places: set[int] = set()
+        # Where either factor could be the weight, one that is studied goes before a studied bias.
+        for use in sorted(uses, key=lambda use: self._studied(use.weight) is None):
+            weight, bias = self._studied(use.weight), self._studied(use.bias)
+            if weight is None and (bias is None or use.place in places):
+                continue
+            places.add(use.place)
+            label: list[Any] = [name, use.place, weight and weight.names, bias and bias.names]
+            if use.weight is not None and weight is not None:
+                offset = 0 if weight.derived else use.weight.storage_offset()
+                label += [tuple(use.weight.shape), offset]
+            found.append(Record(use, weight, bias, output, tuple(label), number))
+        return found
+
+    def _studied(self, tensor: Tensor | None) -> Origin | None:
+        origin = None if tensor is None else self.origin(tensor)
+        return origin if origin is not None and origin.names else None
+
+    def _learn(self, tensor: Tensor, origin: Origin) -> None:
+        try:
+            address = tensor.untyped_storage().data_ptr()
+        except (RuntimeError, NotImplementedError):
+            return
+        if address:
+            self._origins[address] = origin
+            self._alive.append(tensor.detach())
+
+    def _forget(self, tensor: Tensor) -> None:
+        try:
+            address = tensor.untyped_storage().data_ptr()
+        except (RuntimeError, NotImplementedError):
+            return
+        origin = self._origins.get(address)
+        if origin is not None and not (origin.names and not origin.derived):
+            del self._origins[address]
+
+
+def _same(u: Tensor) -> Tensor:
+    return u[0]
+
+
+def _is_pending(record: Record) -> bool:
+    return any(o is not None and o.pending for o in (record.weight, record.bias))
+
+
+@lru_cache
+def _opened(func: Callable[..., Any]) -> Callable[..., Any]:
+    """An operation written in Python, without its own check for modes that watch."""
+    assert isinstance(func, types.FunctionType)
+    scope = {**func.__globals__, "has_torch_function": lambda *_: False}
+    opened = types.FunctionType(
+        func.__code__, scope, func.__name__, func.__defaults__, func.__closure__
+    )
+    opened.__kwdefaults__ = func.__kwdefaults__
+    return opened
+
+
+class Injector(TorchFunctionMode):
+    """Adds perturbations to the outputs of weight sites while it is entered."""
+
+    def __init__(self, sites: Mapping[Tap, Tensor]) -> None:
+        """Keep what to add where.
+
+        Args:
+            sites: What to add, (B, T, q), by the tap.
+        """
+        super().__init__()
+        self._count = 0
+        self._added: dict[int, list[tuple[int, Tensor]]] = {}
+        for tap, u in sites.items():
+            if tap.path is None:
+                assert isinstance(tap.place, int)
+                for i, call in enumerate(tap.calls):
+                    self._added.setdefault(call, []).append((tap.place, tap.write(u, i)))
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Call an operation and change what it returns."""
+        del types
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in COMPOSED:
+            with self:
+                return _opened(func)(*args, **kwargs)
+        number, self._count = self._count, self._count + (name in READERS)
+        output = func(*args, **kwargs)
+        if name not in READERS or number not in self._added:
+            return output
+        added: dict[int, Tensor] = {}
+        for place, u in self._added[number]:
+            added[place] = added[place] + u if place in added else u
+        return perturbed(name, args, kwargs, output, added)
