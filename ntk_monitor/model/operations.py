@@ -229,6 +229,7 @@ def read_embedding(
     weight: Tensor,
     padding_idx: int | None = None,
     *_: Any,  # noqa: ANN401
+    **__: Any,  # noqa: ANN401
 ) -> list[Use]:
     """``F.embedding``: one-hot vectors over the entries that occur."""
 

@@ -167,11 +167,15 @@ class Recorder(TorchFunctionMode):
                 self._forget(t)  # what data was written into, in place, is a constant no more
             return output
         pending = [r for o in origins if o is not None for r in o.pending]
-        if names and Origin() in origins and name not in ADDING:
+        constant = any(o is not None and not o.names for o in origins)
+        if names and constant and name not in ADDING:
             pending += self._read(name, number, args, kwargs, outputs[0])
+        if names and name in COPYING:  # what comes out counts as data
+            self._meet(name, [], origins)
+            return output
         for t in outputs:
-            if self.origin(t) is None and not (names and name in COPYING):
-                self._learn(t, Origin(names, derived=True, pending=tuple(pending)))
+            if self.origin(t) is None:
+                self._learn(t, Origin(names, derived=bool(names), pending=tuple(pending)))
         return output
 
     def _meet(self, name: str, read: list[Record], origins: Iterable[Origin | None]) -> None:

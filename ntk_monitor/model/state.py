@@ -333,13 +333,13 @@ def _source(module: nn.Module, path: str, calls: Sequence[Call]) -> StateSource:
         if isinstance(inputs, Tensor) and inputs.ndim == 2:
             return replace(source, layout="unbatched")
         return source if layer.batch_first else replace(source, layout="time")
-    if isinstance(output, Tensor) and output.ndim > 2 and _channels_first(module, found[0], calls):
+    if isinstance(output, Tensor) and output.ndim > 2 and _channels_first(found[0], calls):
         return replace(source, layout="channels")
     three = isinstance(output, Tensor) and output.ndim == 3
     return replace(source, layout="time") if three and is_time_first(module) else source
 
 
-def _channels_first(module: nn.Module, call: Call, calls: Sequence[Call]) -> bool:
+def _channels_first(call: Call, calls: Sequence[Call]) -> bool:
     """Whether features come before positions, by the last layer whose output had this shape."""
     output = first_tensor(call.output)
     assert isinstance(output, Tensor)
@@ -350,8 +350,7 @@ def _channels_first(module: nn.Module, call: Call, calls: Sequence[Call]) -> boo
             return True
         if shape == output.shape and isinstance(earlier.module, FEATURES_LAST):
             return False
-    convolutions = (m for m in module.modules() if isinstance(m, conv._ConvNd))
-    return output.ndim > 3 and any(m.out_channels == output.shape[1] for m in convolutions)
+    return output.ndim > 3
 
 
 def _automatic(calls: Sequence[Call], weights: Sequence[tuple[int, int]]) -> str:
