@@ -22,10 +22,11 @@ from ntk_monitor.estimators import (
 )
 from ntk_monitor.estimators.sketch import MIN_SAMPLES
 from ntk_monitor.model import METHODS, Linearization, default_target, linearize, quiet
-from ntk_monitor.model.batch import ForwardFn, TargetFn
+from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
 from ntk_monitor.model.derivative import Derivative
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.products import ProductMethod
+from ntk_monitor.model.state import StatePath
 from ntk_monitor.snapshot import Snapshot
 from ntk_monitor.targets import PulledBack, decompose, pull_back, target_like, target_modes
 
@@ -48,10 +49,11 @@ class Probe:
     def __init__(
         self,
         *,
-        state: str = "auto",
+        state: StatePath = "auto",
         parameters: ParameterFilter = None,
         forward_fn: ForwardFn | None = None,
         target_fn: TargetFn | None = None,
+        mask_fn: MaskFn | None = None,
         modes: int = 3,
         learning_rate: float | None = None,
         tolerance: float = 0.05,
@@ -89,7 +91,8 @@ class Probe:
         self.state = state
         self.parameters = parameters
         self.forward_fn = forward_fn
-        self.target_fn = default_target if target_fn is None else target_fn
+        self.target_fn = target_fn
+        self.mask_fn = mask_fn
         self.modes = modes
         self.learning_rate = learning_rate
         self.tolerance = tolerance
@@ -147,6 +150,7 @@ class Probe:
             state=self.state,
             parameters=self.parameters,
             forward_fn=self.forward_fn,
+            mask_fn=self.mask_fn,
             method=PREFERENCE if self.method in {"auto", "exact"} else self.method,
             dtype=self.dtype,
             chunk_size=self.chunk_size,
@@ -157,14 +161,26 @@ class Probe:
         return replace(lin, sites=()), core
 
     def _target(self, batch: Any, lin: Linearization, core: CoreGram) -> PulledBack | None:  # noqa: ANN401
-        target, output = self.target_fn(batch), lin.output
+        target, output = (self.target_fn or default_target)(batch), lin.output
         if target is None or output is None or not self.modes:
             return None
-        target = target_like(target, output, lin)
-        if not bool(torch.isfinite(target).all()):
+        try:
+            placed = target_like(target, output, lin)
+        except ValueError as error:
+            if self.target_fn is not None:
+                raise
+            _warn(f"the batch's target is left aside: {error}")
+            return None
+        if not bool(torch.isfinite(placed.values).all()):
             _warn_non_finite("targets")
             return None
-        return pull_back(decompose(target, self.modes), lin, core, derivatives=self.tier != "core")
+        return pull_back(
+            decompose(placed, self.modes),
+            lin,
+            core,
+            rows=placed.rows,
+            derivatives=self.tier != "core",
+        )
 
     def _measure(
         self, lin: Linearization, core: CoreGram, seed: int, max_products: int
@@ -271,10 +287,11 @@ def probe(
     module: nn.Module,
     batch: Any,  # noqa: ANN401
     *,
-    state: str = "auto",
+    state: StatePath = "auto",
     parameters: ParameterFilter = None,
     forward_fn: ForwardFn | None = None,
     target_fn: TargetFn | None = None,
+    mask_fn: MaskFn | None = None,
     modes: int = 3,
     learning_rate: float | None = None,
     tolerance: float = 0.05,
@@ -293,16 +310,24 @@ def probe(
     Args:
         module: The model, a plain ``nn.Module`` or a ``LightningModule``.
         batch: What to call it on, and the target.
-        state: Path of the module whose output is the state ``h``; ``"auto"`` takes the last
-            recurrent layer called, else the module before the readout.
+        state: Path of the module whose output is the state ``h``, or several paths, whose features
+            are put side by side. ``"auto"`` takes the last recurrent layer or cell called; without
+            one, the last module before the readout (the last ``nn.Linear``), or, if that is pooled
+            and most weights act on other rows, the last one on theirs. Of images, (B, n, H, W),
+            the positions are rows.
         parameters: Names, glob patterns, or a predicate of (name, parameter); by default every
             parameter that requires a gradient.
-        forward_fn: ``(module, batch) -> outputs``. By default a tensor is passed to the module,
-            of a tuple its first element, of a mapping the entries that ``forward`` takes; of a
+        forward_fn: ``(module, batch) -> outputs``. By default a tensor or packed sequence is
+            passed to the module, of a tuple its first element, of a mapping or dataclass the
+            entries that ``forward`` takes; of a
             structured output the ``logits`` count, else the ``last_hidden_state``, else the first
             floating tensor.
-        target_fn: ``batch -> target``, of the outputs' shape or class indices; by default the
-            second element of a tuple.
+        target_fn: ``batch -> target``, of the outputs' shape or class indices (negative ones do
+            not count); by default the second element of a tuple, or the entry ``labels``,
+            ``label``, ``targets``, ``target`` or ``y``.
+        mask_fn: ``batch -> mask``: which rows of the state there are, (B, T), the others being
+            padding, or the lengths, (B,); by default the batch's ``attention_mask``, if it has one
+            with the state's rows. Packed sequences need none.
         modes: How many target modes to follow.
         learning_rate: For ``steps_to_learn``, which is None without it.
         tolerance: Wanted relative standard error of the sampled numbers; sampling stops there.
@@ -343,6 +368,7 @@ def probe(
         parameters=parameters,
         forward_fn=forward_fn,
         target_fn=target_fn,
+        mask_fn=mask_fn,
         modes=modes,
         learning_rate=learning_rate,
         tolerance=tolerance,
@@ -386,11 +412,11 @@ def _unknown(units: int) -> KernelStatistics:
 
 
 def _warn_non_finite(what: str) -> None:
-    warnings.warn(
-        f"ntk_monitor: nan or infinite {what} in this probe; its snapshot is marked non-finite",
-        RuntimeWarning,
-        stacklevel=4,
-    )
+    _warn(f"nan or infinite {what} in this probe; its snapshot is marked non-finite")
+
+
+def _warn(what: str) -> None:
+    warnings.warn(f"ntk_monitor: {what}", RuntimeWarning, stacklevel=5)
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from ntk_monitor.estimators import CoreGram, Estimate
 from ntk_monitor.estimators.subspace import fix_signs
@@ -37,60 +36,91 @@ class Decomposition:
         return self.patterns[..., None] * self.directions[:, None, None, :]
 
 
-def decompose(target: Tensor, modes: int) -> Decomposition:
+class Target(NamedTuple):
+    """A target in the layout of the outputs.
+
+    Attributes:
+        values: Shape ``(B, T, c)``; zero at rows that do not count.
+        classes: For class targets, which outputs the ``c`` columns are, those of the classes that
+            occur; None where they are all outputs.
+        outputs: How many outputs ``o`` there are.
+        rows: How many rows count.
+    """
+
+    values: Tensor
+    classes: Tensor | None
+    outputs: int
+    rows: int
+
+
+def decompose(target: Target, modes: int) -> Decomposition:
     """Leading singular triples of a target, read as a (rows x outputs) matrix.
 
     Args:
-        target: Shape ``(B, T, o)``.
+        target: The target.
         modes: How many at most; modes that are zero to rounding are left out.
 
     Returns:
         The triples; each pattern has its entry of largest magnitude positive.
     """
-    matrix = target.flatten(0, 1).double()
+    values = target.values
+    matrix = values.flatten(0, 1).double()
     U, sigma, Vh = torch.linalg.svd(matrix, full_matrices=False)
-    noise = torch.finfo(target.dtype).eps * max(matrix.shape) * sigma[:1]
+    noise = torch.finfo(values.dtype).eps * max(matrix.shape) * sigma[:1]
     count = min(modes, int((sigma > noise).sum()))
     fixed = fix_signs(U[:, :count])
     signs = (fixed * U[:, :count]).sum(0).sign()
+    directions = Vh[:count] * signs[:, None]
+    if target.classes is not None:
+        every = directions.new_zeros(count, target.outputs)
+        directions = every.index_copy(1, target.classes, directions)
     return Decomposition(
         singular_values=sigma[:count],
-        patterns=fixed.T.reshape(count, *target.shape[:2]).to(target.dtype),
-        directions=(Vh[:count] * signs[:, None]).to(target.dtype),
+        patterns=fixed.T.reshape(count, *values.shape[:2]).to(values.dtype),
+        directions=directions.to(values.dtype),
     )
 
 
-def target_like(target: Tensor, output: Tensor, lin: Linearization) -> Tensor:
+def target_like(target: Tensor, output: Tensor, lin: Linearization) -> Target:
     """Bring a target to the layout of the output.
 
     Args:
-        target: Values of the output's shape, or class indices for all but its last axis.
+        target: Values of the output's shape, or class indices for all but its last axis; a
+            negative index (the -100 of torch's losses) marks a row that does not count.
         output: The output, shape ``(B, T, o)``.
-        lin: Knows the layout of the model.
+        lin: Knows the layout of the model, and which rows of the state are padding.
 
     Returns:
-        Shape ``(B, T, o)``, class indices as one-hot vectors.
+        The target, class indices as one-hot vectors over the classes that occur.
 
     Raises:
         ValueError: If the shapes do not fit.
     """
-    given = target
+    given, classes = target, None
     if not target.is_floating_point():
-        if target.numel() and not 0 <= int(target.min()) <= int(target.max()) < output.shape[2]:
+        present = torch.unique(target[target >= 0]).long()
+        if present.numel() and int(present[-1]) >= output.shape[2]:
             raise ValueError(
-                f"class indices must lie in [0, {output.shape[2]}), got values from "
-                f"{int(target.min())} to {int(target.max())}: pass target_fn"
+                f"class indices must lie in [0, {output.shape[2]}), or be negative for what does "
+                f"not count; got values from {int(target.min())} to {int(target.max())}: pass "
+                "target_fn"
             )
-        target = one_hot(target.long(), output.shape[2])
+        target = target.unsqueeze(-1) == present
+        classes = present.to(output.device)
     target = target.to(output.device, output.dtype)
-    placed = lin.in_rows(target) if target.ndim in {2, 3} else target
-    if placed.shape != output.shape:
+    columns = output.shape[2] if classes is None else len(classes)
+    placed = lin.in_rows(target) if target.ndim > 1 else target
+    if placed.shape != (*output.shape[:2], columns):
         raise ValueError(
             f"the target must have the shape of the outputs, {tuple(output.shape)} as (B, T, o), "
             f"or hold class indices for it; got {tuple(given.shape)} of {given.dtype}: pass "
             "target_fn, for example target_fn=lambda batch: batch['targets']"
         )
-    return placed
+    if lin.valid is not None and lin.valid.shape == placed.shape[:2]:
+        placed = placed.where(lin.valid.unsqueeze(-1), 0)
+    counts = placed.any(-1) if classes is not None else lin.valid
+    rows = placed.shape[:2].numel() if counts is None else int(counts.sum())
+    return Target(placed, classes, output.shape[2], rows)
 
 
 class PulledBack(NamedTuple):
@@ -105,7 +135,12 @@ class PulledBack(NamedTuple):
 
 
 def pull_back(
-    decomposition: Decomposition, lin: Linearization, core: CoreGram, *, derivatives: bool = True
+    decomposition: Decomposition,
+    lin: Linearization,
+    core: CoreGram,
+    *,
+    rows: int,
+    derivatives: bool = True,
 ) -> PulledBack:
     r"""Everything about the modes that is exact.
 
@@ -113,6 +148,7 @@ def pull_back(
         decomposition: The modes.
         lin: The model.
         core: Its core.
+        rows: How many rows of the target count.
         derivatives: Whether to take derivatives; without them gains are nan, and so are core
             overlaps where the target's rows are not the state's.
 
@@ -141,7 +177,7 @@ def pull_back(
         gains,
         overlaps,
         sizes,
-        output.numel(),
+        rows * output.shape[2],
     )
 
 

@@ -14,17 +14,18 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 TargetFn = Callable[[Any], Tensor | None]
+MaskFn = Callable[[Any], Tensor | None]
 
 
 def default_forward(module: nn.Module, batch: Any) -> Any:  # noqa: ANN401
     """Call a module on a batch of one of the usual kinds.
 
-    A tensor is passed as it is; of a tuple or list, the first element is the input; of a mapping,
-    the entries that ``forward`` names are passed as keywords.
+    A tensor or a packed sequence is passed as it is; of a tuple or list, the first element is the
+    input; of a mapping or a dataclass, the entries that ``forward`` names are passed as keywords.
 
     Args:
         module: The module to call.
-        batch: Tensor, tuple, list or mapping.
+        batch: Tensor, packed sequence, tuple, list, mapping or dataclass.
 
     Returns:
         Whatever the module returns.
@@ -34,16 +35,17 @@ def default_forward(module: nn.Module, batch: Any) -> Any:  # noqa: ANN401
     """
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
-    if isinstance(batch, Tensor):
+    entries = _entries(batch)
+    if isinstance(batch, (Tensor, PackedSequence)):
         args = (batch,)
     elif isinstance(batch, (tuple, list)) and batch:
         args = (batch[0],)
-    elif isinstance(batch, Mapping):
-        kwargs = _accepted(module, batch)
+    elif entries is not None:
+        kwargs = _accepted(module, entries)
     else:
         raise TypeError(
-            f"the batch must be a tensor, a tuple, a list or a mapping, got "
-            f"{type(batch).__name__}: {_REMEDY}"
+            "the batch must be a tensor, a packed sequence, a tuple, a list, a mapping or a "
+            f"dataclass, got {type(batch).__name__}: {_REMEDY}"
         )
     try:
         return module(*args, **kwargs)
@@ -64,18 +66,56 @@ def _accepted(module: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in batch.items() if name in parameters}
 
 
+def _entries(batch: Any) -> Mapping[str, Any] | None:  # noqa: ANN401
+    """The entries of a mapping or a dataclass by name."""
+    if isinstance(batch, Mapping):
+        return batch
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return None
+
+
+TARGETS = ("labels", "label", "targets", "target", "y")
+"""Names under which a batch usually keeps its target."""
+MASKS = ("decoder_attention_mask", "attention_mask")
+"""Names under which a batch usually says what is no padding."""
+
+
 def default_target(batch: Any) -> Tensor | None:  # noqa: ANN401
-    """The second element of a tuple or list batch, if it is a tensor.
+    """The second element of a tuple or list, or the entry of a mapping or dataclass by its name.
+
+    Args:
+        batch: Any batch. Names that are known are labels, label, targets, target and y.
+
+    Returns:
+        The target, or None when the batch does not carry one in that place. Where it is a tuple
+        itself, of values and weights say, its first tensor.
+    """
+    entries = _entries(batch)
+    found: Any = None
+    if entries is not None:
+        found = next((entries[name] for name in TARGETS if name in entries), None)
+    elif isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence):
+        found = batch[1] if len(batch) > 1 else None
+    if isinstance(found, PackedSequence):
+        return pad_packed_sequence(found, batch_first=True)[0]
+    while isinstance(found, (tuple, list)) and found:
+        found = found[0]
+    return found if isinstance(found, Tensor) else None
+
+
+def default_mask(batch: Any) -> Tensor | None:  # noqa: ANN401
+    """The mask that a mapping or dataclass of the transformers library's kind carries.
 
     Args:
         batch: Any batch.
 
     Returns:
-        The target, or None when the batch does not carry one in that place.
+        The mask, (B, T), or None.
     """
-    if isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[1], Tensor):
-        return batch[1]
-    return None
+    entries = _entries(batch) or {}
+    found = next((entries[name] for name in MASKS if entries.get(name) is not None), None)
+    return found if isinstance(found, Tensor) else None
 
 
 def main_output(outputs: Any) -> Tensor | None:  # noqa: ANN401

@@ -60,6 +60,11 @@ class Linearization:
     _chunk_size: int
 
     @property
+    def valid(self) -> Tensor | None:
+        """Which rows of the state there are, (B, T), the others being padding; None for all."""
+        return self._state.valid
+
+    @property
     def ntk(self) -> LinearOperator:
         """The global NTK ``J J*`` on ``(B, T, n)``; two products each."""
         return self.jacobian @ self.jacobian.T

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from ntk_monitor.model.batch import (
     ForwardFn,
+    MaskFn,
     cast_batch,
     default_forward,
+    default_mask,
     first_tensor,
 )
 from ntk_monitor.model.derivative import Derivative
@@ -45,7 +47,7 @@ def linearize(
     dtype: torch.dtype | None = torch.float32,
     chunk_size: int | None = None,
     accuracy: float = 0.01,
-    valid: Tensor | None = None,
+    mask_fn: MaskFn | None = None,
 ) -> Linearization:
     """Linearise the state of a model in its parameters, on one batch.
 
@@ -66,7 +68,9 @@ def linearize(
         chunk_size: Tangents carried at once by forward mode; by default at most 16, fewer where
             they would take more than a tenth of the free memory. Out of memory, it is halved.
         accuracy: Relative agreement that the step of finite differences must show.
-        valid: Which rows of the state there are, (B, T), the others being padding; None for all.
+        mask_fn: ``batch -> mask``: which rows of the state there are, (B, T), the others being
+            padding, or the lengths, (B,); by default the batch's ``attention_mask``, if it has one
+            with the state's rows. Packed sequences need none.
 
     Returns:
         The state, the outputs, the weight sites, and the operators.
@@ -85,7 +89,8 @@ def linearize(
 
     with context("reversible"):
         forward = ForwardMap(module, cast_batch(batch, dtype, reference.device), forward_fn, dtype)
-        found = _survey(forward, names, state, valid)
+        mask = (default_mask if mask_fn is None else mask_fn)(batch)
+        found = _survey(forward, names, state, mask, must_fit=mask_fn is not None)
         with torch.no_grad():
             again, outputs = forward.run({}, found.where)
         _require_same(found.h, again)
@@ -133,12 +138,17 @@ class _Survey(NamedTuple):
 
 
 def _survey(
-    forward: ForwardMap, names: tuple[str, ...], state: StatePath, valid: Tensor | None
+    forward: ForwardMap,
+    names: tuple[str, ...],
+    state: StatePath,
+    mask: Tensor | None,
+    *,
+    must_fit: bool,
 ) -> _Survey:
     """Find the state, what reaches it, and its weight sites."""
     recorder = forward.record(names)
     weights = [(prod(r.use.rows), r.size) for r in recorder.records]
-    where, h = find_state(forward.module, state, recorder.calls, weights, valid)
+    where, h = find_state(forward.module, state, recorder.calls, weights, mask, must_fit=must_fit)
     graph = _graph(h)
     reached = tuple(name for name in names if id(recorder.theta[name]) in graph)
     if not reached:

@@ -20,7 +20,7 @@ from ntk_monitor.model.unroll import Reach, layer_input, unroll
 
 COMPOSED = {"multi_head_attention_forward"}
 """Operations written in Python of others; their parts are watched."""
-ELEMENTWISE = frozenset({
+OUTSIDE = frozenset({
     *("add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "multiply", "div", "div_"),
     *("true_divide", "pow", "lerp", "addcmul", "addcdiv", "maximum", "minimum", "clamp", "exp"),
     *("softmax", "sigmoid", "tanh", "relu", "prelu", "rrelu", "layer_norm", "rms_norm"),
@@ -28,9 +28,10 @@ ELEMENTWISE = frozenset({
     *("stack", "expand", "expand_as", "repeat", "tile", "repeat_interleave", "where"),
     *("masked_fill", "masked_fill_", "masked_scatter", "masked_scatter_", "index_put"),
     *("index_put_", "index_add", "scatter", "__setitem__", "copy_", "fill_", "cumsum", "sum"),
-    *("mean", "flip"),
+    *("mean", "flip", "_grouped_mm", "grouped_mm"),
 })
-"""Operations that have no weight site by nature: they scale, shift, normalise or place."""
+"""Operations without a weight site on the state's rows by nature: they scale, shift, normalise or
+place, or their rows are sorted by expert."""
 COPYING = frozenset({"repeat", "tile", "repeat_interleave"})
 """Operations after which an entry of a parameter stands in several places."""
 ADDING = frozenset({"add", "add_"})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ntk_monitor.model.operations import READERS
-from ntk_monitor.model.recorder import ELEMENTWISE, Record, Recorder, Tap
+from ntk_monitor.model.recorder import OUTSIDE, Record, Recorder, Tap
 
 Rows = tuple[int, int]
 Order = Literal["batch", "time", "steps"]
@@ -104,7 +104,7 @@ def find_sites(
             continue
         met = recorder.met.get(name)
         left_out[name] = f"{_owner(module, name)} uses it " + (f"in {met!r}" if met else "unseen")
-        if met not in ELEMENTWISE and met not in READERS:
+        if met not in OUTSIDE and met not in READERS:
             missed.append(name)
     left_out = {name: left_out[name] for name in names if name not in covered}
     sizes = {name: p.numel() for name, p in module.named_parameters()}

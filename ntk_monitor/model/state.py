@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -22,6 +23,8 @@ Layout = Literal["batch", "time", "unbatched", "channels"]
 """``"batch"``: (B, T, n), (B, n), or (B, ..., n). ``"time"``: (T, B, n). ``"unbatched"``: (T, n),
 one sequence. ``"channels"``: (B, n, ...), positions last."""
 StatePath = str | Sequence[str]
+MINOR = 0.25
+"""Share of the weights below which their rows are not those of the state."""
 CHANNELS_FIRST = (
     conv._ConvNd,
     batchnorm._BatchNorm,
@@ -261,19 +264,23 @@ def find_state(
     state: StatePath,
     calls: Sequence[Call],
     weights: Sequence[tuple[int, int]] = (),
-    valid: Tensor | None = None,
+    mask: Tensor | None = None,
+    *,
+    must_fit: bool = True,
 ) -> tuple[State, Tensor]:
     """Decide which modules' outputs are the state.
 
     Args:
         module: The module under study.
         state: A module path, several whose features are put side by side, or ``"auto"``: the last
-            recurrent layer or cell called; without one, the last module called before the
-            readout, which is the last ``nn.Linear`` called, whose rows are those on which most
-            weights before it act; without a readout, the last module called.
+            recurrent layer or cell called; without one, the last module before the readout, which
+            is the last ``nn.Linear`` called, or, if its rows are those of a minor part of the
+            weights (a pooled state), the last one on whose rows most weights act; without a
+            readout, the last module called.
         calls: All calls of submodules in one forward pass, in order.
         weights: For each use of a weight, in order, how many rows it has, and its size.
-        valid: Which rows there are, (B, T); None for all.
+        mask: Which rows there are, (B, T), or how many of each trial, (B,); None for all.
+        must_fit: Whether a mask of another shape is an error; otherwise it is left aside.
 
     Returns:
         Where to read the state, and the state.
@@ -300,20 +307,33 @@ def find_state(
         sources.append(source)
         parts.append(torch.cat(steps, dim=1))
         output = first_tensor(next(call.output for call in calls if call.path == path))
-        if valid is None and isinstance(output, PackedSequence):
-            valid = unpack(output)[1]
+        if isinstance(output, PackedSequence):
+            mask, must_fit = unpack(output)[1], True
     if len({part.shape[:2] for part in parts}) > 1:
         found = {p: tuple(part.shape) for p, part in zip(paths, parts, strict=True)}
         raise ValueError(
             f"the modules of state={paths} must agree in trials and time steps (B, T), got {found}"
         )
-    if valid is not None and valid.shape != parts[0].shape[:2]:
-        raise ValueError(
-            f"the mask must have the state's rows {tuple(parts[0].shape[:2])} as (B, T), got "
-            f"{tuple(valid.shape)}: pass mask_fn, or choose another state"
-        )
+    rows = (parts[0].shape[0], parts[0].shape[1])
+    valid = None if mask is None else _valid(mask.to(parts[0].device), rows, must_fit=must_fit)
     whole = State(tuple(sources), tuple(part.shape[2] for part in parts), valid)
     return whole, whole.join(parts)
+
+
+def _valid(mask: Tensor, rows: tuple[int, int], *, must_fit: bool) -> Tensor | None:
+    """Which rows there are, (B, T); None for all."""
+    B, T = rows
+    if tuple(mask.shape) == (B,) and mask.dtype != torch.bool and T > 1:
+        mask = torch.arange(T, device=mask.device) < mask.unsqueeze(1)
+    if tuple(mask.shape) != rows:
+        if not must_fit:
+            return None
+        raise ValueError(
+            f"a mask must have the state's rows (B, T) = {rows}, or be lengths of shape ({B},); "
+            f"got {tuple(mask.shape)} of {mask.dtype}: change mask_fn, or choose another state"
+        )
+    valid = mask != 0
+    return None if bool(valid.all()) else valid
 
 
 def _source(module: nn.Module, path: str, calls: Sequence[Call]) -> StateSource:
@@ -358,28 +378,34 @@ def _automatic(calls: Sequence[Call], weights: Sequence[tuple[int, int]]) -> str
     recurrent = [call.path for call in calls if isinstance(call.module, (*RECURRENT, *CELLS))]
     if recurrent:
         return recurrent[-1]
-    leaves = [call for call in calls if not any(True for _ in call.module.children())]
-    if not leaves:
+    if not calls:
         raise ValueError(
             "state='auto' found no submodule call to read a state from: name one with "
             "state='path.of.module'"
         )
-    readouts = [i for i, call in enumerate(leaves) if isinstance(call.module, nn.Linear)]
-    if not readouts or not readouts[-1]:
-        return leaves[-1].path
-    before = leaves[: readouts[-1]]
+    readouts = [i for i, call in enumerate(calls) if isinstance(call.module, nn.Linear)]
+    before = calls[: readouts[-1]] if readouts and readouts[-1] else calls
+    rows = _rows(before[-1], calls)
     sizes: dict[int, int] = {}
-    for rows, size in weights[: before[-1].uses]:
-        sizes[rows] = sizes.get(rows, 0) + size
-    most = max(sizes, key=lambda rows: sizes[rows], default=0)
-    return next((c.path for c in reversed(before) if _rows(c) == most), before[-1].path)
+    for count, size in weights[: before[-1].uses]:
+        sizes[count] = sizes.get(count, 0) + size
+    if sizes and readouts and sizes.get(rows, 0) < MINOR * sum(sizes.values()):
+        rows = max(sizes, key=lambda count: sizes[count])
+    often = Counter(call.path for call in calls)
+    fitting = [call for call in before if _rows(call, calls) == rows and often[call.path] == 1]
+    if not fitting:
+        return before[-1].path
+    # A module that hands on what one of its own returned is named by the inner one.
+    found = first_tensor(fitting[-1].output)
+    return next(call.path for call in fitting if first_tensor(call.output) is found)
 
 
-def _rows(call: Call) -> int:
+def _rows(call: Call, calls: Sequence[Call]) -> int:
     """How many rows of features a module returned."""
     output = first_tensor(call.output)
     if not isinstance(output, Tensor) or output.ndim < 2:
         return 0
-    if output.ndim > 3 and isinstance(call.module, CHANNELS_FIRST):
+    first = isinstance(call.module, CHANNELS_FIRST) or output.ndim > 3
+    if output.ndim > 2 and first and _channels_first(call, calls):
         return output.numel() // output.shape[1]
     return prod(output.shape[:-1])

@@ -14,8 +14,9 @@ from torchmetrics import Metric, MetricCollection
 
 from ntk_monitor.metrics import CoreCosine, EffectiveRank, TargetModeAlignment
 from ntk_monitor.model import quiet
-from ntk_monitor.model.batch import ForwardFn, TargetFn, keep_batch
+from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn, keep_batch
 from ntk_monitor.model.parameters import ParameterFilter
+from ntk_monitor.model.state import StatePath
 from ntk_monitor.monitor.logs import batches_that_stepped, log_figures, log_scalars, writers
 from ntk_monitor.monitor.schedule import Schedule
 from ntk_monitor.probe import Probe, Tier
@@ -79,10 +80,11 @@ class NTKMonitor(Callback):
         *,
         plan: Literal["steps", "log", "epochs"] | list[int] = "steps",
         redraw_every_n_epochs: int | None = None,
-        state: str = "auto",
+        state: StatePath = "auto",
         parameters: ParameterFilter = None,
         forward_fn: ForwardFn | None = None,
         target_fn: TargetFn | None = None,
+        mask_fn: MaskFn | None = None,
         modes: int = 3,
         learning_rate: float | None = None,
         tolerance: float = 0.05,
@@ -114,6 +116,7 @@ class NTKMonitor(Callback):
             parameters: Which parameters to study.
             forward_fn: How to call the module on a batch.
             target_fn: How to read the target off a batch.
+            mask_fn: How to read off a batch what is padding.
             modes: How many target modes to follow.
             learning_rate: For steps to learn; read off the first optimizer if left out.
             tolerance: Wanted relative standard error.
@@ -155,6 +158,7 @@ class NTKMonitor(Callback):
             parameters=parameters,
             forward_fn=forward_fn,
             target_fn=target_fn,
+            mask_fn=mask_fn,
             modes=modes,
             learning_rate=learning_rate,
             tolerance=tolerance,
@@ -201,9 +205,12 @@ class NTKMonitor(Callback):
             )
         paths = [path for path, _ in pl_module.named_modules() if path]
         lazy = is_overridden("configure_model", pl_module)
-        if self.probe.state not in {"auto", *paths} and not lazy:
+        state = self.probe.state
+        wanted = [state] if isinstance(state, str) else state
+        unknown = [path for path in wanted if path not in {"auto", *paths}]
+        if unknown and not lazy:
             raise MisconfigurationException(
-                f"NTKMonitor(state={self.probe.state!r}) is not a module of "
+                f"NTKMonitor(state={state!r}): {', '.join(unknown)} is not a module of "
                 f"{type(pl_module).__name__}; its modules are {', '.join(paths)}"
             )
         if self.probe_batch == "val" and trainer.limit_val_batches == 0:
