@@ -102,6 +102,7 @@ class Probe:
         self.dtype = _dtype(dtype)
         self.chunk_size = chunk_size
         self.seed = seed
+        self._missed: set[str] = set()
 
     def __call__(
         self,
@@ -156,6 +157,13 @@ class Probe:
             chunk_size=self.chunk_size,
             accuracy=max(self.tolerance, 0.01) / 5,
         )
+        missed = [name for name in lin.coverage.missed if name not in self._missed]
+        if missed:
+            self._missed.update(missed)
+            _warn(
+                "the core misses weights, since no operation with them was seen: "
+                f"{', '.join(missed)}; numbers of the core are without them, all others with them"
+            )
         none = lin.state.new_zeros(math.prod(lin.state.shape[:2]), 0)
         core = CoreGram(*(site.activity.flatten(0, 1) for site in lin.sites), none)
         return replace(lin, sites=()), core
@@ -190,7 +198,7 @@ class Probe:
         exact_cost = min(math.prod(J.shape_in), math.prod(J.shape_out)) + 2
         affordable = exact_cost <= max_products - J.products
         if self.method == "exact" or (self.method == "auto" and affordable):
-            J.exclude("finite-difference")
+            J.defer("finite-difference")
             return ExactKernel(_dense(lin), core), self._adjoint_error(lin, seed)
         measured = sample_kernel(
             J,
@@ -273,6 +281,7 @@ class Probe:
             target_patterns=patterns.cpu(),
             coverage=lin.coverage,
             state_shape=(B, T, n),
+            state=lin.modules,
             products=lin.jacobian.products,
             seconds=time.perf_counter() - started,
             method="exact" if isinstance(kernel, ExactKernel) else lin.jacobian.method,
@@ -312,9 +321,9 @@ def probe(
         batch: What to call it on, and the target.
         state: Path of the module whose output is the state ``h``, or several paths, whose features
             are put side by side. ``"auto"`` takes the last recurrent layer or cell called; without
-            one, the last module before the readout (the last ``nn.Linear``), or, if that is pooled
-            and most weights act on other rows, the last one on theirs. Of images, (B, n, H, W),
-            the positions are rows.
+            one, the last module before the readout (a ``nn.Linear`` called last of all layers), or,
+            if that is pooled and most weights act on other rows, the last one on theirs. Of
+            images, (B, n, H, W), the positions are rows.
         parameters: Names, glob patterns, or a predicate of (name, parameter); by default every
             parameter that requires a gradient.
         forward_fn: ``(module, batch) -> outputs``. By default a tensor or packed sequence is

@@ -77,6 +77,7 @@ class Snapshot:
         target_patterns: Their time courses ``u_i``, shape ``(modes, B, T)`` on the target's rows.
         coverage: How much of what moves the state the core accounts for.
         state_shape: ``(B, T, n)``.
+        state: Paths of the modules whose outputs are the state.
         products: Products spent.
         seconds: Wall time of the probe.
         method: How ``J g`` was computed: one of the methods, or ``"exact"``.
@@ -111,6 +112,7 @@ class Snapshot:
     tolerance_met: bool
     adjoint_error: float
     tier: str = "kernel"
+    state: tuple[str, ...] = ()
 
     @property
     def is_finite(self) -> bool:
@@ -211,7 +213,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Coverage):
-        return {"fraction": value.fraction, "left_out": dict(value.left_out)}
+        return asdict(value)
     return asdict(value) if isinstance(value, (Estimate, TargetMode)) else value
 
 
@@ -221,7 +223,14 @@ def _revive(record: Mapping[str, Any]) -> dict[str, Any]:
         name: Estimate(**value) if isinstance(value, dict) and "stderr" in value else value
         for name, value in record.items()
     }
-    revived["coverage"] = Coverage(**record["coverage"])
+    coverage = record["coverage"]
+    revived["coverage"] = Coverage(
+        coverage["fraction"],
+        coverage["left_out"],
+        tuple(coverage.get("missed", ())),
+        tuple(tuple(site) for site in coverage.get("sites", ())),
+    )
+    revived["state"] = tuple(record.get("state", ()))
     revived["state_shape"] = tuple(record["state_shape"])
     revived["target_modes"] = tuple(
         TargetMode(**{**mode, "alignment": Estimate(**mode["alignment"])})

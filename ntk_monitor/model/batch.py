@@ -20,8 +20,9 @@ MaskFn = Callable[[Any], Tensor | None]
 def default_forward(module: nn.Module, batch: Any) -> Any:  # noqa: ANN401
     """Call a module on a batch of one of the usual kinds.
 
-    A tensor or a packed sequence is passed as it is; of a tuple or list, the first element is the
-    input; of a mapping or a dataclass, the entries that ``forward`` names are passed as keywords.
+    A tensor or a packed sequence is passed as it is; of a tuple or list, as many of the first
+    elements as ``forward`` requires, one at least; of a mapping or a dataclass, the entries that
+    ``forward`` names, as keywords.
 
     Args:
         module: The module to call.
@@ -39,7 +40,7 @@ def default_forward(module: nn.Module, batch: Any) -> Any:  # noqa: ANN401
     if isinstance(batch, (Tensor, PackedSequence)):
         args = (batch,)
     elif isinstance(batch, (tuple, list)) and batch:
-        args = (batch[0],)
+        args = tuple(batch[: _required(module)])
     elif entries is not None:
         kwargs = _accepted(module, entries)
     else:
@@ -49,13 +50,23 @@ def default_forward(module: nn.Module, batch: Any) -> Any:  # noqa: ANN401
         )
     try:
         return module(*args, **kwargs)
-    except TypeError as error:
+    except (TypeError, NotImplementedError) as error:
+        if isinstance(error, NotImplementedError) and '"forward" function' not in str(error):
+            raise  # from inside forward: an operation without a derivative of some kind
         raise TypeError(
             f"{type(module).__name__} could not take the batch ({error}): {_REMEDY}"
         ) from error
 
 
 _REMEDY = "pass forward_fn, for example forward_fn=lambda module, batch: module(batch['inputs'])"
+
+
+def _required(module: nn.Module) -> int:
+    """How many arguments ``forward`` cannot do without; one at least."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [p for p in parameters if p.kind in positional and p.default is p.empty]
+    return max(len(required), 1)
 
 
 def _accepted(module: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -40,6 +40,7 @@ class Derivative(LinearOperator):
         value: Tensor,
         methods: dict[str, TangentProducts],
         quiet: Quiet,
+        untrained: Sequence[slice] = (),
     ) -> None:
         """Make the operator.
 
@@ -50,6 +51,8 @@ class Derivative(LinearOperator):
             value: The function's value there, which has the shape of the outputs.
             methods: Tangent products by the name of their method, in the order of preference.
             quiet: Makes the context to compute in.
+            untrained: Inputs that the function depends on, and whose derivative is taken as zero,
+                as training takes it (an embedding's padding).
         """
         super().__init__(tuple(at.shape), tuple(value.shape), value.dtype, value.device)
         self.name = name
@@ -57,6 +60,7 @@ class Derivative(LinearOperator):
         self._methods = dict(methods)
         self._function, self._at = function, at.detach()
         self._quiet = quiet
+        self._untrained = tuple(untrained)
         self._settled = len(methods) == 1
 
     @property
@@ -69,12 +73,21 @@ class Derivative(LinearOperator):
         if len(self._methods) > 1:
             self._methods.pop(method, None)
 
+    def defer(self, method: str) -> None:
+        """Try a method last."""
+        if method in self._methods:
+            self._methods[method] = self._methods.pop(method)
+
     @property
     def at_once(self) -> int:
         """How many tangents the method in use carries at once."""
         return self._methods[self.method].at_once
 
     def _matmat(self, X: Tensor) -> Tensor:
+        if self._untrained:
+            X = X.clone()
+            for entries in self._untrained:
+                X[..., entries] = 0
         while True:
             products = self._methods[self.method]
             before = products.extra_products

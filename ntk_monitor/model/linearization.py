@@ -60,6 +60,11 @@ class Linearization:
     _chunk_size: int
 
     @property
+    def modules(self) -> tuple[str, ...]:
+        """Paths of the modules whose outputs are the state."""
+        return self._state.paths
+
+    @property
     def valid(self) -> Tensor | None:
         """Which rows of the state there are, (B, T), the others being padding; None for all."""
         return self._state.valid
@@ -183,13 +188,17 @@ class Linearization:
         """Bring a tensor of the outputs' layout to ``(B, T, o)``.
 
         Args:
-            tensor: Shape ``(B, o)``, or ``(B, T, o)`` (``(T, B, o)`` in a time-first model), or
-                ``(B, o, H, W)`` where the state is an image.
+            tensor: Shape ``(B, o)``, or ``(B, T, o)`` (``(T, B, o)`` in a time-first model), either
+                flattened to ``(B T, o)``, or ``(B, o, H, W)`` where the state is an image.
 
         Returns:
             Shape ``(B, T, o)``, with ``T = 1`` for two axes.
         """
-        return StateSource("the output", self._state.sources[-1].layout).read(tensor)
+        B, T, _ = self.state.shape
+        layout = self._state.sources[-1].layout
+        if tensor.ndim == 2 and T > 1 and len(tensor) == B * T and layout != "unbatched":
+            tensor = tensor.reshape(*((T, B) if layout == "time" else (B, T)), -1)
+        return StateSource("the output", layout).read(tensor)
 
     def pull_back_outputs(self, errors: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         r"""Pull error signals on the outputs back to the state and to all trained parameters.

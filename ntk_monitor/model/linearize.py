@@ -108,7 +108,9 @@ def linearize(
     methods: dict[str, TangentProducts] = {
         name: make_products(name, state_at, flat, chunk_size, accuracy) for name in wanted
     }
-    jacobian = Derivative("J", state_at, flat, found.h, methods, context)
+    jacobian = Derivative(
+        "J", state_at, flat, found.h, methods, context, space.rows(found.untrained)
+    )
     return Linearization(
         state=found.h,
         outputs=outputs,
@@ -135,6 +137,7 @@ class _Survey(NamedTuple):
     coverage: Coverage
     recurrence: State | None
     chunk_size: int
+    untrained: dict[str, int]
 
 
 def _survey(
@@ -162,7 +165,9 @@ def _survey(
     h = h.detach()
     recurrence = _find_recurrence(where, recorder.calls, h)
     chunk_size = _affordable_chunk(recorder.calls, h)
-    return _Survey(where, h, reached, sites, coverage, recurrence, chunk_size)
+    rows = {name: recorder.untrained(name) for name in reached}
+    untrained = {name: row for name, row in rows.items() if row is not None}
+    return _Survey(where, h, reached, sites, coverage, recurrence, chunk_size, untrained)
 
 
 def _affordable_chunk(calls: Sequence[Call], h: Tensor) -> int:

@@ -41,6 +41,8 @@ class Use:
         units: ``q``.
         groups: ``g``.
         place: Which of the operation's uses it is.
+        untrained: A row of the weight that gets no gradient, though the output depends on it: that
+            of an embedding's padding.
     """
 
     weight: Tensor | None
@@ -51,6 +53,7 @@ class Use:
     units: int
     groups: int = 1
     place: int = 0
+    untrained: int | None = None
 
 
 def contraction(
@@ -240,7 +243,9 @@ def read_embedding(
             V = V * (index != padding_idx % len(weight)).unsqueeze(-1)
         return V.unsqueeze(0)
 
-    return [Use(weight, None, read, _first, tuple(index.shape), weight.shape[1])]
+    untrained = None if padding_idx is None else padding_idx % len(weight)
+    use = Use(weight, None, read, _first, tuple(index.shape), weight.shape[1], untrained=untrained)
+    return [use]
 
 
 def read_index(weight: Tensor, index: Any) -> list[Use]:  # noqa: ANN401
@@ -298,7 +303,8 @@ def read_embedding_bag(
         V = weight.new_zeros(bags, len(present))
         return V.index_put((bag, inverse), scale, accumulate=True).unsqueeze(0)
 
-    return [Use(weight, None, read, _first, (bags,), weight.shape[1])]
+    untrained = None if padding_idx is None else padding_idx % len(weight)
+    return [Use(weight, None, read, _first, (bags,), weight.shape[1], untrained=untrained)]
 
 
 def read_convolution(

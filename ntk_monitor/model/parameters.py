@@ -65,6 +65,23 @@ class ParameterSpace:
         """Number of entries ``p``."""
         return sum(prod(shape) for shape in self.shapes.values())
 
+    def rows(self, which: Mapping[str, int]) -> list[slice]:
+        """Where single rows of parameters are in a flat vector.
+
+        Args:
+            which: The row by the parameter's name.
+
+        Returns:
+            A slice for each.
+        """
+        found, start = [], 0
+        for name, shape in self.shapes.items():
+            if name in which:
+                width = prod(shape[1:])
+                found.append(slice(start + which[name] * width, start + (which[name] + 1) * width))
+            start += prod(shape)
+        return found
+
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Cut flat vectors of shape ``(..., p)`` into tensors of shape ``(..., *shape)``.
 

@@ -212,6 +212,19 @@ class Recorder(TorchFunctionMode):
             return Origin()  # detached
         return found
 
+    def untrained(self, name: str) -> int | None:
+        """The row of a parameter that no gradient reaches, as the padding of an embedding.
+
+        Args:
+            name: The parameter.
+
+        Returns:
+            The row, or None. Forward derivatives would see what training does not change.
+        """
+        uses = [r for r in self.records if r.weight is not None and name in r.weight.names]
+        rows = {None if r.weight is None or r.weight.derived else r.use.untrained for r in uses}
+        return rows.pop() if len(rows) == 1 and name not in self.met else None
+
     def record_call(self, call: Call) -> None:
         """Take note of a submodule's call, and of the uses inside a recurrent layer.
 

@@ -52,11 +52,13 @@ class Coverage:
         left_out: Names of the parameters that are not, each with the reason.
         missed: Those of them that a weight site may have been overlooked of; the others have none
             by nature, or one on other rows than the state's.
+        sites: The sites in the core: name, columns of ``V``, units.
     """
 
     fraction: float
     left_out: Mapping[str, str] = field(default_factory=dict)
     missed: tuple[str, ...] = ()
+    sites: tuple[tuple[str, int, int], ...] = ()
 
 
 def find_sites(
@@ -109,7 +111,8 @@ def find_sites(
     left_out = {name: left_out[name] for name in names if name not in covered}
     sizes = {name: p.numel() for name, p in module.named_parameters()}
     behind, missing = (sum(sizes[n] for n in some) for some in (names, left_out))
-    return tuple(sites), Coverage((behind - missing) / behind, left_out, tuple(missed))
+    shapes = tuple((site.name, site.activity.shape[2], site.units) for site in sites)
+    return tuple(sites), Coverage((behind - missing) / behind, left_out, tuple(missed), shapes)
 
 
 def _owner(module: nn.Module, name: str) -> str:

@@ -273,10 +273,10 @@ def find_state(
     Args:
         module: The module under study.
         state: A module path, several whose features are put side by side, or ``"auto"``: the last
-            recurrent layer or cell called; without one, the last module before the readout, which
-            is the last ``nn.Linear`` called, or, if its rows are those of a minor part of the
-            weights (a pooled state), the last one on whose rows most weights act; without a
-            readout, the last module called.
+            recurrent layer or cell called; without one, the last module before the readout (a
+            ``nn.Linear``, if that is the last layer called), or, if its rows are those of a minor
+            part of the weights (a pooled state), the last one on whose rows most weights act;
+            without a readout, the last module called.
         calls: All calls of submodules in one forward pass, in order.
         weights: For each use of a weight, in order, how many rows it has, and its size.
         mask: Which rows there are, (B, T), or how many of each trial, (B,); None for all.
@@ -383,13 +383,15 @@ def _automatic(calls: Sequence[Call], weights: Sequence[tuple[int, int]]) -> str
             "state='auto' found no submodule call to read a state from: name one with "
             "state='path.of.module'"
         )
-    readouts = [i for i, call in enumerate(calls) if isinstance(call.module, nn.Linear)]
-    before = calls[: readouts[-1]] if readouts and readouts[-1] else calls
+    weighted = [i for i, call in enumerate(calls) if _is_layer(call.module)]
+    readout = weighted[-1] if weighted else 0
+    has_readout = readout > 0 and isinstance(calls[readout].module, nn.Linear)
+    before = calls[:readout] if has_readout else calls
     rows = _rows(before[-1], calls)
     sizes: dict[int, int] = {}
     for count, size in weights[: before[-1].uses]:
         sizes[count] = sizes.get(count, 0) + size
-    if sizes and readouts and sizes.get(rows, 0) < MINOR * sum(sizes.values()):
+    if sizes and has_readout and sizes.get(rows, 0) < MINOR * sum(sizes.values()):
         rows = max(sizes, key=lambda count: sizes[count])
     often = Counter(call.path for call in calls)
     fitting = [call for call in before if _rows(call, calls) == rows and often[call.path] == 1]
@@ -398,6 +400,11 @@ def _automatic(calls: Sequence[Call], weights: Sequence[tuple[int, int]]) -> str
     # A module that hands on what one of its own returned is named by the inner one.
     found = first_tensor(fitting[-1].output)
     return next(call.path for call in fitting if first_tensor(call.output) is found)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module has parameters and no modules of its own."""
+    return not any(True for _ in module.children()) and any(True for _ in module.parameters())
 
 
 def _rows(call: Call, calls: Sequence[Call]) -> int:

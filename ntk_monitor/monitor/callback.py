@@ -21,7 +21,12 @@ from ntk_monitor.monitor.logs import batches_that_stepped, log_figures, log_scal
 from ntk_monitor.monitor.schedule import Schedule
 from ntk_monitor.probe import Probe, Tier
 from ntk_monitor.snapshot import Snapshot
-from ntk_monitor.views import band_scalars, custom_scalars_layout, snapshot_figures
+from ntk_monitor.views import (
+    band_scalars,
+    custom_scalars_layout,
+    introduction,
+    snapshot_figures,
+)
 
 OnError = Literal["warn", "raise", "disable"]
 STATE_VERSION = 1
@@ -327,7 +332,7 @@ class NTKMonitor(Callback):
                 pl_module, batch, learning_rate=rate, seed=seed, max_products=most
             )
             if self.snapshot is None:
-                _introduce(snapshot)
+                rank_zero_info(introduction(snapshot))
             self.snapshot = snapshot
             self._publish(trainer, pl_module, snapshot, step, started)
         except Exception as error:
@@ -407,16 +412,6 @@ class NTKMonitor(Callback):
                 f"NTKMonitor: a probe failed; training goes on, and {consequence}. "
                 f"NTKMonitor(on_error='raise') would stop here.\n{where}"
             )
-
-
-def _introduce(snapshot: Snapshot) -> None:
-    """Say once what is measured and how."""
-    B, T, n = snapshot.state_shape
-    rank_zero_info(
-        f"NTKMonitor: state of {B} trials x {T} steps x {n} units, products by {snapshot.method} "
-        "(the first method that works on this model, or the one asked for), "
-        f"{snapshot.coverage.fraction:.0%} of the parameters behind it in the core"
-    )
 
 
 def _metrics(modes: int, tier: Tier) -> MetricCollection:

@@ -6,11 +6,12 @@ Lightning side calls it, so it stands below that layer and imports nothing from 
 
 from ntk_monitor.views.figures import snapshot_figures
 from ntk_monitor.views.layout import band_scalars, custom_scalars_layout
-from ntk_monitor.views.summary import summary_tables, verdict
+from ntk_monitor.views.summary import introduction, summary_tables, verdict
 
 __all__ = [
     "band_scalars",
     "custom_scalars_layout",
+    "introduction",
     "snapshot_figures",
     "summary_tables",
     "verdict",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import StringIO
 
+from rich.console import Console
 from rich.table import Table
 
 from ntk_monitor.snapshot import Snapshot, TargetMode
@@ -39,6 +41,47 @@ def summary_tables(snapshot: Snapshot, stalled: Sequence[int] = ()) -> list[Tabl
     if snapshot.target_modes:
         tables.insert(0, _targets(snapshot, stalled))
     return tables
+
+
+SHOWN = 6
+"""How many sites and how many parameters outside the core the introduction names."""
+
+
+def introduction(snapshot: Snapshot) -> str:
+    """What is measured and how, for the first probe of a run.
+
+    Args:
+        snapshot: The measurement.
+
+    Returns:
+        A table as plain text: the state, the weight sites in the core, what is outside, and how
+        products are computed.
+    """
+    B, T, n = snapshot.state_shape
+    coverage = snapshot.coverage
+    table = Table(title="NTKMonitor: what is measured", show_header=False, title_justify="left")
+    modules = ", ".join(snapshot.state) or "?"
+    table.add_row("state", f"{modules}: {B} trials x {T} steps x {n} units")
+    table.add_row(
+        "core",
+        f"{len(coverage.sites)} weight sites with {coverage.fraction:.0%} of the parameters behind "
+        "the state",
+    )
+    for name, columns, units in coverage.sites[:SHOWN]:
+        table.add_row("", f"{name}: {columns} -> {units}")
+    _add_rest(table, len(coverage.sites))
+    for name, reason in list(coverage.left_out.items())[:SHOWN]:
+        table.add_row("missed" if name in coverage.missed else "outside", f"{name}: {reason}")
+    _add_rest(table, len(coverage.left_out))
+    table.add_row("products", f"{snapshot.products} by {snapshot.method}")
+    text = StringIO()
+    Console(file=text, width=100).print(table)
+    return text.getvalue().rstrip()
+
+
+def _add_rest(table: Table, count: int) -> None:
+    if count > SHOWN:
+        table.add_row("", f"and {count - SHOWN} more")
 
 
 def _targets(snapshot: Snapshot, stalled: Sequence[int]) -> Table:

@@ -130,4 +130,8 @@ def build(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
         settings["pad_token_id"] = 0
     if "Vi" in model or "Image" in model:
         settings.pop("pad_token_id", None)
-    return getattr(transformers, model)(getattr(transformers, config)(**settings)), batch()
+    network = getattr(transformers, model)(getattr(transformers, config)(**settings))
+    with torch.no_grad():
+        for parameter in network.parameters():  # a token of zeros has no derivative to speak of
+            parameter.add_(torch.randn(parameter.shape), alpha=0.05)
+    return network, batch()

@@ -1,0 +1,119 @@
+"""The monitor on every model of the zoo; ``python tests/zoo/page.py`` writes docs/models.md."""
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ntk_monitor import linearize, probe
+from ntk_monitor.model import Linearization
+from zoo.cases import CASES, Animal
+from zoo.page import PAGE, row
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning"),
+]
+
+
+def trace(module: nn.Module) -> list[Any]:
+    """Everything that a probe could have left on a module."""
+    return [
+        {k: dict(v) if isinstance(v, dict) else v for k, v in vars(m).items()}
+        for m in module.modules()
+    ]
+
+
+def adjoint_error(lin: Linearization) -> float:
+    J = lin.jacobian
+    g, z = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(i))
+        for i, shape in enumerate((J.shape_in, J.shape_out))
+    )
+    product = J.matvec(g)
+    gap = (product.double() * z).sum() - (J.rmatvec(z).double() * g).sum()
+    return float(gap.abs() / torch.linalg.vector_norm(product.double()))
+
+
+def saved(module: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_probe(name: str) -> None:
+    animal = CASES[name]
+    module, batch = animal.make()
+    before = trace(module)
+    weights = {n: t.clone() for n, t in module.state_dict().items()}
+    snapshot = probe(module, batch, state=animal.state, modes=1, max_products=24, tolerance=0.5)
+    assert snapshot.trace.is_finite
+    assert adjoint_error(linearize(module, batch, state=animal.state)) < animal.adjoint_error
+    assert str(trace(module)) == str(before)
+    for n, t in module.state_dict().items():
+        assert torch.equal(t, weights[n]), n
+    assert row(name, animal, snapshot) in PAGE.read_text(), "run python tests/zoo/page.py"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_products_agree_with_finite_differences(name: str) -> None:
+    animal = CASES[name]
+    module, batch = animal.make()
+    if hasattr(module, "set_experts_implementation"):  # the fused one has no float64
+        module.set_experts_implementation("eager")
+    lin = linearize(module.double(), batch, state=animal.state, dtype=torch.float64)
+    J = lin.jacobian
+    g, z = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
+        for i, shape in enumerate((J.shape_in, J.shape_out))
+    )
+    pulled = J.rmatvec(z)
+    g *= pulled != 0  # the padding of an embedding moves the state, and no gradient moves it
+    product = J.matvec(g)
+    gaps = []
+    for step in (1e-8, 1e-6, 1e-5, 1e-4):
+        ahead, behind = (
+            moved(module, lin.parameters, change, batch, animal) for change in (step * g, -step * g)
+        )
+        expected = (ahead - behind) / (2 * step)
+        gaps.append(
+            torch.linalg.vector_norm(product - expected) / torch.linalg.vector_norm(product)
+        )
+    assert float(min(gaps)) < animal.precision
+    forward, backward = (product * z).sum(), (pulled * g).sum()
+    assert float((forward - backward).abs() / torch.linalg.vector_norm(product)) < 1e-4
+
+
+def moved(
+    module: nn.Module, names: tuple[str, ...], change: Tensor, batch: Any, animal: Animal
+) -> Tensor:
+    """The state after a change of the parameters."""
+    module = copy.deepcopy(module)
+    offset = 0
+    for name in names:
+        p = module.get_parameter(name)
+        p.data += change[offset : offset + p.numel()].reshape(p.shape)
+        offset += p.numel()
+    return linearize(module, batch, state=animal.state, dtype=torch.float64).state
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_probed_model_is_saved_as_before(name: str) -> None:
+    module, batch = CASES[name].make()
+    try:
+        before = saved(module)
+    except Exception as error:
+        pytest.skip(f"torch.save cannot save this model in the first place: {error}")
+    probe(module, batch, state=CASES[name].state, tier="core")
+    assert len(saved(module)) == len(before)
+
+
+def test_the_page_lists_the_zoo_and_nothing_else() -> None:
+    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    names = [line.split("|")[1].strip() for line in lines]
+    assert [name for name in names if name != "model"] == list(CASES)
