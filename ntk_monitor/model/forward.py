@@ -37,7 +37,8 @@ class ForwardMap:
     """The map from parameters to state and outputs, on one fixed batch.
 
     Parameters and buffers are copied when the map is made, so that an optimizer step or a buffer
-    update between two calls cannot change it.
+    update between two calls cannot change it. Noise that ``forward`` draws with torch's global
+    generators is the same at every call.
     """
 
     def __init__(
@@ -61,6 +62,11 @@ class ForwardMap:
         self._caller = _Caller(module, forward_fn)
         tensors = [*module.named_parameters(), *module.named_buffers()]
         self.tensors = {name: _copy(tensor, dtype) for name, tensor in tensors}
+        self._device = next((t.device for _, t in tensors), torch.device("cpu"))
+        self._noise = torch.get_rng_state()
+        self._noise_there = (
+            torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
+        )
 
     def record(self, names: Sequence[str]) -> Recorder:
         """Run once, recording every call of a submodule and every use of some parameters.
@@ -119,6 +125,9 @@ class ForwardMap:
         return state.join(whole), outputs
 
     def _call(self, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
+        torch.set_rng_state(self._noise)
+        if self._noise_there is not None:
+            torch.cuda.set_rng_state(self._noise_there, self._device)
         named = {f"module.{name}": tensor for name, tensor in tensors.items()}
         return functional_call(self._caller, named, (self.batch,))
 

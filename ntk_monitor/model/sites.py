@@ -93,7 +93,7 @@ def find_sites(
     left_out: dict[str, str] = {}
     sites: list[WeightSite] = []
     for group in groups.values():
-        for uses in _steps(group, rows):
+        for uses in _steps(group, rows, h):
             found = _joined(uses, rows, h, valid)
             sites.extend(found)
             if not found:
@@ -124,14 +124,37 @@ def _parameters(record: Record) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for o in origins for name in o.names))
 
 
-def _steps(group: Sequence[Record], rows: Rows) -> list[list[Record]]:
+def _steps(group: Sequence[Record], rows: Rows, h: Tensor) -> list[list[Record]]:
     """Uses with the same label, those of successive time steps together."""
+    # A weight that acts once less often than there are steps does so from the second step on, if
+    # the first step of the state does not depend on it: that is given from outside, as the initial
+    # value of a differential equation is.
     B, T = rows
     by_step = all(r.path is None and r.use.rows == (B,) for r in group)
-    if T == 1 or len(group) % T or not by_step:
+    if T == 1 or not by_step:
         return [[record] for record in group]
-    each = len(group) // T
+    late = len(group) % (T - 1) == 0 and not _moves_first_step(group[0], h)
+    steps = T - 1 if late else T
+    if len(group) % steps:
+        return [[record] for record in group]
+    each = len(group) // steps
     return [list(group[i::each]) for i in range(each)]
+
+
+def _moves_first_step(record: Record, h: Tensor) -> bool:
+    """Whether the first time step of the state depends on an operation."""
+    (gradient,) = _gradient(h[:, :1], record)
+    return gradient is not None and bool((gradient != 0).any())
+
+
+def _gradient(part: Tensor, record: Record) -> tuple[Tensor | None, ...]:
+    """The gradient of a random weighting of some of the state in an operation's output."""
+    generator = torch.Generator(device=part.device).manual_seed(0)
+    weights = torch.randn(part.shape, generator=generator, device=part.device, dtype=part.dtype)
+    with torch.enable_grad():
+        return torch.autograd.grad(
+            (part * weights).sum(), record.output, retain_graph=True, allow_unused=True
+        )
 
 
 def _joined(
@@ -147,14 +170,14 @@ def _joined(
     sites = []
     for g in range(first.use.groups):
         steps = [V[g] for V in activities]
-        V = torch.stack(steps, dim=1) if stepped else _in_order(steps[0], order, rows)
+        V = _over_time(steps, rows[1]) if stepped else _in_order(steps[0], order, rows)
         for mask in (valid, first.valid):
             V = V if mask is None else V.where(mask.unsqueeze(-1), 0)
         tap = Tap(
             tuple(r.call for r in uses),
             first.use.place if first.local is None else first.local,
             first.path,
-            _Write(uses, g, order),
+            _Write(uses, g, order, offset=rows[1] - len(uses) if stepped else 0),
         )
         derived = first.weight is not None and first.weight.derived
         sites.append(WeightSite(names[0], names, V, first.use.units, derived, tap))
@@ -185,6 +208,12 @@ def _order(record: Record, rows: Rows, h: Tensor) -> Order | None:
     return _order_by_derivative(record, rows, h)
 
 
+def _over_time(steps: Sequence[Tensor], count: int) -> Tensor:
+    """Activity at successive steps, (B, T, m); zero at those before the first use."""
+    before = [torch.zeros_like(steps[0])] * (count - len(steps))
+    return torch.stack([*before, *steps], dim=1)
+
+
 def _in_order(V: Tensor, order: Order, rows: Rows) -> Tensor:
     """Activity on an operation's rows as (B, T, m)."""
     B, T = rows
@@ -199,12 +228,7 @@ def _order_by_derivative(record: Record, rows: Rows, h: Tensor) -> Order | None:
     """Which rows of an operation the first trial of the state depends on; trials do not mix."""
     B, T = rows
     use = record.use
-    generator = torch.Generator(device=h.device).manual_seed(0)
-    weights = torch.randn(h[0].shape, generator=generator, device=h.device, dtype=h.dtype)
-    with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(
-            (h[0] * weights).sum(), record.output, retain_graph=True, allow_unused=True
-        )
+    (gradient,) = _gradient(h[:1], record)
     if gradient is None:
         return None
     number = torch.arange(B * T, device=h.device).reshape(1, *use.rows, 1)
@@ -218,8 +242,8 @@ def _order_by_derivative(record: Record, rows: Rows, h: Tensor) -> Order | None:
 class _Write:
     """From what is added to a site's outputs to what is added to the operation's."""
 
-    def __init__(self, uses: Sequence[Record], group: int, order: Order) -> None:
-        self.group, self.order = group, order
+    def __init__(self, uses: Sequence[Record], group: int, order: Order, *, offset: int) -> None:
+        self.group, self.order, self.offset = group, order, offset
         self.in_layer, self.stepped = uses[0].path is not None, len(uses) > 1
         self.rows, self.units, self.groups = (
             uses[0].use.rows,
@@ -232,7 +256,7 @@ class _Write:
         if self.in_layer or self.order == "steps":
             return u
         if self.stepped:
-            u = u[:, step]
+            u = u[:, step + self.offset]
         elif self.order == "time":
             u = u.transpose(0, 1)
         u = u.reshape(1, *self.rows, self.units)

@@ -255,7 +255,7 @@ def test_a_batch_that_forward_cannot_take_shows_forward_fn() -> None:
             return self.inner(scale * x)
 
     with pytest.raises(TypeError, match="forward_fn=lambda module, batch"):
-        probe(Two(), vectors())
+        probe(Two(), vectors()[:1])
     with pytest.raises(TypeError, match="pass forward_fn"):
         probe(Two(), "text")
     x, y = vectors()
