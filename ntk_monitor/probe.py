@@ -187,6 +187,7 @@ class Probe:
             lin,
             core,
             rows=placed.rows,
+            classes=placed.classes is not None,
             derivatives=self.tier != "core",
         )
 

@@ -107,6 +107,8 @@ def target_like(target: Tensor, output: Tensor, lin: Linearization) -> Target:
             )
         target = target.unsqueeze(-1) == present
         classes = present.to(output.device)
+    elif output.shape[2] == 1 and target.numel() == output.numel() and target.shape[-1] != 1:
+        target = target.unsqueeze(-1)
     target = target.to(output.device, output.dtype)
     columns = output.shape[2] if classes is None else len(classes)
     placed = lin.in_rows(target) if target.ndim > 1 else target
@@ -140,6 +142,7 @@ def pull_back(
     core: CoreGram,
     *,
     rows: int,
+    classes: bool = False,
     derivatives: bool = True,
 ) -> PulledBack:
     r"""Everything about the modes that is exact.
@@ -149,6 +152,8 @@ def pull_back(
         lin: The model.
         core: Its core.
         rows: How many rows of the target count.
+        classes: Whether the target holds classes: what has been learned is then told by the
+            probabilities that the outputs stand for.
         derivatives: Whether to take derivatives; without them gains are nan, and so are core
             overlaps where the target's rows are not the state's.
 
@@ -160,7 +165,10 @@ def pull_back(
     output = lin.output
     if output is None or not len(errors):
         return PulledBack(decomposition, (), (), (), (), 0)
-    sums = (output.detach().double() * errors.double()).sum((1, 2, 3))
+    reached = output.detach().double()
+    if classes:
+        reached = _probabilities(reached)
+    sums = (reached * errors.double()).sum((1, 2, 3))
     same_rows = decomposition.patterns.shape[1:] == lin.state.shape[:2]
     overlaps = [
         core.overlap(u.flatten()) if same_rows else math.nan for u in decomposition.patterns
@@ -179,6 +187,14 @@ def pull_back(
         sizes,
         rows * output.shape[2],
     )
+
+
+def _probabilities(output: Tensor) -> Tensor:
+    """Outputs as probabilities of classes, from these, their logarithms, or logits."""
+    total = output.sum(-1)
+    if bool((output >= 0).all()) and torch.allclose(total, torch.ones_like(total), atol=1e-3):
+        return output
+    return output.softmax(-1)
 
 
 def squared_norm(x: Tensor) -> Tensor:

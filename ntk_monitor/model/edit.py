@@ -56,12 +56,12 @@ class Edit:
         """
         source = next((s for s in state.sources if s.path == call.path), None)
         added = {
-            str(tap.place): tap.write(u, 0)
+            str(tap.place): tap.write(u, tap.calls.index(index))
             for tap, u in self.sites.items()
             if tap.path == call.path and index in tap.calls
         }
         extra, given = (
-            None if u is None or source is None else state.part(u, call.path)
+            None if u is None or source is None else source.span(state.part(u, call.path), index)
             for u in (self.state, self.given)
         )
         inside = source is not None and source.recurrent
@@ -73,13 +73,12 @@ class Edit:
             output = _laid_out(call, computed, final)
         if source is None:
             return output, None
-        step = slice(index, index + 1) if source.calls > 1 else slice(None)
         computed = source.read(output) if computed is None else computed
         if extra is not None and not inside:
-            computed = computed + extra[:, step]
+            computed = computed + extra
             output = source.write(output, computed)
         if given is not None:
-            output = source.write(output, given[:, step])
+            output = source.write(output, given)
         return output, computed
 
 

@@ -185,7 +185,7 @@ def _find_recurrence(state: State, calls: Sequence[Call], h: Tensor) -> State | 
     if len(state.sources) > 1:
         return None
     (source,) = state.sources
-    if source.recurrent or source.calls > 1:
+    if source.recurrent or source.spans:
         return state
     steps: dict[str, list[Tensor]] = {}
     for call in calls:
@@ -199,7 +199,7 @@ def _find_recurrence(state: State, calls: Sequence[Call], h: Tensor) -> State | 
     for path, outputs in steps.items():
         fits = len(outputs) == h.shape[1] > 1 and outputs[0].shape == h[:, 0].shape
         if fits and torch.equal(torch.stack(outputs, dim=1), h):
-            return replace(state, sources=(StateSource(path, calls=len(outputs)),))
+            return replace(state, sources=(StateSource(path, spans=(1,) * len(outputs)),))
     return None
 
 

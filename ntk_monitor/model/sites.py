@@ -130,8 +130,10 @@ def _steps(group: Sequence[Record], rows: Rows, h: Tensor) -> list[list[Record]]
     # the first step of the state does not depend on it: that is given from outside, as the initial
     # value of a differential equation is.
     B, T = rows
-    by_step = all(r.path is None and r.use.rows == (B,) for r in group)
-    if T == 1 or not by_step:
+    spans = [r.use.rows[1] for r in group if len(r.use.rows) == 2 and r.use.rows[0] == B]
+    if len(spans) == len(group) > 1 and sum(spans) == T:  # sequences, one after the other
+        return [list(group)]
+    if T == 1 or any(r.path is not None or r.use.rows != (B,) for r in group):
         return [[record] for record in group]
     late = len(group) % (T - 1) == 0 and not _moves_first_step(group[0], h)
     steps = T - 1 if late else T
@@ -170,14 +172,17 @@ def _joined(
     sites = []
     for g in range(first.use.groups):
         steps = [V[g] for V in activities]
-        V = _over_time(steps, rows[1]) if stepped else _in_order(steps[0], order, rows)
-        for mask in (valid, first.valid):
-            V = V if mask is None else V.where(mask.unsqueeze(-1), 0)
+        if not stepped:
+            V = _in_order(steps[0], order, rows)
+            V = V if first.valid is None else V.where(first.valid.unsqueeze(-1), 0)
+        else:
+            V = _over_time(steps, uses, rows[1])
+        V = V if valid is None else V.where(valid.unsqueeze(-1), 0)
         tap = Tap(
             tuple(r.call for r in uses),
             first.use.place if first.local is None else first.local,
             first.path,
-            _Write(uses, g, order, offset=rows[1] - len(uses) if stepped else 0),
+            _Write(uses, g, order, rows[1]),
         )
         derived = first.weight is not None and first.weight.derived
         sites.append(WeightSite(names[0], names, V, first.use.units, derived, tap))
@@ -208,10 +213,14 @@ def _order(record: Record, rows: Rows, h: Tensor) -> Order | None:
     return _order_by_derivative(record, rows, h)
 
 
-def _over_time(steps: Sequence[Tensor], count: int) -> Tensor:
+def _over_time(steps: Sequence[Tensor], uses: Sequence[Record], count: int) -> Tensor:
     """Activity at successive steps, (B, T, m); zero at those before the first use."""
-    before = [torch.zeros_like(steps[0])] * (count - len(steps))
-    return torch.stack([*before, *steps], dim=1)
+    parts = []
+    for V, record in zip(steps, uses, strict=True):
+        part = V.reshape(len(V), -1, V.shape[-1])
+        parts.append(part if record.valid is None else part.where(record.valid.unsqueeze(-1), 0))
+    joined = torch.cat(parts, dim=1)
+    return torch.nn.functional.pad(joined, (0, 0, count - joined.shape[1], 0))
 
 
 def _in_order(V: Tensor, order: Order, rows: Rows) -> Tensor:
@@ -242,26 +251,29 @@ def _order_by_derivative(record: Record, rows: Rows, h: Tensor) -> Order | None:
 class _Write:
     """From what is added to a site's outputs to what is added to the operation's."""
 
-    def __init__(self, uses: Sequence[Record], group: int, order: Order, *, offset: int) -> None:
-        self.group, self.order, self.offset = group, order, offset
+    def __init__(self, uses: Sequence[Record], group: int, order: Order, steps: int) -> None:
+        self.group, self.order = group, order
         self.in_layer, self.stepped = uses[0].path is not None, len(uses) > 1
-        self.rows, self.units, self.groups = (
-            uses[0].use.rows,
-            uses[0].use.units,
-            uses[0].use.groups,
-        )
+        self.units, self.groups = uses[0].use.units, uses[0].use.groups
+        self.rows = [record.use.rows for record in uses]
         self.writes = [record.use.write for record in uses]
+        lengths = [prod(rows[1:]) for rows in self.rows]
+        first = steps - sum(lengths)
+        self.starts = [first + sum(lengths[:i]) for i in range(len(uses))]
 
-    def __call__(self, u: Tensor, step: int) -> Tensor:
-        if self.in_layer or self.order == "steps":
+    def __call__(self, u: Tensor, use: int) -> Tensor:
+        if self.order == "steps":
             return u
+        rows = self.rows[use]
         if self.stepped:
-            u = u[:, step + self.offset]
+            u = u.narrow(1, self.starts[use], prod(rows[1:]))
         elif self.order == "time":
             u = u.transpose(0, 1)
-        u = u.reshape(1, *self.rows, self.units)
+        if self.in_layer:
+            return u
+        u = u.reshape(1, *rows, self.units)
         if self.groups > 1:
             number = torch.arange(self.groups, device=u.device)
             here = (number == self.group).to(u.dtype)
             u = u * here.reshape(-1, *(1 for _ in u.shape[1:]))
-        return self.writes[step](u)
+        return self.writes[use](u)

@@ -112,20 +112,35 @@ def pack_like(old: PackedSequence, padded: Tensor) -> PackedSequence:
 class StateSource:
     """One module whose output is (a part of) the state.
 
-    A module called once per forward pass returns the whole of it; one that is called several
-    times with outputs of shape (B, n), a cell, returns a time step at each call.
+    A module called once per forward pass returns the whole of it. A cell, which is called several
+    times and returns (B, n), returns a time step at each call; a recurrent layer that is called
+    several times, the next steps.
 
     Attributes:
         path: The module's path.
         layout: How its output is laid out.
-        calls: How often it is called in a forward pass.
+        spans: How many time steps each of its calls returns; none for a single call.
         recurrent: Whether it is a recurrent layer, which carries its state from step to step.
     """
 
     path: str
     layout: Layout = "batch"
-    calls: int = 1
+    spans: tuple[int, ...] = ()
     recurrent: bool = False
+
+    def span(self, tensor: Tensor, call: int) -> Tensor:
+        """The time steps of one call.
+
+        Args:
+            tensor: Shape ``(B, T, n)``.
+            call: The number of the call.
+
+        Returns:
+            Shape ``(B, its steps, n)``.
+        """
+        if not self.spans:
+            return tensor
+        return tensor.narrow(1, sum(self.spans[:call]), self.spans[call])
 
     def read(self, output: Any) -> Tensor:  # noqa: ANN401
         """The state in what one call returned.
@@ -304,10 +319,12 @@ def find_state(
         path = _automatic(calls, weights) if wanted == "auto" else wanted
         source = _source(module, path, calls)
         steps = [source.read(call.output) for call in calls if call.path == path]
+        if len(steps) > 1:
+            source = replace(source, spans=tuple(step.shape[1] for step in steps))
         sources.append(source)
         parts.append(torch.cat(steps, dim=1))
         output = first_tensor(next(call.output for call in calls if call.path == path))
-        if isinstance(output, PackedSequence):
+        if isinstance(output, PackedSequence) and len(steps) == 1:
             mask, must_fit = unpack(output)[1], True
     if len({part.shape[:2] for part in parts}) > 1:
         found = {p: tuple(part.shape) for p, part in zip(paths, parts, strict=True)}
@@ -340,14 +357,15 @@ def _source(module: nn.Module, path: str, calls: Sequence[Call]) -> StateSource:
     found = [call for call in calls if call.path == path]
     steps = [first_tensor(call.output) for call in found]
     is_cell = len(found) > 1 and all(isinstance(t, Tensor) and t.ndim == 2 for t in steps)
-    if len(found) != 1 and not is_cell:
+    goes_on = len(found) > 1 and isinstance(found[0].module, RECURRENT)
+    if len(found) != 1 and not is_cell and not goes_on:
         raise ValueError(
             f"the state {path!r} must be the output of a module that is called once per forward "
-            f"pass, or of a cell that returns one time step (B, n) per call; got {len(found)} "
-            "calls: choose another module with state='path.of.module'"
+            "pass, of a cell that returns one time step (B, n) per call, or of a recurrent layer; "
+            f"got {len(found)} calls: choose another module with state='path.of.module'"
         )
     layer, output = found[0].module, steps[0]
-    source = StateSource(path, calls=len(found), recurrent=isinstance(layer, RECURRENT))
+    source = StateSource(path, recurrent=isinstance(layer, RECURRENT))
     if isinstance(layer, RECURRENT):
         inputs = found[0].argument("input")
         if isinstance(inputs, Tensor) and inputs.ndim == 2:
