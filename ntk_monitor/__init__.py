@@ -6,7 +6,7 @@ which gradient descent moves its state (the global empirical NTK) and the core t
 without Lightning and returns a `Snapshot`.
 """
 
-from ntk_monitor.model import linearize
+from ntk_monitor.model import linearize, weight_sites
 from ntk_monitor.monitor import NTKMonitor, StallAlert
 from ntk_monitor.probe import Probe, probe
 from ntk_monitor.snapshot import Snapshot, TargetMode
@@ -21,4 +21,5 @@ __all__ = [
     "TargetMode",
     "linearize",
     "probe",
+    "weight_sites",
 ]

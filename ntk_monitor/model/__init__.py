@@ -13,6 +13,7 @@ from ntk_monitor.model.linearize import linearize
 from ntk_monitor.model.products import METHODS, ProductMethod
 from ntk_monitor.model.propagator import Propagator
 from ntk_monitor.model.quiet import quiet
+from ntk_monitor.model.register import weight_sites
 from ntk_monitor.model.sites import Coverage, WeightSite
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "default_target",
     "linearize",
     "quiet",
+    "weight_sites",
 ]

@@ -21,6 +21,7 @@ from ntk_monitor.model.parameters import ParameterSpace
 from ntk_monitor.model.products import Function
 from ntk_monitor.model.propagator import Propagator
 from ntk_monitor.model.quiet import Kernels, quiet
+from ntk_monitor.model.recorder import REGISTERED
 from ntk_monitor.model.sites import Coverage, WeightSite
 from ntk_monitor.model.state import State, StateSource
 from ntk_monitor.operators import (
@@ -162,6 +163,12 @@ class Linearization:
         return self.sites
 
     def _site_propagator(self, name: str, site: WeightSite) -> Derivative:
+        if REGISTERED in site.tap.calls:
+            raise ValueError(
+                f"the site {site.name!r} is known by weight_sites(), which tells what the weight "
+                "multiplies and not where its output is, so it has no propagator of its own"
+            )
+
         def perturbed(u: Tensor) -> Tensor:
             return self._run(self._state, Edit(sites={site.tap: u}))
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from ntk_monitor.model.batch import first_tensor
 from ntk_monitor.model.operations import READERS, Use, perturbed
+from ntk_monitor.model.register import registered_uses
 from ntk_monitor.model.state import RECURRENT, Call
 from ntk_monitor.model.unroll import Reach, layer_input, unroll
 
@@ -35,6 +37,8 @@ place, or their rows are sorted by expert."""
 COPYING = frozenset({"repeat", "tile", "repeat_interleave"})
 """Operations after which an entry of a parameter stands in several places."""
 ADDING = frozenset({"add", "add_"})
+REGISTERED = -1
+"""Stands for the number of an operation where a registered layer told of the use."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Record:
         bias: Likewise.
         output: The operation's output, which shows whether the state depends on it.
         label: Names the operation and the part of the weight, the same at every time step.
-        call: The number of the operation, or of the layer's call.
+        call: The number of the operation, or of the layer's call, or `REGISTERED`.
         path: The recurrent layer, if it is one.
         local: The weight's local name there.
         valid: For packed sequences, which steps there are, (B, T).
@@ -232,12 +236,19 @@ class Recorder(TorchFunctionMode):
             call: The call.
         """
         self.calls.append(replace(call, uses=len(self.records)))
-        if not isinstance(call.module, RECURRENT):
-            return
-        number = self._layer_calls[call.path]
-        self._layer_calls[call.path] += 1
         with torch._C.DisableTorchFunction():
-            self._read_layer(call, number)
+            if isinstance(call.module, RECURRENT):
+                self._read_layer(call, self._layer_calls[call.path])
+                self._layer_calls[call.path] += 1
+            for use in registered_uses(call.module, call.args, call.kwargs):
+                self._read_registered(call, use)
+
+    def _read_registered(self, call: Call, use: Use) -> None:
+        output = first_tensor(call.output)
+        origins = self._studied(use.weight), self._studied(use.bias)
+        if any(origins) and isinstance(output, Tensor) and output.requires_grad:
+            label = (call.path, use.place)
+            self.records.append(Record(use, *origins, output, label, REGISTERED))
 
     def _read_layer(self, call: Call, number: int) -> None:
         module = call.module

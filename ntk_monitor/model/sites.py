@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ntk_monitor.model.operations import READERS
-from ntk_monitor.model.recorder import OUTSIDE, Record, Recorder, Tap
+from ntk_monitor.model.recorder import OUTSIDE, REGISTERED, Record, Recorder, Tap
 
 Rows = tuple[int, int]
 Order = Literal["batch", "time", "steps"]
@@ -87,6 +87,8 @@ def find_sites(
     """
     rows = (h.shape[0], h.shape[1])
     records = [r for r in sorted(recorder.records, key=lambda r: r.call) if reaching(r.output)]
+    told = {name for r in records if r.call == REGISTERED for name in _parameters(r)}
+    records = [r for r in records if r.call == REGISTERED or told.isdisjoint(_parameters(r))]
     groups: dict[tuple[object, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(record.label, []).append(record)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Trainer
 
+from ntk_monitor.views import own_style
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -70,8 +72,9 @@ def log_figures(trainer: Trainer, figures: Mapping[str, Figure], step: int) -> N
         step: Where on the x-axis.
     """
     for writer in writers(trainer, "add_figure"):
-        for tag, figure in figures.items():
-            writer.add_figure(tag, figure, global_step=step, close=False)
+        with own_style():
+            for tag, figure in figures.items():
+                writer.add_figure(tag, figure, global_step=step, close=False)
 
 
 def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:

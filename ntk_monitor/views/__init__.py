@@ -4,7 +4,7 @@ Everything here turns a finished snapshot into something to look at, and measure
 Lightning side calls it, so it stands below that layer and imports nothing from it.
 """
 
-from ntk_monitor.views.figures import snapshot_figures
+from ntk_monitor.views.figures import own_style, snapshot_figures
 from ntk_monitor.views.layout import band_scalars, custom_scalars_layout
 from ntk_monitor.views.summary import introduction, summary_tables, verdict
 
@@ -12,6 +12,7 @@ __all__ = [
     "band_scalars",
     "custom_scalars_layout",
     "introduction",
+    "own_style",
     "snapshot_figures",
     "summary_tables",
     "verdict",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -31,13 +33,23 @@ def snapshot_figures(snapshot: Snapshot) -> dict[str, Figure]:
     Returns:
         Matplotlib figures by tag.
     """
-    figures = {
-        "ntk/cumulative_variance": cumulative_variance(snapshot),
-        "ntk/temporal_modes": temporal_modes(snapshot),
-    }
-    if snapshot.target_modes and len(snapshot.target_patterns):
-        figures["target/modes"] = target_modes(snapshot)
+    with own_style():
+        figures = {
+            "ntk/cumulative_variance": cumulative_variance(snapshot),
+            "ntk/temporal_modes": temporal_modes(snapshot),
+        }
+        if snapshot.target_modes and len(snapshot.target_patterns):
+            figures["target/modes"] = target_modes(snapshot)
     return figures
+
+
+def own_style() -> AbstractContextManager[None]:
+    """Draw in Matplotlib's default style, whatever the user or an imported package has set.
+
+    Returns:
+        The context in which figures are made and drawn.
+    """
+    return style.context("default")
 
 
 def cumulative_variance(snapshot: Snapshot) -> Figure:

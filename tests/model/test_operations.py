@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from zoo.layers import DERIVED, DISCRETE, LAYERS, B, N, Raw, Wrapped, reals, tokens
 
-from ntk_monitor import linearize
-from ntk_monitor.model import Linearization
+from ntk_monitor import Probe, linearize
+from ntk_monitor.model import Linearization, weight_sites
 
 OUTSIDE = {
     "bmm": {"W"},
@@ -105,19 +105,57 @@ def test_a_detached_weight_and_a_use_after_the_state_do_not_count() -> None:
     holds(lin, net, reals(), "inner")
 
 
+class Hidden(torch.autograd.Function):
+    """A product that torch's operations do not show."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor) -> Tensor:
+        ctx.save_for_backward(x, W)
+        return torch.ops.aten.mm(x, W.T)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, W = ctx.saved_tensors
+        return grad @ W, grad.T @ x
+
+
+class Own(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return Hidden.apply(x, self.weight) + self.bias
+
+
 def test_what_no_operation_shows_is_missed() -> None:
-    class Hidden(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor, W: Tensor) -> Tensor:
-            ctx.save_for_backward(x, W)
-            return x.numpy() @ W.numpy() if False else torch.ops.aten.mm(x, W)
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-            x, W = ctx.saved_tensors
-            return grad @ W.T, x.T @ grad
-
-    net = nn.Sequential(Raw(lambda s, x: Hidden.apply(x, s.W), W=(N, N))).double()
+    net = nn.Sequential(Own(N, 3)).double()
     lin = linearize(net, reals(B, N), state="0", dtype=None)
-    assert lin.coverage.missed == ("0.W",)
-    assert "unseen" in lin.coverage.left_out["0.W"]
+    assert lin.coverage.missed == ("0.weight",)
+    assert "unseen" in lin.coverage.left_out["0.weight"]
+    measure = Probe(dtype=None, state="0")
+    with pytest.warns(RuntimeWarning, match=r"the core misses weights.*0\.weight"):
+        measure(net, reals(B, N))
+    measure(net, reals(B, N))  # said once: warnings are errors here
+
+
+def test_a_registered_layer_is_not_missed() -> None:
+    class Registered(Own):
+        pass
+
+    @weight_sites(Registered)
+    def read(layer: Registered, x: Tensor) -> Any:
+        yield layer.weight, x, layer.bias
+
+    net = nn.Sequential(Registered(N, 3), nn.Tanh()).double()
+    lin = linearize(net, reals(B, N), state="0", dtype=None)
+    assert lin.coverage.fraction == 1.0
+    (site,) = lin.sites
+    assert site.units == 3
+    torch.testing.assert_close(site.activity[:, 0, :N], reals(B, N))
+    assert lin.core.compare(lin.ntk, products=1000).value < 1e-8  # a linear layer is its core
+    with pytest.raises(ValueError, match="not where its output is"):
+        lin.core_propagator  # noqa: B018
+
+    @weight_sites(Registered)
+    def wrong(layer: Registered, x: Tensor) -> Any:
+        yield layer.weight.T, x
+
+    with pytest.raises(ValueError, match=r"got \(5, 3\) and \(3, 5\)"):
+        linearize(net, reals(B, N), state="0", dtype=None)
