@@ -21,6 +21,7 @@ def test_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "datamodule": data,
         "inputs": torch.randn(2, 6, 3),
         "targets": torch.randn(2, 6, 3),
+        "MyFusedLayer": type("MyFusedLayer", (torch.nn.Linear,), {}),
     }
     snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(snippets) >= 2

@@ -9,6 +9,7 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 ParameterFilter = str | Sequence[str] | Callable[[str, nn.Parameter], bool] | None
 
@@ -32,6 +33,12 @@ def select_parameters(module: nn.Module, which: ParameterFilter) -> tuple[str, .
         raise ValueError(
             f"{type(module).__name__} has no parameter with requires_grad=True: there is nothing "
             "that gradient descent could change"
+        )
+    lazy = [name for name, p in trained.items() if is_lazy(p)]
+    if lazy:
+        raise ValueError(
+            f"the parameters {', '.join(lazy)} of {type(module).__name__} are not initialised yet: "
+            "call the module on one batch first"
         )
     if which is None:
         return tuple(trained)

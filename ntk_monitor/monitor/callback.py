@@ -10,13 +10,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MetricCollection
 
-from ntk_monitor.metrics import CoreCosine, EffectiveRank, TargetModeAlignment
 from ntk_monitor.model import quiet
 from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn, keep_batch
 from ntk_monitor.model.parameters import ParameterFilter
-from ntk_monitor.model.state import StatePath
+from ntk_monitor.monitor.followed import (
+    FollowedState,
+    NamedStates,
+    metrics_by_tag,
+    named_states,
+    paths_of,
+)
 from ntk_monitor.monitor.logs import batches_that_stepped, log_figures, log_scalars, writers
 from ntk_monitor.monitor.schedule import Schedule
 from ntk_monitor.probe import Probe, Tier
@@ -63,9 +68,8 @@ class NTKMonitor(Callback):
     also figures and a layout with error bands.
 
     Attributes:
-        snapshot: The latest snapshot, or None.
-        metrics: The torchmetrics behind the logged numbers; ``metrics.compute()`` pools all
-            snapshots of the run.
+        states: The states that are followed, each with its latest ``snapshot`` and its ``metrics``;
+            ``metrics.compute()`` pools all snapshots of the run.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -85,7 +89,7 @@ class NTKMonitor(Callback):
         *,
         plan: Literal["steps", "log", "epochs"] | list[int] = "steps",
         redraw_every_n_epochs: int | None = None,
-        state: StatePath = "auto",
+        state: NamedStates = "auto",
         parameters: ParameterFilter = None,
         forward_fn: ForwardFn | None = None,
         target_fn: TargetFn | None = None,
@@ -117,7 +121,9 @@ class NTKMonitor(Callback):
             redraw_every_n_epochs: Draw new random tangents every so many epochs. With fixed ones
                 (None) successive probes share their sampling error, which hides nothing of a
                 trend; the jump at a redraw shows how uncertain the level is.
-            state: See `probe`, as for all that follow.
+            state: See `probe`, as for all that follow. Several states by name,
+                ``{"encoder": "encoder.rnn", "decoder": "decoder.rnn"}``, are measured one after the
+                other, each under tags that begin with its name; alerts look at the first.
             parameters: Which parameters to study.
             forward_fn: How to call the module on a batch.
             target_fn: How to read the target off a batch.
@@ -158,29 +164,30 @@ class NTKMonitor(Callback):
             )
         if on_error not in {"warn", "raise", "disable"}:
             raise ValueError(f"on_error must be 'warn', 'raise' or 'disable', got {on_error!r}")
-        self.probe = Probe(
-            state=state,
-            parameters=parameters,
-            forward_fn=forward_fn,
-            target_fn=target_fn,
-            mask_fn=mask_fn,
-            modes=modes,
-            learning_rate=learning_rate,
-            tolerance=tolerance,
-            max_products=max_products,
-            tier=tier,
-            method=method,
-            dtype=dtype,
-            chunk_size=chunk_size,
-            seed=seed,
-        )
+        settings: dict[str, Any] = {
+            "parameters": parameters,
+            "forward_fn": forward_fn,
+            "target_fn": target_fn,
+            "mask_fn": mask_fn,
+            "modes": modes,
+            "learning_rate": learning_rate,
+            "tolerance": tolerance,
+            "max_products": max_products,
+            "tier": tier,
+            "method": method,
+            "dtype": dtype,
+            "chunk_size": chunk_size,
+            "seed": seed,
+        }
+        self.states = [
+            FollowedState(name, Probe(state=path, **settings), metrics_by_tag(modes, tier))
+            for name, path in named_states(state).items()
+        ]
         self.schedule = Schedule(every_n_steps, max_overhead, plan)
         self.redraw_every_n_epochs = redraw_every_n_epochs
         self.probe_batch = probe_batch
         self.on_error = on_error
         self.figures = figures
-        self.snapshot: Snapshot | None = None
-        self.metrics = _metrics(modes, tier)
         self._state_key = self._generate_state_key(
             state=state, every_n_steps=every_n_steps, seed=seed
         )
@@ -189,6 +196,21 @@ class NTKMonitor(Callback):
         self._enabled = True
         self._laid_out = False
         self._figure_seconds = FIGURE_SECONDS
+
+    @property
+    def probe(self) -> Probe:
+        """The measurement of the (first) state."""
+        return self.states[0].probe
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The latest snapshot of the (first) state, or None."""
+        return self.states[0].snapshot
+
+    @property
+    def metrics(self) -> MetricCollection:
+        """The torchmetrics of the (first) state."""
+        return self.states[0].metrics
 
     @property
     def state_key(self) -> str:
@@ -210,12 +232,11 @@ class NTKMonitor(Callback):
             )
         paths = [path for path, _ in pl_module.named_modules() if path]
         lazy = is_overridden("configure_model", pl_module)
-        state = self.probe.state
-        wanted = [state] if isinstance(state, str) else state
+        wanted = [path for state in self.states for path in paths_of(state.probe.state)]
         unknown = [path for path in wanted if path not in {"auto", *paths}]
         if unknown and not lazy:
             raise MisconfigurationException(
-                f"NTKMonitor(state={state!r}): {', '.join(unknown)} is not a module of "
+                f"NTKMonitor(state=...): {', '.join(map(repr, unknown))} is not a module of "
                 f"{type(pl_module).__name__}; its modules are {', '.join(paths)}"
             )
         if self.probe_batch == "val" and trainer.limit_val_batches == 0:
@@ -328,13 +349,13 @@ class NTKMonitor(Callback):
             rate = self.probe.learning_rate or _learning_rate(trainer)
             seed = self.probe.seed + self._redraws(trainer.current_epoch)
             most = self._most_products(trainer)
-            snapshot = self.probe(
-                pl_module, batch, learning_rate=rate, seed=seed, max_products=most
-            )
-            if self.snapshot is None:
-                rank_zero_info(introduction(snapshot))
-            self.snapshot = snapshot
-            self._publish(trainer, pl_module, snapshot, step, started)
+            for state in self.states:
+                snapshot = state.probe(
+                    pl_module, batch, learning_rate=rate, seed=seed, max_products=most
+                )
+                if state.snapshot is None:
+                    rank_zero_info(introduction(snapshot))
+                self._publish(trainer, pl_module, state, snapshot, step, started)
         except Exception as error:
             self._handle(error)
         else:
@@ -358,29 +379,36 @@ class NTKMonitor(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
+        state: FollowedState,
         snapshot: Snapshot,
         step: int,
         started: float,
     ) -> None:
         """Metrics, loggers, figures, listeners: in this order."""
-        values = {tag: float(value) for tag, value in self.metrics(snapshot).items()}
-        scalars = snapshot.scalars()
-        scalars.update({tag: value for tag, value in values.items() if tag in scalars})
+        scalars = {f"{state.prefix}{tag}": v for tag, v in state.scalars(snapshot).items()}
         scalars["ntk/overhead"] = self.schedule.overhead
         log_scalars(trainer, scalars, step)
         for writer in writers(trainer, "add_custom_scalars"):
             if not self._laid_out:
-                writer.add_custom_scalars(custom_scalars_layout(self.probe.modes))
+                names = [state.prefix for state in self.states]
+                writer.add_custom_scalars(custom_scalars_layout(self.probe.modes, names))
             for tag, value in band_scalars(snapshot).items():
-                writer.add_scalar(tag, value, global_step=step)
+                writer.add_scalar(f"{state.prefix}{tag}", value, global_step=step)
         self._laid_out = True
         if self.figures and snapshot.trace.is_finite and any(writers(trainer, "add_figure")):
-            self._draw(trainer, snapshot, step, started)
+            self._draw(trainer, state, snapshot, step, started)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ProbeListener):
+            if isinstance(callback, ProbeListener) and state is self.states[0]:
                 callback.on_probe(trainer, pl_module, snapshot, step)
 
-    def _draw(self, trainer: Trainer, snapshot: Snapshot, step: int, started: float) -> None:
+    def _draw(
+        self,
+        trainer: Trainer,
+        state: FollowedState,
+        snapshot: Snapshot,
+        step: int,
+        started: float,
+    ) -> None:
         """Figures, unless they would cost more than is left after this probe."""
         now = self.schedule.clock()
         if trainer.global_step == 0:
@@ -388,7 +416,8 @@ class NTKMonitor(Callback):
         else:
             affordable = self.schedule.affords(now - started + self._figure_seconds)
         if affordable:
-            log_figures(trainer, snapshot_figures(snapshot), step)
+            figures = snapshot_figures(snapshot)
+            log_figures(trainer, {f"{state.prefix}{t}": f for t, f in figures.items()}, step)
             self._figure_seconds = self.schedule.clock() - now
 
     def _most_products(self, trainer: Trainer) -> int:
@@ -396,7 +425,7 @@ class NTKMonitor(Callback):
         most, share = self.probe.max_products, self.schedule.max_overhead
         if share is None:
             return most
-        affordable = share * trainer.estimated_stepping_batches / SERIES
+        affordable = share * trainer.estimated_stepping_batches / SERIES / len(self.states)
         return int(min(max(affordable, FEWEST_PRODUCTS), most))
 
     def _handle(self, error: Exception) -> None:
@@ -412,23 +441,6 @@ class NTKMonitor(Callback):
                 f"NTKMonitor: a probe failed; training goes on, and {consequence}. "
                 f"NTKMonitor(on_error='raise') would stop here.\n{where}"
             )
-
-
-def _metrics(modes: int, tier: Tier) -> MetricCollection:
-    """The metrics behind the logged numbers, by tag."""
-    if tier != "kernel":
-        return MetricCollection({"core/effective_rank": EffectiveRank("core")})
-    metrics: dict[str, Metric | MetricCollection] = {
-        "ntk/core_cosine": CoreCosine(),
-        "ntk/temporal_core_cosine": CoreCosine("temporal"),
-        "ntk/effective_rank": EffectiveRank(),
-        "ntk/temporal_effective_rank": EffectiveRank("temporal"),
-        "ntk/spatial_effective_rank": EffectiveRank("spatial"),
-        "core/effective_rank": EffectiveRank("core"),
-    }
-    for i in range(1, modes + 1):
-        metrics[f"target/mode_{i}/alignment"] = TargetModeAlignment(i)
-    return MetricCollection(metrics, compute_groups=False)
 
 
 def _learning_rate(trainer: Trainer) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ntk_monitor.snapshot import Snapshot
 
 BANDS = {
@@ -20,29 +22,37 @@ WIDTH = 1.96
 Layout = dict[str, dict[str, list[str | list[str]]]]
 
 
-def custom_scalars_layout(modes: int) -> Layout:
+def custom_scalars_layout(modes: int, prefixes: Sequence[str] = ("",)) -> Layout:
     """The layout for ``SummaryWriter.add_custom_scalars``.
 
     Args:
         modes: How many target modes are followed.
+        prefixes: What the tags of each state begin with; the target modes shown are the first's.
 
     Returns:
-        Two categories: the kernel's numbers with 95 % bands, and the target modes together.
+        The target modes together, and for each state the kernel's numbers with 95 % bands.
     """
-    kernel: dict[str, list[str | list[str]]] = {
-        title: ["Margin", [tag, f"{_band(tag)}/lower", f"{_band(tag)}/upper"]]
-        for title, tag in BANDS.items()
-    }
-    kernel["core effective rank"] = ["Multiline", ["core/effective_rank$"]]
-    if not modes:
-        return {"NTK (95 % bands)": kernel}
-    targets: dict[str, list[str | list[str]]] = {
-        "learned fraction": ["Multiline", [r"target/mode_\d+/learned$"]],
-        "steps to learn (best on a log axis)": ["Multiline", [r"target/mode_\d+/steps_to_learn$"]],
-        "alignment": ["Multiline", [r"target/mode_\d+/alignment$"]],
-        "stalled (1) or not (0)": ["Multiline", [r"alert/mode_\d+$"]],
-    }
-    return {"NTK target modes": targets, "NTK (95 % bands)": kernel}
+    layout: Layout = {}
+    if modes:
+        first = prefixes[0]
+        layout["NTK target modes"] = {
+            "learned fraction": ["Multiline", [rf"{first}target/mode_\d+/learned$"]],
+            "steps to learn (best on a log axis)": [
+                "Multiline",
+                [rf"{first}target/mode_\d+/steps_to_learn$"],
+            ],
+            "alignment": ["Multiline", [rf"{first}target/mode_\d+/alignment$"]],
+            "stalled (1) or not (0)": ["Multiline", [r"alert/mode_\d+$"]],
+        }
+    for prefix in prefixes:
+        kernel: dict[str, list[str | list[str]]] = {
+            title: ["Margin", [f"{prefix}{t}" for t in (tag, *_ends(tag))]]
+            for title, tag in BANDS.items()
+        }
+        kernel["core effective rank"] = ["Multiline", [f"{prefix}core/effective_rank$"]]
+        name = f"NTK of {prefix[:-1]} (95 % bands)" if prefix else "NTK (95 % bands)"
+        layout[name] = kernel
+    return layout
 
 
 def band_scalars(snapshot: Snapshot) -> dict[str, float]:
@@ -55,14 +65,15 @@ def band_scalars(snapshot: Snapshot) -> dict[str, float]:
         Lower and upper ends by tag.
     """
     scalars = snapshot.scalars()
-    bands = {}
+    bands: dict[str, float] = {}
     for tag in filter(scalars.__contains__, BANDS.values()):
         half = WIDTH * scalars[f"{tag}_stderr"]
-        bands[f"{_band(tag)}/lower"] = scalars[tag] - half
-        bands[f"{_band(tag)}/upper"] = scalars[tag] + half
+        lower, upper = _ends(tag)
+        bands |= {lower: scalars[tag] - half, upper: scalars[tag] + half}
     return bands
 
 
-def _band(tag: str) -> str:
-    """Bands have a group of their own, so that the Scalars tab stays readable."""
-    return tag.replace("ntk/", "ntk_bands/")
+def _ends(tag: str) -> tuple[str, str]:
+    """Tags of a band's ends, in a group of their own, so that the Scalars tab stays readable."""
+    band = tag.replace("ntk/", "ntk_bands/")
+    return f"{band}/lower", f"{band}/upper"

@@ -304,3 +304,40 @@ def test_probes_have_the_same_size_after_a_resume(tmp_path: Path) -> None:
     fit([monitor], max_epochs=2, limit_train_batches=2, ckpt_path=tmp_path / "last.ckpt")
     assert monitor.snapshot is not None
     assert monitor.snapshot.products == 16
+
+
+def test_several_states_are_followed_by_name(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    monitor = NTKMonitor(5, state={"early": "rnn", "late": "readout"}, **FAST)
+    recorder = Recorder()
+    fit([monitor, recorder], logger=logger)
+    assert [state.name for state in monitor.states] == ["early", "late"]
+    shapes = [state.snapshot.state_shape for state in monitor.states if state.snapshot]
+    assert shapes == [(4, 5, 8), (4, 5, 2)]
+    assert recorder.steps == [0, 5, 10]  # listeners see the first
+    rows = read_csv(logger)
+    for state in monitor.states:
+        assert state.snapshot is not None
+        logged = [row[tag] for row in rows if row.get(tag := f"{state.name}/ntk/trace")]
+        assert float(logged[-1]) == pytest.approx(state.snapshot.trace.value)
+    assert "ntk/trace" not in rows[-1]
+    with pytest.raises(MisconfigurationException, match="'inner' is not a module of Small"):
+        fit([NTKMonitor(5, state={"a": "rnn", "b": ["readout", "inner"]}, **FAST)])
+    for wrong in ({}, {"a/b": "rnn"}):
+        with pytest.raises(ValueError, match="state must be a module path"):
+            NTKMonitor(state=wrong)
+
+
+def test_the_first_probe_says_what_is_measured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        fit([NTKMonitor(5, **FAST)], logger=CSVLogger(tmp_path))
+    (said,) = [r.message for r in caplog.records if "what is measured" in r.message]
+    for part in (
+        "rnn: 4 trials x 5 steps x 8 units",
+        "2 weight sites with 100%",
+        "3 -> 24",
+        "9 -> 24",
+    ):
+        assert part in said
