@@ -11,6 +11,8 @@ from ntk_monitor.estimators.formulas import participation_ratio
 
 PIECE = 256
 """Rows or columns of site activity that are converted to float64 at a time."""
+ROUNDING = 4
+"""Rounding units of the largest eigenvalue within which an eigenvalue may be zero."""
 
 
 class CoreGram:
@@ -23,8 +25,7 @@ class CoreGram:
         spectrum: Eigenvalues of ``G`` that can differ from zero, descending, shape
             ``(min(k, m),)``; nan where the activity is not finite.
         factor: ``F`` of shape ``(k, r)``, ``r <= m``, with ``F F* = G`` up to rounding: directions
-            are left out whose eigenvalues sum to less than the rounding unit of ``V`` times the
-            trace of ``G``.
+            are left out whose eigenvalues cannot be told from zero in the arithmetic of ``V``.
         norm_squared: ``||G||_F^2``.
         is_finite: Whether the activity is.
     """
@@ -41,24 +42,22 @@ class CoreGram:
         self.norm_squared = small.square().sum()
         self.is_finite = bool(torch.isfinite(self.norm_squared))
         self._trace = small.trace()
+        dtype = activities[0].dtype
         if self.is_finite:
-            values, vectors = torch.linalg.eigh(small)
+            values, vectors = torch.linalg.eigh(small.to(dtype))
         else:
-            values, vectors = (
-                torch.full_like(small[0], torch.nan),
-                torch.full_like(small, torch.nan),
-            )
-        self.spectrum = values.flip(0).clamp(min=0).cpu()
-        limit = torch.finfo(activities[0].dtype).eps * values.sum()
-        kept = ~(values.clamp(min=0).cumsum(0) < limit)
+            vectors = torch.full_like(small, torch.nan)
+            values = vectors.diagonal()
+        self.spectrum = values.flip(0).clamp(min=0).double().cpu()
+        kept = ~(values <= ROUNDING * torch.finfo(dtype).eps * values[-1:])
         vectors = vectors[:, kept]
         if by_columns:
-            parts = torch.split(vectors.to(activities[0].dtype), [V.shape[1] for V in activities])
+            parts = torch.split(vectors.to(dtype), [V.shape[1] for V in activities])
             self.factor = activities[0] @ parts[0]
             for V, part in zip(activities[1:], parts[1:], strict=True):
                 self.factor += V @ part
         else:
-            self.factor = (vectors * values[kept].sqrt()).to(activities[0].dtype)
+            self.factor = (vectors * values[kept].sqrt()).to(dtype)
 
     @property
     def effective_rank(self) -> float:

@@ -18,7 +18,7 @@ from ntk_monitor.model.batch import first_tensor
 from ntk_monitor.model.operations import READERS, Use, perturbed
 from ntk_monitor.model.register import registered_uses
 from ntk_monitor.model.state import RECURRENT, Call
-from ntk_monitor.model.unroll import Reach, layer_input, unroll
+from ntk_monitor.model.unroll import layer_activity, layer_input
 
 COMPOSED = {"multi_head_attention_forward"}
 """Operations written in Python of others; their parts are watched."""
@@ -253,10 +253,9 @@ class Recorder(TorchFunctionMode):
     def _read_layer(self, call: Call, number: int) -> None:
         module = call.module
         assert isinstance(module, RECURRENT)
-        seen: dict[str, Tensor] = {}
         with torch.no_grad():
             x, valid = layer_input(call, module)
-            unroll(call, Reach(seen=seen))
+            seen = layer_activity(call, module)
         output = call.output[0]
         output = output if isinstance(output, Tensor) else output.data
         for local, activity in seen.items():

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ntk_monitor.model.operations import READERS
+from ntk_monitor.model.operations import READERS, Use
 from ntk_monitor.model.recorder import OUTSIDE, REGISTERED, Record, Recorder, Tap
 
 Rows = tuple[int, int]
@@ -94,13 +94,15 @@ def find_sites(
         groups.setdefault(record.label, []).append(record)
     left_out: dict[str, str] = {}
     sites: list[WeightSite] = []
-    for group in groups.values():
-        for uses in _steps(group, rows, h):
-            found = _joined(uses, rows, h, valid)
-            sites.extend(found)
-            if not found:
-                reason = f"its rows {uses[0].use.rows} are not the state's {rows}"
-                left_out.update(dict.fromkeys(_parameters(uses[0]), reason))
+    joined = [uses for group in groups.values() for uses in _steps(group, rows, h)]
+    orders = _orders([uses[0] for uses in joined], rows, h)
+    for i, uses in enumerate(joined):
+        order = "batch" if len(uses) > 1 else orders[i]
+        if order is not None:
+            sites += _joined(uses, rows, order, valid)
+        else:
+            reason = f"its rows {uses[0].use.rows} are not the state's {rows}"
+            left_out.update(dict.fromkeys(_parameters(uses[0]), reason))
     covered = {name for site in sites for name in site.parameters}
     missed: list[str] = []
     for name in names:
@@ -147,28 +149,27 @@ def _steps(group: Sequence[Record], rows: Rows, h: Tensor) -> list[list[Record]]
 
 def _moves_first_step(record: Record, h: Tensor) -> bool:
     """Whether the first time step of the state depends on an operation."""
-    (gradient,) = _gradient(h[:, :1], record)
+    (gradient,) = _gradients(h[:, :1], [record])
     return gradient is not None and bool((gradient != 0).any())
 
 
-def _gradient(part: Tensor, record: Record) -> tuple[Tensor | None, ...]:
-    """The gradient of a random weighting of some of the state in an operation's output."""
+def _gradients(part: Tensor, records: Sequence[Record]) -> tuple[Tensor | None, ...]:
+    """The gradients of a random weighting of some of the state in operations' outputs."""
+    if not records:
+        return ()
     generator = torch.Generator(device=part.device).manual_seed(0)
     weights = torch.randn(part.shape, generator=generator, device=part.device, dtype=part.dtype)
+    outputs = [record.output for record in records]
     with torch.enable_grad():
-        return torch.autograd.grad(
-            (part * weights).sum(), record.output, retain_graph=True, allow_unused=True
-        )
+        total = (part * weights).sum()
+        return torch.autograd.grad(total, outputs, retain_graph=True, allow_unused=True)
 
 
 def _joined(
-    uses: Sequence[Record], rows: Rows, h: Tensor, valid: Tensor | None
+    uses: Sequence[Record], rows: Rows, order: Order, valid: Tensor | None
 ) -> list[WeightSite]:
     """The sites (one for each group of the weight) of a use, or of one at each time step."""
     first, stepped = uses[0], len(uses) > 1
-    order = "batch" if stepped else _order(first, rows, h)
-    if order is None:
-        return []
     activities = [_columns(record) for record in uses]
     names = _parameters(first)
     sites = []
@@ -201,18 +202,40 @@ def _columns(record: Record) -> Tensor:
     return torch.cat(columns, dim=-1)
 
 
-def _order(record: Record, rows: Rows, h: Tensor) -> Order | None:
-    """How an operation's rows run over the state's; None if they are others."""
-    (B, T), own = rows, record.use.rows
-    if record.path is not None:
-        return "batch" if own == rows else None
-    if prod(own) != B * T:
-        return "steps" if own in {(T,), (1, T)} else None
-    if 1 in rows or (own[0] == B != T and len(own) > 1):
+def _orders(records: Sequence[Record], rows: Rows, h: Tensor) -> dict[int, Order | None]:
+    """How the rows of each operation run over the state's, by number; None if they are others."""
+    found: dict[int, Order | None] = {}
+    unclear: list[int] = []
+    B, T = rows
+    for i, record in enumerate(records):
+        own = record.use.rows
+        if record.path is not None:
+            found[i] = "batch" if own == rows else None
+        elif prod(own) != B * T:
+            found[i] = "steps" if own in {(T,), (1, T)} else None
+        elif 1 in rows or (own[0] == B != T and len(own) > 1):
+            found[i] = "batch"
+        elif own == (T, B) and B != T:
+            found[i] = "time"
+        else:
+            unclear.append(i)
+    # Trials do not mix: the rows that the first one depends on are its own.
+    gradients = _gradients(h[:1], [records[i] for i in unclear])
+    for i, gradient in zip(unclear, gradients, strict=True):
+        found[i] = _order_of_first_trial(records[i].use, gradient, rows)
+    return found
+
+
+def _order_of_first_trial(use: Use, gradient: Tensor | None, rows: Rows) -> Order | None:
+    if gradient is None:
+        return None
+    B, T = rows
+    number = torch.arange(B * T, device=gradient.device).reshape(1, *use.rows, 1)
+    numbers = use.write(number.expand(use.groups, *use.rows, use.units))
+    touched = numbers.expand_as(gradient)[gradient != 0]
+    if bool((touched < T).all()):
         return "batch"
-    if own == (T, B) and B != T:
-        return "time"
-    return _order_by_derivative(record, rows, h)
+    return "time" if bool((touched % B == 0).all()) else None
 
 
 def _over_time(steps: Sequence[Tensor], uses: Sequence[Record], count: int) -> Tensor:
@@ -233,21 +256,6 @@ def _in_order(V: Tensor, order: Order, rows: Rows) -> Tensor:
     if order == "time":
         return V.reshape(T, B, -1).transpose(0, 1)
     return V.reshape(B, T, -1)
-
-
-def _order_by_derivative(record: Record, rows: Rows, h: Tensor) -> Order | None:
-    """Which rows of an operation the first trial of the state depends on; trials do not mix."""
-    B, T = rows
-    use = record.use
-    (gradient,) = _gradient(h[:1], record)
-    if gradient is None:
-        return None
-    number = torch.arange(B * T, device=h.device).reshape(1, *use.rows, 1)
-    numbers = use.write(number.expand(use.groups, *use.rows, use.units))
-    touched = numbers.expand_as(gradient)[gradient != 0]
-    if bool((touched < T).all()):
-        return "batch"
-    return "time" if bool((touched % B == 0).all()) else None
 
 
 class _Write:

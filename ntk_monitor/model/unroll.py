@@ -233,6 +233,32 @@ def layer_input(call: Call, module: Recurrent) -> tuple[Tensor, Tensor | None]:
     return x if module.batch_first else x.transpose(0, 1), None
 
 
+def layer_activity(call: Call, module: Recurrent) -> dict[str, Tensor]:
+    """What each weight of a recurrent layer multiplies.
+
+    Args:
+        call: The layer's call.
+        module: The layer.
+
+    Returns:
+        Activity by the local name of the weight, each (B, T, m).
+    """
+    x, valid = layer_input(call, module)
+    if module.num_layers > 1 or module.bidirectional or module.proj_size or valid is not None:
+        seen: dict[str, Tensor] = {}
+        unroll(call, Reach(seen=seen))
+        return seen
+    # One layer in one direction: its outputs tell all.
+    states = call.output[0]
+    states = states.unsqueeze(0) if states.ndim == 2 else states
+    states = states if module.batch_first or len(x) == 1 else states.transpose(0, 1)
+    first, _ = next(_initial(call, x, module))
+    return {
+        "weight_ih_l0": x.detach(),
+        "weight_hh_l0": torch.cat([first.unsqueeze(1), states[:, :-1]], dim=1).detach(),
+    }
+
+
 def _initial(call: Call, x: Tensor, module: Recurrent) -> Iterator[Hidden]:
     """Hidden and cell state of every layer and direction before the first step."""
     count = module.num_layers * (2 if module.bidirectional else 1)
