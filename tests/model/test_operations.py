@@ -63,6 +63,9 @@ def test_theorem_1_for_every_site(name: str, *, inside: bool) -> None:
     assert left_out == {prefix + n for n in OUTSIDE.get(name, ())}
     assert not lin.coverage.missed
     holds(lin, net, x, path)
+    if name.startswith("Linear") and not inside:  # the identity holds for any order of the rows
+        placed = x.unsqueeze(1) if x.ndim == 2 else x
+        torch.testing.assert_close(lin.site_activity[..., :N], placed)
 
 
 @pytest.mark.parametrize("name", DISCRETE)
@@ -96,12 +99,14 @@ def test_a_weight_computed_from_parameters_is_a_site_and_says_so(name: str) -> N
 
 def test_a_detached_weight_and_a_use_after_the_state_do_not_count() -> None:
     def forward(self: Raw, x: Tensor) -> Tensor:
+        x = self.first(x)
         return self.inner(x @ self.W + x @ self.W.detach()) @ self.W
 
-    net = Raw(forward, W=(N, N)).double()
-    net.inner = nn.Tanh()
+    net = Raw(forward, W=(N, N))
+    net.first, net.inner = nn.Linear(N, N), nn.Tanh()
+    net = net.double()
     lin = linearize(net, reals(), state="inner", dtype=None)
-    assert len(lin.sites) == 1
+    assert [site.name for site in lin.sites] == ["first.weight", "W"]
     holds(lin, net, reals(), "inner")
 
 
