@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,9 @@ COPYING = frozenset({"repeat", "tile", "repeat_interleave"})
 ADDING = frozenset({"add", "add_"})
 REGISTERED = -1
 """Stands for the number of an operation where a registered layer told of the use."""
+
+
+Operation = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,37 @@ class Record:
         return sum(t.numel() for t in tensors if t is not None)
 
 
-class Recorder(TorchFunctionMode):
+class Watch(TorchFunctionMode):
+    """Numbers the operations that can have a weight site, the same in every pass."""
+
+    def __init__(self) -> None:
+        """Begin at zero."""
+        super().__init__()
+        self._count = 0
+
+    def __torch_function__(
+        self,
+        func: Operation,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Number an operation and hand it over; one that is composed of others is opened."""
+        del types
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in COMPOSED:
+            with self:
+                return _opened(func)(*args, **kwargs)
+        number, self._count = self._count, self._count + (name in READERS)
+        return self.see(func, name, number, args, kwargs)
+
+    @abstractmethod
+    def see(self, func: Operation, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        """Call an operation, and do what this mode is for."""
+
+
+class Recorder(Watch):
     """Records the uses of studied parameters while it is entered; nothing is changed.
 
     A tensor that depends on no data but on parameters counts as them: a transposed, masked or
@@ -134,7 +168,6 @@ class Recorder(TorchFunctionMode):
         self.calls: list[Call] = []
         self.records: list[Record] = []
         self.met: dict[str, str] = {}
-        self._count = 0
         self._layer_calls: Counter[str] = Counter()
         self._origins: dict[int, Origin] = {}
         self._alive: list[Tensor] = []  # so that no address is used twice
@@ -143,21 +176,8 @@ class Recorder(TorchFunctionMode):
         for name, parameter in parameters.items():
             self._learn(parameter, Origin((name,)))
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    def see(self, func: Operation, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Call an operation and look at what it did."""
-        del types
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name in COMPOSED:
-            with self:
-                return _opened(func)(*args, **kwargs)
-        number, self._count = self._count, self._count + (name in READERS)
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         origins = [self.origin(t) for t in inputs]
         output = func(*args, **kwargs)
@@ -332,7 +352,7 @@ def _is_pending(record: Record) -> bool:
 
 
 @lru_cache
-def _opened(func: Callable[..., Any]) -> Callable[..., Any]:
+def _opened(func: Operation) -> Operation:
     """An operation written in Python, without its own check for modes that watch."""
     assert isinstance(func, types.FunctionType)
     scope = {**func.__globals__, "has_torch_function": lambda *_: False}
@@ -343,7 +363,7 @@ def _opened(func: Callable[..., Any]) -> Callable[..., Any]:
     return opened
 
 
-class Injector(TorchFunctionMode):
+class Injector(Watch):
     """Adds perturbations to the outputs of weight sites while it is entered."""
 
     def __init__(self, sites: Mapping[Tap, Tensor]) -> None:
@@ -353,7 +373,6 @@ class Injector(TorchFunctionMode):
             sites: What to add, (B, T, q), by the tap.
         """
         super().__init__()
-        self._count = 0
         self._added: dict[int, list[tuple[int, Tensor]]] = {}
         for tap, u in sites.items():
             if tap.path is None:
@@ -361,21 +380,8 @@ class Injector(TorchFunctionMode):
                 for i, call in enumerate(tap.calls):
                     self._added.setdefault(call, []).append((tap.place, tap.write(u, i)))
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    def see(self, func: Operation, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Call an operation and change what it returns."""
-        del types
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name in COMPOSED:
-            with self:
-                return _opened(func)(*args, **kwargs)
-        number, self._count = self._count, self._count + (name in READERS)
         output = func(*args, **kwargs)
         if name not in READERS or number not in self._added:
             return output
