@@ -151,7 +151,8 @@ def pair(
     swap: bool,
 ) -> tuple[float, int]:
     """The overhead of a monitor with these settings, and how many probes it took."""
-    watching, turns = Counting(**(settings or {})), [TakeTurns(TURN), TakeTurns(TURN)]
+    watching = Counting(on_error="raise", **(settings or {}))
+    turns = [TakeTurns(TURN), TakeTurns(TURN)]
     watching.schedule.clock = turns[0 if swap else 1].clock
     monitors: list[Callback] = [] if settings is None else [watching]
     order = [monitors, []] if swap else [[], monitors]

@@ -103,6 +103,7 @@ class Probe:
         self.chunk_size = chunk_size
         self.seed = seed
         self._missed: set[str] = set()
+        self._order: tuple[str, ...] = PREFERENCE
 
     def __call__(
         self,
@@ -152,7 +153,7 @@ class Probe:
             parameters=self.parameters,
             forward_fn=self.forward_fn,
             mask_fn=self.mask_fn,
-            method=PREFERENCE if self.method in {"auto", "exact"} else self.method,
+            method=self._order if self.method in {"auto", "exact"} else self.method,
             dtype=self.dtype,
             chunk_size=self.chunk_size,
             accuracy=max(self.tolerance, 0.01) / 5,
@@ -211,8 +212,9 @@ class Probe:
             at_once=J.at_once,
         )
         self._require_adjoint(J, measured.adjoint_error)
-        if self.method == "auto":
-            self.method = J.method
+        # What worked is tried first from now on; training can make it fail (a step of finite
+        # differences across many kinks), and then the next one takes over.
+        self._order = (J.method, *(method for method in self._order if method != J.method))
         return measured, measured.adjoint_error
 
     def _adjoint_error(self, lin: Linearization, seed: int) -> float:

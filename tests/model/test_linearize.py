@@ -10,7 +10,7 @@ from conftest import Case, mlp, recurrent, sequences, vectors
 from dense import rows_of_jacobian, state_of
 from torch import Tensor, nn
 
-from ntk_monitor import linearize, probe
+from ntk_monitor import Probe, linearize, probe
 from ntk_monitor.model import METHODS
 from ntk_monitor.model.memory import free_memory
 from ntk_monitor.model.products import ForwardAD
@@ -114,6 +114,27 @@ def test_finite_differences_that_do_not_settle_are_refused() -> None:
     lin = linearize(Rough(), vectors()[0], state="state", method="finite-difference")
     with pytest.raises(FloatingPointError, match="do not settle"):
         lin.jacobian.matvec(torch.ones(lin.jacobian.shape_in))
+
+
+def test_a_method_that_stops_working_hands_over_to_the_next() -> None:
+    """Training can put a model where finite differences do not settle: no probe is lost."""
+
+    class Wave(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.state, self.readout = nn.Linear(3, 4), nn.Identity(), nn.Linear(4, 2)
+            self.pitch = 1.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.readout(self.state(torch.sin(self.pitch * self.inner(x))))
+
+    torch.manual_seed(0)
+    net, measure = Wave(), Probe(max_products=12, tolerance=0.5, modes=0)
+    methods = []
+    for pitch in (1.0, 1e5, 1.0):
+        net.pitch = pitch
+        methods.append(measure(net, vectors()[0]).method)
+    assert methods == ["finite-difference", "forward-ad", "forward-ad"]
 
 
 def test_no_grad_inside_the_model_is_found_out() -> None:
