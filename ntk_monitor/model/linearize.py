@@ -27,7 +27,7 @@ from ntk_monitor.model.memory import free_memory
 from ntk_monitor.model.parameters import ParameterFilter, ParameterSpace, select_parameters
 from ntk_monitor.model.products import METHODS, TangentProducts, make_products
 from ntk_monitor.model.quiet import Kernels, quiet
-from ntk_monitor.model.sites import Coverage, WeightSite, find_sites
+from ntk_monitor.model.sites import PlacedUses, place_uses
 from ntk_monitor.model.state import Call, State, StatePath, StateSource, find_state
 
 MAX_CHUNK = 16
@@ -91,6 +91,7 @@ def linearize(
         forward = ForwardMap(module, cast_batch(batch, dtype, reference.device), forward_fn, dtype)
         mask = (default_mask if mask_fn is None else mask_fn)(batch)
         found = _survey(forward, names, state, mask, must_fit=mask_fn is not None)
+        sites, coverage = found.placed.sites()
         with torch.no_grad():
             again, outputs = forward.run({}, found.where)
         _require_same(found.h, again)
@@ -114,8 +115,8 @@ def linearize(
     return Linearization(
         state=found.h,
         outputs=outputs,
-        sites=found.sites,
-        coverage=found.coverage,
+        sites=sites,
+        coverage=coverage,
         jacobian=jacobian,
         parameters=reached,
         _forward=forward,
@@ -133,8 +134,7 @@ class _Survey(NamedTuple):
     where: State
     h: Tensor
     reached: tuple[str, ...]
-    sites: tuple[WeightSite, ...]
-    coverage: Coverage
+    placed: PlacedUses
     recurrence: State | None
     chunk_size: int
     untrained: dict[str, int]
@@ -159,7 +159,7 @@ def _survey(
             f"no studied parameter reaches the state {', '.join(where.paths)!r}, so gradient "
             "descent cannot move it: choose a later module with state=..., or other parameters"
         )
-    sites, coverage = find_sites(
+    placed = place_uses(
         forward.module, recorder, reached, h, lambda t: t.grad_fn in graph, where.valid
     )
     h = h.detach()
@@ -167,7 +167,7 @@ def _survey(
     chunk_size = _affordable_chunk(recorder.calls, h)
     rows = {name: recorder.untrained(name) for name in reached}
     untrained = {name: row for name, row in rows.items() if row is not None}
-    return _Survey(where, h, reached, sites, coverage, recurrence, chunk_size, untrained)
+    return _Survey(where, h, reached, placed, recurrence, chunk_size, untrained)
 
 
 def _affordable_chunk(calls: Sequence[Call], h: Tensor) -> int:

@@ -74,7 +74,7 @@ def contraction(
     inputs, out = equation.split("->")
     indices = inputs.split(",")
     weight = indices.pop(which)
-    others = [t for i, t in enumerate(operands) if i != which]
+    others = [t.detach() for i, t in enumerate(operands) if i != which]  # and so no graph
     sizes = {
         i: size
         for name, tensor in zip(inputs.split(","), operands, strict=True)

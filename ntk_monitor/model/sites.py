@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,15 +61,34 @@ class Coverage:
     sites: tuple[tuple[str, int, int], ...] = ()
 
 
-def find_sites(
+class PlacedUses(NamedTuple):
+    """The uses of weights that are in the core, without the graph in which they were found."""
+
+    uses: tuple[tuple[Record, ...], ...]
+    orders: tuple[Order, ...]
+    rows: Rows
+    valid: Tensor | None
+    coverage: Coverage
+
+    def sites(self) -> tuple[tuple[WeightSite, ...], Coverage]:
+        """The sites with their activity, which takes memory of its own; and the coverage."""
+        pairs = zip(self.uses, self.orders, strict=True)
+        sites = tuple(
+            site for uses, order in pairs for site in _joined(uses, self.rows, order, self.valid)
+        )
+        shapes = tuple((site.name, site.activity.shape[2], site.units) for site in sites)
+        return sites, replace(self.coverage, sites=shapes)
+
+
+def place_uses(
     module: nn.Module,
     recorder: Recorder,
     names: Sequence[str],
     h: Tensor,
     reaching: Callable[[Tensor], bool],
     valid: Tensor | None = None,
-) -> tuple[tuple[WeightSite, ...], Coverage]:
-    """Weight sites of the studied parameters, and what they cover.
+) -> PlacedUses:
+    """Where the studied parameters multiply activity on the state's rows.
 
     A weight that acts once per time step on activity of shape (B, m) is one site over time. A
     weight used twice has two sites. Uses that the state does not depend on do not count.
@@ -83,7 +102,7 @@ def find_sites(
         valid: Which rows of the state there are, (B, T); None for all.
 
     Returns:
-        The sites in the order of their first use, and the coverage.
+        The uses in the order of the first of each, and what they cover.
     """
     rows = (h.shape[0], h.shape[1])
     records = [r for r in sorted(recorder.records, key=lambda r: r.call) if reaching(r.output)]
@@ -93,17 +112,20 @@ def find_sites(
     for record in records:
         groups.setdefault(record.label, []).append(record)
     left_out: dict[str, str] = {}
-    sites: list[WeightSite] = []
+    placed: list[tuple[Record, ...]] = []
+    placed_orders: list[Order] = []
     joined = [uses for group in groups.values() for uses in _steps(group, rows, h)]
     orders = _orders([uses[0] for uses in joined], rows, h)
     for i, uses in enumerate(joined):
         order = "batch" if len(uses) > 1 else orders[i]
         if order is not None:
-            sites += _joined(uses, rows, order, valid)
+            none = h.detach().new_empty(0)
+            placed.append(tuple(replace(record, output=none) for record in uses))
+            placed_orders.append(order)
         else:
             reason = f"its rows {uses[0].use.rows} are not the state's {rows}"
             left_out.update(dict.fromkeys(_parameters(uses[0]), reason))
-    covered = {name for site in sites for name in site.parameters}
+    covered = {name for uses in placed for name in _parameters(uses[0])}
     missed: list[str] = []
     for name in names:
         if name in left_out or name in covered:
@@ -115,8 +137,8 @@ def find_sites(
     left_out = {name: left_out[name] for name in names if name not in covered}
     sizes = {name: p.numel() for name, p in module.named_parameters()}
     behind, missing = (sum(sizes[n] for n in some) for some in (names, left_out))
-    shapes = tuple((site.name, site.activity.shape[2], site.units) for site in sites)
-    return tuple(sites), Coverage((behind - missing) / behind, left_out, tuple(missed), shapes)
+    coverage = Coverage((behind - missing) / behind, left_out, tuple(missed))
+    return PlacedUses(tuple(placed), tuple(placed_orders), rows, valid, coverage)
 
 
 def _owner(module: nn.Module, name: str) -> str:
