@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from ntk_monitor.model.batch import first_tensor
 from ntk_monitor.model.recorder import Tap
-from ntk_monitor.model.state import RECURRENT, Call, State, pack_like
+from ntk_monitor.model.state import RECURRENT, Call, State, recurrent_source
 from ntk_monitor.model.unroll import Reach, unroll
 
 
@@ -84,11 +83,8 @@ class Edit:
 
 def _laid_out(call: Call, states: Tensor, final: Any) -> tuple[Any, Any]:  # noqa: ANN401
     """States and final hidden state as the recurrent layer itself returns them."""
-    old = first_tensor(call.output)
-    if isinstance(old, PackedSequence):
-        return pack_like(old, states), final
-    if old is not None and old.ndim == 2:
-        parts = tuple(h.squeeze(1) for h in (final if isinstance(final, tuple) else (final,)))
-        return states.squeeze(0), parts if isinstance(final, tuple) else parts[0]
-    batch_first = getattr(call.module, "batch_first", True)
-    return (states if batch_first else states.transpose(0, 1)), final
+    source, old = recurrent_source(call), first_tensor(call.output)
+    assert old is not None
+    if source.layout == "unbatched":
+        final = tuple(h.squeeze(1) for h in final) if isinstance(final, tuple) else final.squeeze(1)
+    return source.laid_out(old, states), final

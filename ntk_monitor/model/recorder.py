@@ -274,7 +274,7 @@ class Recorder(Watch):
         module = call.module
         assert isinstance(module, RECURRENT)
         with torch.no_grad():
-            x, valid = layer_input(call, module)
+            x, valid = layer_input(call)
             seen = layer_activity(call, module)
         output = call.output[0]
         output = output if isinstance(output, Tensor) else output.data

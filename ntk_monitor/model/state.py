@@ -98,7 +98,7 @@ def unpack(sequence: PackedSequence) -> tuple[Tensor, Tensor]:
     return padded, steps < lengths.to(padded.device).unsqueeze(1)
 
 
-def pack_like(old: PackedSequence, padded: Tensor) -> PackedSequence:
+def _pack_like(old: PackedSequence, padded: Tensor) -> PackedSequence:
     """Pack steps, (B, T, features), in the order of another packed sequence."""
     if old.sorted_indices is not None:
         padded = padded.index_select(0, old.sorted_indices)
@@ -183,15 +183,24 @@ class StateSource:
         """
         old = first_tensor(output)
         assert old is not None
-        new = self._laid_out(old, state)
+        new = self.laid_out(old, state)
         replaced = _replace(output, old, new)
         if self.recurrent and isinstance(replaced, tuple) and len(replaced) == 2:
             return new, _follow(replaced[1], old, state)
         return replaced
 
-    def _laid_out(self, old: Tensor | PackedSequence, state: Tensor) -> Any:  # noqa: ANN401
+    def laid_out(self, old: Tensor | PackedSequence, state: Tensor) -> Any:  # noqa: ANN401
+        """A state as the module itself returns it.
+
+        Args:
+            old: What the module returned, or the first tensor in it.
+            state: Shape ``(B, T, n)``.
+
+        Returns:
+            A tensor or packed sequence like the old one.
+        """
         if isinstance(old, PackedSequence):
-            return pack_like(old, state)
+            return _pack_like(old, state)
         if old.ndim == 2:
             return state.squeeze(0 if self.layout == "unbatched" else 1)
         if self.layout == "channels":
@@ -364,17 +373,28 @@ def _source(module: nn.Module, path: str, calls: Sequence[Call]) -> StateSource:
             "pass, of a cell that returns one time step (B, n) per call, or of a recurrent layer; "
             f"got {len(found)} calls: choose another module with state='path.of.module'"
         )
-    layer, output = found[0].module, steps[0]
-    source = StateSource(path, recurrent=isinstance(layer, RECURRENT))
-    if isinstance(layer, RECURRENT):
-        inputs = found[0].argument("input")
-        if isinstance(inputs, Tensor) and inputs.ndim == 2:
-            return replace(source, layout="unbatched")
-        return source if layer.batch_first else replace(source, layout="time")
+    output, source = steps[0], StateSource(path)
+    if isinstance(found[0].module, RECURRENT):
+        return recurrent_source(found[0])
     if isinstance(output, Tensor) and output.ndim > 2 and _channels_first(found[0], calls):
         return replace(source, layout="channels")
     three = isinstance(output, Tensor) and output.ndim == 3
     return replace(source, layout="time") if three and is_time_first(module) else source
+
+
+def recurrent_source(call: Call) -> StateSource:
+    """A recurrent layer as a source of states.
+
+    Args:
+        call: A call of the layer.
+
+    Returns:
+        The source, which knows how the layer lays out its sequences.
+    """
+    inputs = call.argument("input")
+    if isinstance(inputs, Tensor) and inputs.ndim == 2:
+        return StateSource(call.path, "unbatched", recurrent=True)
+    return StateSource(call.path, "batch" if call.module.batch_first else "time", recurrent=True)
 
 
 def _channels_first(call: Call, calls: Sequence[Call]) -> bool:

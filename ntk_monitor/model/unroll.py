@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.utils.rnn import PackedSequence
 
-from ntk_monitor.model.state import Call, Recurrent, unpack
+from ntk_monitor.model.state import Call, Recurrent, recurrent_source, unpack
 
 Hidden = tuple[Tensor, Tensor]
 """Hidden state and, for an LSTM, cell state (elsewhere unused)."""
@@ -128,7 +128,7 @@ def unroll(call: Call, reach: Reach) -> tuple[Tensor, Any]:
             f"{call.path!r} runs in two directions, so its state has no one-step dynamics: the "
             "propagator and the parameter operator are those of a layer of one direction"
         )
-    x, valid = layer_input(call, module)
+    x, valid = layer_input(call)
     hidden = _initial(call, x, module)
     finals: list[Hidden] = []
     for layer in range(module.num_layers):
@@ -214,12 +214,11 @@ def _sequence(steps: Mapping[int, Tensor], valid: Tensor | None) -> Tensor:
     return joined if valid is None else joined.where(valid.unsqueeze(2), 0)
 
 
-def layer_input(call: Call, module: Recurrent) -> tuple[Tensor, Tensor | None]:
+def layer_input(call: Call) -> tuple[Tensor, Tensor | None]:
     """The input of a recurrent layer.
 
     Args:
         call: The layer's call.
-        module: The layer.
 
     Returns:
         The sequences, (B, T, m), batch first; an unbatched one is a batch of one. And, for packed
@@ -228,9 +227,7 @@ def layer_input(call: Call, module: Recurrent) -> tuple[Tensor, Tensor | None]:
     x = call.argument("input")
     if isinstance(x, PackedSequence):
         return unpack(x)
-    if x.ndim == 2:
-        return x.unsqueeze(0), None
-    return x if module.batch_first else x.transpose(0, 1), None
+    return recurrent_source(call).read(x), None
 
 
 def layer_activity(call: Call, module: Recurrent) -> dict[str, Tensor]:
@@ -243,15 +240,13 @@ def layer_activity(call: Call, module: Recurrent) -> dict[str, Tensor]:
     Returns:
         Activity by the local name of the weight, each (B, T, m).
     """
-    x, valid = layer_input(call, module)
+    x, valid = layer_input(call)
     if module.num_layers > 1 or module.bidirectional or module.proj_size or valid is not None:
         seen: dict[str, Tensor] = {}
         unroll(call, Reach(seen=seen))
         return seen
     # One layer in one direction: its outputs tell all.
-    states = call.output[0]
-    states = states.unsqueeze(0) if states.ndim == 2 else states
-    states = states if module.batch_first or len(x) == 1 else states.transpose(0, 1)
+    states = recurrent_source(call).read(call.output)
     first, _ = next(_initial(call, x, module))
     return {
         "weight_ih_l0": x.detach(),

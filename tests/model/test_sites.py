@@ -32,6 +32,15 @@ def test_activity_is_that_of_the_unrolled_network(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_one_sequence_time_first(kind: str) -> None:
+    net = recurrent(KINDS[kind], batch_first=False)
+    x = sequences()[0][:1]
+    lin = double(net, x.transpose(0, 1))
+    torch.testing.assert_close(lin.site_activity, unrolled_activity(net, x).detach())
+    torch.testing.assert_close(lin.state, unroll(net.rnn, x).detach())
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_initial_state_is_part_of_the_activity(kind: str) -> None:
     class Started(nn.Module):
         def __init__(self) -> None:
