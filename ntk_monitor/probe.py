@@ -28,7 +28,7 @@ from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.products import ProductMethod
 from ntk_monitor.model.state import StatePath
 from ntk_monitor.snapshot import Snapshot
-from ntk_monitor.targets import PulledBack, decompose, pull_back, target_like, target_modes
+from ntk_monitor.targets import PulledBack, pull_back, target_like, target_modes
 
 TEMPORAL_MODES = 20
 """How many temporal modes a snapshot keeps."""
@@ -183,14 +183,7 @@ class Probe:
         if not bool(torch.isfinite(placed.values).all()):
             _warn_non_finite("targets")
             return None
-        return pull_back(
-            decompose(placed, self.modes),
-            lin,
-            core,
-            rows=placed.rows,
-            classes=placed.classes is not None,
-            derivatives=self.tier != "core",
-        )
+        return pull_back(placed, self.modes, lin, core, derivatives=self.tier != "core")
 
     def _measure(
         self, lin: Linearization, core: CoreGram, seed: int, max_products: int
@@ -330,10 +323,10 @@ def probe(
         parameters: Names, glob patterns, or a predicate of (name, parameter); by default every
             parameter that requires a gradient.
         forward_fn: ``(module, batch) -> outputs``. By default a tensor or packed sequence is
-            passed to the module, of a tuple its first element, of a mapping or dataclass the
-            entries that ``forward`` takes; of a
-            structured output the ``logits`` count, else the ``last_hidden_state``, else the first
-            floating tensor.
+            passed to the module, of a tuple as many of its first elements as ``forward``
+            requires, of a mapping or dataclass the entries that ``forward`` takes; of a structured
+            output the ``logits`` count, else the ``last_hidden_state``, else the first floating
+            tensor.
         target_fn: ``batch -> target``, of the outputs' shape or class indices (negative ones do
             not count); by default the second element of a tuple, or the entry ``labels``,
             ``label``, ``targets``, ``target`` or ``y``.

@@ -137,23 +137,16 @@ class PulledBack(NamedTuple):
 
 
 def pull_back(
-    decomposition: Decomposition,
-    lin: Linearization,
-    core: CoreGram,
-    *,
-    rows: int,
-    classes: bool = False,
-    derivatives: bool = True,
+    target: Target, modes: int, lin: Linearization, core: CoreGram, *, derivatives: bool = True
 ) -> PulledBack:
-    r"""Everything about the modes that is exact.
+    r"""Everything about the modes of a target that is exact.
 
     Args:
-        decomposition: The modes.
+        target: The target; of classes, what has been learned is told by the probabilities that the
+            outputs stand for.
+        modes: How many modes at most.
         lin: The model.
         core: Its core.
-        rows: How many rows of the target count.
-        classes: Whether the target holds classes: what has been learned is then told by the
-            probabilities that the outputs stand for.
         derivatives: Whether to take derivatives; without them gains are nan, and so are core
             overlaps where the target's rows are not the state's.
 
@@ -161,12 +154,13 @@ def pull_back(
         Learned fractions, gains ``||J* q_i||^2 / ||q_i||^2``, core overlaps, the squared norms
         ``||J_y* e_i||^2``, and the number of outputs. The cost is one product a mode.
     """
+    decomposition = decompose(target, modes)
     errors = decomposition.errors
     output = lin.output
     if output is None or not len(errors):
         return PulledBack(decomposition, (), (), (), (), 0)
     reached = output.detach().double()
-    if classes:
+    if target.classes is not None:
         reached = _probabilities(reached)
     sums = (reached * errors.double()).sum((1, 2, 3))
     same_rows = decomposition.patterns.shape[1:] == lin.state.shape[:2]
@@ -185,7 +179,7 @@ def pull_back(
         gains,
         overlaps,
         sizes,
-        rows * output.shape[2],
+        target.rows * output.shape[2],
     )
 
 

@@ -11,6 +11,7 @@ from conftest import CASES
 from torch import Tensor
 
 from ntk_monitor import Snapshot, probe
+from ntk_monitor.model import Coverage
 
 
 def snapshot() -> Snapshot:
@@ -20,6 +21,8 @@ def snapshot() -> Snapshot:
 
 def test_a_saved_snapshot_comes_back_whole(tmp_path: Path) -> None:
     first = snapshot()
+    missing = Coverage(0.5, {"a": "unseen"}, ("a",), (("b", 3, 4),))
+    first = dataclasses.replace(first, coverage=missing)
     path = first.save(tmp_path / "deep" / "probe.npz")
     second = Snapshot.load(path)
     for field in dataclasses.fields(Snapshot):

@@ -86,6 +86,13 @@ def _entries(batch: Any) -> Mapping[str, Any] | None:  # noqa: ANN401
     return None
 
 
+def _padded(found: Any) -> Any:  # noqa: ANN401
+    """A packed sequence as a tensor, batch first; anything else as it is."""
+    if isinstance(found, PackedSequence):
+        return pad_packed_sequence(found, batch_first=True)[0]
+    return found
+
+
 TARGETS = ("labels", "label", "targets", "target", "y")
 """Names under which a batch usually keeps its target."""
 MASKS = ("decoder_attention_mask", "attention_mask")
@@ -108,8 +115,7 @@ def default_target(batch: Any) -> Tensor | None:  # noqa: ANN401
         found = next((entries[name] for name in TARGETS if name in entries), None)
     elif isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence):
         found = batch[1] if len(batch) > 1 else None
-    if isinstance(found, PackedSequence):
-        return pad_packed_sequence(found, batch_first=True)[0]
+    found = _padded(found)
     while isinstance(found, (tuple, list)) and found:
         found = found[0]
     return found if isinstance(found, Tensor) else None
@@ -143,12 +149,8 @@ def main_output(outputs: Any) -> Tensor | None:  # noqa: ANN401
         found = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
         if isinstance(found, Tensor):
             return found
-    found = first_tensor(outputs)
-    return (
-        pad_packed_sequence(found, batch_first=True)[0]
-        if isinstance(found, PackedSequence)
-        else found
-    )
+    output: Tensor | None = _padded(first_tensor(outputs))
+    return output
 
 
 def first_tensor(outputs: Any) -> Tensor | PackedSequence | None:  # noqa: ANN401
@@ -164,10 +166,9 @@ def first_tensor(outputs: Any) -> Tensor | PackedSequence | None:  # noqa: ANN40
         return outputs
     if isinstance(outputs, Tensor):
         return outputs if outputs.is_floating_point() else None
-    if is_dataclass(outputs) and not isinstance(outputs, (type, Mapping)):
-        outputs = [getattr(outputs, f.name) for f in fields(outputs)]
-    if isinstance(outputs, Mapping):
-        outputs = list(outputs.values())
+    entries = _entries(outputs)
+    if entries is not None:
+        outputs = list(entries.values())
     if isinstance(outputs, (tuple, list)):
         return next((t for t in map(first_tensor, outputs) if t is not None), None)
     return None

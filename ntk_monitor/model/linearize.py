@@ -1,4 +1,4 @@
-"""From a module and a batch to operators, in one forward pass."""
+"""From a module and a batch to operators."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -54,6 +55,23 @@ class Use:
     groups: int = 1
     place: int = 0
     untrained: int | None = None
+
+
+def product(activity: Tensor, weight: Tensor, bias: Tensor | None, place: int = 0) -> Use:
+    """A use of a weight of shape (q, ...) that multiplies activity as it is.
+
+    Args:
+        activity: Shape ``(*rows, m)``.
+        weight: The weight.
+        bias: What is added.
+        place: Which of the operation's uses it is.
+
+    Returns:
+        The use.
+    """
+    read = partial(activity.detach().unsqueeze, 0)
+    rows = tuple(activity.shape[:-1])
+    return Use(weight, bias, read, _first, rows, len(weight), place=place)
 
 
 def contraction(
@@ -194,12 +212,7 @@ def read_add(a: Tensor, b: Tensor, *, alpha: float = 1) -> list[Use]:
     if alpha != 1 or not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return []
     out: Sequence[int] = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
-    return [
-        use
-        for bias in (b, a)
-        if bias.ndim and bias.shape[-1] == out[-1]
-        for use in (_bias(bias, out),)
-    ]
+    return [_bias(bias, out) for bias in (b, a) if bias.ndim and bias.shape[-1] == out[-1]]
 
 
 def _bias(bias: Tensor, out: Sequence[int]) -> Use:
@@ -235,15 +248,15 @@ def read_embedding(
     **__: Any,  # noqa: ANN401
 ) -> list[Use]:
     """``F.embedding``: one-hot vectors over the entries that occur."""
+    untrained = None if padding_idx is None else padding_idx % len(weight)
 
     def read() -> Tensor:
         present, inverse = torch.unique(index, return_inverse=True)
         V = one_hot(inverse, len(present)).to(weight.dtype)
-        if padding_idx is not None:
-            V = V * (index != padding_idx % len(weight)).unsqueeze(-1)
+        if untrained is not None:
+            V = V * (index != untrained).unsqueeze(-1)
         return V.unsqueeze(0)
 
-    untrained = None if padding_idx is None else padding_idx % len(weight)
     use = Use(weight, None, read, _first, tuple(index.shape), weight.shape[1], untrained=untrained)
     return [use]
 
@@ -287,13 +300,14 @@ def read_embedding_bag(
         bags = len(starts)
         places = torch.arange(len(index), device=index.device)
         bag = torch.searchsorted(starts, places, right=True) - 1
+    untrained = None if padding_idx is None else padding_idx % len(weight)
 
     def read() -> Tensor:
         entries = index.flatten()
         present, inverse = torch.unique(entries, return_inverse=True)
         kept = torch.ones_like(entries, dtype=weight.dtype)
-        if padding_idx is not None:
-            kept = (entries != padding_idx % len(weight)).to(weight.dtype)
+        if untrained is not None:
+            kept = (entries != untrained).to(weight.dtype)
         scale = kept
         if per_sample_weights is not None:
             scale = kept * per_sample_weights.detach().flatten()
@@ -303,7 +317,6 @@ def read_embedding_bag(
         V = weight.new_zeros(bags, len(present))
         return V.index_put((bag, inverse), scale, accumulate=True).unsqueeze(0)
 
-    untrained = None if padding_idx is None else padding_idx % len(weight)
     return [Use(weight, None, read, _first, (bags,), weight.shape[1], untrained=untrained)]
 
 
@@ -421,18 +434,7 @@ def read_cell(
     """A recurrent cell: the weighted input, and the weighted hidden state."""
     h = hidden if isinstance(hidden, Tensor) else hidden[0]
     parts = ((x, w_ih, b_ih), (h, w_hh, b_hh))
-    return [
-        Use(
-            weight,
-            bias,
-            activity.detach().unsqueeze(0).clone,
-            _first,
-            tuple(activity.shape[:-1]),
-            len(weight),
-            place=place,
-        )
-        for place, (activity, weight, bias) in enumerate(parts)
-    ]
+    return [product(*part, place) for place, part in enumerate(parts)]
 
 
 READERS: dict[str, Reader] = {

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ntk_monitor.model.batch import first_tensor
-from ntk_monitor.model.operations import READERS, Use, perturbed
+from ntk_monitor.model.operations import READERS, Use, perturbed, product
 from ntk_monitor.model.register import registered_uses
 from ntk_monitor.model.state import RECURRENT, Call
 from ntk_monitor.model.unroll import layer_activity, layer_input
@@ -227,9 +227,8 @@ class Recorder(Watch):
         Returns:
             Its origin; None if it depends on data.
         """
-        try:
-            address = tensor.untyped_storage().data_ptr()
-        except (RuntimeError, NotImplementedError):
+        address = _address(tensor)
+        if address is None:
             return None
         found = self._origins.get(address) if address else Origin()
         if found is not None and found.names and not tensor.requires_grad:
@@ -274,14 +273,14 @@ class Recorder(Watch):
         module = call.module
         assert isinstance(module, RECURRENT)
         with torch.no_grad():
-            x, valid = layer_input(call)
+            valid = layer_input(call)[1]
             seen = layer_activity(call, module)
         output = call.output[0]
         output = output if isinstance(output, Tensor) else output.data
         for local, activity in seen.items():
             weight = getattr(module, local)
             bias = getattr(module, local.replace("weight", "bias"), None)
-            use = Use(weight, bias, partial(activity.unsqueeze, 0), _same, x.shape[:2], len(weight))
+            use = product(activity, weight, bias)
             origins = self._studied(weight), self._studied(bias)
             if any(origins) and output.requires_grad:
                 label = (call.path, local)
@@ -325,26 +324,24 @@ class Recorder(Watch):
         return origin if origin is not None and origin.names else None
 
     def _learn(self, tensor: Tensor, origin: Origin) -> None:
-        try:
-            address = tensor.untyped_storage().data_ptr()
-        except (RuntimeError, NotImplementedError):
-            return
+        address = _address(tensor)
         if address:
             self._origins[address] = origin
             self._alive.append(tensor.detach())
 
     def _forget(self, tensor: Tensor) -> None:
-        try:
-            address = tensor.untyped_storage().data_ptr()
-        except (RuntimeError, NotImplementedError):
-            return
-        origin = self._origins.get(address)
-        if origin is not None and not (origin.names and not origin.derived):
+        address = _address(tensor)
+        origin = None if address is None else self._origins.get(address)
+        if address and origin is not None and not (origin.names and not origin.derived):
             del self._origins[address]
 
 
-def _same(u: Tensor) -> Tensor:
-    return u[0]
+def _address(tensor: Tensor) -> int | None:
+    """Where a tensor's numbers are; 0 if it has none, None if it has no storage of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return None
 
 
 def _is_pending(record: Record) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ntk_monitor.model.operations import Use
+from ntk_monitor.model.operations import Use, product
 
 SiteReader = Callable[..., Iterable[tuple[Tensor, ...]]]
 Reader = TypeVar("Reader", bound=SiteReader)
@@ -70,16 +70,4 @@ def registered_uses(module: nn.Module, args: Any, kwargs: Any) -> Iterator[Use]:
                 f"activity (*rows, m) that has as many entries as each of the q outputs has "
                 f"weights; got {tuple(weight.shape)} and {tuple(activity.shape)}"
             )
-        yield Use(
-            weight,
-            bias[0] if bias else None,
-            activity.detach().unsqueeze(0).clone,
-            _first,
-            tuple(activity.shape[:-1]),
-            len(weight),
-            place=place,
-        )
-
-
-def _first(u: Tensor) -> Tensor:
-    return u[0]
+        yield product(activity, weight, bias[0] if bias else None, place)

@@ -64,17 +64,17 @@ class Coverage:
 class PlacedUses(NamedTuple):
     """The uses of weights that are in the core, without the graph in which they were found."""
 
-    uses: tuple[tuple[Record, ...], ...]
-    orders: tuple[Order, ...]
+    uses: tuple[tuple[Sequence[Record], Order], ...]
     rows: Rows
     valid: Tensor | None
     coverage: Coverage
 
     def sites(self) -> tuple[tuple[WeightSite, ...], Coverage]:
         """The sites with their activity, which takes memory of its own; and the coverage."""
-        pairs = zip(self.uses, self.orders, strict=True)
         sites = tuple(
-            site for uses, order in pairs for site in _joined(uses, self.rows, order, self.valid)
+            site
+            for uses, order in self.uses
+            for site in _joined(uses, self.rows, order, self.valid)
         )
         shapes = tuple((site.name, site.activity.shape[2], site.units) for site in sites)
         return sites, replace(self.coverage, sites=shapes)
@@ -112,20 +112,18 @@ def place_uses(
     for record in records:
         groups.setdefault(record.label, []).append(record)
     left_out: dict[str, str] = {}
-    placed: list[tuple[Record, ...]] = []
-    placed_orders: list[Order] = []
+    placed: list[tuple[Sequence[Record], Order]] = []
     joined = [uses for group in groups.values() for uses in _steps(group, rows, h)]
     orders = _orders([uses[0] for uses in joined], rows, h)
     for i, uses in enumerate(joined):
         order = "batch" if len(uses) > 1 else orders[i]
         if order is not None:
             none = h.detach().new_empty(0)
-            placed.append(tuple(replace(record, output=none) for record in uses))
-            placed_orders.append(order)
+            placed.append(([replace(record, output=none) for record in uses], order))
         else:
             reason = f"its rows {uses[0].use.rows} are not the state's {rows}"
             left_out.update(dict.fromkeys(_parameters(uses[0]), reason))
-    covered = {name for uses in placed for name in _parameters(uses[0])}
+    covered = {name for uses, _ in placed for name in _parameters(uses[0])}
     missed: list[str] = []
     for name in names:
         if name in left_out or name in covered:
@@ -138,7 +136,7 @@ def place_uses(
     sizes = {name: p.numel() for name, p in module.named_parameters()}
     behind, missing = (sum(sizes[n] for n in some) for some in (names, left_out))
     coverage = Coverage((behind - missing) / behind, left_out, tuple(missed))
-    return PlacedUses(tuple(placed), tuple(placed_orders), rows, valid, coverage)
+    return PlacedUses(tuple(placed), rows, valid, coverage)
 
 
 def _owner(module: nn.Module, name: str) -> str:

@@ -432,12 +432,13 @@ def _automatic(calls: Sequence[Call], weights: Sequence[tuple[int, int]]) -> str
     if sizes and has_readout and sizes.get(rows, 0) < MINOR * sum(sizes.values()):
         rows = max(sizes, key=lambda count: sizes[count])
     often = Counter(call.path for call in calls)
-    fitting = [call for call in before if _rows(call, calls) == rows and often[call.path] == 1]
-    if not fitting:
+    once = [call for call in before if often[call.path] == 1]
+    last = next((call for call in reversed(once) if _rows(call, calls) == rows), None)
+    if last is None:
         return before[-1].path
     # A module that hands on what one of its own returned is named by the inner one.
-    found = first_tensor(fitting[-1].output)
-    return next(call.path for call in fitting if first_tensor(call.output) is found)
+    same = (c for c in once if first_tensor(c.output) is first_tensor(last.output))
+    return next(call.path for call in same if _rows(call, calls) == rows)
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CASES
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
@@ -13,6 +14,7 @@ from ntk_monitor import Snapshot, probe
 from ntk_monitor.views import (
     band_scalars,
     custom_scalars_layout,
+    own_style,
     snapshot_figures,
     summary_tables,
 )
@@ -77,3 +79,19 @@ def test_tables_say_what_is_stalled_and_learned() -> None:
     assert f"{s.target_modes[0].learned:z.3f}" in text
     assert f"{s.core_effective_rank:.3g}" in text
     assert torch.isfinite(s.core_spectrum).all()
+
+
+def test_figures_look_the_same_whatever_style_is_set() -> None:
+    """Packages such as neurogym change Matplotlib's settings when they are imported."""
+
+    def picture() -> np.ndarray:
+        with own_style():
+            figure = snapshot_figures(s)["ntk/cumulative_variance"]
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+        return np.asarray(canvas.buffer_rgba())
+
+    s = snapshot()
+    wanted = picture()
+    with rc_context({"font.size": 30, "axes.facecolor": "black", "lines.linewidth": 9}):
+        np.testing.assert_array_equal(picture(), wanted)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ntk_monitor import linearize, probe
-from ntk_monitor.model import Linearization
+from ntk_monitor.model import Derivative, Linearization
 from zoo.cases import CASES, Animal
 from zoo.page import PAGE, row
 
@@ -28,12 +28,18 @@ def trace(module: nn.Module) -> list[Any]:
     ]
 
 
-def adjoint_error(lin: Linearization) -> float:
-    J = lin.jacobian
-    g, z = (
-        torch.randn(shape, generator=torch.Generator().manual_seed(i))
+def draw(J: Derivative) -> tuple[Tensor, Tensor]:
+    """A tangent and a direction of the state."""
+    tangent, direction = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(i), dtype=J.dtype)
         for i, shape in enumerate((J.shape_in, J.shape_out))
     )
+    return tangent, direction
+
+
+def adjoint_error(lin: Linearization) -> float:
+    J = lin.jacobian
+    g, z = draw(J)
     product = J.matvec(g)
     gap = (product.double() * z).sum() - (J.rmatvec(z).double() * g).sum()
     return float(gap.abs() / torch.linalg.vector_norm(product.double()))
@@ -68,10 +74,7 @@ def test_products_agree_with_finite_differences(name: str) -> None:
         module.set_experts_implementation("eager")
     lin = linearize(module.double(), batch, state=animal.state, dtype=torch.float64)
     J = lin.jacobian
-    g, z = (
-        torch.randn(shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
-        for i, shape in enumerate((J.shape_in, J.shape_out))
-    )
+    g, z = draw(J)
     pulled = J.rmatvec(z)
     g *= pulled != 0  # the padding of an embedding moves the state, and no gradient moves it
     product = J.matvec(g)
