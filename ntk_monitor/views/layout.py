@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from ntk_monitor.snapshot import Snapshot
@@ -34,7 +35,7 @@ def custom_scalars_layout(modes: int, prefixes: Sequence[str] = ("",)) -> Layout
     """
     layout: Layout = {}
     if modes:
-        first = prefixes[0]
+        first = re.escape(prefixes[0])  # charts of several lines take regular expressions
         layout["NTK target modes"] = {
             "learned fraction": ["Multiline", [rf"{first}target/mode_\d+/learned$"]],
             "steps to learn (best on a log axis)": [
@@ -49,7 +50,7 @@ def custom_scalars_layout(modes: int, prefixes: Sequence[str] = ("",)) -> Layout
             title: ["Margin", [f"{prefix}{t}" for t in (tag, *_ends(tag))]]
             for title, tag in BANDS.items()
         }
-        kernel["core effective rank"] = ["Multiline", [f"{prefix}core/effective_rank$"]]
+        kernel["core effective rank"] = ["Multiline", [f"{re.escape(prefix)}core/effective_rank$"]]
         name = f"NTK of {prefix[:-1]} (95 % bands)" if prefix else "NTK (95 % bands)"
         layout[name] = kernel
     return layout
