@@ -23,6 +23,7 @@ from ntk_monitor.estimators import (
 from ntk_monitor.estimators.sketch import MIN_SAMPLES
 from ntk_monitor.model import METHODS, Linearization, default_target, linearize, quiet
 from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
+from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.model.derivative import Derivative
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.products import ProductMethod
@@ -127,6 +128,7 @@ class Probe:
             The snapshot.
         """
         started = time.perf_counter()
+        module = plain_module(module)
         with quiet(module, kernels="any"):
             lin, core = self._linearize(module, batch)
             pulled = self._target(batch, lin, core)

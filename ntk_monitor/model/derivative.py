@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from ntk_monitor.model.kernels import Kernels
 from ntk_monitor.model.memory import is_out_of_memory
 from ntk_monitor.model.products import Function, TangentProducts, make_products
-from ntk_monitor.model.quiet import Kernels
 from ntk_monitor.operators import LinearOperator
 
 logger = logging.getLogger(__name__)

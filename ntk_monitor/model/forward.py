@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -14,6 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ntk_monitor.model.batch import ForwardFn
 from ntk_monitor.model.edit import Edit
+from ntk_monitor.model.held import Held
+from ntk_monitor.model.kernels import open_checkpoints
 from ntk_monitor.model.recorder import Injector, Recorder
 from ntk_monitor.model.state import Call, State
 
@@ -37,8 +41,9 @@ class ForwardMap:
     """The map from parameters to state and outputs, on one fixed batch.
 
     Parameters and buffers are copied when the map is made, so that an optimizer step or a buffer
-    update between two calls cannot change it. Noise that ``forward`` draws with torch's global
-    generators is the same at every call.
+    update between two calls cannot change it. Every call begins with the same random states, those
+    of generators that the module keeps among them, and with what the module held at the first;
+    so a ``forward`` that draws noise, counts its calls or carries a hidden state on is a function.
     """
 
     def __init__(
@@ -63,10 +68,14 @@ class ForwardMap:
         tensors = [*module.named_parameters(), *module.named_buffers()]
         self.tensors = {name: _copy(tensor, dtype) for name, tensor in tensors}
         self._device = next((t.device for _, t in tensors), torch.device("cpu"))
-        self._noise = torch.get_rng_state()
+        self._same_dtype = all(t.dtype == self.tensors[n].dtype for n, t in tensors)
+        self._noise = torch.get_rng_state(), np.random.get_state(), random.getstate()
         self._noise_there = (
             torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
         )
+        self._buffers = {name for name, _ in module.named_buffers()}
+        self._written: list[str] = []
+        self._changing: list[Held] = []
 
     def record(self, names: Sequence[str]) -> Recorder:
         """Run once, recording every call of a submodule and every use of some parameters.
@@ -78,9 +87,15 @@ class ForwardMap:
             What was recorded.
         """
         theta = {name: self.tensors[name].detach().requires_grad_() for name in names}
-        recorder = Recorder(theta, [t for n, t in self.tensors.items() if n not in theta])
+        own = {name: t.clone() for name, t in self.tensors.items() if name in self._buffers}
+        versions = {name: t._version for name, t in own.items()}
+        constants = {n: t for n, t in self.tensors.items() if n not in theta} | own
+        recorder = Recorder(theta, constants.values())
         with _recording(self.module, recorder), recorder:
-            self._call({**self.tensors, **theta})
+            held = [Held(module) for module in self.module.modules()]
+            self._call({**self.tensors, **theta, **own})
+            self._changing = [some for module in held if (some := module.changed()) is not None]
+        self._written = [name for name, t in own.items() if t._version != versions[name]]
         return recorder
 
     def run(
@@ -125,11 +140,29 @@ class ForwardMap:
         return state.join(whole), outputs
 
     def _call(self, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
-        torch.set_rng_state(self._noise)
+        torch_state, numpy_state, python_state = self._noise
+        torch.set_rng_state(torch_state)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
         if self._noise_there is not None:
             torch.cuda.set_rng_state(self._noise_there, self._device)
-        named = {f"module.{name}": tensor for name, tensor in tensors.items()}
-        return functional_call(self._caller, named, (self.batch,))
+        for module in self._changing:
+            module.put_back()
+        fresh = {name: tensors[name].clone() for name in self._written if name in tensors}
+        named = {f"module.{name}": tensor for name, tensor in {**tensors, **fresh}.items()}
+        with open_checkpoints(keep=self._same_dtype), _default_dtype(self.dtype):
+            return functional_call(self._caller, named, (self.batch,))
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Have new tensors made in the arithmetic of the probe."""
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:

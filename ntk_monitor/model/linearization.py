@@ -17,10 +17,11 @@ from ntk_monitor.model.batch import (
 from ntk_monitor.model.derivative import Derivative, differentiate
 from ntk_monitor.model.edit import Edit
 from ntk_monitor.model.forward import ForwardMap
+from ntk_monitor.model.kernels import Kernels
 from ntk_monitor.model.parameters import ParameterSpace
 from ntk_monitor.model.products import Function
 from ntk_monitor.model.propagator import Propagator
-from ntk_monitor.model.quiet import Kernels, quiet
+from ntk_monitor.model.quiet import quiet
 from ntk_monitor.model.recorder import REGISTERED
 from ntk_monitor.model.sites import Coverage, WeightSite
 from ntk_monitor.model.state import State, StateSource

@@ -20,13 +20,20 @@ from ntk_monitor.model.batch import (
     default_mask,
     first_tensor,
 )
+from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.model.derivative import Derivative
 from ntk_monitor.model.forward import ForwardMap
+from ntk_monitor.model.kernels import Kernels
 from ntk_monitor.model.linearization import Linearization
 from ntk_monitor.model.memory import free_memory
-from ntk_monitor.model.parameters import ParameterFilter, ParameterSpace, select_parameters
+from ntk_monitor.model.parameters import (
+    ParameterFilter,
+    ParameterSpace,
+    select_parameters,
+    without_match,
+)
 from ntk_monitor.model.products import METHODS, TangentProducts, make_products
-from ntk_monitor.model.quiet import Kernels, quiet
+from ntk_monitor.model.quiet import quiet
 from ntk_monitor.model.sites import PlacedUses, place_uses
 from ntk_monitor.model.state import Call, State, StatePath, StateSource, find_state
 
@@ -75,22 +82,30 @@ def linearize(
     Returns:
         The state, the outputs, the weight sites, and the operators.
 
-    A ValueError tells that an argument does not fit the model, that no studied parameter reaches
-    the state, or that two forward passes differ.
+    Raises:
+        ValueError: If an argument does not fit the model, named parameters or all of them do not
+            reach the state, or two forward passes differ.
     """
-    trained = select_parameters(module, None)
-    names = select_parameters(module, parameters)
-    reference = dict(module.named_parameters())[names[0]]
-    dtype = reference.dtype if dtype is None else dtype
+    module = plain_module(module)
     forward_fn = default_forward if forward_fn is None else forward_fn
 
     def context(kernels: Kernels) -> AbstractContextManager[None]:
         return quiet(module, kernels=kernels)
 
     with context("reversible"):
+        trained = select_parameters(module, None)
+        names = select_parameters(module, parameters)
+        reference = dict(module.named_parameters())[names[0]]
+        dtype = reference.dtype if dtype is None else dtype
         forward = ForwardMap(module, cast_batch(batch, dtype, reference.device), forward_fn, dtype)
         mask = (default_mask if mask_fn is None else mask_fn)(batch)
         found = _survey(forward, names, state, mask, must_fit=mask_fn is not None)
+        idle = without_match(parameters, found.reached)
+        if idle:
+            raise ValueError(
+                f"parameters={idle} do not act on the state {', '.join(found.where.paths)!r}: "
+                "leave them out, or choose a later module with state=..."
+            )
         sites, coverage = found.placed.sites()
         with torch.no_grad():
             again, outputs = forward.run({}, found.where)
@@ -226,8 +241,9 @@ def _require_same(h: Tensor, again: Tensor) -> None:
         ValueError: If two passes give states that differ by more than rounding.
     """
     remedy = (
-        "a probe needs a forward pass that repeats itself: draw noise with torch's own generators, "
-        "and keep nothing from call to call (or reset it in forward_fn)"
+        "a probe needs a forward pass that repeats itself: draw noise with torch's, numpy's or "
+        "python's global generators or one that the module keeps, and keep nothing outside the "
+        "module from call to call (or reset it in forward_fn)"
     )
     if again.shape != h.shape:
         raise ValueError(

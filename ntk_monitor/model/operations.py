@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot, pad
+from torch.nn.functional import embedding, one_hot, pad
 
 from ntk_monitor.model import unroll as cells
 
@@ -274,7 +274,51 @@ def read_index_select(weight: Tensor, dim: int, index: Tensor) -> list[Use]:
     return read_embedding(index, weight) if dim == 0 and weight.ndim == 2 else []
 
 
-def read_embedding_bag(
+def read_embedding_bag(index: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> list[Use]:  # noqa: ANN401
+    """``F.embedding_bag`` of the modes ``"sum"`` and ``"mean"``: how often each entry occurs."""
+    bags = bags_of(index, weight, *args, **kwargs)
+    if bags is None:
+        return []
+
+    def read() -> Tensor:
+        present, inverse = torch.unique(bags.entries, return_inverse=True)
+        V = weight.new_zeros(bags.bags, len(present))
+        return V.index_put((bags.bag, inverse), bags.scale.detach(), accumulate=True).unsqueeze(0)
+
+    rows, units = (bags.bags,), weight.shape[1]
+    return [Use(weight, None, read, _first, rows, units, untrained=bags.untrained)]
+
+
+def plain_embedding_bag(index: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:  # noqa: ANN401
+    """``F.embedding_bag`` of the modes ``"sum"`` and ``"mean"`` in operations with all derivatives.
+
+    Args:
+        index: The entries.
+        weight: The embedding.
+        *args: The operation's other arguments.
+        **kwargs: Likewise.
+
+    Returns:
+        Its output; None for other modes.
+    """
+    bags = bags_of(index, weight, *args, **kwargs)
+    if bags is None:
+        return None
+    rows = embedding(bags.entries, weight) * bags.scale.unsqueeze(1)
+    return rows.new_zeros(bags.bags, weight.shape[1]).index_add(0, bags.bag, rows)
+
+
+class Bags(NamedTuple):
+    """Which entries a bag adds up: entry ``entries[i]`` is in ``bag[i]``, times ``scale[i]``."""
+
+    entries: Tensor
+    bag: Tensor
+    scale: Tensor
+    bags: int
+    untrained: int | None
+
+
+def bags_of(
     index: Tensor,
     weight: Tensor,
     offsets: Tensor | None = None,
@@ -286,38 +330,31 @@ def read_embedding_bag(
     per_sample_weights: Tensor | None = None,
     include_last_offset: bool = False,
     padding_idx: int | None = None,
-) -> list[Use]:
-    """``F.embedding_bag`` of the modes ``"sum"`` and ``"mean"``: how often each entry occurs."""
+) -> Bags | None:
+    """Read the arguments of ``F.embedding_bag``; None where a bag is not a weighted sum."""
     del norm_type, scale_grad_by_freq, sparse
     if mode == "max" or max_norm is not None:
-        return []
+        return None
     if index.ndim == 2:
-        bags = len(index)
-        bag = torch.arange(bags, device=index.device).repeat_interleave(index.shape[1])
+        count = len(index)
+        bag = torch.arange(count, device=index.device).repeat_interleave(index.shape[1])
     else:
         assert offsets is not None
         starts = offsets[:-1] if include_last_offset else offsets
-        bags = len(starts)
+        count = len(starts)
         places = torch.arange(len(index), device=index.device)
         bag = torch.searchsorted(starts, places, right=True) - 1
+    entries = index.flatten()
     untrained = None if padding_idx is None else padding_idx % len(weight)
-
-    def read() -> Tensor:
-        entries = index.flatten()
-        present, inverse = torch.unique(entries, return_inverse=True)
-        kept = torch.ones_like(entries, dtype=weight.dtype)
-        if untrained is not None:
-            kept = (entries != untrained).to(weight.dtype)
-        scale = kept
-        if per_sample_weights is not None:
-            scale = kept * per_sample_weights.detach().flatten()
-        elif mode == "mean":
-            sizes = kept.new_zeros(bags).index_add(0, bag, kept).clamp(min=1)
-            scale = kept / sizes[bag]
-        V = weight.new_zeros(bags, len(present))
-        return V.index_put((bag, inverse), scale, accumulate=True).unsqueeze(0)
-
-    return [Use(weight, None, read, _first, (bags,), weight.shape[1], untrained=untrained)]
+    scale = torch.ones_like(entries, dtype=weight.dtype)
+    if untrained is not None:
+        scale = (entries != untrained).to(weight.dtype)
+    if per_sample_weights is not None:
+        scale = scale * per_sample_weights.flatten()
+    elif mode == "mean":
+        sizes = scale.new_zeros(count).index_add(0, bag, scale).clamp(min=1)
+        scale = scale / sizes[bag]
+    return Bags(entries, bag, scale, count, untrained)
 
 
 def read_convolution(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
@@ -10,6 +10,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+from ntk_monitor.model.compiled import plain_name
 
 ParameterFilter = str | Sequence[str] | Callable[[str, nn.Parameter], bool] | None
 
@@ -46,15 +48,35 @@ def select_parameters(module: nn.Module, which: ParameterFilter) -> tuple[str, .
         names = tuple(n for n, p in trained.items() if which(n, p))
         unmatched: list[str] = [] if names else [repr(which)]
     else:
-        patterns = [which] if isinstance(which, str) else list(which)
+        patterns = _patterns(which)
         names = tuple(n for n in trained if any(fnmatchcase(n, p) for p in patterns))
-        unmatched = [p for p in patterns if not any(fnmatchcase(n, p) for n in trained)]
+        unmatched = without_match(which, trained)
     if unmatched:
         raise ValueError(
             f"parameters={unmatched} match no trained parameter; the trained ones are "
             f"{', '.join(trained)}"
         )
     return names
+
+
+def without_match(which: ParameterFilter, names: Iterable[str]) -> list[str]:
+    """The names or patterns of a filter to which none of some names belongs.
+
+    Args:
+        which: The filter; a predicate has no patterns.
+        names: Names of parameters.
+
+    Returns:
+        The patterns, none if all have a match.
+    """
+    if which is None or callable(which):
+        return []
+    names = list(names)
+    return [p for p in _patterns(which) if not any(fnmatchcase(n, p) for n in names)]
+
+
+def _patterns(which: str | Sequence[str]) -> list[str]:
+    return [plain_name(p) for p in ([which] if isinstance(which, str) else which)]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from ntk_monitor.model.quiet import Kernels
+from ntk_monitor.model.kernels import Kernels
 
 ProductMethod = Literal["forward-ad", "finite-difference", "double-backward"]
 METHODS: tuple[ProductMethod, ...] = ("forward-ad", "double-backward", "finite-difference")

@@ -3,58 +3,68 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-Kernels = Literal["any", "reversible", "plain"]
-"""``"any"``: the fastest, for plain passes. ``"reversible"``: those that go backward in evaluation
-mode too, so no oneDNN and no cuDNN where there are recurrent layers. ``"plain"``: those that have
-derivatives in every direction and of second order, so no fused attention either."""
+from ntk_monitor.model.compiled import unwrapped
+from ntk_monitor.model.held import Held
+from ntk_monitor.model.kernels import Kernels, kernels_for
+
+Guard = Callable[[nn.Module], AbstractContextManager[None]]
 
 
 @contextmanager
 def quiet(module: nn.Module, *, kernels: Kernels = "plain") -> Iterator[None]:
     """Probe a module without leaving a trace, whatever happens inside.
 
-    On entry every submodule is put in evaluation mode (dropout off, batch statistics frozen),
-    gradients are enabled, inference mode and autocast are off. On exit, exception or not, the
-    following are as they were: the random states of torch (CPU and CUDA), numpy and python; all
-    attributes of all submodules, ``training`` flags and hooks among them; the grad, inference and
-    autocast modes; backend flags. ``.grad`` is never touched, since nothing here calls
-    ``backward``.
+    Inside, every submodule is in evaluation mode (dropout off, batch statistics frozen), without
+    hooks of its backward pass; gradients are enabled; inference mode, autocast and anomaly
+    detection are off; compiled code runs as it was written. On exit, exception or not, all that
+    `GUARDS` names is as it was. A context inside another for the same module only chooses kernels.
+
+    What a ``forward`` does outside the module and torch (a file, a counter in a global variable)
+    cannot be undone.
 
     Args:
         module: The module to be probed.
-        kernels: Which kernels may be used. Convolutions keep theirs always.
+        kernels: Which kernels may be used.
 
     Yields:
         Nothing.
     """
+    inside = _inside.get()
     with ExitStack() as stack:
-        stack.enter_context(_random_states())
-        stack.enter_context(_attributes(module))
-        stack.enter_context(torch.inference_mode(mode=False))
-        stack.enter_context(torch.enable_grad())
-        for device_type in {"cpu", *(p.device.type for p in module.parameters())}:
-            stack.enter_context(torch.autocast(device_type, enabled=False))
-        if kernels == "plain":
-            stack.enter_context(_plain_attention())
-        if kernels != "any":
-            stack.enter_context(_plain_recurrence(module))
-        for submodule in module.modules():
-            submodule.training = False
+        if id(module) not in inside:
+            token = _inside.set(inside | {id(module)})
+            stack.callback(_inside.reset, token)
+            for guard in GUARDS:
+                stack.enter_context(guard(module))
+        stack.enter_context(modes(module))
+        stack.enter_context(kernels_for(module, kernels))
         yield
 
 
+_inside: ContextVar[frozenset[int]] = ContextVar("_inside", default=frozenset())
+"""The modules that are being probed, by id."""
+
+
 @contextmanager
-def _random_states() -> Iterator[None]:
-    """Restore every global random state."""
+def random_states(module: nn.Module) -> Iterator[None]:
+    """The random states of torch (CPU and every GPU), numpy and python.
+
+    Args:
+        module: Not looked at.
+
+    Yields:
+        Nothing.
+    """
+    del module
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=list(devices)):
@@ -66,58 +76,146 @@ def _random_states() -> Iterator[None]:
 
 
 @contextmanager
-def _attributes(module: nn.Module) -> Iterator[None]:
-    """Restore the attributes of all submodules and the contents of their registries.
+def gradients(module: nn.Module) -> Iterator[None]:
+    """``.grad`` of all parameters, which none has inside, and ``requires_grad``.
 
-    A ``forward`` that stores what it saw (``self.last_state = h``) would otherwise be left
-    holding a tensor of ours.
+    Args:
+        module: Whose parameters.
+
+    Yields:
+        Nothing.
     """
-    saved: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = []
+    saved = [(p, p.requires_grad, p.grad) for p in module.parameters()]
+    for p, _, _ in saved:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, requires_grad, grad in saved:
+            if p.requires_grad != requires_grad:
+                p.requires_grad_(requires_grad)
+            p.grad = grad
+
+
+@contextmanager
+def attributes(module: nn.Module) -> Iterator[None]:
+    """All attributes of all submodules, with what they hold; see `Held`.
+
+    Args:
+        module: The module.
+
+    Yields:
+        Nothing.
+    """
+    held = [Held(m) for m in module.modules()]
+    try:
+        yield
+    finally:
+        for before in held:
+            before.put_back()
+
+
+@contextmanager
+def evaluation(module: nn.Module) -> Iterator[None]:
+    """``training`` flags and hooks of the backward pass; put back by `attributes`.
+
+    Args:
+        module: The module.
+
+    Yields:
+        Nothing.
+    """
     for submodule in module.modules():
-        attributes = vars(submodule)
-        registries = {k: v.copy() for k, v in attributes.items() if isinstance(v, dict)}
-        saved.append((attributes, dict(attributes), registries))
-    try:
-        yield
-    finally:
-        for attributes, before, registries in saved:
-            for name in attributes.keys() - before.keys():
-                del attributes[name]
-            attributes.update(before)
-            for name, content in registries.items():
-                registry = attributes[name]
-                if list(registry.items()) != list(content.items()):
-                    registry.clear()
-                    registry.update(content)
+        submodule.training = False
+        submodule._backward_hooks.clear()
+        submodule._backward_pre_hooks.clear()
+    yield
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Switch off, in scope, attention that cannot be differentiated in every direction."""
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    with sdpa_kernel(SDPBackend.MATH):
-        try:
-            torch.backends.mha.set_fastpath_enabled(False)
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fastpath)
+def modes(module: nn.Module) -> Iterator[None]:
+    """Grad mode, inference mode, autocast and anomaly detection.
+
+    Args:
+        module: On whose devices autocast is off.
+
+    Yields:
+        Nothing.
+    """
+    anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.enable_grad())
+        for device_type in {"cpu", *(p.device.type for p in module.parameters())}:
+            stack.enter_context(torch.autocast(device_type, enabled=False))
+        if anomaly[0]:
+            torch.autograd.set_detect_anomaly(False)
+            stack.callback(torch.autograd.set_detect_anomaly, *anomaly)
+        yield
 
 
 @contextmanager
-def _plain_recurrence(module: nn.Module) -> Iterator[None]:
-    """Switch off, in scope, the libraries whose recurrent layers cannot be, if there are any."""
-    mkldnn, cudnn = bool(torch.backends.mkldnn.enabled), bool(torch.backends.cudnn.enabled)
-    recurrent = any(isinstance(m, nn.RNNBase) for m in module.modules())
+def flags(module: nn.Module) -> Iterator[None]:
+    """The flags of `FLAGS`: defaults of torch, determinism, backends.
+
+    Args:
+        module: Not looked at.
+
+    Yields:
+        Nothing.
+    """
+    del module
+    before = {name: read() for name, (read, _) in FLAGS.items()}
     try:
-        if recurrent:
-            _enable(mkldnn=False, cudnn=False)
         yield
     finally:
-        if recurrent:
-            _enable(mkldnn=mkldnn, cudnn=cudnn)
+        for name, (read, write) in FLAGS.items():
+            if read() != before[name]:
+                write(before[name])
 
 
-def _enable(*, mkldnn: bool, cudnn: bool) -> None:
-    """Set two switches of torch; ``mkldnn.flags`` would set the others beside it as well."""
-    torch.backends.mkldnn.set_flags(mkldnn, _fp32_precision=None)  # type: ignore[no-untyped-call]
-    torch.backends.cudnn.enabled = cudnn
+def _default_device() -> torch.device | None:
+    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    return None if context is None else context.device
+
+
+def _determinism() -> tuple[bool, bool]:
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    return torch.are_deterministic_algorithms_enabled(), warn_only
+
+
+def _set_determinism(value: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(value[0], warn_only=value[1])
+
+
+def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:  # noqa: ANN401
+    return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
+
+
+_cuda, _cudnn, _mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+FLAGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "default device": (_default_device, torch.set_default_device),
+    "deterministic algorithms": (_determinism, _set_determinism),
+    "number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "cuDNN enabled": _attribute(_cudnn, "enabled"),
+    "cuDNN benchmark": _attribute(_cudnn, "benchmark"),
+    "cuDNN deterministic": _attribute(_cudnn, "deterministic"),
+    "oneDNN enabled": (
+        lambda: bool(_mkldnn.enabled),
+        lambda value: _mkldnn.set_flags(value, _fp32_precision=None),  # type: ignore[no-untyped-call]
+    ),
+    "flash attention": (_cuda.flash_sdp_enabled, _cuda.enable_flash_sdp),
+    "memory-efficient attention": (_cuda.mem_efficient_sdp_enabled, _cuda.enable_mem_efficient_sdp),
+    "plain attention": (_cuda.math_sdp_enabled, _cuda.enable_math_sdp),
+    "cuDNN attention": (_cuda.cudnn_sdp_enabled, _cuda.enable_cudnn_sdp),
+    "fast path of attention layers": (
+        torch.backends.mha.get_fastpath_enabled,
+        torch.backends.mha.set_fastpath_enabled,
+    ),
+    "float errors of numpy": (np.geterr, lambda value: np.seterr(**value)),
+}
+"""Flags of the process, each with how it is read and written."""
+
+GUARDS: tuple[Guard, ...] = (random_states, flags, gradients, attributes, unwrapped, evaluation)
+"""What is put back after a probe, in the order of entry."""

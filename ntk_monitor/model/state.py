@@ -15,6 +15,7 @@ from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ntk_monitor.model.batch import first_tensor
+from ntk_monitor.model.compiled import plain_name
 
 RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
 Recurrent = nn.RNN | nn.GRU | nn.LSTM
@@ -313,7 +314,7 @@ def find_state(
         ValueError: If a path does not exist, or its module is not called, or several times with
             whole sequences; or if the rows of several modules differ.
     """
-    paths = [state] if isinstance(state, str) else list(state)
+    paths = [plain_name(path) for path in ([state] if isinstance(state, str) else state)]
     modules = dict(module.named_modules())
     sources, parts = [], []
     for wanted in paths:

@@ -247,6 +247,10 @@ def test_mappings_feed_the_keywords_of_forward() -> None:
         ({"state": "rn"}, r"did you mean 'rnn'\?.*its modules are rnn, readout"),
         ({"parameters": ["rnn.*", "nothing"]}, r"\['nothing'\] match no trained parameter"),
         ({"parameters": lambda _, __: False}, "match no trained parameter"),
+        (
+            {"parameters": ["rnn.*", "readout.*"]},
+            r"parameters=\['readout.\*'\] do not act on the state 'rnn': leave them out",
+        ),
         ({"parameters": "readout.*"}, "no studied parameter reaches the state 'rnn'"),
         ({"modes": -1}, "modes must be a number of target modes, 0 or more, got -1"),
         ({"tolerance": math.nan}, "tolerance must be"),

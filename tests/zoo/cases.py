@@ -23,15 +23,13 @@ class Animal:
     """A model, what to call it on, and where its state is.
 
     ``precision`` is what finite differences of the model in float64 can be trusted to; some models
-    compute a part in float32 whatever they are given. ``adjoint_error`` is allowed in float32, more
-    where torch has no forward derivative and finite differences take its place.
+    compute a part in float32 whatever they are given.
     """
 
     group: str
     make: Callable[[], tuple[nn.Module, Any]]
     state: str = "auto"
     precision: float = 1e-6
-    adjoint_error: float = 1e-5
 
 
 def alone(make: Callable[[], nn.Module], batch: Callable[[], Tensor]) -> tuple[nn.Module, Any]:
@@ -104,7 +102,7 @@ def seeded(make: Callable[[], nn.Module], batch: Callable[[], Any]) -> tuple[nn.
 
 CASES: dict[str, Animal] = {
     **{n: Animal("torch.nn", partial(alone, make, partial(small, *shape)), "0") for n, (make, shape) in LAYERS.items()},
-    **{n: Animal("torch.nn", partial(alone, make, tokens), "0", adjoint_error=1e-4 if "Bag" in n else 1e-5) for n, make in DISCRETE.items()},
+    **{n: Animal("torch.nn", partial(alone, make, tokens), "0") for n, make in DISCRETE.items()},
     **{f"{n} weight": Animal("weights computed from parameters", partial(alone, make, partial(small, B, T, N)), "0") for n, make in DERIVED.items()},
     **{n: Animal("networks of torch.nn", partial(seeded, make, batch)) for n, (make, batch) in NETWORKS.items()},
     **{n: Animal("Lightning's demonstrations", partial(seeded, make, batch)) for n, (make, batch) in LIGHTNING.items()},

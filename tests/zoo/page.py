@@ -20,8 +20,7 @@ HEAD = """# Models
 What a probe finds in {count} small models, written by `python tests/zoo/page.py` and checked by
 `pytest tests/zoo`: where the state is, which share of the parameters behind it is in the core, and
 why the rest is not. In every one of them the derivatives agree with finite differences in float64,
-the adjoint error is below 1e-5 in float32 (1e-4 for `EmbeddingBag`, which has no forward derivative
-in torch, so that finite differences take its place), and the model is left as it was.
+the adjoint error is below 1e-5 in float32, and the model is left as it was.
 
 A parameter is outside the core for one of two reasons; its effect on the NTK is exact all the same.
 It scales, shifts, normalises or places activity and multiplies none (normalisation gains, depthwise

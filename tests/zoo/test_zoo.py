@@ -59,7 +59,7 @@ def test_probe(name: str) -> None:
     weights = {n: t.clone() for n, t in module.state_dict().items()}
     snapshot = probe(module, batch, state=animal.state, modes=1, max_products=24, tolerance=0.5)
     assert snapshot.trace.is_finite
-    assert adjoint_error(linearize(module, batch, state=animal.state)) < animal.adjoint_error
+    assert adjoint_error(linearize(module, batch, state=animal.state)) < 1e-5
     assert str(trace(module)) == str(before)
     for n, t in module.state_dict().items():
         assert torch.equal(t, weights[n]), n

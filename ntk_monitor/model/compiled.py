@@ -1,0 +1,74 @@
+"""Compiled models, as they were written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def unwrapped(module: nn.Module) -> Iterator[None]:
+    """Compiled submodules, in whose place are the ones that were compiled.
+
+    Their parameters have the names that they had before compilation. The registries are put back
+    by `attributes`.
+
+    Args:
+        module: The module.
+
+    Yields:
+        Nothing.
+    """
+    for parent in list(module.modules()):
+        for name, child in parent._modules.items():
+            if child is not None:
+                parent._modules[name] = plain_module(child)
+    with _eager_code():
+        yield
+
+
+def plain_module(module: nn.Module) -> nn.Module:
+    """The module inside what `torch.compile` or data parallelism wraps around it.
+
+    Args:
+        module: Wrapped or not.
+
+    Returns:
+        The module as it was written.
+    """
+    while True:
+        parallel = isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        inner = module._modules.get("module" if parallel else "_orig_mod")
+        if inner is None:
+            return module
+        module = inner
+
+
+def plain_name(name: str) -> str:
+    """The name of a module or parameter without what compilation adds to it.
+
+    Args:
+        name: A path with dots.
+
+    Returns:
+        The path in the module as it was written.
+    """
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+@contextmanager
+def _eager_code() -> Iterator[None]:
+    """Run compiled functions and modules as they were written.
+
+    Yields:
+        Nothing.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
