@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -24,6 +23,7 @@ from ntk_monitor.estimators.sketch import MIN_SAMPLES
 from ntk_monitor.model import METHODS, Linearization, default_target, linearize, quiet
 from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
 from ntk_monitor.model.compiled import plain_module
+from ntk_monitor.model.deadline import Deadline
 from ntk_monitor.model.derivative import Derivative
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.products import ProductMethod
@@ -37,6 +37,8 @@ Tier = Literal["core", "modes", "kernel"]
 PREFERENCE: tuple[ProductMethod, ...] = ("finite-difference", "forward-ad", "double-backward")
 """Methods in the order in which ``"auto"`` tries them. Finite differences cost two forward passes,
 in the memory of one and with any kernel, and are far more precise than sampling needs."""
+SAMPLING_SHARE = 0.8
+"""Share of the time limit after which a probe makes do with the samples that it has."""
 DENSE_LIMIT = 2**28
 """Most entries that a dense Jacobian may have."""
 
@@ -45,6 +47,9 @@ class Probe:
     """A measurement with its settings; what is decided at the first call is kept.
 
     ``probe(module, batch, ...)`` is ``Probe(...)(module, batch)``; see `probe` for the arguments.
+
+    Attributes:
+        order: Methods in the order in which ``"auto"`` tries them; the one that worked comes first.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class Probe:
         method: str = "auto",
         dtype: torch.dtype | str | None = torch.float32,
         chunk_size: int | None = None,
+        time_limit: float | None = 120.0,
         seed: int = 0,
     ) -> None:
         """Check and keep the settings; one that is out of its range raises a ValueError."""
@@ -88,6 +94,7 @@ class Probe:
             "positive, or None",
             learning_rate,
         )
+        _require(time_limit is None or time_limit > 0, "time_limit", "seconds, or None", time_limit)
         _require(seed >= 0, "seed", "0 or more", seed)
         self.state = state
         self.parameters = parameters
@@ -101,10 +108,16 @@ class Probe:
         self.tier = tier
         self.method = method
         self.dtype = _dtype(dtype)
-        self.chunk_size = chunk_size
+        self.time_limit = time_limit
         self.seed = seed
+        self._wanted_chunk_size = chunk_size
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was decided at earlier calls."""
+        self.chunk_size = self._wanted_chunk_size
         self._missed: set[str] = set()
-        self._order: tuple[str, ...] = PREFERENCE
+        self.order: tuple[str, ...] = PREFERENCE
 
     def __call__(
         self,
@@ -127,24 +140,29 @@ class Probe:
         Returns:
             The snapshot.
         """
-        started = time.perf_counter()
+        deadline = Deadline(self.time_limit)
         module = plain_module(module)
-        with quiet(module, kernels="any"):
+        with quiet(module, kernels="any"), deadline.keep():
             lin, core = self._linearize(module, batch)
             pulled = self._target(batch, lin, core)
             if not bool(core.is_finite and torch.isfinite(lin.state).all()):
                 _warn_non_finite("activations")
-                return self._snapshot(lin, core, pulled, None, math.nan, learning_rate, started)
+                return self._snapshot(lin, core, pulled, None, math.nan, learning_rate, deadline)
             if self.tier != "kernel":
-                return self._snapshot(lin, core, pulled, None, math.nan, learning_rate, started)
+                return self._snapshot(lin, core, pulled, None, math.nan, learning_rate, deadline)
             most = self.max_products if max_products is None else max_products
-            kernel, adjoint_error = self._measure(
-                lin,
-                core,
-                self.seed if seed is None else seed,
-                max(most, _least_products(self.modes)),
-            )
-            return self._snapshot(lin, core, pulled, kernel, adjoint_error, learning_rate, started)
+            try:
+                kernel, adjoint_error = self._measure(
+                    lin,
+                    core,
+                    self.seed if seed is None else seed,
+                    max(most, _least_products(self.modes)),
+                    deadline,
+                )
+            finally:
+                if lin.jacobian.halved:
+                    self.chunk_size = lin.jacobian.chunk_size
+            return self._snapshot(lin, core, pulled, kernel, adjoint_error, learning_rate, deadline)
 
     def _linearize(self, module: nn.Module, batch: Any) -> tuple[Linearization, CoreGram]:  # noqa: ANN401
         """The model's operators and its core; the activity behind the core is not kept."""
@@ -155,7 +173,7 @@ class Probe:
             parameters=self.parameters,
             forward_fn=self.forward_fn,
             mask_fn=self.mask_fn,
-            method=self._order if self.method in {"auto", "exact"} else self.method,
+            method=self.order if self.method in {"auto", "exact"} else self.method,
             dtype=self.dtype,
             chunk_size=self.chunk_size,
             accuracy=max(self.tolerance, 0.01) / 5,
@@ -188,7 +206,12 @@ class Probe:
         return pull_back(placed, self.modes, lin, core, derivatives=self.tier != "core")
 
     def _measure(
-        self, lin: Linearization, core: CoreGram, seed: int, max_products: int
+        self,
+        lin: Linearization,
+        core: CoreGram,
+        seed: int,
+        max_products: int,
+        deadline: Deadline,
     ) -> tuple[Measured | ExactKernel, float]:
         """The kernel, exactly where that is no dearer than sampling, and the adjoint error."""
         J = lin.jacobian
@@ -197,19 +220,24 @@ class Probe:
         if self.method == "exact" or (self.method == "auto" and affordable):
             J.defer("finite-difference")
             return ExactKernel(_dense(lin), core), self._adjoint_error(lin, seed)
+
+        def left() -> int:
+            in_time = deadline.left(J.products, SAMPLING_SHARE)
+            return int(min(max_products - J.products, in_time))
+
         measured = sample_kernel(
             J,
             core,
             lambda indices: _tangents(lin, indices, seed),
             tolerance=self.tolerance,
-            left=lambda: max_products - J.products,
+            left=left,
             seed=seed,
             at_once=J.at_once,
         )
         self._require_adjoint(J, measured.adjoint_error)
         # What worked is tried first from now on; training can make it fail (a step of finite
         # differences across many kinks), and then the next one takes over.
-        self._order = (J.method, *(method for method in self._order if method != J.method))
+        self.order = (J.method, *(method for method in self.order if method != J.method))
         return measured, measured.adjoint_error
 
     def _adjoint_error(self, lin: Linearization, seed: int) -> float:
@@ -248,7 +276,7 @@ class Probe:
         measured: Measured | ExactKernel | None,
         adjoint_error: float,
         learning_rate: float | None,
-        started: float,
+        deadline: Deadline,
     ) -> Snapshot:
         """Put the numbers together."""
         B, T, n = lin.state.shape
@@ -281,7 +309,7 @@ class Probe:
             state_shape=(B, T, n),
             state=lin.modules,
             products=lin.jacobian.products,
-            seconds=time.perf_counter() - started,
+            seconds=deadline.elapsed,
             method="exact" if isinstance(kernel, ExactKernel) else lin.jacobian.method,
             scheme=measured.scheme if isinstance(measured, Measured) else "exact",
             tier=self.tier,
@@ -307,6 +335,7 @@ def probe(
     method: str = "auto",
     dtype: torch.dtype | str | None = torch.float32,
     chunk_size: int | None = None,
+    time_limit: float | None = 120.0,
     seed: int = 0,
 ) -> Snapshot:
     """Measure what gradient descent can do to a model's state, on one batch.
@@ -349,6 +378,9 @@ def probe(
             ``max_products``, else the first of the others that works.
         dtype: Arithmetic of the probe; None keeps the model's.
         chunk_size: Tangents carried at once by forward mode; chosen if left out.
+        time_limit: Seconds. After four fifths of them there is no further sample, and the numbers
+            have larger errors; after all of them no forward pass begins, and a TimeoutError is
+            raised. None for no limit.
         seed: Names the random tangents; the same seed draws the same ones at every probe.
 
     Returns:
@@ -384,6 +416,7 @@ def probe(
         method=method,
         dtype=dtype,
         chunk_size=chunk_size,
+        time_limit=time_limit,
         seed=seed,
     )
     return measure(module, batch)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,8 @@ class Snapshot:
     def save(self, path: str | Path) -> Path:
         """Write the snapshot to a file, without pickle.
 
-        The file is a NumPy archive: one array per tensor, and all numbers as JSON text.
+        The file is a NumPy archive: one array per tensor, and all numbers as JSON text. It appears
+        under its name only when it is complete.
 
         Args:
             path: Where to write; missing folders are made.
@@ -174,8 +176,13 @@ class Snapshot:
             else:
                 record[field.name] = _plain(value)
         text = json.dumps({"format": FORMAT, **record})
-        with path.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, record=np.array(text), **arrays)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+        try:
+            with unfinished.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, record=np.array(text), **arrays)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
         return path
 
     @classmethod
@@ -192,7 +199,7 @@ class Snapshot:
             ValueError: If the file is not a snapshot of this format.
         """
         try:
-            with np.load(Path(path), allow_pickle=False) as archive:
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 record = json.loads(str(archive["record"]))
                 arrays = {k: torch.from_numpy(archive[k]) for k in archive if k != "record"}
         except (ValueError, KeyError, EOFError, BadZipFile) as error:
@@ -203,9 +210,64 @@ class Snapshot:
                 f"{path} is a snapshot of format {found}, this version reads format {FORMAT}"
             )
         try:
-            return cls(**{**arrays, **_revive(record)})
-        except (TypeError, KeyError) as error:
+            snapshot = cls(**{**arrays, **_revive(record)})
+            snapshot.require_valid()
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is not a complete snapshot: {error}") from error
+        return snapshot
+
+    def require_valid(self) -> None:
+        """Check every field's type, and the shapes of the tensors.
+
+        Raises:
+            TypeError: If one is not what it should be.
+        """
+        for field in fields(self):
+            value, wanted = getattr(self, field.name), _KINDS.get(str(field.type))
+            if wanted is not None and not wanted(value):
+                raise TypeError(f"{field.name} must be {field.type}, got {value!r}")
+        if not all(map(_is_count, self.state_shape)) or len(self.state_shape) != 3:
+            raise TypeError(f"state_shape must be (B, T, n), got {self.state_shape}")
+        modes = (len(self.temporal_spectrum), *self.state_shape[:2])
+        if self.temporal_modes.shape != modes:
+            found = tuple(self.temporal_modes.shape)
+            raise TypeError(f"temporal_modes must have shape {modes}, got {found}")
+        if self.core_spectrum.ndim != 1 or self.target_patterns.ndim != 3:
+            raise TypeError("core_spectrum must have one axis, and target_patterns three")
+        for mode in self.target_modes:
+            numbers = (mode.singular_value, mode.gain, mode.learned, mode.core_overlap)
+            if not _is_count(mode.index) or not all(map(_is_number, numbers)):
+                raise TypeError(f"target_modes must hold numbers, got {mode}")
+            if not _is_estimate(mode.alignment):
+                raise TypeError(f"target_modes must hold estimates of alignments, got {mode}")
+
+
+def _is_number(value: Any) -> bool:  # noqa: ANN401
+    return type(value) in {int, float}
+
+
+def _is_count(value: Any) -> bool:  # noqa: ANN401
+    return type(value) is int and value >= 0
+
+
+def _is_estimate(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, Estimate) and _is_number(value.value) and _is_number(value.stderr)
+
+
+def _is_real(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+_KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "Estimate": _is_estimate,
+    "Tensor": _is_real,
+    "float": _is_number,
+    "int": _is_count,
+    "str": lambda value: isinstance(value, str),
+    "bool": lambda value: isinstance(value, bool),
+    "tuple[str, ...]": lambda value: all(isinstance(item, str) for item in value),
+}
+"""What the value of a field must be, by the field's type."""
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401

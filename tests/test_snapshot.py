@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +62,56 @@ def test_what_is_not_a_snapshot_is_refused(tmp_path: Path) -> None:
         Snapshot.load(partial)
     with pytest.raises(FileNotFoundError):
         Snapshot.load(tmp_path / "missing.npz")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("trace", 1.0, "trace must be Estimate"),
+        ("trace", {"value": "1", "stderr": 0.0}, "trace must be Estimate"),
+        ("method", 3, "method must be str"),
+        ("products", -1, "products must be int"),
+        ("state_shape", [1, 2], r"state_shape must be \(B, T, n\)"),
+        ("state_shape", [1, 1, 1], "temporal_modes must have shape"),
+        ("coverage", None, "not a complete snapshot"),
+        ("state", [1], "state must be"),
+    ],
+)
+def test_a_damaged_snapshot_is_refused(
+    tmp_path: Path, field: str, value: object, message: str
+) -> None:
+    path = snapshot().save(tmp_path / "probe.npz")
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    record = json.loads(str(arrays["record"]))
+    arrays["record"] = np.array(json.dumps({**record, field: value}))
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=message):
+        Snapshot.load(path)
+
+
+def test_a_file_that_ends_too_soon_is_refused(tmp_path: Path) -> None:
+    path = snapshot().save(tmp_path / "probe.npz")
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="is not a snapshot"):
+        Snapshot.load(path)
+
+
+def test_a_snapshot_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = snapshot().save(tmp_path / "probe.npz")
+    before = path.read_bytes()
+
+    def full(file: Any, **_: object) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError, match="No space left"):
+        snapshot().save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_scalars_are_the_documented_tags() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.model.kernels import Kernels
-from ntk_monitor.model.memory import is_out_of_memory
+from ntk_monitor.model.memory import is_out_of_memory, release_memory
 from ntk_monitor.model.products import Function, TangentProducts, make_products
 from ntk_monitor.operators import LinearOperator
 
@@ -30,6 +30,7 @@ class Derivative(LinearOperator):
 
     Attributes:
         products: Products spent so far, those of step checks included.
+        halved: Whether memory ran out, once, so that fewer tangents are carried at once.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Derivative(LinearOperator):
         super().__init__(tuple(at.shape), tuple(value.shape), value.dtype, value.device)
         self.name = name
         self.products = 0
+        self.halved = False
         self._methods = dict(methods)
         self._function, self._at = function, at.detach()
         self._quiet = quiet
@@ -79,6 +81,11 @@ class Derivative(LinearOperator):
             self._methods[method] = self._methods.pop(method)
 
     @property
+    def chunk_size(self) -> int:
+        """How many tangents may be carried at once."""
+        return self._methods[self.method].chunk_size
+
+    @property
     def at_once(self) -> int:
         """How many tangents the method in use carries at once."""
         return self._methods[self.method].at_once
@@ -96,10 +103,11 @@ class Derivative(LinearOperator):
                     Y = products(X).detach()
             except (RuntimeError, NotImplementedError, FloatingPointError) as error:
                 if is_out_of_memory(error):
-                    if products.chunk_size == 1:
+                    if products.chunk_size == 1 or self.halved:
                         raise
-                    products.chunk_size //= 2
+                    products.chunk_size, self.halved = products.chunk_size // 2, True
                     logger.info("out of memory: %d tangents at once", products.chunk_size)
+                    release_memory(self.device)
                     continue
                 if self._settled or len(self._methods) == 1:
                     raise

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from ntk_monitor.model.batch import ForwardFn
+from ntk_monitor.model.deadline import require_time
 from ntk_monitor.model.edit import Edit
 from ntk_monitor.model.held import Held
 from ntk_monitor.model.kernels import open_checkpoints
@@ -140,6 +141,7 @@ class ForwardMap:
         return state.join(whole), outputs
 
     def _call(self, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
+        require_time()
         torch_state, numpy_state, python_state = self._noise
         torch.set_rng_state(torch_state)
         np.random.set_state(numpy_state)

@@ -73,7 +73,7 @@ def linearize(
             ``"auto"`` for all of them.
         dtype: Arithmetic of the linearisation; None keeps the model's.
         chunk_size: Tangents carried at once by forward mode; by default at most 16, fewer where
-            they would take more than a tenth of the free memory. Out of memory, it is halved.
+            they would take more than a tenth of the free memory. Out of memory, it is halved once.
         accuracy: Relative agreement that the step of finite differences must show.
         mask_fn: ``batch -> mask``: which rows of the state there are, (B, T), the others being
             padding, or the lengths, (B,); by default the batch's ``attention_mask``, if it has one

@@ -29,6 +29,16 @@ def free_memory(device: torch.device) -> int:
         return UNKNOWN
 
 
+def release_memory(device: torch.device) -> None:
+    """Give back what torch holds in reserve on a device.
+
+    Args:
+        device: The device.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch means that memory ran out.
 

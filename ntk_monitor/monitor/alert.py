@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,10 +13,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ntk_monitor.monitor.callback import NTKMonitor
-from ntk_monitor.monitor.logs import log_scalars, log_text
+from ntk_monitor.monitor.failures import say
 from ntk_monitor.snapshot import Snapshot, TargetMode
 
 Action = Literal["warn", "stop"]
+STATE_VERSION = 2
 LOW_OVERLAP = 0.01
 """Core overlap below which the activity is said to lack a mode."""
 
@@ -40,6 +41,23 @@ class ModeWatch:
     excess: list[float] = field(default_factory=list)
     stalled: bool = False
     warned: bool = False
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> ModeWatch:
+        """Read what ``vars`` of a watch gave, checking it.
+
+        Args:
+            state: The fields.
+
+        Returns:
+            The watch; fields of another version are left aside.
+        """
+        return cls(
+            learned=[float(x) for x in state["learned"]],
+            excess=[float(x) for x in state["excess"]],
+            stalled=bool(state["stalled"]),
+            warned=bool(state["warned"]),
+        )
 
     def add(self, learned: float, excess: float, patience: int) -> None:
         """Add a probe, keeping one more than ``patience``."""
@@ -123,6 +141,10 @@ class StallAlert(Callback):
         self.min_improvement = min_improvement
         self.horizon = horizon
         self.actions = tuple(actions)
+        self._begin()
+
+    def _begin(self) -> None:
+        """A training begins: nothing is known of it yet."""
         self.messages: list[str] = []
         self._watches: dict[int, ModeWatch] = {}
         self._last_step: int | None = None
@@ -142,8 +164,7 @@ class StallAlert(Callback):
         del pl_module
         if stage != "fit":
             return
-        monitors = [c for c in trainer.callbacks if isinstance(c, NTKMonitor)]  # type: ignore[attr-defined]
-        if not any(monitor.probe.modes for monitor in monitors):
+        if _watched(trainer) is None:
             raise MisconfigurationException(
                 "StallAlert watches the target modes of an NTKMonitor, and the Trainer has none: "
                 "add NTKMonitor(modes=3) to its callbacks"
@@ -154,11 +175,17 @@ class StallAlert(Callback):
                 "has no end: give StallAlert(horizon=...), in optimizer steps"
             )
 
+        if trainer.global_step == 0:
+            self._begin()
+
     def on_probe(
         self, trainer: Trainer, pl_module: LightningModule, snapshot: Snapshot, step: int
     ) -> None:
         """Judge every target mode after a probe."""
         del pl_module
+        monitor = _watched(trainer)
+        if monitor is None or snapshot is not monitor.snapshot:
+            return
         remaining = self.horizon or trainer.estimated_stepping_batches - step
         spacing = step - self._last_step if self._last_step is not None else 1
         self._last_step = step
@@ -167,18 +194,41 @@ class StallAlert(Callback):
             watch = self._watches.setdefault(mode.index, ModeWatch())
             self._judge(trainer, mode, watch, remaining, remaining / max(spacing, 1), step)
             scalars[f"alert/mode_{mode.index}"] = float(watch.stalled)
-        log_scalars(trainer, scalars, step)
+        monitor.reporter.scalars(trainer, scalars, step)
 
     def state_dict(self) -> dict[str, Any]:
         """The watches in plain types."""
         watches = {str(i): dict(vars(watch)) for i, watch in self._watches.items()}
-        return {"version": 1, "watches": watches, "last_step": self._last_step}
+        return {
+            "version": STATE_VERSION,
+            "watches": watches,
+            "last_step": self._last_step,
+            "messages": list(self.messages),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written."""
-        watches = state_dict.get("watches", {})
-        self._watches = {int(i): ModeWatch(**watch) for i, watch in watches.items()}
-        self._last_step = state_dict.get("last_step")
+        """Go on where a checkpoint was written; what cannot be read is warned of and begins anew.
+
+        Args:
+            state_dict: What `state_dict` gave, now or in another version.
+        """
+        try:
+            version = state_dict.get("version", 0)
+            if version != STATE_VERSION:
+                say(
+                    f"StallAlert: the checkpoint holds a state of version {version}, and this is "
+                    f"version {STATE_VERSION}; what both know is taken over"
+                )
+            watches = {
+                int(i): ModeWatch.from_state(watch)
+                for i, watch in state_dict.get("watches", {}).items()
+            }
+            last, messages = state_dict.get("last_step"), state_dict.get("messages", [])
+            self._last_step = None if last is None else int(last)
+            self._watches, self.messages = watches, [str(message) for message in messages]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self._begin()
+            say(f"StallAlert: its state in the checkpoint cannot be read ({error!r}); it is anew")
 
     def _judge(
         self,
@@ -208,15 +258,26 @@ class StallAlert(Callback):
             )
             self.messages.append(message)
             rank_zero_info(message)
-            log_text(trainer, "alert", message, step)
+            self._log(trainer, message, step)
 
     def _alert(self, trainer: Trainer, message: str, step: int) -> None:
         self.messages.append(message)
-        log_text(trainer, "alert", message, step)
-        if "warn" in self.actions:
-            warnings.warn(message, StallWarning, stacklevel=2)
         if "stop" in self.actions:
             trainer.should_stop = True
+        self._log(trainer, message, step)
+        if "warn" in self.actions and trainer.is_global_zero:
+            warnings.warn(message, StallWarning, stacklevel=2)
+
+    def _log(self, trainer: Trainer, message: str, step: int) -> None:
+        monitor = _watched(trainer)
+        if monitor is not None:
+            monitor.reporter.text(trainer, "alert", message, step)
+
+
+def _watched(trainer: Trainer) -> NTKMonitor | None:
+    """The first monitor that follows target modes."""
+    monitors = [c for c in trainer.callbacks if isinstance(c, NTKMonitor)]  # type: ignore[attr-defined]
+    return next((monitor for monitor in monitors if monitor.probe.modes), None)
 
 
 def _stall_message(mode: TargetMode, remaining: float, patience: int, step: int) -> str:

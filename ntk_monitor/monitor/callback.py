@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import traceback
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torchmetrics import MetricCollection
 
 from ntk_monitor.model import quiet
 from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn, keep_batch
+from ntk_monitor.model.compiled import plain_name
 from ntk_monitor.model.parameters import ParameterFilter
+from ntk_monitor.monitor.failures import Failures, OnError, say
 from ntk_monitor.monitor.followed import (
     FollowedState,
     NamedStates,
@@ -22,8 +22,15 @@ from ntk_monitor.monitor.followed import (
     named_states,
     paths_of,
 )
-from ntk_monitor.monitor.logs import batches_that_stepped, log_figures, log_scalars, writers
+from ntk_monitor.monitor.logs import Reporter
 from ntk_monitor.monitor.schedule import Schedule
+from ntk_monitor.monitor.trainers import (
+    batches_that_stepped,
+    learning_rate,
+    muted,
+    require_whole_model,
+    shared,
+)
 from ntk_monitor.probe import Probe, Tier
 from ntk_monitor.snapshot import Snapshot
 from ntk_monitor.views import (
@@ -33,10 +40,7 @@ from ntk_monitor.views import (
     snapshot_figures,
 )
 
-OnError = Literal["warn", "raise", "disable"]
-STATE_VERSION = 1
-FAILURES_IN_A_ROW = 3
-"""Failed probes in a row after which ``on_error="warn"`` switches the monitor off."""
+STATE_VERSION = 2
 FIGURE_SECONDS = 0.3
 """What drawing the figures takes, until it has been measured."""
 FEWEST_PRODUCTS = 16
@@ -44,6 +48,14 @@ FEWEST_PRODUCTS = 16
 SERIES = 8
 """Probes that a training should be able to pay for: a number that is followed says more than one
 number that is accurate, so where whole probes would be fewer, each is smaller."""
+
+
+class Outcome(NamedTuple):
+    """What came of a planned probe in the first process, for all processes."""
+
+    snapshots: tuple[Snapshot, ...] = ()
+    overhead: float = 0.0
+    error: Exception | None = None
 
 
 @runtime_checkable
@@ -63,13 +75,16 @@ class NTKMonitor(Callback):
     fixed batch and with fixed random tangents, so that successive probes differ by what the
     training did and little else. Where ``max_overhead`` of the whole training would not pay for
     eight probes of ``max_products``, each has fewer products, 16 at least. Training is bit for bit
-    what it would be without the monitor. Numbers go to every logger and to
-    ``trainer.callback_metrics``, under the tags of `Snapshot.scalars`; with TensorBoard there are
-    also figures and a layout with error bands.
+    what it would be without the monitor, and no failure of a probe or of a logger ends it. With DDP
+    the first process measures, on its own part of the data, and all have the result.
+
+    Numbers go to every logger and to ``trainer.callback_metrics``, under the tags of
+    `Snapshot.scalars`; with TensorBoard there are also figures and a layout with error bands.
 
     Attributes:
         states: The states that are followed, each with its latest ``snapshot`` and its ``metrics``;
-            ``metrics.compute()`` pools all snapshots of the run.
+            ``metrics.compute()`` pools all snapshots since training began or was resumed.
+        failures: How many probes failed, and whether there will be more.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -102,6 +117,7 @@ class NTKMonitor(Callback):
         method: str = "auto",
         dtype: str | torch.dtype | None = "float32",
         chunk_size: int | None = None,
+        time_limit: float | None = 120.0,
         seed: int = 0,
     ) -> None:
         """Check and keep the settings.
@@ -114,7 +130,7 @@ class NTKMonitor(Callback):
                 Trainer draws there (cloned and kept), a batch, or ``(trainer, module) -> batch``.
             on_error: What to do when a probe fails: ``"warn"`` once and go on (after three
                 failures in a row, stop probing), ``"disable"`` probing at the first failure, or
-                ``"raise"``.
+                ``"raise"``. Likewise for each logger.
             figures: Draw figures for loggers that take them.
             plan: When to probe: ``"steps"``, every ``every_n_steps``; ``"log"``, twice per doubling
                 of the step; ``"epochs"``, at the start of each; or a list of steps.
@@ -136,6 +152,8 @@ class NTKMonitor(Callback):
             method: How products are computed.
             dtype: Arithmetic of the probe.
             chunk_size: Tangents carried at once.
+            time_limit: Seconds that a probe may take: it then makes do with the samples it has, or
+                fails. A call of a logger that takes longer is the last one of that logger.
             seed: Names the random tangents.
 
         Raises:
@@ -177,6 +195,7 @@ class NTKMonitor(Callback):
             "method": method,
             "dtype": dtype,
             "chunk_size": chunk_size,
+            "time_limit": time_limit,
             "seed": seed,
         }
         self.states = [
@@ -188,12 +207,21 @@ class NTKMonitor(Callback):
         self.probe_batch = probe_batch
         self.on_error = on_error
         self.figures = figures
+        self.time_limit = time_limit
         self._state_key = self._generate_state_key(
             state=state, every_n_steps=every_n_steps, seed=seed
         )
+        self._begin()
+
+    def _begin(self) -> None:
+        """A training begins: nothing is known of it yet."""
+        self.failures = Failures("a probe", self.on_error)
+        self.reporter = Reporter(self.on_error, self.time_limit)
+        self.schedule.reset()
+        for state in self.states:
+            state.reset()
         self._batch: Any = None
-        self._failures = 0
-        self._enabled = True
+        self._begun = False
         self._laid_out = False
         self._figure_seconds = FIGURE_SECONDS
 
@@ -223,31 +251,48 @@ class NTKMonitor(Callback):
         Raises:
             MisconfigurationException: If the monitor cannot work in this Trainer.
         """
+        del pl_module
         if stage != "fit":
             return
-        if trainer.world_size > 1:
-            raise MisconfigurationException(
-                f"NTKMonitor supports one process so far, got {trainer.world_size}: use "
-                "Trainer(devices=1), or `probe` on checkpoints"
-            )
-        paths = [path for path, _ in pl_module.named_modules() if path]
-        lazy = is_overridden("configure_model", pl_module)
-        wanted = [path for state in self.states for path in paths_of(state.probe.state)]
-        unknown = [path for path in wanted if path not in {"auto", *paths}]
-        if unknown and not lazy:
-            raise MisconfigurationException(
-                f"NTKMonitor(state=...): {', '.join(map(repr, unknown))} is not a module of "
-                f"{type(pl_module).__name__}; its modules are {', '.join(paths)}"
-            )
+        require_whole_model(trainer)
         if self.probe_batch == "val" and trainer.limit_val_batches == 0:
             raise MisconfigurationException(
                 "NTKMonitor(probe_batch='val') needs validation batches, and the Trainer has "
                 "limit_val_batches=0: use probe_batch='train'"
             )
+        others = [
+            c
+            for c in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(c, NTKMonitor) and c is not self
+        ]
+        names = {state.name for state in self.states}
+        if any(state.name in names for other in others for state in other.states):
+            raise MisconfigurationException(
+                "two NTKMonitors would log under the same tags: name their states, as in "
+                "NTKMonitor(state={'encoder': 'path.of.module'})"
+            )
+        if trainer.global_step == 0:
+            self._begin()
         if not trainer.loggers:
             rank_zero_info(
                 "NTKMonitor: the Trainer has no logger; the numbers are in "
                 "trainer.callback_metrics and in monitor.snapshot"
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the settings against the model, which is complete by now.
+
+        Raises:
+            MisconfigurationException: If a state is not a module of the model.
+        """
+        del trainer
+        paths = [plain_name(path) for path, _ in pl_module.named_modules()]
+        wanted = [path for state in self.states for path in paths_of(state.probe.state)]
+        unknown = [path for path in wanted if plain_name(path) not in {"auto", *paths}]
+        if unknown:
+            raise MisconfigurationException(
+                f"NTKMonitor(state=...): {', '.join(map(repr, unknown))} is not a module of "
+                f"{type(pl_module).__name__}; its modules are {', '.join(filter(None, paths))}"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -264,8 +309,9 @@ class NTKMonitor(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the first validation batch, if that is the one to probe on."""
-        del trainer, pl_module
-        if self._wants("val") and batch_idx == 0 and dataloader_idx == 0:
+        del pl_module
+        first = batch_idx == 0 and dataloader_idx == 0
+        if self._wants(trainer, "val") and first and trainer.state.fn == "fit":
             self._batch = keep_batch(batch)
 
     def on_train_batch_start(
@@ -277,10 +323,11 @@ class NTKMonitor(Callback):
     ) -> None:
         """Keep the first training batch, if wanted, and probe before the first step."""
         del batch_idx
-        if self._wants("train"):
+        if self._wants(trainer, "train"):
             self._batch = keep_batch(batch)
-        if self.snapshot is None and not self._failures and trainer.global_step == 0:
-            self._probe(trainer, pl_module, batches_that_stepped(trainer, in_batch_end=False))
+        if trainer.global_step == 0 and not self._begun:
+            step = batches_that_stepped(trainer, in_batch_end=False)
+            self._visit(trainer, pl_module, step, first=True)
 
     def on_train_batch_end(
         self,
@@ -292,76 +339,122 @@ class NTKMonitor(Callback):
     ) -> None:
         """Probe when an optimizer step has made it due."""
         del outputs, batch, batch_idx
-        skipped = self.schedule.skipped
-        if self.schedule.is_due(trainer.global_step, trainer.current_epoch):
-            self._probe(trainer, pl_module, batches_that_stepped(trainer, in_batch_end=True))
-        elif self.schedule.skipped == 1 and not skipped:
-            rank_zero_info(
-                f"NTKMonitor: a probe takes {self.schedule.last:.2g} s; to stay within "
-                f"max_overhead={self.schedule.max_overhead:.1%} of the time, there will be fewer "
-                "than planned"
-            )
+        if self.schedule.crosses(trainer.global_step, trainer.current_epoch):
+            step = batches_that_stepped(trainer, in_batch_end=True)
+            self._visit(trainer, pl_module, step, first=False)
 
     def state_dict(self) -> dict[str, Any]:
         """The monitor's state in plain types and tensors."""
         keep = self.probe_batch == "train" and _is_plain(self._batch)
         return {
             "version": STATE_VERSION,
-            "seen": self.schedule.seen,
-            "spent": self.schedule.spent,
-            "last": self.schedule.last,
-            "enabled": self._enabled,
+            "schedule": self.schedule.state_dict(),
+            "enabled": self.failures.enabled,
+            "failures": self.failures.count,
+            "failures_in_a_row": self.failures.in_a_row,
+            "methods": [list(state.probe.order) for state in self.states],
             "batch": self._batch if keep else None,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written.
+        """Go on where a checkpoint was written; what cannot be read is warned of and begins anew.
 
-        Raises:
-            ValueError: If the state was written by a newer version.
+        Args:
+            state_dict: What `state_dict` gave, now or in another version.
         """
         version = state_dict.get("version", 0)
-        if version > STATE_VERSION:
-            raise ValueError(
-                f"the checkpoint holds an NTKMonitor state of version {version}, this version "
-                f"reads up to {STATE_VERSION}: upgrade ntk-monitor"
-            )
-        self.schedule.seen = state_dict.get("seen", 0)
-        self.schedule.spent = state_dict.get("spent", 0.0)
-        self.schedule.last = state_dict.get("last", 0.0)
-        self._enabled = state_dict.get("enabled", True)
-        self._batch = state_dict.get("batch")
+        try:
+            if version != STATE_VERSION:
+                state_dict = _upgraded(state_dict)
+                say(
+                    f"NTKMonitor: the checkpoint holds a state of version {version}, and this is "
+                    f"version {STATE_VERSION}; what both know is taken over"
+                )
+            self.schedule.load_state_dict(state_dict["schedule"])
+            self.failures.enabled = bool(state_dict["enabled"])
+            self.failures.count = int(state_dict["failures"])
+            self.failures.in_a_row = int(state_dict["failures_in_a_row"])
+            for state, order in zip(self.states, state_dict["methods"], strict=False):
+                state.probe.order = tuple(order)
+            self._batch = state_dict["batch"]
+            self._begun = True
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self._begin()
+            say(f"NTKMonitor: its state in the checkpoint cannot be read ({error!r}); it is anew")
 
-    def _wants(self, kind: str) -> bool:
+    def _wants(self, trainer: Trainer, kind: str) -> bool:
         return (
-            isinstance(self.probe_batch, str) and self.probe_batch == kind and self._batch is None
+            isinstance(self.probe_batch, str)
+            and self.probe_batch == kind
+            and self._batch is None
+            and trainer.is_global_zero
         )
 
-    def _probe(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
-        """Take a probe and pass it on; whatever fails is handled as `on_error` says."""
-        if not self._enabled:
+    def _visit(
+        self, trainer: Trainer, pl_module: LightningModule, step: int, *, first: bool
+    ) -> None:
+        """A planned probe: the first process takes it, unless it is dear; all publish it."""
+        self._begun = True
+        started = self.schedule.clock()
+        outcome = Outcome()
+        if trainer.is_global_zero and self.failures.enabled and (first or self._affords()):
+            outcome = self._take(trainer, pl_module)
+        outcome = shared(trainer, outcome)
+        if outcome.error is not None:
+            raise outcome.error
+        if not outcome.snapshots:
             return
+        try:
+            for state, snapshot in zip(self.states, outcome.snapshots, strict=True):
+                self._publish(trainer, pl_module, state, snapshot, step, started, outcome.overhead)
+        except Exception as error:
+            self.failures.failed(error)
+        else:
+            self.failures.succeeded()
+        finally:
+            self.schedule.record(self.schedule.clock() - started)
+
+    def _affords(self) -> bool:
+        """Whether a probe may be taken now; when first not, this is said."""
+        affordable = self.schedule.affords(self.schedule.last)
+        if not affordable:
+            self.schedule.skipped += 1
+            if self.schedule.skipped == 1:
+                rank_zero_info(
+                    f"NTKMonitor: a probe takes {self.schedule.last:.2g} s; to stay within "
+                    f"max_overhead={self.schedule.max_overhead:.1%} of the time, there will be "
+                    "fewer than planned"
+                )
+        return affordable
+
+    def _take(self, trainer: Trainer, pl_module: LightningModule) -> Outcome:
+        """Measure every state; whatever fails is handled as `on_error` says."""
         started = self.schedule.clock()
         try:
             batch = self._probe_batch(trainer, pl_module)
             if batch is None:
-                return
-            rate = self.probe.learning_rate or _learning_rate(trainer)
+                return Outcome()
+            rate = self.probe.learning_rate or learning_rate(trainer)
             seed = self.probe.seed + self._redraws(trainer.current_epoch)
             most = self._most_products(trainer)
-            for state in self.states:
-                snapshot = state.probe(
-                    pl_module, batch, learning_rate=rate, seed=seed, max_products=most
-                )
-                if state.snapshot is None:
-                    rank_zero_info(introduction(snapshot))
-                self._publish(trainer, pl_module, state, snapshot, step, started)
+            with muted(pl_module):
+                snapshots = [
+                    state.probe(pl_module, batch, learning_rate=rate, seed=seed, max_products=most)
+                    for state in self.states
+                ]
+            return Outcome(tuple(snapshots), self.schedule.overhead)
         except Exception as error:
-            self._handle(error)
-        else:
-            self._failures = 0
-        finally:
             self.schedule.record(self.schedule.clock() - started)
+            try:
+                self.failures.failed(error)
+            except Exception:
+                if trainer.world_size == 1:
+                    raise
+                # Not every exception can travel to the other processes.
+                return Outcome(
+                    error=RuntimeError(f"a probe failed in the first process: {error!r}")
+                )
+            return Outcome()
 
     def _redraws(self, epoch: int) -> int:
         return epoch // self.redraw_every_n_epochs if self.redraw_every_n_epochs else 0
@@ -383,19 +476,29 @@ class NTKMonitor(Callback):
         snapshot: Snapshot,
         step: int,
         started: float,
+        overhead: float,
     ) -> None:
         """Metrics, loggers, figures, listeners: in this order."""
+        if state.snapshot is None:
+            rank_zero_info(introduction(snapshot))
         scalars = {f"{state.prefix}{tag}": v for tag, v in state.scalars(snapshot).items()}
-        scalars["ntk/overhead"] = self.schedule.overhead
-        log_scalars(trainer, scalars, step)
-        for writer in writers(trainer, "add_custom_scalars"):
-            if not self._laid_out:
-                names = [state.prefix for state in self.states]
-                writer.add_custom_scalars(custom_scalars_layout(self.probe.modes, names))
-            for tag, value in band_scalars(snapshot).items():
-                writer.add_scalar(f"{state.prefix}{tag}", value, global_step=step)
-        self._laid_out = True
-        if self.figures and snapshot.trace.is_finite and any(writers(trainer, "add_figure")):
+        scalars["ntk/overhead"] = overhead
+        self.reporter.scalars(trainer, scalars, step)
+        if not self._laid_out:
+            names = [state.prefix for state in self.states]
+            layout = custom_scalars_layout(self.probe.modes, names)
+            self.reporter.write(
+                trainer, "add_custom_scalars", lambda writer: writer.add_custom_scalars(layout)
+            )
+            self._laid_out = True
+        bands = {f"{state.prefix}{tag}": v for tag, v in band_scalars(snapshot).items()}
+
+        def add_bands(writer: Any) -> None:  # noqa: ANN401
+            for tag, value in bands.items():
+                writer.add_scalar(tag, value, global_step=step)
+
+        self.reporter.write(trainer, "add_custom_scalars", add_bands)
+        if self.figures and snapshot.trace.is_finite and self.reporter.takes(trainer, "add_figure"):
             self._draw(trainer, state, snapshot, step, started)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ProbeListener) and state is self.states[0]:
@@ -417,7 +520,8 @@ class NTKMonitor(Callback):
             affordable = self.schedule.affords(now - started + self._figure_seconds)
         if affordable:
             figures = snapshot_figures(snapshot)
-            log_figures(trainer, {f"{state.prefix}{t}": f for t, f in figures.items()}, step)
+            named = {f"{state.prefix}{tag}": figure for tag, figure in figures.items()}
+            self.reporter.figures(trainer, named, step)
             self._figure_seconds = self.schedule.clock() - now
 
     def _most_products(self, trainer: Trainer) -> int:
@@ -428,26 +532,20 @@ class NTKMonitor(Callback):
         affordable = share * trainer.estimated_stepping_batches / SERIES / len(self.states)
         return int(min(max(affordable, FEWEST_PRODUCTS), most))
 
-    def _handle(self, error: Exception) -> None:
-        if self.on_error == "raise":
-            raise error
-        self._failures += 1
-        off = self.on_error == "disable" or self._failures >= FAILURES_IN_A_ROW
-        self._enabled = not off
-        if self._failures == 1 or off:
-            where = "".join(traceback.format_exception(error, limit=-3))
-            consequence = "it is now switched off" if off else "it will try again"
-            rank_zero_warn(
-                f"NTKMonitor: a probe failed; training goes on, and {consequence}. "
-                f"NTKMonitor(on_error='raise') would stop here.\n{where}"
-            )
 
-
-def _learning_rate(trainer: Trainer) -> float | None:
-    """The first optimizer's present learning rate, if it has a usable one."""
-    groups = trainer.optimizers[0].param_groups if trainer.optimizers else []
-    rate = float(groups[0].get("lr", 0.0)) if groups else 0.0
-    return rate if rate > 0 else None
+def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
+    """A state of another version, with what is known of it."""
+    if "schedule" in state:
+        return state
+    known = {name: state[name] for name in ("seen", "spent", "last") if name in state}
+    return {
+        "schedule": known,
+        "enabled": state.get("enabled", True),
+        "failures": 0,
+        "failures_in_a_row": 0,
+        "methods": [],
+        "batch": state.get("batch"),
+    }
 
 
 def _is_plain(batch: Any) -> bool:  # noqa: ANN401

@@ -37,6 +37,12 @@ class FollowedState:
         """What its tags begin with."""
         return f"{self.name}/" if self.name else ""
 
+    def reset(self) -> None:
+        """A training begins anew."""
+        self.snapshot = None
+        self.metrics.reset()
+        self.probe.reset()
+
     def scalars(self, snapshot: Snapshot) -> dict[str, float]:
         """Keep a snapshot, pass it through the metrics, and return what is logged.
 

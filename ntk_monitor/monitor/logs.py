@@ -2,89 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
 
+from ntk_monitor.monitor.failures import Failures, OnError
 from ntk_monitor.views import own_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def batches_that_stepped(trainer: Trainer, *, in_batch_end: bool) -> int:
-    """The x-axis of the loggers: how many batches have led to an optimizer step.
+class Reporter:
+    """Sends what was measured to every logger of a Trainer that works.
 
-    This is the count that Lightning itself logs against; with several optimizers it differs from
-    ``global_step``.
+    A logger that fails is tried again at the next probe, and left out after three failures in a
+    row; so is, at once, one that takes longer than the time limit. Others get what they can take.
 
-    Args:
-        trainer: The Trainer.
-        in_batch_end: Whether the present batch stepped and is not yet counted.
-
-    Returns:
-        The count.
+    Attributes:
+        on_error: See `Failures`.
+        time_limit: Seconds that one call may take, or None; it is not interrupted, but is the last.
     """
-    counted = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", None)
-    return trainer.global_step if counted is None else counted + in_batch_end
 
+    def __init__(self, on_error: OnError, time_limit: float | None) -> None:
+        """Begin with all loggers."""
+        self.on_error = on_error
+        self.time_limit = time_limit
+        self._failures: dict[int, Failures] = {}
 
-def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
-    """Send numbers to every logger, and to ``callback_metrics`` for other callbacks.
+    def scalars(self, trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
+        """Send numbers, also to ``callback_metrics`` for other callbacks.
 
-    ``LightningModule.log`` would drop numbers that arrive between two multiples of
-    ``log_every_n_steps``, so the loggers are called directly.
+        ``LightningModule.log`` would drop numbers that arrive between two multiples of
+        ``log_every_n_steps``, so the loggers are called directly.
 
-    Args:
-        trainer: The Trainer.
-        scalars: Numbers by tag.
-        step: Where on the x-axis.
-    """
-    for logger in trainer.loggers:
-        logger.log_metrics(dict(scalars), step=step)
-    trainer.callback_metrics.update({tag: torch.tensor(v) for tag, v in scalars.items()})
+        Args:
+            trainer: The Trainer.
+            scalars: Numbers by tag.
+            step: Where on the x-axis.
+        """
+        trainer.callback_metrics.update({tag: torch.tensor(v) for tag, v in scalars.items()})
+        self._send(trainer, lambda logger: logger.log_metrics(dict(scalars), step=step))
 
+    def figures(self, trainer: Trainer, figures: Mapping[str, Figure], step: int) -> None:
+        """Send pictures to the loggers that take them.
 
-def writers(trainer: Trainer, method: str) -> Iterator[Any]:
-    """The summary writers among the loggers that can do something.
+        Args:
+            trainer: The Trainer.
+            figures: Matplotlib figures by tag.
+            step: Where on the x-axis.
+        """
 
-    Args:
-        trainer: The Trainer.
-        method: Name of the ``SummaryWriter`` method that is needed.
+        def add(writer: Any) -> None:  # noqa: ANN401
+            with own_style():
+                for tag, figure in figures.items():
+                    writer.add_figure(tag, figure, global_step=step, close=False)
 
-    Yields:
-        Each logger's writer that has it.
-    """
-    for logger in trainer.loggers:
-        experiment = getattr(logger, "experiment", None)
-        if callable(getattr(experiment, method, None)):
-            yield experiment
+        self.write(trainer, "add_figure", add)
 
+    def text(self, trainer: Trainer, tag: str, text: str, step: int) -> None:
+        """Send Markdown to the loggers that take it.
 
-def log_figures(trainer: Trainer, figures: Mapping[str, Figure], step: int) -> None:
-    """Send pictures to the loggers that take them.
+        Args:
+            trainer: The Trainer.
+            tag: Under which tag.
+            text: Markdown.
+            step: Where on the x-axis.
+        """
+        self.write(trainer, "add_text", lambda w: w.add_text(tag, text, global_step=step))
 
-    Args:
-        trainer: The Trainer.
-        figures: Matplotlib figures by tag.
-        step: Where on the x-axis.
-    """
-    for writer in writers(trainer, "add_figure"):
-        with own_style():
-            for tag, figure in figures.items():
-                writer.add_figure(tag, figure, global_step=step, close=False)
+    def takes(self, trainer: Trainer, method: str) -> bool:
+        """Whether some logger can do something.
 
+        Args:
+            trainer: The Trainer.
+            method: Name of the ``SummaryWriter`` method that is needed.
 
-def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:
-    """Send Markdown to the loggers that take it.
+        Returns:
+            True in the first process, if one can.
+        """
+        found: list[Any] = []
+        self.write(trainer, method, found.append)
+        return trainer.is_global_zero and bool(found)
 
-    Args:
-        trainer: The Trainer.
-        tag: Under which tag.
-        text: Markdown.
-        step: Where on the x-axis.
-    """
-    for writer in writers(trainer, "add_text"):
-        writer.add_text(tag, text, global_step=step)
+    def write(self, trainer: Trainer, method: str, use: Callable[[Any], object]) -> None:
+        """Use the summary writers of the loggers that have one with some method.
+
+        Args:
+            trainer: The Trainer.
+            method: Name of the ``SummaryWriter`` method that is needed.
+            use: What to do with each.
+        """
+
+        def send(logger: Any) -> None:  # noqa: ANN401
+            writer = getattr(logger, "experiment", None)
+            if callable(getattr(writer, method, None)):
+                use(writer)
+
+        self._send(trainer, send)
+
+    def _send(self, trainer: Trainer, send: Callable[[Any], object]) -> None:
+        for logger in trainer.loggers:
+            name = type(logger).__name__
+            failures = self._failures.setdefault(
+                id(logger), Failures(f"logging to {name}", self.on_error)
+            )
+            if not failures.enabled:
+                continue
+            started = time.perf_counter()
+            try:
+                send(logger)
+            except Exception as error:
+                failures.failed(error)
+            else:
+                failures.succeeded()
+            seconds = time.perf_counter() - started
+            if failures.enabled and self.time_limit is not None and seconds > self.time_limit:
+                failures.give_up(f"took {seconds:.0f} s (time_limit={self.time_limit:g})")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -46,6 +47,31 @@ class Schedule:
     skipped: int = 0
     _started: float | None = field(default=None, repr=False)
 
+    def reset(self) -> None:
+        """A training begins anew."""
+        self.seen, self.skipped = 0, 0
+        self.spent = self.last = 0.0
+        self._started = None
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed training needs to know, in plain types."""
+        return {"seen": self.seen, "spent": self.spent, "last": self.last, "skipped": self.skipped}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on where a checkpoint was written.
+
+        Args:
+            state: What `state_dict` gave, or some of it.
+
+        Raises:
+            ValueError: If it holds what no schedule does.
+        """
+        values = {name: float(value) for name, value in state.items()}
+        if not all(0 <= value < math.inf for value in values.values()):
+            raise ValueError(f"a schedule has finite counts and times, got {dict(state)}")
+        self.seen, self.skipped = int(values.get("seen", 0)), int(values.get("skipped", 0))
+        self.spent, self.last = values.get("spent", 0.0), values.get("last", 0.0)
+
     def start(self, step: int, epoch: int) -> None:
         """Training begins, or goes on after a resume.
 
@@ -75,22 +101,19 @@ class Schedule:
             return 0 if step < 1 else 2 * octave + (2 * step >= 3 * 2**octave and step > 1)
         return bisect_right(sorted(self.plan), step)
 
-    def is_due(self, step: int, epoch: int = 0) -> bool:
-        """Whether a probe is due and affordable after ``step`` optimizer steps.
+    def crosses(self, step: int, epoch: int = 0) -> bool:
+        """Whether a planned probe was passed since this was last asked.
 
         Args:
             step: Optimizer steps taken so far.
             epoch: The present epoch.
 
         Returns:
-            True to probe now. Asking twice at one step gives False the second time.
+            True once for each planned probe, however dear it is; see `affords`.
         """
         passed = self.passed(step, epoch)
         crossed = passed > self.seen
         self.seen = max(self.seen, passed)
-        if crossed and not self.affords(self.last):
-            self.skipped += 1
-            return False
         return crossed
 
     def record(self, seconds: float) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from io import StringIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ntk_monitor.snapshot import Snapshot, TargetMode
@@ -61,17 +62,18 @@ def introduction(snapshot: Snapshot) -> str:
     coverage = snapshot.coverage
     table = Table(title="NTKMonitor: what is measured", show_header=False, title_justify="left")
     modules = ", ".join(snapshot.state) or "?"
-    table.add_row("state", f"{modules}: {B} trials x {T} steps x {n} units")
+    table.add_row("state", escape(f"{modules}: {B} trials x {T} steps x {n} units"))
     table.add_row(
         "core",
         f"{len(coverage.sites)} weight sites with {coverage.fraction:.0%} of the parameters behind "
         "the state",
     )
     for name, columns, units in coverage.sites[:SHOWN]:
-        table.add_row("", f"{name}: {columns} -> {units}")
+        table.add_row("", escape(f"{name}: {columns} -> {units}"))
     _add_rest(table, len(coverage.sites))
     for name, reason in list(coverage.left_out.items())[:SHOWN]:
-        table.add_row("missed" if name in coverage.missed else "outside", f"{name}: {reason}")
+        kind = "missed" if name in coverage.missed else "outside"
+        table.add_row(kind, escape(f"{name}: {reason}"))
     _add_rest(table, len(coverage.left_out))
     table.add_row("products", f"{snapshot.products} by {snapshot.method}")
     text = StringIO()

@@ -185,7 +185,7 @@ def test_a_failing_probe_warns_and_training_goes_on() -> None:
     messages = [str(w.message) for w in caught if "NTKMonitor" in str(w.message)]
     assert len(messages) == 2
     assert "no evaluation today" in messages[0]
-    assert "it will try again" in messages[0]
+    assert "it will be tried again" in messages[0]
     assert "switched off" in messages[1]
     assert Failing.failures == 3
 
@@ -234,11 +234,6 @@ def test_state_survives_a_checkpoint(tmp_path: Path) -> None:
     assert any("NTKMonitor" in key for key in stored)
     fit([NTKMonitor(3, **FAST), second], max_steps=10, max_epochs=2, ckpt_path=path)
     assert first.steps + second.steps == whole.steps == [0, 3, 6, 9]
-
-
-def test_a_state_of_a_newer_version_is_refused() -> None:
-    with pytest.raises(ValueError, match="upgrade ntk-monitor"):
-        NTKMonitor().load_state_dict({"version": 99})
 
 
 def test_the_callback_can_be_pickled() -> None:

@@ -1,0 +1,87 @@
+"""What to do about something that failed, so that training goes on."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+OnError = Literal["warn", "raise", "disable"]
+FAILURES_IN_A_ROW = 3
+"""Failures in a row after which ``on_error="warn"`` switches off what fails."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Failures:
+    """The failures of one thing that may fail, and whether it is still tried.
+
+    Attributes:
+        what: What it is, for messages.
+        on_error: ``"warn"`` of the first failure, and give up after three in a row; ``"disable"``,
+            give up at the first; or ``"raise"``.
+        count: Failures so far.
+        in_a_row: Failures since the last success.
+        enabled: Whether it is still tried.
+    """
+
+    what: str
+    on_error: OnError
+    count: int = 0
+    in_a_row: int = 0
+    enabled: bool = True
+
+    def succeeded(self) -> None:
+        """It worked."""
+        self.in_a_row = 0
+
+    def failed(self, error: Exception) -> None:
+        """It raised an error, which is raised again if that is wanted, and else told of.
+
+        Args:
+            error: The error.
+        """
+        self.count += 1
+        self.in_a_row += 1
+        if self.on_error == "raise":
+            raise error
+        off = self.on_error == "disable" or self.in_a_row >= FAILURES_IN_A_ROW
+        if off:
+            self.enabled = False
+        if self.count == 1 or off:
+            where = "".join(traceback.format_exception(error, limit=-3))
+            self._tell("failed", where)
+        else:
+            logger.info("%s failed again: %s", self.what, error)
+
+    def give_up(self, reason: str) -> None:
+        """Do not try again.
+
+        Args:
+            reason: Why, after the subject.
+        """
+        self.enabled = False
+        self._tell(reason, "")
+
+    def _tell(self, how: str, where: str) -> None:
+        consequence = "it will be tried again" if self.enabled else "it is now switched off"
+        say(
+            f"NTKMonitor: {self.what} {how}; training goes on, and {consequence}. "
+            f"NTKMonitor(on_error='raise') would stop here.\n{where}".rstrip()
+        )
+
+
+def say(message: str) -> None:
+    """Warn, once and from the first process; where warnings are errors, into the log instead.
+
+    Args:
+        message: What to say.
+    """
+    try:
+        rank_zero_warn(message)
+    except Warning:
+        logger.warning(message)

@@ -1,0 +1,107 @@
+"""What a monitor asks of a Trainer, and of the processes that train together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+T = TypeVar("T")
+SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+"""Strategies under which no process has all parameters."""
+
+
+def require_whole_model(trainer: Trainer) -> None:
+    """Refuse a strategy under which the first process does not have the whole model.
+
+    Args:
+        trainer: The Trainer.
+
+    Raises:
+        MisconfigurationException: If its strategy shards the model, or is an unknown one for
+            several processes.
+    """
+    strategy = trainer.strategy
+    names = [kind.__name__ for kind in type(strategy).__mro__]
+    sharded = next((name for name in SHARDING if name in names), None)
+    if sharded is None and (trainer.world_size == 1 or "DDPStrategy" in names):
+        return
+    reason = "shards the model" if sharded else f"runs {trainer.world_size} processes"
+    raise MisconfigurationException(
+        f"NTKMonitor needs the whole model in the first process, and {type(strategy).__name__} "
+        f"{reason}: supported are one device and strategy='ddp' (all its variants); or leave the "
+        "monitor out and use `ntk_monitor.probe` on checkpoints"
+    )
+
+
+def shared(trainer: Trainer, value: T) -> T:
+    """What the first process has, in every process.
+
+    Args:
+        trainer: The Trainer.
+        value: Of the first process; that of others is not looked at.
+
+    Returns:
+        The first process's value.
+    """
+    return value if trainer.world_size == 1 else trainer.strategy.broadcast(value)
+
+
+def learning_rate(trainer: Trainer) -> float | None:
+    """The first optimizer's present learning rate.
+
+    Args:
+        trainer: The Trainer.
+
+    Returns:
+        The rate, or None if there is no usable one.
+    """
+    groups = trainer.optimizers[0].param_groups if trainer.optimizers else []
+    rate = float(groups[0].get("lr", 0.0)) if groups else 0.0
+    return rate if rate > 0 else None
+
+
+def batches_that_stepped(trainer: Trainer, *, in_batch_end: bool) -> int:
+    """The x-axis of the loggers: how many batches have led to an optimizer step.
+
+    This is the count that Lightning itself logs against; with several optimizers it differs from
+    ``global_step``.
+
+    Args:
+        trainer: The Trainer.
+        in_batch_end: Whether the present batch stepped and is not yet counted.
+
+    Returns:
+        The count.
+    """
+    counted = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", None)
+    return trainer.global_step if counted is None else counted + in_batch_end
+
+
+@contextmanager
+def muted(module: nn.Module) -> Iterator[None]:
+    """Have ``self.log`` in a ``forward`` do nothing: a probe is no training step.
+
+    Args:
+        module: The module, a LightningModule if it is to have an effect.
+
+    Yields:
+        Nothing.
+    """
+    names = [name for name in ("log", "log_dict") if callable(getattr(module, name, None))]
+    before = {name: vars(module)[name] for name in names if name in vars(module)}
+    vars(module).update(dict.fromkeys(names, _ignore))
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(module).pop(name, None)
+        vars(module).update(before)
+
+
+def _ignore(*_: Any, **__: Any) -> None:  # noqa: ANN401
+    """In place of a logging method."""
