@@ -2,14 +2,19 @@
 
 import copy
 import random
+import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ntk_monitor import probe
 from ntk_monitor.model import quiet
+
+quieting = sys.modules["ntk_monitor.model.quiet"]  # the package's own name for it is a function
 
 
 class Busy(nn.Module):
@@ -144,3 +149,219 @@ def test_only_recurrent_layers_lose_their_fast_kernels(layer: nn.Module, kept: b
         assert torch.backends.mkldnn.enabled == kept
         assert torch.backends.cudnn.enabled == kept
     assert torch.backends.mkldnn.enabled
+
+
+class Unruly(nn.Module):
+    """A model whose ``forward`` changes whatever it can reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 4)
+        self.real = (self.layer.weight,)  # out of reach for functional_call
+        self.history: list[int] = [1]
+        self.table = {"calls": 0}
+        self.memory = torch.zeros(4)
+        self.array = np.zeros(2)
+        self.generator = torch.Generator().manual_seed(1)
+        self.numpy_generator = np.random.default_rng(1)
+        self.old_generator = np.random.RandomState(1)
+        self.python_generator = random.Random(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.randn((), generator=self.generator) + self.numpy_generator.normal()
+        noise = noise + self.python_generator.random() + self.old_generator.rand()
+        noise = noise + np.random.rand() + random.random() + torch.rand(())
+        h = torch.tanh(self.layer(x) + self.memory) * noise
+        self.memory.copy_(h.detach()[0])
+        self.array += 1
+        self.history.append(len(self.history))
+        self.table["calls"] += 1
+        self.table["late"] = True
+        self.extra = h
+        self.training = not self.training
+        self.real[0].requires_grad_(False)
+        self.real[0].grad = torch.ones_like(self.real[0])
+        self.layer.register_forward_hook(lambda *_: None)
+        torch.backends.cudnn.benchmark = True
+        torch.use_deterministic_algorithms(True)
+        np.seterr(all="raise")
+        return h
+
+
+def disturbed(net: Unruly) -> dict[str, object]:
+    """What `Unruly` changes."""
+    return {
+        "random_states": (
+            torch.get_rng_state().tolist(),
+            np.random.get_state()[1].tolist(),
+            random.getstate(),
+        ),
+        "flags": (
+            torch.backends.cudnn.benchmark,
+            torch.are_deterministic_algorithms_enabled(),
+            np.geterr(),
+        ),
+        "gradients": (net.layer.weight.requires_grad, net.layer.weight.grad),
+        "attributes": (
+            sorted(vars(net)),
+            list(net.history),
+            dict(net.table),
+            net.memory.tolist(),
+            net.array.tolist(),
+            net.training,
+            len(net.layer._forward_hooks),
+            net.generator.get_state().tolist(),
+            str(net.numpy_generator.bit_generator.state),
+            str(net.old_generator.get_state()),
+            net.python_generator.getstate(),
+        ),
+    }
+
+
+@pytest.fixture
+def flags() -> Iterator[None]:
+    """Put back what a test changes on purpose."""
+    with quieting.flags(nn.Module()):
+        yield
+
+
+@pytest.mark.usefixtures("flags")
+def test_an_unruly_model_is_probed_without_a_trace() -> None:
+    net = Unruly()
+    before = disturbed(net)
+    for method in ("finite-difference", "forward-ad", "double-backward"):
+        whole = nn.Sequential(net)
+        found = probe(whole, batch()[0], state="0", method=method, max_products=24, modes=0)
+        assert found.trace.is_finite
+        assert found.method == method
+    assert disturbed(net) == before
+
+
+@pytest.mark.usefixtures("flags")
+@pytest.mark.parametrize("name", ["random_states", "flags", "gradients", "attributes"])
+def test_every_guard_is_needed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Unruly()
+    before = disturbed(net)
+    others = tuple(guard for guard in quieting.GUARDS if guard.__name__ != name)
+    assert len(others) == len(quieting.GUARDS) - 1
+    monkeypatch.setattr(quieting, "GUARDS", others)
+    with quiet(net):
+        net(batch()[0])
+    after = disturbed(net)
+    assert name in {key for key, value in after.items() if value != before[key]}
+
+
+def test_backward_hooks_and_compilation_are_out_of_the_way() -> None:
+    inner = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    calls: list[int] = []
+    inner[0].register_full_backward_hook(lambda *_: calls.append(1))
+    names = [name for name, _ in inner.named_parameters()]
+    wanted = probe(inner, batch())
+    compiled = torch.compile(inner, backend="eager")
+    net = nn.ModuleDict({"net": compiled})
+    for module, prefix in ((compiled, ""), (net, "net.")):
+        forward = None if module is compiled else (lambda m, b: m["net"](b[0]))
+        for state in (f"{prefix}1", f"{prefix}_orig_mod.1"):
+            found = probe(module, batch(), state=state, forward_fn=forward)
+            assert found.trace == wanted.trace
+            assert found.state == (f"{prefix}1",)
+            assert [name for name, *_ in found.coverage.sites] == [f"{prefix}0.weight"]
+    assert calls == []
+    assert [name for name, _ in net.named_parameters()] == [f"net._orig_mod.{n}" for n in names]
+    assert len(inner[0]._backward_hooks) == 1
+
+
+def test_a_probe_compiles_nothing() -> None:
+    from torch._dynamo.utils import counters  # noqa: PLC0415
+
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    net[0].compile(backend="eager")
+    net(batch()[0])
+    before = counters["stats"]["unique_graphs"]
+    probe(net, batch())
+    with quiet(net):
+        net(batch()[0][:3])
+    assert counters["stats"]["unique_graphs"] == before
+    net(batch()[0])
+    assert counters["stats"]["unique_graphs"] == before
+
+
+class Carrying(nn.Module):
+    """A recurrent network that carries its hidden state from batch to batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn = nn.GRU(2, 4, batch_first=True)
+        self.hidden: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, hidden = self.rnn(x, self.hidden)
+        self.hidden = hidden.detach()
+        return y
+
+
+def test_a_hidden_state_carried_on_is_as_it_was_at_every_product() -> None:
+    net, x = Carrying(), torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
+    net(x)
+    hidden = net.hidden
+    assert hidden is not None
+    found = probe(net, x)
+    assert net.hidden is hidden
+
+    def given(module: nn.Module, batch: Tensor) -> Tensor:
+        return module.rnn(batch, hidden)[0]
+
+    assert found.trace == probe(net, x, forward_fn=given).trace
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_checkpointed_models_have_the_same_numbers(reentrant: bool, dtype: torch.dtype) -> None:
+    class Checkpointed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            h = checkpoint(self[0], x, use_reentrant=reentrant)
+            return self[2](torch.tanh(h))
+
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)]
+    net = Checkpointed(*layers).to(dtype)
+    for method in ("exact", "double-backward"):
+        settings = {"method": method, "state": "0", "max_products": 24}
+        found = probe(net, batch(), **settings)
+        assert found.trace == probe(nn.Sequential(*layers), batch(), **settings).trace
+
+
+def test_new_tensors_have_the_arithmetic_of_the_probe() -> None:
+    class Started(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.GRUCell(2, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.zeros(len(x), 4)
+            for t in range(x.shape[1]):
+                h = self.cell(x[:, t], h)
+            return h
+
+    x = torch.randn(3, 4, 2, dtype=torch.float64)
+    before = torch.get_default_dtype()
+    for dtype in (torch.float32, torch.float64):
+        assert probe(Started().double(), x, dtype=dtype).trace.is_finite
+    assert torch.get_default_dtype() == before
+
+
+def test_float32_is_float32_where_less_is_allowed() -> None:
+    net, x = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)), torch.randn(32, 64)
+    wanted = probe(net, x, max_products=24).trace
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert probe(net, x, max_products=24).trace == wanted
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+        with quiet(net):
+            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    finally:
+        torch.set_float32_matmul_precision(before)
