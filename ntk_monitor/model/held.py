@@ -32,10 +32,11 @@ class Held:
         }
 
     def changed(self) -> Held | None:
-        """Those attributes that have changed since, or None if none has."""
+        """Those attributes, other than hooks, that have changed since; None if none has."""
         names = {n for n, v in self._now.items() if n not in self._then or self._then[n] is not v}
         names |= self._then.keys() - self._now.keys()
         names |= {n for n, contents in self._contents.items() if contents.changed()}
+        names = {n for n in names if "hooks" not in n}
         if not names:
             return None
         some = object.__new__(Held)
