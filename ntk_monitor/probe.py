@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -118,6 +119,15 @@ class Probe:
         self.chunk_size = self._wanted_chunk_size
         self._missed: set[str] = set()
         self.order: tuple[str, ...] = PREFERENCE
+
+    def prefer(self, order: Sequence[str]) -> None:
+        """Go on with what an earlier probe decided.
+
+        Args:
+            order: Its ``order``; something else than methods raises a ValueError.
+        """
+        _require(set(order) <= set(METHODS), "order", "a sequence of methods", order)
+        self.order = tuple(order) or PREFERENCE
 
     def __call__(
         self,

@@ -311,8 +311,8 @@ class NTKMonitor(Callback):
         """Keep the first validation batch, if that is the one to probe on."""
         del pl_module
         first = batch_idx == 0 and dataloader_idx == 0
-        if self._wants(trainer, "val") and first and trainer.state.fn == "fit":
-            self._batch = keep_batch(batch)
+        if first and trainer.state.fn == "fit" and self._wants(trainer, "val"):
+            self._keep(batch)
 
     def on_train_batch_start(
         self,
@@ -324,7 +324,7 @@ class NTKMonitor(Callback):
         """Keep the first training batch, if wanted, and probe before the first step."""
         del batch_idx
         if self._wants(trainer, "train"):
-            self._batch = keep_batch(batch)
+            self._keep(batch)
         if trainer.global_step == 0 and not self._begun:
             step = batches_that_stepped(trainer, in_batch_end=False)
             self._visit(trainer, pl_module, step, first=True)
@@ -375,7 +375,7 @@ class NTKMonitor(Callback):
             self.failures.count = int(state_dict["failures"])
             self.failures.in_a_row = int(state_dict["failures_in_a_row"])
             for state, order in zip(self.states, state_dict["methods"], strict=False):
-                state.probe.order = tuple(order)
+                state.probe.prefer(order)
             self._batch = state_dict["batch"]
             self._begun = True
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -387,8 +387,15 @@ class NTKMonitor(Callback):
             isinstance(self.probe_batch, str)
             and self.probe_batch == kind
             and self._batch is None
+            and self.failures.enabled
             and trainer.is_global_zero
         )
+
+    def _keep(self, batch: Any) -> None:  # noqa: ANN401
+        try:
+            self._batch = keep_batch(batch)
+        except Exception as error:
+            self.failures.failed(error)
 
     def _visit(
         self, trainer: Trainer, pl_module: LightningModule, step: int, *, first: bool

@@ -194,7 +194,14 @@ def loader(batches: int = 6, *, shuffle: bool = True) -> DataLoader:
 
 
 def train(
-    kind: str, world: World, callbacks: list[Any], path: Path, **settings: Any
+    kind: str,
+    world: World,
+    callbacks: list[Any],
+    path: Path,
+    ckpt_path: Path | None = None,
+    *,
+    shuffle: bool = True,
+    **settings: Any,
 ) -> tuple[Any, Any]:
     """Train a model in a world, with more callbacks than it has by itself."""
     defaults: dict[str, Any] = {
@@ -222,7 +229,7 @@ def train(
     for fit in range(world.fits):
         if fit:
             trainer.fit_loop.max_epochs += 1
-        trainer.fit(given, loader(), loader(2, shuffle=False))
+        trainer.fit(given, loader(shuffle=shuffle), loader(2, shuffle=False), ckpt_path=ckpt_path)
     return trainer, module
 
 
