@@ -20,6 +20,7 @@ from ntk_monitor.estimators import (
     draw_tangents,
     sample_kernel,
 )
+from ntk_monitor.estimators.adaptive import at_least_float32, relative_gap
 from ntk_monitor.estimators.sketch import MIN_SAMPLES
 from ntk_monitor.model import METHODS, Linearization, default_target, linearize, quiet
 from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
@@ -257,7 +258,7 @@ class Probe:
         generator = torch.Generator(device=y.device).manual_seed(seed)
         z = torch.randn(y.shape, generator=generator, device=y.device).to(y.dtype)
         gap = (y.double() * z.double()).sum() - (g.double() * J.rmatvec(z).double()).sum()
-        error = float(gap.abs() / torch.linalg.vector_norm(y.double()))
+        error = relative_gap(gap, torch.linalg.vector_norm(y.double()))
         self._require_adjoint(J, error)
         return error
 
@@ -452,7 +453,7 @@ def _dense(lin: Linearization) -> Tensor:
             f"{math.prod(J.shape_in)} entries, more than the {DENSE_LIMIT} that fit: use "
             "method='auto', a smaller batch, or fewer parameters"
         )
-    return J.to_dense().flatten(0, 1).permute(2, 0, 1).contiguous()
+    return at_least_float32(J.to_dense()).flatten(0, 1).permute(2, 0, 1).contiguous()
 
 
 def _unknown(units: int) -> KernelStatistics:

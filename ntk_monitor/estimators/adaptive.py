@@ -102,7 +102,7 @@ def sample_kernel(
         end = used + count
         while used < end:
             indices = range(used, min(end, used + at_once))
-            pieces.append(J.matmat(draw(indices)).flatten(1, 2))
+            pieces.append(at_least_float32(J.matmat(draw(indices))).flatten(1, 2))
             used = indices.stop
             # Not all at once: the sketch may keep them in less memory.
             if sum(map(len, pieces)) >= MIN_SAMPLES or used == end:
@@ -157,7 +157,7 @@ class _Krylov:
     def extend(self, directions: int) -> None:
         """Take out some more directions, at two products each."""
         for _ in range(directions):
-            image = self._J.matmat(self._pull()).flatten(1, 2)
+            image = at_least_float32(self._J.matmat(self._pull())).flatten(1, 2)
             F = self._sketch.deflate(self._direction, image)
             self._direction = _unit(F) if len(F) else self._random()
 
@@ -177,13 +177,39 @@ class _Krylov:
     def _pull(self) -> Tensor:
         """``J* u``, shape (1, p)."""
         u = self._direction
-        pulled = self._J.rmatmat(self._sketch.rows.lift(u).reshape(1, *self._J.shape_out))
+        lifted = self._sketch.rows.lift(u).to(self._J.dtype)
+        pulled = self._J.rmatmat(lifted.reshape(1, *self._J.shape_out))
         if self.adjoint_error is None:
             forward = inner_products(self._first.reshape(1, -1), u.flatten(1))
             backward = inner_products(self._draw(range(1)), pulled)
             usual = torch.linalg.vector_norm(self._first.double()) / math.sqrt(u.numel())
-            self.adjoint_error = float((forward - backward).abs()) / float(usual)
+            self.adjoint_error = relative_gap(forward - backward, usual)
         return pulled
+
+
+def relative_gap(gap: Tensor, size: Tensor) -> float:
+    """A difference in relation to a size.
+
+    Args:
+        gap: The difference.
+        size: The size, 0 or more.
+
+    Returns:
+        ``|gap| / size``; 0 where both are.
+    """
+    return float(gap.abs() / torch.where((gap == 0) & (size == 0), 1.0, size))
+
+
+def at_least_float32(X: Tensor) -> Tensor:
+    """A tensor, in float32 if it is of 16 bits, in which nothing can be summed up.
+
+    Args:
+        X: A floating tensor.
+
+    Returns:
+        The tensor itself, or a copy.
+    """
+    return X.float() if torch.finfo(X.dtype).bits < 32 else X
 
 
 def _unit(X: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ class CoreGram:
         spectrum: Eigenvalues of ``G`` that can differ from zero, descending, shape
             ``(min(k, m),)``; nan where the activity is not finite.
         factor: ``F`` of shape ``(k, r)``, ``r <= m``, with ``F F* = G`` up to rounding: directions
-            are left out whose eigenvalues cannot be told from zero in the arithmetic of ``V``.
+            are left out whose eigenvalues cannot be told from zero in the arithmetic of ``V``, or
+            in float32 if that is of 16 bits.
         norm_squared: ``||G||_F^2``.
         is_finite: Whether the activity is.
     """
@@ -42,7 +43,8 @@ class CoreGram:
         self.norm_squared = small.square().sum()
         self.is_finite = bool(torch.isfinite(self.norm_squared))
         self._trace = small.trace()
-        dtype = activities[0].dtype
+        half = torch.finfo(activities[0].dtype).bits < 32
+        dtype = torch.float32 if half else activities[0].dtype
         if self.is_finite:
             values, vectors = torch.linalg.eigh(small.to(dtype))
         else:
@@ -53,9 +55,9 @@ class CoreGram:
         vectors = vectors[:, kept]
         if by_columns:
             parts = torch.split(vectors.to(dtype), [V.shape[1] for V in activities])
-            self.factor = activities[0] @ parts[0]
+            self.factor = activities[0].to(dtype) @ parts[0]
             for V, part in zip(activities[1:], parts[1:], strict=True):
-                self.factor += V @ part
+                self.factor += V.to(dtype) @ part
         else:
             self.factor = (vectors * values[kept].sqrt()).to(dtype)
 

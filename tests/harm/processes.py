@@ -1,0 +1,101 @@
+"""Trainings in two processes with gloo, one after the other; each process writes what it saw.
+
+Run by test_processes.py, twice at once; the last argument is the folder to write to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
+
+from harm.worlds import Module, loader
+from ntk_monitor import NTKMonitor, StallAlert
+from ntk_monitor.monitor import StallWarning
+from ntk_monitor.probe import Probe
+
+RANK = int(os.environ["LOCAL_RANK"])
+FAST: dict[str, Any] = {"max_products": 16, "modes": 1, "tolerance": 1.0, "max_overhead": None}
+HONEST = Probe.__call__
+
+
+def broken(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("no luck today")
+
+
+def never_here(*_: Any, **__: Any) -> Any:
+    raise AssertionError("only the first process probes")
+
+
+class Ears(Callback):
+    """Notes what listeners are told."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[int, float]] = []
+
+    def on_probe(self, trainer: Any, pl_module: Any, snapshot: Any, step: int) -> None:
+        self.heard.append((step, snapshot.trace.value))
+
+
+def run(name: str, folder: Path, callbacks: list[Any]) -> dict[str, Any]:
+    ears = Ears()
+    trainer = Trainer(
+        strategy="ddp",
+        devices=2,
+        accelerator="cpu",
+        max_epochs=2,
+        logger=CSVLogger(folder, name),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=1,
+        num_sanity_val_steps=1,
+        log_every_n_steps=2,
+        callbacks=[*callbacks, ears],
+    )
+    torch.manual_seed(1)
+    module = Module("dropout")
+    error = ""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            trainer.fit(module, loader(8), loader(2, shuffle=False))
+        except RuntimeError as found:
+            error = str(found)
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if "/" in k}
+    return {
+        "weights": [p.double().sum().item() for p in module.parameters()],
+        "losses": [float(loss) for loss in module.losses],
+        "metrics": metrics,
+        "heard": ears.heard,
+        "steps": trainer.global_step,
+        "warnings": [str(w.message) for w in caught if str(w.message).startswith("NTKMonitor")],
+        "alerts": sum(isinstance(w.message, StallWarning) for w in caught),
+        "error": error,
+    }
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    found = {"plain": run("plain", folder, [])}
+    Probe.__call__ = HONEST if RANK == 0 else never_here  # type: ignore[method-assign]
+    found["watched"] = run("watched", folder, [NTKMonitor(2, **FAST), StallAlert(1)])
+    found["val"] = run("val", folder, [NTKMonitor(2, probe_batch="val", **FAST)])
+    found["dear"] = run("dear", folder, [NTKMonitor(2, **{**FAST, "max_overhead": 1e-6})])
+    stop = StallAlert(1, learned_threshold=1.0, min_improvement=9.0, horizon=1, actions=("stop",))
+    found["stopped"] = run("stopped", folder, [NTKMonitor(2, **FAST), stop])
+    Probe.__call__ = broken if RANK == 0 else never_here  # type: ignore[method-assign]
+    found["broken"] = run("broken", folder, [NTKMonitor(2, **FAST)])
+    found["raised"] = run("raised", folder, [NTKMonitor(2, on_error="raise", **FAST)])
+    (folder / f"{RANK}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
