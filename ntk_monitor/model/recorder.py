@@ -94,6 +94,7 @@ class Record:
         path: The recurrent layer, if it is one.
         local: The weight's local name there.
         valid: For packed sequences, which steps there are, (B, T).
+        also: What else the operation returned, as a recurrent layer its last states.
     """
 
     use: Use
@@ -105,6 +106,7 @@ class Record:
     path: str | None = None
     local: str | None = None
     valid: Tensor | None = None
+    also: tuple[Tensor, ...] = ()
 
     @property
     def size(self) -> int:
@@ -275,8 +277,9 @@ class Recorder(Watch):
         with torch.no_grad():
             valid = layer_input(call)[1]
             seen = layer_activity(call, module)
-        output = call.output[0]
+        output, last = call.output
         output = output if isinstance(output, Tensor) else output.data
+        also = tuple(last) if isinstance(last, tuple) else (last,)
         for local, activity in seen.items():
             weight = getattr(module, local)
             bias = getattr(module, local.replace("weight", "bias"), None)
@@ -285,7 +288,7 @@ class Recorder(Watch):
             if any(origins) and output.requires_grad:
                 label = (call.path, local)
                 self.records.append(
-                    Record(use, *origins, output, label, number, call.path, local, valid)
+                    Record(use, *origins, output, label, number, call.path, local, valid, also)
                 )
 
     def _read(

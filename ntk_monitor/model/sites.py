@@ -105,7 +105,8 @@ def place_uses(
         The uses in the order of the first of each, and what they cover.
     """
     rows = (h.shape[0], h.shape[1])
-    records = [r for r in sorted(recorder.records, key=lambda r: r.call) if reaching(r.output)]
+    ordered = sorted(recorder.records, key=lambda r: r.call)
+    records = [r for r in ordered if any(map(reaching, (r.output, *r.also)))]
     told = {name for r in records if r.call == REGISTERED for name in _parameters(r)}
     records = [r for r in records if r.call == REGISTERED or told.isdisjoint(_parameters(r))]
     groups: dict[tuple[object, ...], list[Record]] = {}
@@ -119,7 +120,7 @@ def place_uses(
         order = "batch" if len(uses) > 1 else orders[i]
         if order is not None:
             none = h.detach().new_empty(0)
-            placed.append(([replace(record, output=none) for record in uses], order))
+            placed.append(([replace(record, output=none, also=()) for record in uses], order))
         else:
             reason = f"its rows {uses[0].use.rows} are not the state's {rows}"
             left_out.update(dict.fromkeys(_parameters(uses[0]), reason))

@@ -205,3 +205,24 @@ def test_a_site_on_other_rows_is_left_out() -> None:
     assert set(lin.coverage.left_out) == {"start.weight", "start.bias"}
     assert "rows (4,)" in lin.coverage.left_out["start.weight"]
     assert lin.coverage.fraction < 1
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_a_layer_of_which_only_the_last_state_goes_on_is_outside_not_missed(
+    kind: type[nn.RNNBase],
+) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.hidden = kind(2, 4, batch_first=True), nn.Linear(4, 3)
+            self.readout = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            last = self.rnn(x)[1]
+            last = last if isinstance(last, Tensor) else last[0]
+            return self.readout(torch.tanh(self.hidden(last[-1])))
+
+    lin = linearize(Last(), torch.randn(3, 5, 2), state="hidden")
+    assert [site.name for site in lin.sites] == ["hidden.weight"]
+    assert lin.coverage.missed == ()
+    assert "its rows (3, 5) are not the state's (3, 1)" in lin.coverage.left_out["rnn.weight_hh_l0"]
