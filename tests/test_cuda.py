@@ -1,11 +1,16 @@
 """Probes on a GPU say what they say on the CPU."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from conftest import CASES
+from harm.evidence import Witness, differences, evidence
+from harm.worlds import MODELS, World, train
 from torch import nn
 
-from ntk_monitor import probe
+from ntk_monitor import NTKMonitor, probe
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
@@ -39,3 +44,53 @@ def test_gpt2_size_fits_and_is_left_alone() -> None:
     assert snapshot.is_finite
     del snapshot
     assert torch.cuda.memory_allocated() == before
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_training_on_a_gpu_is_the_same(kind: str, precision: str, tmp_path: Path) -> None:
+    world = World({"accelerator": "gpu", "devices": 1, "precision": precision})
+
+    def run(*callbacks: Any) -> dict[str, Any]:
+        torch.cuda.manual_seed(0)
+        witness = Witness()
+        trainer, module = train(kind, world, [*callbacks, witness], tmp_path)
+        return {**evidence(trainer, module, witness), "cuda": torch.cuda.get_rng_state()}
+
+    monitor = NTKMonitor(
+        4, max_products=16, modes=1, tolerance=1.0, max_overhead=None, on_error="raise"
+    )
+    plain = run()
+    assert differences(run(monitor), plain) == set()
+    assert monitor.snapshot is not None
+    assert monitor.snapshot.is_finite
+
+
+def test_a_probe_uses_full_float32_and_leaves_tf32_on() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 4)).cuda()
+    x = torch.randn(64, 256, device="cuda")
+    wanted = probe(net, x, method="exact", parameters="0.bias")
+    torch.set_float32_matmul_precision("high")
+    try:
+        found = probe(net, x, method="exact", parameters="0.bias")
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert found.trace == wanted.trace
+
+
+def test_out_of_memory_on_a_gpu_costs_a_probe_and_no_more() -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1)).cuda()
+    x = torch.randn(4, 8, device="cuda")
+    probe(net, x)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.set_per_process_memory_fraction(1e-6)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            probe(net, torch.randn(2**20, 8, device="cpu"))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert torch.cuda.memory_allocated() == before
+    assert probe(net, x).is_finite

@@ -39,6 +39,12 @@ class Small(LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("val", nn.functional.mse_loss(self(batch[0]), batch[1]))
 
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(batch[0])
+
     def configure_optimizers(self) -> Any:
         if self.automatic_optimization:
             return torch.optim.Adam(self.parameters(), lr=0.01)

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from monitor.helpers import Recorder, Small, fit
+from monitor.helpers import Recorder, Small, data, fit
 from ntk_monitor import NTKMonitor, StallAlert
 
 pytestmark = pytest.mark.filterwarnings(
@@ -336,3 +336,42 @@ def test_the_first_probe_says_what_is_measured(
         "9 -> 24",
     ):
         assert part in said
+
+
+def test_what_forward_logs_is_logged_by_the_training_alone(tmp_path: Path) -> None:
+    class Talking(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x)
+            self.log("size", y.abs().mean(), on_step=False, on_epoch=True, reduce_fx="sum")
+            self.log_dict({"calls": 1.0}, on_step=False, on_epoch=True, reduce_fx="sum")
+            return y
+
+    found = []
+    for callbacks in ([], [NTKMonitor(2, on_error="raise", **FAST)]):
+        trainer, module = fit(callbacks, Talking())
+        found.append({tag: float(trainer.callback_metrics[tag]) for tag in ("size", "calls")})
+        assert not {"log", "log_dict"} & vars(module).keys()
+    assert found[0] == found[1]
+    assert found[0]["calls"] == 10
+
+
+def test_an_alert_follows_the_first_of_two_monitors() -> None:
+    first = NTKMonitor(5, state={"rnn": "rnn"}, **FAST)
+    second = NTKMonitor(2, state={"readout": "readout"}, **FAST)
+    alert = StallAlert(patience=1)
+    fit([first, second, alert])
+    assert first.snapshot is not None
+    watch = alert.state_dict()["watches"]["1"]
+    assert watch["learned"][-1] == first.snapshot.target_modes[0].learned
+    assert alert.state_dict()["last_step"] == 10
+    assert len(watch["learned"]) == 2
+
+
+def test_validation_outside_of_training_gives_no_probe_batch() -> None:
+    monitor = NTKMonitor(5, probe_batch="val", **FAST)
+    trainer, module = fit([monitor], max_steps=0, limit_val_batches=1, num_sanity_val_steps=0)
+    trainer.validate(module, data(2, shuffle=False), verbose=False)
+    trainer.test(module, data(2, shuffle=False), verbose=False)
+    trainer.predict(module, data(2, shuffle=False))
+    assert monitor._batch is None
+    assert monitor.snapshot is None
