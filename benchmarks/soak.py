@@ -1,8 +1,8 @@
 """A long training with very many probes: what a monitor could pile up stays flat.
 
 20 000 steps with 2 000 probes and an alert, with figures at every tenth; at every hundredth step
-the resident memory, the tensors that python can reach, the hooks on the model, open files and threads. The same
-training without the callbacks then ends with the same weights, bit for bit.
+the resident memory, the tensors that python can reach, the hooks on the model, open files and
+threads. The same training without the callbacks then ends with the same weights, bit for bit.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ def draw(readings: list[dict[str, float]]) -> None:
         for axes, (name, label) in zip(rows, shown.items(), strict=True):
             values = [reading[name] for reading in readings]
             axes.plot([reading["step"] for reading in readings], values, color="#0072B2", lw=1.2)
-            axes.set_ylim(0, 1.3 * max(1, *values))
+            top = 1.3 * max(1, *values)
+            axes.set_ylim(-0.06 * top, top)
             axes.set_title(label, fontsize=9, loc="left")
             axes.tick_params(labelsize=8)
         probes = int(readings[-1]["probes"])

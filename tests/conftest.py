@@ -1,11 +1,15 @@
 """Cases shared by all tests: small models and batches, each with its seed."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores
+    torch.set_num_threads(1)
 
 
 class Recurrent(nn.Module):

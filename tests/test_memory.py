@@ -50,12 +50,14 @@ def test_memory_is_flat_over_a_training() -> None:
 
     class Weighed(NTKMonitor):
         def on_probe(self, *_: object) -> None:
-            kept.append(live_bytes())
+            self.probes = getattr(self, "probes", 0) + 1
+            if self.probes % 10 == 0:
+                kept.append(live_bytes())
 
     monitor = Weighed(every_n_steps=1, max_overhead=None, max_products=16, modes=1, figures=False)
     fit([monitor], max_epochs=20)
-    assert len(kept) == PROBES + 1
-    assert max(kept[50:]) <= max(kept[10:50])
+    assert len(kept) == PROBES // 10
+    assert max(kept[5:]) <= max(kept[1:5])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import CASES, Case
 from dense import Truth, truth
-from torch import Tensor
+from torch import Tensor, nn
 
 from ntk_monitor import Snapshot, probe
 
@@ -160,3 +160,17 @@ def test_small_models_are_measured_exactly_when_that_is_no_dearer() -> None:
     case = CASES["mlp"]
     assert measure(case, max_products=96).method == "exact"
     assert measure(case, max_products=60).method == "finite-difference"
+
+
+@pytest.mark.parametrize("method", ["exact", "finite-difference", "double-backward"])
+def test_a_dead_network_has_a_kernel_of_zero(method: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 40), nn.ReLU(), nn.Linear(40, 2))
+    with torch.no_grad():
+        net[0].bias.fill_(-100.0)
+    x = torch.randn(12, 3)
+    found = probe(net, (x, x[:, :2]), method=method, state="1", learning_rate=0.1)
+    assert (found.trace.value, found.trace.stderr) == (0.0, 0.0)
+    assert found.adjoint_error == 0.0
+    assert found.core_effective_rank > 1
+    assert [mode.gain for mode in found.target_modes] == [0.0, 0.0]

@@ -377,7 +377,6 @@ class NTKMonitor(Callback):
             for state, order in zip(self.states, state_dict["methods"], strict=False):
                 state.probe.prefer(order)
             self._batch = state_dict["batch"]
-            self._begun = True
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self._begin()
             say(f"NTKMonitor: its state in the checkpoint cannot be read ({error!r}); it is anew")

@@ -21,7 +21,7 @@ from ntk_monitor import NTKMonitor, StallAlert
 from ntk_monitor.monitor import StallWarning
 from ntk_monitor.probe import Probe
 
-RANK = int(os.environ["LOCAL_RANK"])
+RANK = int(os.environ.get("LOCAL_RANK", "0"))
 FAST: dict[str, Any] = {"max_products": 16, "modes": 1, "tolerance": 1.0, "max_overhead": None}
 HONEST = Probe.__call__
 

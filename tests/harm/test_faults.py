@@ -209,10 +209,12 @@ def test_a_wedged_probe_ends_at_its_time_limit(
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        watched = run(tmp_path, [NTKMonitor(12, time_limit=0.3, **FAST)])
+        monitor = NTKMonitor(12, time_limit=0.3, figures=False, **FAST)
+        watched = run(tmp_path, [monitor], World())
     assert differences(watched, plain) == set()
     (message,) = said(caught)
-    assert "time_limit=0.3" in message
+    assert "a probe took longer than time_limit=0.3 s" in message
+    assert monitor.failures.count == 2
     assert time.perf_counter() - started < 10
 
 

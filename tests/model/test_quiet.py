@@ -321,14 +321,14 @@ def test_a_hidden_state_carried_on_is_as_it_was_at_every_product() -> None:
 def test_checkpointed_models_have_the_same_numbers(reentrant: bool, dtype: torch.dtype) -> None:
     class Checkpointed(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
-            h = checkpoint(self[0], x, use_reentrant=reentrant)
-            return self[2](torch.tanh(h))
+            h = checkpoint(lambda x: self[2](self[1](self[0](x))), x, use_reentrant=reentrant)
+            return self[4](self[3](h))
 
     torch.manual_seed(0)
-    layers = [nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)]
+    layers = [nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)]
     net = Checkpointed(*layers).to(dtype)
     for method in ("exact", "double-backward"):
-        settings = {"method": method, "state": "0", "max_products": 24}
+        settings = {"method": method, "state": "2", "max_products": 24}
         found = probe(net, batch(), **settings)
         assert found.trace == probe(nn.Sequential(*layers), batch(), **settings).trace
 
