@@ -19,7 +19,7 @@ types:  ## Check types.
 	python -m mypy
 
 test:  ## Run all tests, the doctests among them.
-	python -m pytest -n 2 --dist loadgroup
+	python -m pytest -n 2 --dist loadscope
 
 docs:  ## Run the examples in the docstrings.
 	python -m pytest ntk_monitor

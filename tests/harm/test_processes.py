@@ -18,7 +18,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ntk_monitor.monitor.trainers import require_whole_model
 
-pytestmark = pytest.mark.xdist_group("processes")
 SCRIPT = Path(__file__).with_name("processes.py")
 TIME_LIMIT = 240
 
