@@ -296,12 +296,12 @@ class Probe:
         if kernel is not None and statistics.trace.is_finite:
             spectrum, modes = kernel.temporal_eigenpairs(TEMPORAL_MODES, self.seed)
         else:
-            spectrum, modes = torch.empty(0), torch.empty(B * T, 0)
+            spectrum, modes = torch.empty(0, device="cpu"), torch.empty(B * T, 0, device="cpu")
             if kernel is not None:
                 _warn_non_finite("derivatives")
         rate = self.learning_rate if learning_rate is None else learning_rate
         targets = target_modes(pulled, statistics.frobenius_norm, rate) if pulled else ()
-        patterns = pulled.decomposition.patterns if pulled else torch.empty(0, B, T)
+        patterns = pulled.decomposition.patterns if pulled else torch.empty(0, B, T, device="cpu")
         return Snapshot(
             core_cosine=statistics.core_cosine,
             temporal_core_cosine=statistics.temporal_core_cosine,
@@ -458,7 +458,7 @@ def _dense(lin: Linearization) -> Tensor:
 
 def _unknown(units: int) -> KernelStatistics:
     """The statistics of a kernel that could not be measured: nan throughout."""
-    nan = torch.full((1,), torch.nan)
+    nan = torch.full((1,), torch.nan, device="cpu")
     return KernelStatistics(Estimate(math.nan, math.nan), nan, nan, nan, nan, nan, nan[0], units)
 
 

@@ -81,9 +81,9 @@ class PairMoments:
     def __init__(self, core: Tensor) -> None:
         """Start without samples."""
         self.core = core
-        self.squares = torch.empty(0, dtype=torch.float64)
-        self.core_squares = torch.empty(0, dtype=torch.float64)
-        self.pairs = torch.empty(3, 0, 0, dtype=torch.float64)
+        self.squares = torch.empty(0, dtype=torch.float64, device="cpu")
+        self.core_squares = torch.empty(0, dtype=torch.float64, device="cpu")
+        self.pairs = torch.empty(3, 0, 0, dtype=torch.float64, device="cpu")
         self._flat: list[Tensor] = []
         self._temporal, self._spatial = GramPairs(), GramPairs()
 
@@ -98,7 +98,7 @@ class PairMoments:
             inner.square(), self._temporal.extend(Y), self._spatial.extend(Y.transpose(1, 2))
         ])  # fmt: skip
         count = len(self.squares)
-        pairs = torch.zeros(3, count, count, dtype=torch.float64)
+        pairs = torch.zeros(3, count, count, dtype=torch.float64, device="cpu")
         pairs[:, :old, :old] = self.pairs
         pairs[:, :, old:] = columns
         pairs[:, old:, :old] = columns[:, :old].transpose(1, 2)

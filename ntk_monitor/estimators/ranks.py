@@ -124,7 +124,7 @@ def _from_products(
     traces = (X * Y).sum(1).cpu()
     Z, Y = _by_view(X, A, axes), _by_view(Y, A, axes)
     # <Y_i Z_i*, Y_j Z_j*> = <Y_i* Y_j, Z_i* Z_j>; averaged with one of the two transposed.
-    pairs = torch.zeros(products, products, dtype=torch.float64)
+    pairs = torch.zeros(products, products, dtype=torch.float64, device="cpu")
     for j in range(products):
         straight = (Y.transpose(1, 2) @ Y[j]) * (Z.transpose(1, 2) @ Z[j])
         crossed = (Y.transpose(1, 2) @ Z[j]) * (Z.transpose(1, 2) @ Y[j])

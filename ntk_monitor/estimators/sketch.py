@@ -65,7 +65,7 @@ class TangentSketch:
         self._samples: list[Tensor] = []
         self._duals: list[Tensor] = []
         self._moments: PairMoments | None = None
-        self._images = torch.empty(0)  # of W*, under the plain samples
+        self._images = torch.empty(0, device="cpu")  # of W*, under the plain samples
         self.rows = Rows(None, 0)
 
     @property

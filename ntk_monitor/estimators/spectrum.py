@@ -244,8 +244,10 @@ def _lanczos(
 
     start = gaussian(A, 1, generator).flatten().cpu().numpy()
     if not images(A, torch.from_numpy(start).to(A.device)[None]).any():
-        zero = torch.zeros(count, dtype=torch.float64)
-        return _pairs(A, zero, torch.eye(N, count, dtype=torch.float64), zero, "eigsh", 1)
+        zero = torch.zeros(count, dtype=torch.float64, device="cpu")
+        return _pairs(
+            A, zero, torch.eye(N, count, dtype=torch.float64, device="cpu"), zero, "eigsh", 1
+        )
     counted = ScipyOperator(shape=flat.shape, matvec=product, dtype=flat.dtype)
     values, vectors = eigsh(counted, k=count, which="LA", v0=start, tol=tolerance)
     order = np.argsort(values)[::-1]

@@ -82,7 +82,8 @@ class CoreCosine(Metric):
             raise ValueError(f"view must be 'full' or 'temporal', got {view!r}")
         self.view = view
         for name in ("inner", "norm_squared", "core_norm_squared"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+            zero = torch.tensor(0.0, dtype=torch.float64, device="cpu")
+            self.add_state(name, zero, dist_reduce_fx="sum")
 
     def update(self, snapshot: Snapshot) -> None:
         """Add a snapshot."""

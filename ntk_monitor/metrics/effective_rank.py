@@ -77,7 +77,8 @@ class EffectiveRank(Metric):
             raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
         self.view = view
         for name in ("trace_squared", "norm_squared"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+            zero = torch.tensor(0.0, dtype=torch.float64, device="cpu")
+            self.add_state(name, zero, dist_reduce_fx="sum")
 
     def update(self, snapshot: Snapshot) -> None:
         """Add a snapshot."""

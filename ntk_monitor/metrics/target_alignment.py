@@ -68,7 +68,8 @@ class TargetModeAlignment(Metric):
             raise ValueError(f"mode must be 1 or more, got {mode}")
         self.mode = mode
         for name in ("gain", "norm_squared", "count"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+            zero = torch.tensor(0.0, dtype=torch.float64, device="cpu")
+            self.add_state(name, zero, dist_reduce_fx="sum")
 
     def update(self, snapshot: Snapshot) -> None:
         """Add a snapshot."""

@@ -61,7 +61,16 @@ class ForwardMap:
             batch: What to call it on, already in that arithmetic.
             forward_fn: How to call it.
             dtype: Floating type of the copies.
+
+        Raises:
+            ValueError: If the module is, or has, one of TorchScript.
         """
+        scripted = [n for n, m in module.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+        if scripted:
+            raise ValueError(
+                f"TorchScript keeps its parameters where no copies can take their place (module "
+                f"{scripted[0]!r}): probe the module that was scripted or traced"
+            )
         self.module = module
         self.batch = batch
         self.dtype = dtype

@@ -64,7 +64,8 @@ class Propagator(LinearOperator):
         if not 0 <= s < T:
             raise ValueError(f"s must be a time step from 0 to {T - 1}, got {s}")
         impulses = torch.zeros(n, B, T, n, dtype=self.dtype, device=self.device)
-        impulses[torch.arange(n), :, s, torch.arange(n)] = 1.0
+        units = torch.arange(n, device=self.device)
+        impulses[units, :, s, units] = 1.0
         return self._matmat(impulses).movedim(0, -1)
 
     def green(self) -> Tensor:

@@ -117,7 +117,7 @@ def attributes(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluation(module: nn.Module) -> Iterator[None]:
-    """``training`` flags and hooks of the backward pass; put back by `attributes`.
+    """``training`` flags; and hooks of the backward pass, which `attributes` puts back.
 
     Args:
         module: The module.
@@ -125,11 +125,16 @@ def evaluation(module: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    for submodule in module.modules():
-        submodule.training = False
-        submodule._backward_hooks.clear()
-        submodule._backward_pre_hooks.clear()
-    yield
+    training = [(m, m.training) for m in module.modules()]
+    try:
+        for submodule, _ in training:
+            submodule.training = False
+            submodule._backward_hooks.clear()
+            submodule._backward_pre_hooks.clear()
+        yield
+    finally:
+        for submodule, before in training:
+            submodule.training = before  # of TorchScript, too, which keeps it elsewhere
 
 
 @contextmanager

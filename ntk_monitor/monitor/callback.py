@@ -349,15 +349,14 @@ class NTKMonitor(Callback):
         return {
             "version": STATE_VERSION,
             "schedule": self.schedule.state_dict(),
-            "enabled": self.failures.enabled,
-            "failures": self.failures.count,
-            "failures_in_a_row": self.failures.in_a_row,
             "methods": [list(state.probe.order) for state in self.states],
             "batch": self._batch if keep else None,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a checkpoint was written; what cannot be read is warned of and begins anew.
+
+        A monitor that had switched itself off tries again.
 
         Args:
             state_dict: What `state_dict` gave, now or in another version.
@@ -371,9 +370,6 @@ class NTKMonitor(Callback):
                     f"version {STATE_VERSION}; what both know is taken over"
                 )
             self.schedule.load_state_dict(state_dict["schedule"])
-            self.failures.enabled = bool(state_dict["enabled"])
-            self.failures.count = int(state_dict["failures"])
-            self.failures.in_a_row = int(state_dict["failures_in_a_row"])
             for state, order in zip(self.states, state_dict["methods"], strict=False):
                 state.probe.prefer(order)
             self._batch = state_dict["batch"]
@@ -546,9 +542,6 @@ def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
     known = {name: state[name] for name in ("seen", "spent", "last") if name in state}
     return {
         "schedule": known,
-        "enabled": state.get("enabled", True),
-        "failures": 0,
-        "failures_in_a_row": 0,
         "methods": [],
         "batch": state.get("batch"),
     }

@@ -44,7 +44,9 @@ class Reporter:
             scalars: Numbers by tag.
             step: Where on the x-axis.
         """
-        trainer.callback_metrics.update({tag: torch.tensor(v) for tag, v in scalars.items()})
+        trainer.callback_metrics.update({
+            tag: torch.tensor(v, device="cpu") for tag, v in scalars.items()
+        })
         self._send(trainer, lambda logger: logger.log_metrics(dict(scalars), step=step))
 
     def figures(self, trainer: Trainer, figures: Mapping[str, Figure], step: int) -> None:

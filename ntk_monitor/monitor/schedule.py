@@ -46,16 +46,23 @@ class Schedule:
     last: float = 0.0
     skipped: int = 0
     _started: float | None = field(default=None, repr=False)
+    _before: float = field(default=0.0, repr=False)
 
     def reset(self) -> None:
         """A training begins anew."""
         self.seen, self.skipped = 0, 0
-        self.spent = self.last = 0.0
+        self.spent = self.last = self._before = 0.0
         self._started = None
 
     def state_dict(self) -> dict[str, float]:
         """What a resumed training needs to know, in plain types."""
-        return {"seen": self.seen, "spent": self.spent, "last": self.last, "skipped": self.skipped}
+        return {
+            "seen": self.seen,
+            "skipped": self.skipped,
+            "spent": self.spent,
+            "last": self.last,
+            "elapsed": self.elapsed,
+        }
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on where a checkpoint was written.
@@ -71,6 +78,8 @@ class Schedule:
             raise ValueError(f"a schedule has finite counts and times, got {dict(state)}")
         self.seen, self.skipped = int(values.get("seen", 0)), int(values.get("skipped", 0))
         self.spent, self.last = values.get("spent", 0.0), values.get("last", 0.0)
+        # A state without it is of a version that kept to the limit.
+        self._before = values.get("elapsed", self.spent / (self.max_overhead or 1.0))
 
     def start(self, step: int, epoch: int) -> None:
         """Training begins, or goes on after a resume.
@@ -79,7 +88,9 @@ class Schedule:
             step: Optimizer steps taken so far.
             epoch: The present epoch.
         """
-        self._started = self.clock() - self.spent
+        if self._started is not None:  # the same Trainer goes on
+            self._before = self.elapsed
+        self._started = self.clock() - max(self._before, self.spent)
         self.seen = max(self.seen, self.passed(step, epoch))
 
     def passed(self, step: int, epoch: int) -> int:
@@ -126,10 +137,14 @@ class Schedule:
         self.spent += seconds
 
     @property
+    def elapsed(self) -> float:
+        """Seconds since training began, those before a resume included."""
+        return self._before if self._started is None else self.clock() - self._started
+
+    @property
     def overhead(self) -> float:
-        """Share of the wall time since training began that went to probes; 0 before."""
-        elapsed = 0.0 if self._started is None else self.clock() - self._started
-        return self.spent / elapsed if elapsed > 0 else 0.0
+        """Share of that time that went to probes; 0 before."""
+        return self.spent / self.elapsed if self.elapsed > 0 else 0.0
 
     def affords(self, seconds: float) -> bool:
         """Whether so much more may be spent now.
@@ -143,4 +158,4 @@ class Schedule:
         if self.max_overhead is None or self._started is None:
             return True
         allowance = (1 - RESERVE) * self.max_overhead
-        return self.spent + seconds <= allowance * (self.clock() - self._started)
+        return self.spent + seconds <= allowance * self.elapsed

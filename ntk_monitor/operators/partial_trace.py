@@ -95,7 +95,8 @@ class PartialTrace(LinearOperator):
         if self.vectors is not None:
             return self.vectors[start : start + count]
         block = like.new_zeros(count, size)
-        block[torch.arange(count), start + torch.arange(count)] = 1.0
+        places = torch.arange(count, device=like.device)
+        block[places, start + places] = 1.0
         return block
 
     def _partial_trace(self, axes: tuple[int, ...]) -> LinearOperator | None:

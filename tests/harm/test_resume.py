@@ -107,7 +107,7 @@ def test_a_state_of_an_older_version_is_taken_over_with_a_warning() -> None:
         {"version": 2, "schedule": None},
         {**NTKMonitor().state_dict(), "schedule": {"seen": float("nan")}},
         {**NTKMonitor().state_dict(), "schedule": {"seen": -1}},
-        {**NTKMonitor().state_dict(), "failures": "many"},
+        {**NTKMonitor().state_dict(), "schedule": {"elapsed": "long"}},
         {**NTKMonitor().state_dict(), "methods": 3},
         {**NTKMonitor().state_dict(), "methods": [["magic"]]},
     ],

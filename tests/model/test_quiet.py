@@ -252,6 +252,48 @@ def test_every_guard_is_needed(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert name in {key for key, value in after.items() if value != before[key]}
 
 
+OTHER: dict[str, object] = {
+    "default dtype": torch.float64,
+    "default device": torch.device("meta"),
+    "deterministic algorithms": (True, True),
+    "number of threads": torch.get_num_threads() + 1,
+    "float errors of numpy": {
+        "divide": "ignore",
+        "over": "raise",
+        "under": "warn",
+        "invalid": "print",
+    },
+}
+
+
+@pytest.mark.usefixtures("flags")
+@pytest.mark.parametrize("name", quieting.FLAGS)
+def test_every_flag_is_put_back(name: str) -> None:
+    read, write = quieting.FLAGS[name]
+    before = read()
+    wanted = OTHER.get(name, not before)
+    with quiet(nn.Linear(1, 1)):
+        write(wanted)
+        assert read() == wanted
+    assert read() == before
+
+
+@pytest.mark.parametrize("method", ["exact", "finite-difference", "forward-ad"])
+def test_a_default_device_elsewhere_is_no_matter(method: str) -> None:
+    """Ours are all made where the model is, not where the user's new tensors go."""
+    net, data = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), batch()
+    settings = {"method": method, "max_products": 24, "learning_rate": 0.1}
+    wanted = probe(net, data, **settings)
+    try:
+        torch.set_default_device("meta")
+        found = probe(net, data, **settings)
+    finally:
+        torch.set_default_device(None)
+    assert found.scalars() | {"ntk/probe_seconds": 0.0} == pytest.approx(
+        wanted.scalars() | {"ntk/probe_seconds": 0.0}, nan_ok=True
+    )
+
+
 def test_backward_hooks_and_compilation_are_out_of_the_way() -> None:
     inner = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     calls: list[int] = []
@@ -365,3 +407,14 @@ def test_float32_is_float32_where_less_is_allowed() -> None:
             assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("inside", [True, False])
+def test_scripted_modules_are_refused_and_left_in_training(*, inside: bool) -> None:
+    scripted = torch.jit.trace(nn.Linear(3, 4), torch.zeros(2, 3))
+    net = nn.Sequential(scripted, nn.Tanh()) if inside else scripted
+    net.train()
+    with pytest.raises(ValueError, match="probe the module that was scripted or traced"):
+        probe(net, batch())
+    assert all(module.training for module in net.modules())

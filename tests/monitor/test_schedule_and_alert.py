@@ -59,6 +59,28 @@ def test_a_resumed_schedule_does_not_catch_up() -> None:
     assert is_due(schedule, 50)
 
 
+@pytest.mark.parametrize("older", [True, False])
+def test_a_resumed_training_can_pay_for_probes_at_once(*, older: bool) -> None:
+    now = [0.0]
+    first, second = (Schedule(1, 0.1, clock=lambda: now[0]) for _ in range(2))
+    first.start(0, 0)
+    now[0] = 1000.0
+    first.record(60.0)
+    assert first.affords(20.0)
+    state = first.state_dict()
+    assert state["elapsed"] == 1000.0
+    if older:
+        del state["elapsed"]
+        state["spent"] = 79.0
+    now[0] = 5.0  # another process
+    second.load_state_dict(state)
+    second.start(10, 0)
+    assert second.affords(20.0) is not older
+    assert second.overhead == pytest.approx(0.1 if older else 0.06)
+    now[0] = 1005.0
+    assert second.affords(20.0)
+
+
 def watch(learned: list[float], excess: list[float], patience: int = 3) -> ModeWatch:
     found = ModeWatch()
     for pair in zip(learned, excess, strict=True):
