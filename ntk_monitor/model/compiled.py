@@ -24,9 +24,9 @@ def unwrapped(module: nn.Module) -> Iterator[None]:
         Nothing.
     """
     for parent in list(module.modules()):
-        for name, child in parent._modules.items():
-            if child is not None:
-                parent._modules[name] = plain_module(child)
+        for name, child in list(parent._modules.items()):
+            if child is not None and (plain := plain_module(child)) is not child:
+                parent._modules[name] = plain
     with _eager_code():
         yield
 
@@ -42,8 +42,8 @@ def plain_module(module: nn.Module) -> nn.Module:
     """
     while True:
         parallel = isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-        inner = module._modules.get("module" if parallel else "_orig_mod")
-        if inner is None:
+        inner = getattr(module, "module" if parallel else "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
             return module
         module = inner
 
