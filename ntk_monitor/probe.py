@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ from ntk_monitor.model.products import ProductMethod
 from ntk_monitor.model.state import StatePath
 from ntk_monitor.snapshot import Snapshot
 from ntk_monitor.targets import PulledBack, pull_back, target_like, target_modes
+
+logger = logging.getLogger(__name__)
 
 TEMPORAL_MODES = 20
 """How many temporal modes a snapshot keeps."""
@@ -467,7 +470,11 @@ def _warn_non_finite(what: str) -> None:
 
 
 def _warn(what: str) -> None:
-    warnings.warn(f"ntk_monitor: {what}", RuntimeWarning, stacklevel=5)
+    message = f"ntk_monitor: {what}"
+    try:
+        warnings.warn(message, RuntimeWarning, stacklevel=5)
+    except RuntimeWarning:  # where warnings are errors: the numbers are not lost for it
+        logger.warning(message)
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -175,16 +176,47 @@ def first_tensor(outputs: Any) -> Tensor | PackedSequence | None:  # noqa: ANN40
 
 
 def keep_batch(batch: Any) -> Any:  # noqa: ANN401
-    """Clone every tensor of a batch, so that nobody else's later change reaches it.
+    """Copy a batch, so that nobody else's later change reaches it.
 
     Args:
-        batch: Nested tuples, lists, mappings or dataclasses of tensors.
+        batch: Nested tuples, lists, mappings or dataclasses of tensors; or an object of the user's.
 
     Returns:
         The same structure with tensors of its own, outside inference mode.
     """
     with torch.inference_mode(mode=False):
-        return apply_to_collection(batch, Tensor, lambda t: t.detach().clone())
+        cloned = apply_to_collection(batch, Tensor, lambda t: t.detach().clone())
+    return copy_objects(cloned)
+
+
+def copy_objects(batch: Any) -> Any:  # noqa: ANN401
+    """Copy all of a batch but its tensors.
+
+    Args:
+        batch: Nested tuples, lists, mappings or dataclasses; or an object of the user's.
+
+    Returns:
+        The same structure; tensors in containers are the same, those in objects are copies.
+    """
+    tensors: dict[int, Any] = {}
+    apply_to_collection(batch, Tensor, lambda t: tensors.setdefault(id(t), t))
+    return copy.deepcopy(batch, tensors)
+
+
+def is_plain(batch: Any) -> bool:  # noqa: ANN401
+    """Whether a batch consists of plain containers of tensors and numbers.
+
+    Args:
+        batch: Any batch.
+
+    Returns:
+        True if it does.
+    """
+    if type(batch) in {tuple, list}:
+        return all(map(is_plain, batch))
+    if type(batch) is dict:
+        return all(type(k) is str for k in batch) and all(map(is_plain, batch.values()))
+    return type(batch) in {torch.Tensor, int, float, bool, str, type(None)}
 
 
 def cast_batch(batch: Any, dtype: torch.dtype, device: torch.device) -> Any:  # noqa: ANN401

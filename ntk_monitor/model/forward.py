@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
-from ntk_monitor.model.batch import ForwardFn
+from ntk_monitor.model.batch import ForwardFn, copy_objects, is_plain
 from ntk_monitor.model.deadline import require_time
 from ntk_monitor.model.edit import Edit
 from ntk_monitor.model.held import Held
@@ -73,6 +73,7 @@ class ForwardMap:
             )
         self.module = module
         self.batch = batch
+        self._plain_batch = is_plain(batch)
         self.dtype = dtype
         self._caller = _Caller(module, forward_fn)
         tensors = [*module.named_parameters(), *module.named_buffers()]
@@ -85,7 +86,7 @@ class ForwardMap:
         )
         self._buffers = {name for name, _ in module.named_buffers()}
         self._written: list[str] = []
-        self._changing: list[Held] = []
+        self._changing: Held | None = None
 
     def record(self, names: Sequence[str]) -> Recorder:
         """Run once, recording every call of a submodule and every use of some parameters.
@@ -102,9 +103,9 @@ class ForwardMap:
         constants = {n: t for n, t in self.tensors.items() if n not in theta} | own
         recorder = Recorder(theta, constants.values())
         with _recording(self.module, recorder), recorder:
-            held = [Held(module) for module in self.module.modules()]
+            held = Held(self.module.modules())
             self._call({**self.tensors, **theta, **own})
-            self._changing = [some for module in held if (some := module.changed()) is not None]
+            self._changing = held.changed()
         self._written = [name for name, t in own.items() if t._version != versions[name]]
         return recorder
 
@@ -157,18 +158,22 @@ class ForwardMap:
         random.setstate(python_state)
         if self._noise_there is not None:
             torch.cuda.set_rng_state(self._noise_there, self._device)
-        for module in self._changing:
-            module.put_back()
+        if self._changing is not None:
+            self._changing.put_back()
         fresh = {name: tensors[name].clone() for name in self._written if name in tensors}
         named = {f"module.{name}": tensor for name, tensor in {**tensors, **fresh}.items()}
         with open_checkpoints(keep=self._same_dtype), _default_dtype(self.dtype):
-            return functional_call(self._caller, named, (self.batch,))
+            batch = self.batch if self._plain_batch else copy_objects(self.batch)
+            return functional_call(self._caller, named, (batch,))
 
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Have new tensors made in the arithmetic of the probe."""
     before = torch.get_default_dtype()
+    if before == dtype:  # it belongs to all threads: the less it is touched, the better
+        yield
+        return
     try:
         torch.set_default_dtype(dtype)
         yield

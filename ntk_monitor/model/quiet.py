@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules import module as _hooks
 
 from ntk_monitor.model.compiled import unwrapped
 from ntk_monitor.model.held import Held
@@ -85,7 +86,11 @@ def gradients(module: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    saved = [(p, p.requires_grad, p.grad) for p in module.parameters()]
+    saved = [
+        (p, p.requires_grad, p.grad)
+        for p in module.parameters()
+        if p.grad is None or (p.grad.shape, p.grad.dtype) == (p.shape, p.dtype)
+    ]  # another could be taken away, and not be put back
     for p, _, _ in saved:
         p.grad = None
     try:
@@ -107,12 +112,11 @@ def attributes(module: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    held = [Held(m) for m in module.modules()]
+    held = Held(module.modules())
     try:
         yield
     finally:
-        for before in held:
-            before.put_back()
+        held.put_back()
 
 
 @contextmanager
@@ -126,7 +130,11 @@ def evaluation(module: nn.Module) -> Iterator[None]:
         Nothing.
     """
     training = [(m, m.training) for m in module.modules()]
+    everywhere = (_hooks._global_backward_hooks, _hooks._global_backward_pre_hooks)
+    before_here = [dict(hooks) for hooks in everywhere]
     try:
+        for hooks in everywhere:
+            hooks.clear()
         for submodule, _ in training:
             submodule.training = False
             submodule._backward_hooks.clear()
@@ -135,6 +143,8 @@ def evaluation(module: nn.Module) -> Iterator[None]:
     finally:
         for submodule, before in training:
             submodule.training = before  # of TorchScript, too, which keeps it elsewhere
+        for hooks, content in zip(everywhere, before_here, strict=True):
+            hooks.update(content)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ntk_monitor.monitor.callback import NTKMonitor
 from ntk_monitor.monitor.failures import say
+from ntk_monitor.monitor.trainers import planned_steps
 from ntk_monitor.snapshot import Snapshot, TargetMode
 
 Action = Literal["warn", "stop"]
@@ -148,6 +148,7 @@ class StallAlert(Callback):
         self.messages: list[str] = []
         self._watches: dict[int, ModeWatch] = {}
         self._last_step: int | None = None
+        self._asked = False
 
     @property
     def stalled(self) -> tuple[int, ...]:
@@ -186,7 +187,16 @@ class StallAlert(Callback):
         monitor = _watched(trainer)
         if monitor is None or snapshot is not monitor.snapshot:
             return
-        remaining = self.horizon or trainer.estimated_stepping_batches - step
+        remaining = self.horizon or planned_steps(trainer) - step
+        if math.isinf(remaining):
+            if not self._asked:
+                self._asked = True
+                say(
+                    "StallAlert compares steps to learn with the steps that remain, and the length "
+                    "of this data is not known: give StallAlert(horizon=...), in optimizer steps; "
+                    "without it there are no alerts"
+                )
+            return
         spacing = step - self._last_step if self._last_step is not None else 1
         self._last_step = step
         scalars = {}
@@ -226,7 +236,7 @@ class StallAlert(Callback):
             last, messages = state_dict.get("last_step"), state_dict.get("messages", [])
             self._last_step = None if last is None else int(last)
             self._watches, self.messages = watches, [str(message) for message in messages]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:
             self._begin()
             say(f"StallAlert: its state in the checkpoint cannot be read ({error!r}); it is anew")
 
@@ -266,7 +276,7 @@ class StallAlert(Callback):
             trainer.should_stop = True
         self._log(trainer, message, step)
         if "warn" in self.actions and trainer.is_global_zero:
-            warnings.warn(message, StallWarning, stacklevel=2)
+            say(message, StallWarning)
 
     def _log(self, trainer: Trainer, message: str, step: int) -> None:
         monitor = _watched(trainer)

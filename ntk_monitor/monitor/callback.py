@@ -11,9 +11,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torchmetrics import MetricCollection
 
 from ntk_monitor.model import quiet
-from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn, keep_batch
+from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn, is_plain, keep_batch
 from ntk_monitor.model.compiled import plain_name
 from ntk_monitor.model.parameters import ParameterFilter
+from ntk_monitor.model.quiet import random_states
 from ntk_monitor.monitor.failures import Failures, OnError, say
 from ntk_monitor.monitor.followed import (
     FollowedState,
@@ -28,6 +29,7 @@ from ntk_monitor.monitor.trainers import (
     batches_that_stepped,
     learning_rate,
     muted,
+    planned_steps,
     require_whole_model,
     shared,
 )
@@ -345,7 +347,7 @@ class NTKMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The monitor's state in plain types and tensors."""
-        keep = self.probe_batch == "train" and _is_plain(self._batch)
+        keep = self.probe_batch == "train" and is_plain(self._batch)
         return {
             "version": STATE_VERSION,
             "schedule": self.schedule.state_dict(),
@@ -361,8 +363,8 @@ class NTKMonitor(Callback):
         Args:
             state_dict: What `state_dict` gave, now or in another version.
         """
-        version = state_dict.get("version", 0)
         try:
+            version = state_dict.get("version", 0)
             if version != STATE_VERSION:
                 state_dict = _upgraded(state_dict)
                 say(
@@ -373,7 +375,7 @@ class NTKMonitor(Callback):
             for state, order in zip(self.states, state_dict["methods"], strict=False):
                 state.probe.prefer(order)
             self._batch = state_dict["batch"]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:
             self._begin()
             say(f"NTKMonitor: its state in the checkpoint cannot be read ({error!r}); it is anew")
 
@@ -407,8 +409,11 @@ class NTKMonitor(Callback):
         if not outcome.snapshots:
             return
         try:
-            for state, snapshot in zip(self.states, outcome.snapshots, strict=True):
-                self._publish(trainer, pl_module, state, snapshot, step, started, outcome.overhead)
+            with random_states(pl_module):  # loggers and listeners may draw, too
+                for state, snapshot in zip(self.states, outcome.snapshots, strict=True):
+                    self._publish(
+                        trainer, pl_module, state, snapshot, step, started, outcome.overhead
+                    )
         except Exception as error:
             self.failures.failed(error)
         else:
@@ -439,7 +444,7 @@ class NTKMonitor(Callback):
             rate = self.probe.learning_rate or learning_rate(trainer)
             seed = self.probe.seed + self._redraws(trainer.current_epoch)
             most = self._most_products(trainer)
-            with muted(pl_module):
+            with muted(trainer, pl_module):
                 snapshots = [
                     state.probe(pl_module, batch, learning_rate=rate, seed=seed, max_products=most)
                     for state in self.states
@@ -531,7 +536,7 @@ class NTKMonitor(Callback):
         most, share = self.probe.max_products, self.schedule.max_overhead
         if share is None:
             return most
-        affordable = share * trainer.estimated_stepping_batches / SERIES / len(self.states)
+        affordable = share * planned_steps(trainer) / SERIES / len(self.states)
         return int(min(max(affordable, FEWEST_PRODUCTS), most))
 
 
@@ -545,12 +550,3 @@ def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
         "methods": [],
         "batch": state.get("batch"),
     }
-
-
-def _is_plain(batch: Any) -> bool:  # noqa: ANN401
-    """Whether a batch consists of plain containers of tensors and numbers."""
-    if type(batch) in {tuple, list}:
-        return all(map(_is_plain, batch))
-    if type(batch) is dict:
-        return all(type(k) is str for k in batch) and all(map(_is_plain, batch.values()))
-    return type(batch) in {torch.Tensor, int, float, bool, str}

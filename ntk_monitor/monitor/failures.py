@@ -75,13 +75,14 @@ class Failures:
         )
 
 
-def say(message: str) -> None:
-    """Warn, once and from the first process; where warnings are errors, into the log instead.
+def say(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn from the first process; where warnings are errors, into the log instead.
 
     Args:
         message: What to say.
+        category: Of the warning.
     """
     try:
-        rank_zero_warn(message)
+        rank_zero_warn(message, category=category)
     except Warning:
         logger.warning(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -65,6 +66,19 @@ def learning_rate(trainer: Trainer) -> float | None:
     return rate if rate > 0 else None
 
 
+def planned_steps(trainer: Trainer) -> float:
+    """Optimizer steps of the whole training.
+
+    Args:
+        trainer: The Trainer.
+
+    Returns:
+        Their number; infinite where the Trainer cannot tell, as for data without a length.
+    """
+    planned = float(trainer.estimated_stepping_batches)
+    return planned if planned >= 0 else math.inf
+
+
 def batches_that_stepped(trainer: Trainer, *, in_batch_end: bool) -> int:
     """The x-axis of the loggers: how many batches have led to an optimizer step.
 
@@ -83,15 +97,21 @@ def batches_that_stepped(trainer: Trainer, *, in_batch_end: bool) -> int:
 
 
 @contextmanager
-def muted(module: nn.Module) -> Iterator[None]:
+def muted(trainer: Trainer, module: nn.Module) -> Iterator[None]:
     """Have ``self.log`` in a ``forward`` do nothing: a probe is no training step.
 
     Args:
-        module: The module, a LightningModule if it is to have an effect.
+        trainer: The Trainer; what a bound ``log`` that a submodule was given still sends it is
+            lost.
+        module: The module.
 
     Yields:
         Nothing.
     """
+    loop = trainer.fit_loop.epoch_loop
+    results = getattr(loop, "_results", None)
+    if results is not None:
+        loop._results = type(results)(training=True)
     names = [name for name in ("log", "log_dict") if callable(getattr(module, name, None))]
     before = {name: vars(module)[name] for name in names if name in vars(module)}
     vars(module).update(dict.fromkeys(names, _ignore))
@@ -101,6 +121,8 @@ def muted(module: nn.Module) -> Iterator[None]:
         for name in names:
             vars(module).pop(name, None)
         vars(module).update(before)
+        if results is not None:
+            loop._results = results
 
 
 def _ignore(*_: Any, **__: Any) -> None:  # noqa: ANN401

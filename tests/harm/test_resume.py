@@ -108,6 +108,8 @@ def test_a_state_of_an_older_version_is_taken_over_with_a_warning() -> None:
         {**NTKMonitor().state_dict(), "schedule": {"seen": float("nan")}},
         {**NTKMonitor().state_dict(), "schedule": {"seen": -1}},
         {**NTKMonitor().state_dict(), "schedule": {"elapsed": "long"}},
+        {**NTKMonitor().state_dict(), "schedule": {"seen": 10**400}},
+        {**NTKMonitor().state_dict(), "version": torch.zeros(2)},
         {**NTKMonitor().state_dict(), "methods": 3},
         {**NTKMonitor().state_dict(), "methods": [["magic"]]},
     ],
@@ -121,7 +123,14 @@ def test_a_state_that_cannot_be_read_is_told_of_and_begins_anew(state: dict[str,
     assert monitor.probe.order == NTKMonitor().probe.order
 
 
-@pytest.mark.parametrize("state", [{"version": 2, "watches": {"x": {}}}, {"watches": [1]}])
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"version": 2, "watches": {"x": {}}},
+        {"watches": [1]},
+        {"version": 2, "last_step": float("inf")},
+    ],
+)
 def test_an_alert_that_cannot_be_read_begins_anew(state: dict[str, Any]) -> None:
     alert = StallAlert()
     with pytest.warns(UserWarning, match="StallAlert"):

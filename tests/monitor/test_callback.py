@@ -4,6 +4,7 @@ import csv
 import math
 import pickle
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from monitor.helpers import Recorder, Small, data, fit
 from ntk_monitor import NTKMonitor, StallAlert
+from ntk_monitor.monitor import StallWarning
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers:UserWarning",
@@ -375,3 +377,92 @@ def test_validation_outside_of_training_gives_no_probe_batch() -> None:
     trainer.predict(module, data(2, shuffle=False))
     assert monitor._batch is None
     assert monitor.snapshot is None
+
+
+def test_a_log_that_a_submodule_was_given_is_muted_too() -> None:
+    class Block(torch.nn.Module):
+        def __init__(self, log: Any) -> None:
+            super().__init__()
+            self.log_size = log
+
+        def forward(self, y: torch.Tensor) -> torch.Tensor:
+            self.log_size("size", y.abs().mean(), on_step=True)
+            return y
+
+    class Handing(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Block(self.log)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.block(super().forward(x))
+
+    monitor = NTKMonitor(2, on_error="raise", state="rnn", **FAST)
+    found = [float(fit(cs, Handing())[0].callback_metrics["size"]) for cs in ([], [monitor])]
+    assert found[0] == found[1]
+
+
+def test_loggers_and_listeners_may_draw_random_numbers(tmp_path: Path) -> None:
+    class Drawing(Callback):
+        def on_probe(self, *_: Any) -> None:
+            random.random()
+            np.random.rand()
+            torch.rand(1)
+
+    class Jitter(CSVLogger):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            if "ntk/trace" in metrics:
+                Drawing().on_probe()
+            super().log_metrics(metrics, step)
+
+    def run(*callbacks: Any) -> Any:
+        random.seed(0)
+        np.random.seed(0)
+        _, module = fit(list(callbacks), max_epochs=2, logger=Jitter(tmp_path))
+        return module.state_dict(), torch.get_rng_state(), random.getstate(), np.random.rand()
+
+    plain = run()
+    watched = run(NTKMonitor(2, **FAST), Drawing())
+    torch.testing.assert_close(watched[:2], plain[:2], rtol=0, atol=0)
+    assert watched[2:] == plain[2:]
+
+
+class Endless(torch.utils.data.IterableDataset):
+    """Data without a length."""
+
+    def __iter__(self) -> Any:
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(40):
+            yield torch.randn(5, 2, generator=generator), torch.randn(5, 2, generator=generator)
+
+
+@pytest.mark.parametrize("horizon", [None, 1])
+def test_without_a_known_end_there_is_no_alert_unless_a_horizon_is_given(
+    horizon: int | None,
+) -> None:
+    alert = StallAlert(1, 1.0, min_improvement=9.0, horizon=horizon, actions=("warn", "stop"))
+    trainer = fit([], max_epochs=0)[0]
+    trainer.fit_loop.max_epochs = 4
+    trainer.callbacks += [NTKMonitor(2, **FAST), alert]
+    loader = torch.utils.data.DataLoader(Endless(), batch_size=4)
+    with pytest.warns(UserWarning, match="horizon" if horizon is None else "is stalled") as caught:
+        trainer.fit(Small(), loader, data(2, shuffle=False))
+    if horizon is None:
+        assert trainer.global_step == 40
+        assert alert.messages == []
+        assert sum("give StallAlert(horizon" in str(w.message) for w in caught) == 1
+    else:
+        assert trainer.global_step < 40
+        assert alert.messages
+
+
+def test_an_alert_under_warnings_as_errors_loses_nothing() -> None:
+    alert = StallAlert(1, 1.0, min_improvement=9.0, horizon=1)
+    monitor, recorder = NTKMonitor(2, on_error="raise", **FAST), Recorder()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", StallWarning)
+        trainer, _ = fit([monitor, alert, recorder])
+    assert trainer.global_step == 10
+    assert monitor.failures.count == 0
+    assert alert.messages
+    assert recorder.steps == [0, 2, 4, 6, 8, 10]

@@ -1,0 +1,60 @@
+"""The self-attention block of the paper's Section 5.4, with the MLP of its appendix A.2.3."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class AttentionBlock(nn.Module):
+    """``Y = MLP(softmax(Q K* / sqrt(n)) Z W_O*)``, with ``Q``, ``K``, ``Z`` linear in the input.
+
+    The state is everything that a weight puts out, before the readout: `STATE`.
+    """
+
+    STATE = ("query", "key", "value", "out", "mlp.0", "mlp.2")
+
+    def __init__(
+        self, inputs: int, width: int = 64, heads: int = 1, hidden: int = 128, fourier: int = 0
+    ) -> None:
+        """Make the block.
+
+        Args:
+            inputs: Input channels.
+            width: Of the attention.
+            heads: Attention heads.
+            hidden: Units of each layer of the MLP.
+            fourier: Frequencies of an embedding of the input, or 0 for none.
+        """
+        super().__init__()
+        self.heads, self.fourier = heads, fourier
+        features = 2 * fourier * inputs if fourier else inputs
+        self.query, self.key, self.value = (
+            nn.Linear(features, width, bias=False) for _ in range(3)
+        )
+        self.out = nn.Linear(width, width, bias=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
+        )
+        self.readout = nn.Linear(hidden, 1)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Sines and cosines of the input at 1, 2, ... times a base frequency."""
+        if not self.fourier:
+            return x
+        frequencies = torch.arange(1, self.fourier + 1, dtype=x.dtype, device=x.device)
+        angles = math.pi / 2 * x.unsqueeze(-1) * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs at every step, from inputs of shape ``(B, T, inputs)``."""
+        x = self.embed(x)
+        q, k, z = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+        attended = (weights @ z).transpose(1, 2).flatten(-2)
+        return self.readout(self.mlp(self.out(attended)))

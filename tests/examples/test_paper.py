@@ -1,0 +1,34 @@
+"""The paper's claims hold on the results that are in the repository, and the page says so."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+PAPER = Path(__file__).parents[2] / "examples" / "paper"
+sys.path.insert(0, str(PAPER))
+
+from page import FIGURES, PAGE, experiment, page  # noqa: E402
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_claims_hold_on_five_seeds(name: str) -> None:
+    figure = experiment(name)
+    results = figure.load()
+    assert len(results) >= 5
+    failed = [claim for claim in figure.claims(results) if not claim.holds]
+    assert failed == []
+    assert figure.draw(results).axes
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text() == page(), "run python examples/paper/page.py"
+
+
+def test_a_figure_can_be_made_from_scratch() -> None:
+    """The cheapest of them, small; the others' claims rest on the results above."""
+    figure = experiment("figure8")
+    results = figure.run(1, full=False)
+    endpoints = results[0]["dense endpoints"]
+    assert all(count == 4 for count in endpoints[2])
+    assert figure.table(results).row_count == 4
