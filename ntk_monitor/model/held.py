@@ -7,7 +7,7 @@ import io
 import random
 import threading
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -219,8 +219,7 @@ def _slots(value: Any) -> tuple[str, ...]:  # noqa: ANN401
 
 
 def _copy(value: Any) -> Any:  # noqa: ANN401
-    kind = next(k for k in (dict, list, set, deque) if isinstance(value, k))
-    return list(value.items()) if kind is dict else list(value)
+    return list(value.items()) if isinstance(value, dict) else list(value)
 
 
 def _same_items(value: Any, then: list[Any]) -> bool:  # noqa: ANN401
@@ -234,11 +233,12 @@ def _same_items(value: Any, then: list[Any]) -> bool:  # noqa: ANN401
 
 
 def _refill(value: Any, then: list[Any]) -> None:  # noqa: ANN401
-    kind: Any = next(k for k in (dict, list, set, deque) if isinstance(value, k))
+    # By the methods of the built-in kind, since a user's own may refuse.
+    kind: Any = next(k for k in (OrderedDict, dict, list, set, deque) if isinstance(value, k))
     kind.clear(value)
-    if kind is dict:
+    if isinstance(value, dict):
         for key, item in then:
-            dict.__setitem__(value, key, item)
+            kind.__setitem__(value, key, item)
     else:
         (kind.update if kind is set else kind.extend)(value, then)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,16 @@ class Meter:
 
     def __init__(self) -> None:
         self.sum, self.seen = 0.0, []
+
+
+class Stubborn(dict[str, int]):
+    """A dictionary that does not let itself be changed from outside."""
+
+    def clear(self) -> None:
+        raise RuntimeError("no")
+
+    def force(self) -> None:
+        dict.__setitem__(self, "b", len(self))
 
 
 class Done(Meter):
@@ -71,6 +81,11 @@ CASES: dict[str, tuple[Start, Act]] = {
         lambda m: defaultdict(list, {"r": []}),
         lambda m, s, h: s["r"].append(h.pow(2).mean()),
     ),
+    "ordered dictionary": (
+        lambda m: OrderedDict(a=1),
+        lambda m, s, h: s.update({"b": len(s)}) or s.move_to_end("a"),
+    ),
+    "a dictionary that refuses": (lambda m: Stubborn(a=1), lambda m, s, h: s.force()),
     "queue": (lambda m: deque([1], maxlen=3), lambda m, s, h: s.append(2)),
     "set": (lambda m: {1}, lambda m, s, h: s.add(len(s) + 1)),
     "real parameters": (

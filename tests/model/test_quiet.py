@@ -158,7 +158,8 @@ class Unruly(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.layer = nn.Linear(3, 4)
-        self.real = (self.layer.weight,)  # out of reach for functional_call
+        weight = self.layer.weight
+        self.real = lambda: weight  # neither functional_call nor a look at attributes finds it
         self.history: list[int] = [1]
         self.table = {"calls": 0}
         self.memory = torch.zeros(4)
@@ -180,8 +181,8 @@ class Unruly(nn.Module):
         self.table["late"] = True
         self.extra = h
         self.training = not self.training
-        self.real[0].requires_grad_(False)
-        self.real[0].grad = torch.ones_like(self.real[0])
+        self.real().requires_grad_(False)
+        self.real().grad = torch.ones_like(self.real())
         self.layer.register_forward_hook(lambda *_: None)
         torch.backends.cudnn.benchmark = True
         torch.use_deterministic_algorithms(True)
