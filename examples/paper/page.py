@@ -9,7 +9,7 @@ from pathlib import Path
 from experiment import Experiment
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"
-FIGURES = ("figure5", "figure6", "figure8", "figure9", "figure10")
+FIGURES = ("figure5", "figure8")
 HEAD = """# The paper's figures, reproduced
 
 Written by `python examples/paper/page.py` from the results of the commands below (`--full`, five
