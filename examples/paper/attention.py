@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class AttentionBlock(nn.Module):
     """``Y = MLP(softmax(Q K* / sqrt(n)) Z W_O*)``, with ``Q``, ``K``, ``Z`` linear in the input.
 
-    The state is everything that a weight puts out, before the readout: `STATE`.
+    `STATE` is everything that a weight puts out before the readout.
     """
 
     STATE = ("query", "key", "value", "out", "mlp.0", "mlp.2")

@@ -26,7 +26,7 @@ GAINS = (0.9, 1.0, 1.25, 1.5, 1.75, 2.0)
 PLANTED = (0, 1, 2)
 SIZE = {"dense": 2.0, "coordinate": 2.0}
 """Size k of an entry of a planted point that is not zero."""
-SHOWN = 12
+SHOWN, DRAWN = 12, 4
 STILL, APART = 1e-3, 0.05
 """A trajectory has ended that moves by less than the first of its length; two ends are different
 that are farther apart than the second of their length."""
@@ -143,8 +143,8 @@ def draw(results: Sequence[Result]) -> Figure:
     panels = figure.subplots(1, 3, subplot_kw={"projection": "3d"})
     colors = ("#999999", "#56B4E9", "#0072B2", "#009E73", "#E69F00", "#D55E00")
     for axes, planted, paths in zip(panels, PLANTED, results[0]["paths"], strict=True):
-        for color, gain, trials in zip(colors, GAINS, np.array(paths), strict=True):
-            for trial in trials.transpose(1, 0, 2):
+        for color, gain, trials in reversed([*zip(colors, GAINS, np.array(paths), strict=True)]):
+            for trial in trials.transpose(1, 0, 2)[:DRAWN]:
                 axes.plot(trial[:, 0], trial[:, 1], np.arange(len(trial)), color=color, lw=0.6)
             axes.plot([], [], [], color=color, label=f"gain {gain}")
         axes.set_title(f"{planted} planted", fontsize=10)

@@ -78,7 +78,7 @@ def draw(results: Sequence[Result]) -> Figure:
         for i, row in enumerate(ranks):
             for j, rank in enumerate(row):
                 light = rank < 0.6 * ranks.max()
-                text = f"{rank:.3g}"
+                text = f"{rank:.3g}" if rank < 1000 else f"{rank / 1000:.2g}k"
                 axes.text(j, i, text, ha="center", va="center", color="w" if light else "k", size=8)
         figure.colorbar(image, ax=axes)
     return figure

@@ -9,12 +9,13 @@ from pathlib import Path
 from experiment import Experiment
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"
-FIGURES = ("figure5", "figure8")
+FIGURES = ("figure5", "figure8", "figure9", "figure10")
 HEAD = """# The paper's figures, reproduced
 
 Written by `python examples/paper/page.py` from the results of the commands below (`--full`, five
 seeds; `--quick` takes about a minute). Each claim of a caption is judged in numbers on every seed.
-Figures 3 and 4 are shown on one seed by the README's run command and `docs/theory.md` so far.
+Figures 3 and 4 are shown on one seed by the README's run command and `docs/theory.md` so far; of
+Figure 6 there is the script, not yet a result.
 """
 NOTES = {
     "figure8": """The paper calls scaled coordinate directions a natural choice of fixed points. On
@@ -23,7 +24,7 @@ they stay unstable, with one or two points planted. Points on which every unit s
 +-2 in orthogonal patterns of signs) give the caption's two and four ends at every gain; these are
 drawn. At a gain of exactly 1 the spectral radius of 256 units lies above or below one by chance, so
 the collapse without planted points is judged at 0.9.""",
-    "figure6": """The state is everything that a weight puts out before the readout (queries, keys,
+    "figure9": """The state is everything that a weight puts out before the readout (queries, keys,
 values, the attention's output, both hidden layers of the MLP), side by side.""",
 }
 
