@@ -188,8 +188,8 @@ _CODE = (type, types.ModuleType, types.FunctionType, types.MethodType, types.Bui
 _BUSY = (threading.Thread, io.IOBase)
 _ELSEWHERE = (
     "lightning", "lightning_fabric", "pytorch_lightning", "torch.optim", "torch.utils",
-    "torch.distributed", "torch._", "torch.cuda", "torch.amp", "torch.fx", "logging",
-    "concurrent", "multiprocessing", "asyncio", "jsonargparse", "weakref", "functools",
+    "torch.distributed", "torch._dynamo", "torch._inductor", "torch.cuda", "torch.amp", "torch.fx",
+    "logging", "concurrent", "multiprocessing", "asyncio", "jsonargparse", "weakref", "functools",
 )  # fmt: skip
 """Where the classes of objects are at home that no ``forward`` changes for itself."""
 
@@ -206,8 +206,8 @@ def _has_attributes(value: Any) -> bool:  # noqa: ANN401
     """Whether an object is one that a user's code keeps numbers in."""
     if isinstance(value, _BUSY) or not (hasattr(value, "__dict__") or _slots(value)):
         return False
-    homes = [kind.__module__ for kind in type(value).__mro__]
-    return not any(f"{home}.".startswith(tuple(_ELSEWHERE)) for home in homes)
+    homes = [f"{kind.__module__}." for kind in type(value).__mro__]
+    return not any(home.startswith(f"{package}.") for home in homes for package in _ELSEWHERE)
 
 
 def _slots(value: Any) -> tuple[str, ...]:  # noqa: ANN401
