@@ -21,7 +21,7 @@ from ntk_monitor.estimators import (
     draw_tangents,
     sample_kernel,
 )
-from ntk_monitor.estimators.adaptive import at_least_float32, relative_gap
+from ntk_monitor.estimators.formulas import at_least_float32, relative_gap
 from ntk_monitor.estimators.sketch import MIN_SAMPLES
 from ntk_monitor.model import METHODS, Linearization, default_target, linearize, quiet
 from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.estimators.core import CoreGram
+from ntk_monitor.estimators.formulas import at_least_float32, relative_gap
 from ntk_monitor.estimators.pairs import inner_products
 from ntk_monitor.estimators.sketch import MIN_SAMPLES, TangentSketch
 from ntk_monitor.operators import LinearOperator
@@ -185,31 +186,6 @@ class _Krylov:
             usual = torch.linalg.vector_norm(self._first.double()) / math.sqrt(u.numel())
             self.adjoint_error = relative_gap(forward - backward, usual)
         return pulled
-
-
-def relative_gap(gap: Tensor, size: Tensor) -> float:
-    """A difference in relation to a size.
-
-    Args:
-        gap: The difference.
-        size: The size, 0 or more.
-
-    Returns:
-        ``|gap| / size``; 0 where both are.
-    """
-    return float(gap.abs() / torch.where((gap == 0) & (size == 0), 1.0, size))
-
-
-def at_least_float32(X: Tensor) -> Tensor:
-    """A tensor, in float32 if it is of 16 bits, in which nothing can be summed up.
-
-    Args:
-        X: A floating tensor.
-
-    Returns:
-        The tensor itself, or a copy.
-    """
-    return X.float() if torch.finfo(X.dtype).bits < 32 else X
 
 
 def _unit(X: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ntk_monitor.estimators.formulas import participation_ratio
+from ntk_monitor.estimators.formulas import at_least_float32, participation_ratio
 
 PIECE = 256
 """Rows or columns of site activity that are converted to float64 at a time."""
@@ -37,14 +37,14 @@ class CoreGram:
         Args:
             activities: The columns of ``V``, site by site, each of shape ``(k, m_l)``.
         """
+        activities = tuple(map(at_least_float32, activities))
         rows, columns = len(activities[0]), sum(V.shape[1] for V in activities)
         by_columns = columns <= rows
         small = _columns_gram(activities) if by_columns else _rows_gram(activities)
         self.norm_squared = small.square().sum()
         self.is_finite = bool(torch.isfinite(self.norm_squared))
         self._trace = small.trace()
-        half = torch.finfo(activities[0].dtype).bits < 32
-        dtype = torch.float32 if half else activities[0].dtype
+        dtype = activities[0].dtype
         if self.is_finite:
             values, vectors = torch.linalg.eigh(small.to(dtype))
         else:
@@ -55,9 +55,9 @@ class CoreGram:
         vectors = vectors[:, kept]
         if by_columns:
             parts = torch.split(vectors.to(dtype), [V.shape[1] for V in activities])
-            self.factor = activities[0].to(dtype) @ parts[0]
+            self.factor = activities[0] @ parts[0]
             for V, part in zip(activities[1:], parts[1:], strict=True):
-                self.factor += V.to(dtype) @ part
+                self.factor += V @ part
         else:
             self.factor = (vectors * values[kept].sqrt()).to(dtype)
 

@@ -1,7 +1,8 @@
-"""The two ratios that every kernel metric is: effective rank and cosine."""
+"""The two ratios that every kernel metric is, effective rank and cosine; and what sums share."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -39,3 +40,28 @@ def cosine(inner: Tensor, norm_squared: Tensor, other_norm_squared: Tensor) -> T
         The cosine, elementwise.
     """
     return inner / (norm_squared * other_norm_squared).sqrt()
+
+
+def relative_gap(gap: Tensor, size: Tensor) -> float:
+    """A difference in relation to a size.
+
+    Args:
+        gap: The difference.
+        size: The size, 0 or more.
+
+    Returns:
+        ``|gap| / size``; 0 where both are.
+    """
+    return float(gap.abs() / torch.where((gap == 0) & (size == 0), 1.0, size))
+
+
+def at_least_float32(X: Tensor) -> Tensor:
+    """A tensor, in float32 if it is of 16 bits, in which nothing can be summed up.
+
+    Args:
+        X: A floating tensor.
+
+    Returns:
+        The tensor itself, or a copy.
+    """
+    return X.float() if torch.finfo(X.dtype).bits < 32 else X

@@ -84,7 +84,6 @@ class ForwardMap:
         self._noise_there = (
             torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
         )
-        self._buffers = {name for name, _ in module.named_buffers()}
         self._written: list[str] = []
         self._changing: Held | None = None
 
@@ -98,7 +97,7 @@ class ForwardMap:
             What was recorded.
         """
         theta = {name: self.tensors[name].detach().requires_grad_() for name in names}
-        own = {name: t.clone() for name, t in self.tensors.items() if name in self._buffers}
+        own = {name: self.tensors[name].clone() for name, _ in self.module.named_buffers()}
         versions = {name: t._version for name, t in own.items()}
         constants = {n: t for n, t in self.tensors.items() if n not in theta} | own
         recorder = Recorder(theta, constants.values())

@@ -109,8 +109,11 @@ class _Keepsake(Protocol):
 class _Attributes:
     """The attributes and the class of one object."""
 
-    def __init__(self, value: Any, names: set[str] | None = None) -> None:  # noqa: ANN401
-        self._value, self._class, self._names = value, type(value), names
+    _names: set[str] | None = None
+    """Those that may be put back; None for all."""
+
+    def __init__(self, value: Any) -> None:  # noqa: ANN401
+        self._value, self._class = value, type(value)
         self._slots = _slots(value)
         self._then = self._read()
 

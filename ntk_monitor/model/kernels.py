@@ -63,16 +63,21 @@ def _plain_recurrence() -> Iterator[None]:
     """Switch off the libraries whose recurrent layers cannot be."""
     mkldnn, cudnn = bool(torch.backends.mkldnn.enabled), bool(torch.backends.cudnn.enabled)
     try:
-        _enable(mkldnn=False, cudnn=False)
+        enable_mkldnn(enabled=False)
+        torch.backends.cudnn.enabled = False
         yield
     finally:
-        _enable(mkldnn=mkldnn, cudnn=cudnn)
+        enable_mkldnn(enabled=mkldnn)
+        torch.backends.cudnn.enabled = cudnn
 
 
-def _enable(*, mkldnn: bool, cudnn: bool) -> None:
-    """Set two switches of torch; ``mkldnn.flags`` would set the others beside it as well."""
-    torch.backends.mkldnn.set_flags(mkldnn, _fp32_precision=None)  # type: ignore[no-untyped-call]
-    torch.backends.cudnn.enabled = cudnn
+def enable_mkldnn(*, enabled: bool) -> None:
+    """Switch oneDNN; ``mkldnn.flags`` would set the switches beside it as well.
+
+    Args:
+        enabled: Whether it is to be on.
+    """
+    torch.backends.mkldnn.set_flags(enabled, _fp32_precision=None)  # type: ignore[no-untyped-call]
 
 
 class _PlainBags(TorchFunctionMode):

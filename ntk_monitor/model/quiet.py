@@ -15,7 +15,7 @@ from torch.nn.modules import module as _hooks
 
 from ntk_monitor.model.compiled import unwrapped
 from ntk_monitor.model.held import Held
-from ntk_monitor.model.kernels import Kernels, kernels_for
+from ntk_monitor.model.kernels import Kernels, enable_mkldnn, kernels_for
 
 Guard = Callable[[nn.Module], AbstractContextManager[None]]
 
@@ -218,7 +218,7 @@ FLAGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "cuDNN deterministic": _attribute(_cudnn, "deterministic"),
     "oneDNN enabled": (
         lambda: bool(_mkldnn.enabled),
-        lambda value: _mkldnn.set_flags(value, _fp32_precision=None),  # type: ignore[no-untyped-call]
+        lambda value: enable_mkldnn(enabled=value),
     ),
     "flash attention": (_cuda.flash_sdp_enabled, _cuda.enable_flash_sdp),
     "memory-efficient attention": (_cuda.mem_efficient_sdp_enabled, _cuda.enable_mem_efficient_sdp),

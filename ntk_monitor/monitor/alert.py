@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ntk_monitor.monitor.callback import NTKMonitor
-from ntk_monitor.monitor.failures import say
+from ntk_monitor.monitor.failures import reading_state, say
 from ntk_monitor.monitor.trainers import planned_steps
 from ntk_monitor.snapshot import Snapshot, TargetMode
 
@@ -222,13 +222,7 @@ class StallAlert(Callback):
         Args:
             state_dict: What `state_dict` gave, now or in another version.
         """
-        try:
-            version = state_dict.get("version", 0)
-            if version != STATE_VERSION:
-                say(
-                    f"StallAlert: the checkpoint holds a state of version {version}, and this is "
-                    f"version {STATE_VERSION}; what both know is taken over"
-                )
+        with reading_state("StallAlert", state_dict, STATE_VERSION, self._begin):
             watches = {
                 int(i): ModeWatch.from_state(watch)
                 for i, watch in state_dict.get("watches", {}).items()
@@ -236,9 +230,6 @@ class StallAlert(Callback):
             last, messages = state_dict.get("last_step"), state_dict.get("messages", [])
             self._last_step = None if last is None else int(last)
             self._watches, self.messages = watches, [str(message) for message in messages]
-        except Exception as error:
-            self._begin()
-            say(f"StallAlert: its state in the checkpoint cannot be read ({error!r}); it is anew")
 
     def _judge(
         self,

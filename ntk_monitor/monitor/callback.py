@@ -15,7 +15,7 @@ from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn, is_plain, keep_
 from ntk_monitor.model.compiled import plain_name
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.quiet import random_states
-from ntk_monitor.monitor.failures import Failures, OnError, say
+from ntk_monitor.monitor.failures import Failures, OnError, reading_state
 from ntk_monitor.monitor.followed import (
     FollowedState,
     NamedStates,
@@ -363,21 +363,12 @@ class NTKMonitor(Callback):
         Args:
             state_dict: What `state_dict` gave, now or in another version.
         """
-        try:
-            version = state_dict.get("version", 0)
-            if version != STATE_VERSION:
-                state_dict = _upgraded(state_dict)
-                say(
-                    f"NTKMonitor: the checkpoint holds a state of version {version}, and this is "
-                    f"version {STATE_VERSION}; what both know is taken over"
-                )
+        with reading_state("NTKMonitor", state_dict, STATE_VERSION, self._begin):
+            state_dict = _upgraded(state_dict)
             self.schedule.load_state_dict(state_dict["schedule"])
             for state, order in zip(self.states, state_dict["methods"], strict=False):
                 state.probe.prefer(order)
             self._batch = state_dict["batch"]
-        except Exception as error:
-            self._begin()
-            say(f"NTKMonitor: its state in the checkpoint cannot be read ({error!r}); it is anew")
 
     def _wants(self, trainer: Trainer, kind: str) -> bool:
         return (
@@ -542,7 +533,7 @@ class NTKMonitor(Callback):
 
 def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
     """A state of another version, with what is known of it."""
-    if "schedule" in state:
+    if state.get("version") == STATE_VERSION or "schedule" in state:
         return state
     known = {name: state[name] for name in ("seen", "spent", "last") if name in state}
     return {

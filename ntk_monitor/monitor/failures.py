@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -86,3 +88,31 @@ def say(message: str, category: type[Warning] = UserWarning) -> None:
         rank_zero_warn(message, category=category)
     except Warning:
         logger.warning(message)
+
+
+@contextmanager
+def reading_state(
+    who: str, state: Mapping[str, Any], version: int, begin: Callable[[], None]
+) -> Iterator[None]:
+    """Read a state from a checkpoint; another version is told of, and one that fails begins anew.
+
+    Args:
+        who: Whose state.
+        state: The state.
+        version: The present version.
+        begin: Begins anew.
+
+    Yields:
+        Nothing.
+    """
+    found = state.get("version", 0) if isinstance(state, Mapping) else None
+    if not (isinstance(found, int) and found == version):
+        say(
+            f"{who}: the checkpoint holds a state of version {found}, and this is version "
+            f"{version}; what both know is taken over"
+        )
+    try:
+        yield
+    except Exception as error:
+        begin()
+        say(f"{who}: its state in the checkpoint cannot be read ({error!r}); it is anew")
