@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class Reporter:
     """Sends what was measured to every logger of a Trainer that works.
 
-    A logger that fails is tried again at the next probe, and left out after three failures in a
-    row; so is, at once, one that takes longer than the time limit. Others get what they can take.
+    A logger that fails is tried again at the next probe, and left out after three failures without
+    a success in logging numbers between them; so is, at once, one that takes longer than the time
+    limit. Others get what they can take.
 
     Attributes:
         on_error: See `Failures`.
@@ -47,7 +48,12 @@ class Reporter:
         trainer.callback_metrics.update({
             tag: torch.tensor(v, device="cpu") for tag, v in scalars.items()
         })
-        self._send(trainer, lambda logger: logger.log_metrics(dict(scalars), step=step))
+
+        def send(logger: Any) -> None:  # noqa: ANN401
+            logger.log_metrics(dict(scalars), step=step)
+            self._of(logger).succeeded()  # pictures may be nothing that a logger takes: no success
+
+        self._send(trainer, send)
 
     def figures(self, trainer: Trainer, figures: Mapping[str, Figure], step: int) -> None:
         """Send pictures to the loggers that take them.
@@ -106,12 +112,13 @@ class Reporter:
 
         self._send(trainer, send)
 
+    def _of(self, logger: Any) -> Failures:  # noqa: ANN401
+        what = f"logging to {type(logger).__name__}"
+        return self._failures.setdefault(id(logger), Failures(what, self.on_error))
+
     def _send(self, trainer: Trainer, send: Callable[[Any], object]) -> None:
         for logger in trainer.loggers:
-            name = type(logger).__name__
-            failures = self._failures.setdefault(
-                id(logger), Failures(f"logging to {name}", self.on_error)
-            )
+            failures = self._of(logger)
             if not failures.enabled:
                 continue
             started = time.perf_counter()
@@ -119,8 +126,6 @@ class Reporter:
                 send(logger)
             except Exception as error:
                 failures.failed(error)
-            else:
-                failures.succeeded()
             seconds = time.perf_counter() - started
             if failures.enabled and self.time_limit is not None and seconds > self.time_limit:
                 failures.give_up(f"took {seconds:.0f} s (time_limit={self.time_limit:g})")

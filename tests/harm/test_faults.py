@@ -172,6 +172,35 @@ def test_a_failing_logger_does_not_keep_numbers_from_another(
     assert "ntk/trace" in rows
 
 
+class Broken(CSVLogger):
+    """A logger that never takes our numbers."""
+
+    calls = 0
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        if "ntk/trace" in metrics:
+            type(self).calls += 1
+            raise OSError("no luck today")
+        super().log_metrics(metrics, step)
+
+
+def test_a_logger_that_always_fails_is_left_out_after_three_times(
+    plain: dict[str, Any], tmp_path: Path
+) -> None:
+    Broken.calls = 0
+    world = World(loggers=lambda p: [Broken(p, "broken"), CSVLogger(p, "csv")])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        watched = run(tmp_path, [NTKMonitor(2, **FAST)], world)
+    assert differences(watched, plain) == set()
+    assert Broken.calls == 3
+    first, last = said(caught)
+    assert "it will be tried again" in first
+    assert "switched off" in last
+    rows = (tmp_path / "csv" / "version_0" / "metrics.csv").read_text()
+    assert rows.count("\n") > 7
+
+
 class Slow(CSVLogger):
     """A logger that takes its time over our numbers."""
 
