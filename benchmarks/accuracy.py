@@ -38,7 +38,7 @@ def main() -> None:
     rows = []
     for name in arguments.workloads:
         work = ACCURACY[name]()
-        truth = measure(work, method="exact", max_products=96)
+        truth = measure(work, method="exact", dtype=torch.float64)
         exact = {metric: getattr(truth, metric).value for metric in METRICS}
         for label, settings in {
             "tolerance 5 %": {"tolerance": 0.05, "max_products": 250},
@@ -58,8 +58,7 @@ def measure(work: Workload, *, plain: bool = False, **settings: Any) -> Snapshot
     directions = adaptive.DIRECTIONS
     adaptive.DIRECTIONS = 0 if plain else directions
     try:
-        settings = {"method": "forward-ad", "modes": 0, "dtype": torch.float32} | settings
-        return probe(work.model, work.batch, state=work.state, **settings)
+        return probe(work.model, work.batch, state=work.state, modes=0, **settings)
     finally:
         adaptive.DIRECTIONS = directions
 

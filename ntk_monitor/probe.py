@@ -237,7 +237,7 @@ class Probe:
 
         def left() -> int:
             in_time = deadline.left(J.products, SAMPLING_SHARE)
-            return int(min(max_products - J.products, in_time))
+            return int(min(max_products - J.products - J.most_extra, in_time))
 
         measured = sample_kernel(
             J,

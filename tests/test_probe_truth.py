@@ -8,7 +8,9 @@ from conftest import CASES, Case
 from dense import Truth, truth
 from torch import Tensor, nn
 
-from ntk_monitor import Snapshot, probe
+from ntk_monitor import Snapshot, linearize, probe
+from ntk_monitor.models import GRURegression
+from ntk_monitor.tasks import memory_pro_trials
 
 SEEDS = 40
 LEARNING_RATE = 0.1
@@ -131,13 +133,17 @@ def test_cosine_factors_into_temporal_cosine_and_evenness(case: Case) -> None:
 
 
 def test_finite_differences_agree_with_forward_mode(case: Case) -> None:
-    ad = measure(case, method="forward-ad", max_products=32)
-    fd = measure(case, method="finite-difference", max_products=32 + 1)
-    assert ad.products == 32
-    for name in ("trace", "temporal_core_cosine"):
-        # The same tangents: what differs is the truncation error of the step, and the last
-        # samples, which the step check costs.
-        assert getattr(fd, name).value == pytest.approx(getattr(ad, name).value, rel=1e-6)
+    ad, fd = (
+        linearize(
+            case.make_model(), case.make_batch(), state=case.state, dtype=None, method=method
+        ).jacobian
+        for method in ("forward-ad", "finite-difference")
+    )
+    G = torch.randn(6, *ad.shape_in, dtype=ad.dtype, generator=torch.Generator().manual_seed(0))
+    for X in (G, ad.rmatmat(ad.matmat(G))):  # any direction, and leading ones
+        images = ad.matmat(X)
+        gaps = (fd.matmat(X) - images).flatten(1).norm(dim=1) / images.flatten(1).norm(dim=1)
+        assert float(gaps.max()) < 1e-6
 
 
 def test_same_seed_same_numbers(case: Case) -> None:
@@ -154,6 +160,35 @@ def test_sampling_stops_at_the_tolerance_or_the_budget() -> None:
     assert loose.products == 12 + 1 + 2
     tight = measure(case, method="forward-ad", tolerance=1e-6, max_products=50)
     assert tight.products == 50
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, tuple[Tensor, Tensor], Snapshot]:
+    """A GRU that has learned Memory-Pro, in single precision, and its dense truth."""
+    torch.manual_seed(0)
+    model = GRURegression(hidden_size=16)
+    x, y = memory_pro_trials(2 * math.pi * torch.arange(8) / 8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(300):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x + 0.3 * torch.randn_like(x)), y).backward()
+        optimizer.step()
+    return model, (x, y), probe(model, (x, y), method="exact", modes=0, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("budget", [24, 32, 64, 128])
+def test_a_trained_network_is_measured_right_in_single_precision(
+    trained: tuple[nn.Module, tuple[Tensor, Tensor], Snapshot], budget: int
+) -> None:
+    """Its leading directions are steep, and its last ones drown in the error of the products."""
+    model, batch, wanted = trained
+    for seed in range(4):
+        s = probe(model, batch, modes=0, tolerance=0.0, max_products=budget, seed=seed)
+        assert s.method == "finite-difference"
+        assert s.products <= budget
+        for name in SAMPLED:
+            found, truth = getattr(s, name), getattr(wanted, name).value
+            assert abs(found.value - truth) < 5 * found.stderr + 0.02 * truth, (name, seed)
 
 
 def test_small_models_are_measured_exactly_when_that_is_no_dearer() -> None:

@@ -82,7 +82,8 @@ def sample_kernel(
         core: The core on the same rows.
         draw: Tangents.
         tolerance: Wanted relative standard error of every number.
-        left: Products that may still be spent, at least one more than `MIN_SAMPLES`.
+        left: Products that may still be spent, at least one more than `MIN_SAMPLES`. It is asked
+            before each product, so that one that takes several is followed by fewer.
         seed: Names the start of the Krylov space.
         at_once: Tangents to carry at once.
 
@@ -101,14 +102,16 @@ def sample_kernel(
         nonlocal used
         pieces: list[Tensor] = []
         end = used + count
-        while used < end:
+        while used < end and (used < MIN_SAMPLES or left() > 0):
             indices = range(used, min(end, used + at_once))
             pieces.append(at_least_float32(J.matmat(draw(indices))).flatten(1, 2))
             used = indices.stop
             # Not all at once: the sketch may keep them in less memory.
-            if sum(map(len, pieces)) >= MIN_SAMPLES or used == end:
+            if sum(map(len, pieces)) >= MIN_SAMPLES:
                 sketch.extend(torch.cat(pieces))
                 pieces = []
+        if pieces:
+            sketch.extend(torch.cat(pieces))
 
     sample(MIN_SAMPLES)  # a step check's products show after these
     # One product is kept for the comparison with the adjoint.
@@ -126,7 +129,7 @@ def sample_kernel(
         directions = min(DIRECTIONS, left() // 2)
         few = sketch.residual_effective_rank < (samples + missing) / 2 and sketch.atoms < samples
         if directions and few and missing >= 2 * directions:
-            krylov.extend(directions)
+            krylov.extend(directions, left)
         else:
             krylov.compare()  # now rather than at the end, when there are more samples to hold
             sample(min(max(math.ceil(missing), TOP_UP), samples, spare))
@@ -155,9 +158,11 @@ class _Krylov:
         self._generator = torch.Generator(device=J.device).manual_seed(seed)
         self._direction = self._random()
 
-    def extend(self, directions: int) -> None:
-        """Take out some more directions, at two products each."""
+    def extend(self, directions: int, left: Callable[[], int]) -> None:
+        """Take out some more directions, at two products each or a few more, while there are."""
         for _ in range(directions):
+            if left() < 2:
+                return
             image = at_least_float32(self._J.matmat(self._pull())).flatten(1, 2)
             F = self._sketch.deflate(self._direction, image)
             self._direction = _unit(F) if len(F) else self._random()

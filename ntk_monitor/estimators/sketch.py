@@ -20,6 +20,8 @@ from ntk_monitor.uncertainty import (
 
 MIN_SAMPLES = 4
 """Fewest samples from which a delete-one value over pairs can be taken with some stability."""
+SYMMETRY = 10.0
+"""How many times larger than the asymmetry of its products a direction must be to be taken out."""
 
 
 class TangentSketch:
@@ -122,15 +124,21 @@ class TangentSketch:
 
         Returns:
             ``F`` in those coordinates, shape ``(r, leading, n)`` with ``r <= b``: directions that
-            are out already, up to rounding, are left out.
+            are out already, up to the error of the products, are left out. That error shows in
+            what should be symmetric: ``U^* A' U``, and its products with the earlier directions.
         """
         kept = self.rows.keep(images)
         size = float((U * self.rows.lead(kept)).sum((1, 2)).abs().max())
-        kept = self._rest(kept)
+        asymmetry = 0.0
+        for dual, F in zip(self._duals, self._atoms, strict=True):
+            shares = self._shares(kept, dual)
+            gap = shares - U.flatten(1) @ self.rows.lead(F).flatten(1).T
+            asymmetry += float((shares * gap).abs().sum(1).max())
+            kept = kept - torch.einsum("sr,rdn->sdn", shares, F)
         gram = (U.flatten(1) @ self.rows.lead(kept).flatten(1).T).double()
-        asymmetry = float((gram - gram.T).abs().max())
+        asymmetry += float((gram - gram.T).abs().max())
         values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
-        noise = max(asymmetry, 100 * torch.finfo(kept.dtype).eps * size)
+        noise = max(SYMMETRY * asymmetry, 100 * torch.finfo(kept.dtype).eps * size)
         scaled = (vectors / values.clamp(min=noise).sqrt())[:, values > noise].T.to(kept)
         F = torch.einsum("rb,bdn->rdn", scaled, kept)
         if not len(F):
@@ -148,8 +156,12 @@ class TangentSketch:
         return kept
 
     def _without(self, kept: Tensor, dual: Tensor, F: Tensor) -> Tensor:
-        shares = self.rows.lead(kept).flatten(1) @ dual.flatten(1).T
-        return kept - torch.einsum("sr,rdn->sdn", shares, F)
+        return kept - torch.einsum("sr,rdn->sdn", self._shares(kept, dual), F)
+
+    def _shares(self, kept: Tensor, dual: Tensor) -> Tensor:
+        """How much of each direction taken out there is in tensors, shape ``(s, r)``."""
+        shares: Tensor = self.rows.lead(kept).flatten(1) @ dual.flatten(1).T
+        return shares
 
     @property
     def _pair_moments(self) -> PairMoments:

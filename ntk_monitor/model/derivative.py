@@ -90,6 +90,11 @@ class Derivative(LinearOperator):
         """How many tangents the method in use carries at once."""
         return self._methods[self.method].at_once
 
+    @property
+    def most_extra(self) -> int:
+        """How many products one may take beside itself with the method in use."""
+        return self._methods[self.method].most_extra
+
     def _matmat(self, X: Tensor) -> Tensor:
         if self._untrained:
             X = X.clone()

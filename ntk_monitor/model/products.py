@@ -19,6 +19,10 @@ METHODS: tuple[ProductMethod, ...] = ("forward-ad", "double-backward", "finite-d
 
 
 Function = Callable[[Tensor], Tensor]
+REACH = 3.0
+"""How many times the checked change of the function a finite difference may make."""
+SHORTENED = 3
+"""How often a step is shortened at most."""
 
 
 class TangentProducts(ABC):
@@ -47,6 +51,9 @@ class TangentProducts(ABC):
     def at_once(self) -> int:
         """How many tangents are carried at once: one, unless the method gains from more."""
         return 1
+
+    most_extra = 0
+    """How many products one may take beside itself."""
 
     @property
     def extra_products(self) -> int:
@@ -105,10 +112,13 @@ class FiniteDifference(TangentProducts):
 
     with ``theta`` the point and ``epsilon = eta ||theta|| / ||g||``. The first product chooses
     ``eta``: starting from ``0.6 u^(1/3)`` (``u`` the rounding unit), steps ``eta`` and ``eta / 10``
-    must agree to the given accuracy, or the step is divided by ten, twice at most.
+    must agree to the given accuracy, or the step is divided by ten, twice at most. That is good for
+    tangents that change the function about as much. One that changes it more than `REACH` times
+    as much, ``epsilon ||J g||``, as leading directions do, is done again with a smaller step.
     """
 
     kernels = "any"
+    most_extra = SHORTENED
 
     def __init__(
         self, function: Function, at: Tensor, chunk_size: int, accuracy: float = 0.01
@@ -117,11 +127,12 @@ class FiniteDifference(TangentProducts):
         super().__init__(function, at, chunk_size)
         self.accuracy = accuracy
         self.step: float | None = None
+        self._checked = 0.0
         self._extra = 0
 
     @property
     def extra_products(self) -> int:
-        """Products spent on the step check."""
+        """Products spent on the step check, and on those that had to be done again."""
         return self._extra
 
     def __call__(self, G: Tensor) -> Tensor:
@@ -129,12 +140,24 @@ class FiniteDifference(TangentProducts):
         with torch.no_grad():
             images = []
             if self.step is None:
-                self.step, image = self._choose_step(G[0])
+                self.step, image, self._checked = self._choose_step(G[0])
                 images.append(image)
-            images += [self._product(g, self.step) for g in G[len(images) :]]
+            images += [self._within_reach(g, self.step) for g in G[len(images) :]]
             return torch.stack(images)
 
-    def _product(self, g: Tensor, step: float) -> Tensor:
+    def _within_reach(self, g: Tensor, step: float) -> Tensor:
+        """The product, with a step that changes the function about as much as the checked one."""
+        image, change = self._product(g, step)
+        for _ in range(SHORTENED):
+            if not change > REACH * self._checked:  # also passes what is not finite
+                break
+            step *= self._checked / change
+            image, change = self._product(g, step)
+            self._extra += 1
+        return image
+
+    def _product(self, g: Tensor, step: float) -> tuple[Tensor, float]:
+        """The product, and by how much the function changed for it."""
         # A model whose parameters are all zero still needs a step of its own.
         size, length = (
             torch.linalg.vector_norm(self.at).clamp(min=1e-3),
@@ -145,21 +168,21 @@ class FiniteDifference(TangentProducts):
         ahead = self.function(point).clone()  # a state may be a view of the parameters
         torch.addcmul(self.at, g, epsilon, value=-1, out=point)
         image: Tensor = (ahead - self.function(point)) / (2 * epsilon)
-        return image
+        return image, float(epsilon * torch.linalg.vector_norm(image))
 
-    def _choose_step(self, g: Tensor) -> tuple[float, Tensor]:
-        """The step, and the product with it."""
+    def _choose_step(self, g: Tensor) -> tuple[float, Tensor, float]:
+        """The step, the product with it, and the change that it made."""
         step: float = 0.6 * torch.finfo(self.at.dtype).eps ** (1 / 3)
-        coarse = self._product(g, step)
+        coarse, change = self._product(g, step)
         gaps = []
         for _ in range(3):
-            fine = self._product(g, step / 10)
+            fine, smaller = self._product(g, step / 10)
             self._extra += 1
             gap = torch.linalg.vector_norm(coarse - fine) / torch.linalg.vector_norm(fine)
             if not bool(gap > self.accuracy):  # also passes a product that is zero or not finite
-                return step, coarse
+                return step, coarse, change
             gaps.append(f"{float(gap):.2g}")
-            step, coarse = step / 10, fine
+            step, coarse, change = step / 10, fine, smaller
         raise FloatingPointError(
             f"finite differences do not settle: a step ten times smaller changes the product by "
             f"{', '.join(gaps)} in turn (wanted at most {self.accuracy:.2g}); use "

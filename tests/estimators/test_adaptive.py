@@ -199,6 +199,28 @@ def test_directions_that_are_out_already_are_left_out() -> None:
     assert sketch.statistics.effective_rank.value == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("spectrum", ["few", "some"])
+@pytest.mark.parametrize("budget", [60, 120, 240])
+def test_directions_that_drown_in_the_error_of_the_products_stay_in(
+    spectrum: str, budget: int
+) -> None:
+    """They would be taken out at a multiple of their size."""
+
+    class Noisy(Spent):
+        def _matmat(self, X: Tensor) -> Tensor:
+            Y = super()._matmat(X)
+            noise = random(*Y.shape, seed=self.products)
+            return Y + 1e-3 * Y.norm() * noise / noise.norm()
+
+    J = Noisy(SPECTRA[spectrum])
+    truth = exact(J)
+    for seed in range(4):
+        s = measure(J, seed, tolerance=0.0, budget=budget).sketch.statistics
+        for name in NUMBERS:
+            found = getattr(s, name)
+            assert abs(found.value - truth[name]) < 5 * found.stderr + 0.02 * truth[name], name
+
+
 def test_a_wrong_adjoint_is_seen() -> None:
     class Wrong(Spent):
         def _rmatmat(self, Y: Tensor) -> Tensor:

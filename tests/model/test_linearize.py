@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ntk_monitor import Probe, linearize, probe
 from ntk_monitor.model import METHODS
 from ntk_monitor.model.memory import free_memory
-from ntk_monitor.model.products import ForwardAD
+from ntk_monitor.model.products import SHORTENED, ForwardAD
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -114,6 +114,32 @@ def test_finite_differences_that_do_not_settle_are_refused() -> None:
     lin = linearize(Rough(), vectors()[0], state="state", method="finite-difference")
     with pytest.raises(FloatingPointError, match="do not settle"):
         lin.jacobian.matvec(torch.ones(lin.jacobian.shape_in))
+
+
+def test_finite_differences_shorten_the_step_along_steep_directions() -> None:
+    """The step is checked on a random tangent; along a leading direction it would go too far."""
+
+    class Steep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(1, 400))
+            self.state = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.state(torch.tanh(x @ self.weight.T))
+
+    torch.manual_seed(0)
+    net, x = Steep(), torch.full((6, 400), 0.5) + 0.1 * torch.randn(6, 400)
+    net.weight.data -= (net.weight @ x.mean(0)) / x.mean(0).square().sum() * x.mean(0)
+    fd, ad = (
+        linearize(net, x, state="state", method=method).jacobian
+        for method in ("finite-difference", "forward-ad")
+    )
+    random, steep = torch.randn(ad.shape_in), ad.rmatvec(ad.matvec(torch.randn(ad.shape_in)))
+    for direction in (random, steep):
+        image = ad.matvec(direction)
+        assert (fd.matvec(direction) - image).norm() < 2e-3 * image.norm()
+    assert 4 <= fd.products <= 3 + SHORTENED  # one for the check of the first
 
 
 def test_a_method_that_stops_working_hands_over_to_the_next() -> None:
