@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from ntk_monitor import Snapshot, probe
+
+STATE = ("out", "mlp.0", "mlp.2")
+"""The attention's output, and the hidden layers of the MLP."""
 
 
 class AttentionBlock(nn.Module):
     """``Y = MLP(softmax(Q K* / sqrt(n)) Z W_O*)``, with ``Q``, ``K``, ``Z`` linear in the input.
 
-    `STATE` is everything that a weight puts out before the readout.
+    The state is the attention's output and the hidden layers; the weights are Xavier-normal, and,
+    as in the ``V`` of the paper's appendix A.5.3, they alone are trained, not the biases.
     """
-
-    STATE = ("query", "key", "value", "out", "mlp.0", "mlp.2")
 
     def __init__(
         self, inputs: int, width: int = 64, heads: int = 1, hidden: int = 128, fourier: int = 0
@@ -39,6 +44,8 @@ class AttentionBlock(nn.Module):
             nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
         )
         self.readout = nn.Linear(hidden, 1)
+        for name, parameter in self.named_parameters():
+            (nn.init.zeros_ if name.endswith("bias") else nn.init.xavier_normal_)(parameter)
 
     def embed(self, x: Tensor) -> Tensor:
         """Sines and cosines of the input at 1, 2, ... times a base frequency."""
@@ -58,3 +65,8 @@ class AttentionBlock(nn.Module):
         weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
         attended = (weights @ z).transpose(1, 2).flatten(-2)
         return self.readout(self.mlp(self.out(attended)))
+
+
+def look(model: AttentionBlock, x: Tensor, state: Sequence[str] = STATE) -> Snapshot:
+    """One measurement at initialisation."""
+    return probe(model, x, state=list(state), parameters="*weight", modes=0, tolerance=0.05)

@@ -33,11 +33,19 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper, the number that decides it, and whether it holds."""
+    """A sentence of the paper, the number that decides it, and whether it holds.
+
+    Attributes:
+        text: The sentence; ours where it says so.
+        number: What was measured, from smallest to largest over the seeds.
+        holds: Whether it does on every seed.
+        reason: If it does not, the likely reason.
+    """
 
     text: str
     number: str
     holds: bool
+    reason: str = ""
 
 
 @dataclass(frozen=True)

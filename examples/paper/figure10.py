@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from attention import AttentionBlock
+from attention import AttentionBlock, look
 from experiment import Claim, Experiment, Result, spread, values
-from figure6 import look
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
@@ -62,6 +61,8 @@ def draw(results: Sequence[Result]) -> Figure:
         low, high = rank[:, i].min(0), rank[:, i].max(0)
         axes.fill_between(DIMENSIONS, low, high, color=color, alpha=0.2, lw=0)
     axes.set(xscale="log", xlabel="input dimension", ylabel="temporal rank")
+    axes.set_xticks(DIMENSIONS, DIMENSIONS)
+    axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8)
     return figure
 

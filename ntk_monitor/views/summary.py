@@ -65,8 +65,8 @@ def introduction(snapshot: Snapshot) -> str:
     table.add_row("state", escape(f"{modules}: {B} trials x {T} steps x {n} units"))
     table.add_row(
         "core",
-        f"{len(coverage.sites)} weight sites with {coverage.fraction:.0%} of the parameters behind "
-        "the state",
+        f"{len(coverage.sites)} weight site{'s' * (len(coverage.sites) != 1)} with "
+        f"{coverage.fraction:.0%} of the parameters behind the state",
     )
     for name, columns, units in coverage.sites[:SHOWN]:
         table.add_row("", escape(f"{name}: {columns} -> {units}"))

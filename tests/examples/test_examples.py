@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch import Trainer
+
+from ntk_monitor import NTKMonitor
 
 FOLDER = Path(__file__).parents[2] / "examples"
 pytestmark = [
@@ -38,3 +41,59 @@ def test_forecasting(tmp_path: Path) -> None:
     assert found.target_patterns.shape[1:] == (32, 8)
     assert found.target_modes
     assert found.trace.is_finite
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "shape"),
+    [
+        ("quickstart", ("rnn",), (32, 30, 32)),
+        ("language_model", ("gpt.transformer",), (16, 64, 64)),
+        ("image_classifier", ("features.3",), (64, 9, 32)),
+    ],
+)
+def test_a_training(
+    name: str,
+    state: tuple[str, ...],
+    shape: tuple[int, int, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The script as a user runs it, but for four steps."""
+    pytest.importorskip({"image_classifier": "sklearn"}.get(name, "transformers"))
+    trainers, fit = [], Trainer.fit
+
+    def briefly(trainer: Trainer, *args: Any) -> None:
+        trainers.append(trainer)
+        trainer.fit_loop.epoch_loop.max_steps = 4
+        fit(trainer, *args)
+
+    monkeypatch.setattr(Trainer, "fit", briefly)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    (trainer,) = trainers
+    assert trainer.global_step == 4
+    (monitor,) = [c for c in trainer.callbacks if isinstance(c, NTKMonitor)]
+    assert monitor.snapshot is not None
+    assert monitor.snapshot.state == state
+    assert monitor.snapshot.state_shape == shape
+    assert monitor.snapshot.target_modes
+    assert not monitor.snapshot.coverage.missed
+
+
+def test_the_diagnosis_tells_the_networks_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(FOLDER / "diagnose_at_init.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    (xavier,) = [line for line in lines if "xavier" in line]
+    (planted,) = [line for line in lines if "fixed_points" in line]
+    assert xavier.count("will stall") == 2
+    assert "will stall" not in planted
+
+
+def test_the_plain_loop_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(FOLDER / "plain_pytorch_loop.py"), run_name="__main__")
+    learned = [
+        float(line.split("learned ")[1].split(",")[0])
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    assert len(learned) == 6
+    assert learned[-1] > 0.5 > learned[0]

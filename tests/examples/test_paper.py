@@ -10,6 +10,9 @@ sys.path.insert(0, str(PAPER))
 
 from page import FIGURES, PAGE, experiment, page  # noqa: E402
 
+NOT_REPRODUCED = {"figure3": ["the NTK's cumulative variance lies strictly above the core's"]}
+"""What the page says of the paper that does not hold here, with a reason."""
+
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_the_claims_hold_on_five_seeds(name: str) -> None:
@@ -17,7 +20,8 @@ def test_the_claims_hold_on_five_seeds(name: str) -> None:
     results = figure.load()
     assert len(results) >= 5
     failed = [claim for claim in figure.claims(results) if not claim.holds]
-    assert failed == []
+    assert [claim for claim in failed if not claim.reason] == []
+    assert [claim.text for claim in failed] == NOT_REPRODUCED.get(name, [])
     assert figure.draw(results).axes
 
 
