@@ -20,7 +20,7 @@ from ntk_monitor.models import GRURegression
 WEIGHTS = "*.weight_*"
 SHOWN = 4
 """Temporal modes that are drawn."""
-COLORS = {"NTK": "#0072B2", "core": "#D55E00", "P": "0.5"}
+COLORS = {"core": "#D55E00", "NTK": "#0072B2", "P": "0.5"}
 SPANNED = 6
 """Temporal modes in whose span the targets of panel E are looked for."""
 
@@ -187,9 +187,9 @@ def draw(results: Sequence[Result]) -> Figure:
     for name, color in COLORS.items():
         for result in results:
             ranks, curve = result["curves"][name]
-            panels[0, 1].plot(
-                ranks, curve, color=color, lw=1, label=name if result is results[0] else None
-            )
+            label = name if result is results[0] else None
+            style = "--" if name == "NTK" else "-"
+            panels[0, 1].plot(ranks, curve, color=color, lw=1.2, ls=style, label=label)
     panels[0, 1].axhline(0.95, color="0.8", lw=0.8, zorder=0)
     panels[0, 1].set(xscale="log", title="C  cumulative variance", xlabel="temporal modes")
     panels[0, 1].legend(frameon=False, fontsize=8, loc="lower right")

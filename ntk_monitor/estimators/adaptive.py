@@ -75,7 +75,7 @@ def sample_kernel(
     ``2 r`` products and saves about ``2 r N / R`` of them. So deflation is chosen where ``R`` is
     safely below ``N``, at most half, and a round of it is not dearer than the ``N - s`` samples;
     and while there are more samples than directions taken out, lest the standard errors rest on
-    too few.
+    too few. The first direction that drowns in the error of the products is the last.
 
     Args:
         J: The Jacobian, from ``(p,)`` to ``(B, T, n)``.
@@ -83,7 +83,8 @@ def sample_kernel(
         draw: Tangents.
         tolerance: Wanted relative standard error of every number.
         left: Products that may still be spent, at least one more than `MIN_SAMPLES`. It is asked
-            before each product, so that one that takes several is followed by fewer.
+            before each round of tangents or direction, so that one that takes more than its
+            products is followed by fewer; the first `MIN_SAMPLES` are taken in any case.
         seed: Names the start of the Krylov space.
         at_once: Tangents to carry at once.
 
@@ -98,11 +99,11 @@ def sample_kernel(
     used = 0
     sketch = TangentSketch(core)
 
-    def sample(count: int) -> None:
+    def sample(count: int, enough: Callable[[], bool]) -> None:
         nonlocal used
         pieces: list[Tensor] = []
         end = used + count
-        while used < end and (used < MIN_SAMPLES or left() > 0):
+        while used < end and enough():
             indices = range(used, min(end, used + at_once))
             pieces.append(at_least_float32(J.matmat(draw(indices))).flatten(1, 2))
             used = indices.stop
@@ -113,26 +114,31 @@ def sample_kernel(
         if pieces:
             sketch.extend(torch.cat(pieces))
 
-    sample(MIN_SAMPLES)  # a step check's products show after these
-    # One product is kept for the comparison with the adjoint.
-    sample(max(0, min(PILOT - MIN_SAMPLES, left() - 1)))
+    sample(MIN_SAMPLES, lambda: True)  # a step check's products show after these
     krylov = _Krylov(J, sketch, draw, seed)
+
+    def spare() -> int:
+        """Products for samples: one is kept for the comparison with the adjoint."""
+        return left() - (krylov.adjoint_error is None)
+
+    sample(min(PILOT - MIN_SAMPLES, spare()), lambda: spare() > 0)
     while True:
         error = sketch.statistics.relative_error * (1 + CAUTION / math.sqrt(2 * len(sketch)))
         met = error <= tolerance
-        spare = left() - (krylov.adjoint_error is None)
-        if met or spare < 1 or not math.isfinite(error):
+        if met or spare() < 1 or not math.isfinite(error):
             scheme = "deflated" if sketch.atoms else "sampled"
             return Measured(sketch, scheme, met, krylov.compare())
         samples = len(sketch)
         missing = min(samples * ((error / tolerance) ** 2 - 1), left()) if tolerance else left()
         directions = min(DIRECTIONS, left() // 2)
-        few = sketch.residual_effective_rank < (samples + missing) / 2 and sketch.atoms < samples
-        if directions and few and missing >= 2 * directions:
+        few = sketch.residual_effective_rank < (samples + missing) / 2
+        deeper = few and sketch.atoms < samples and not sketch.drowned
+        if directions and deeper and missing >= 2 * directions:
             krylov.extend(directions, left)
         else:
             krylov.compare()  # now rather than at the end, when there are more samples to hold
-            sample(min(max(math.ceil(missing), TOP_UP), samples, spare))
+            count = min(max(math.ceil(missing), TOP_UP), samples, spare())
+            sample(count, lambda: spare() > 0)
 
 
 class _Krylov:
@@ -161,7 +167,7 @@ class _Krylov:
     def extend(self, directions: int, left: Callable[[], int]) -> None:
         """Take out some more directions, at two products each or a few more, while there are."""
         for _ in range(directions):
-            if left() < 2:
+            if left() < 2 or self._sketch.drowned:
                 return
             image = at_least_float32(self._J.matmat(self._pull())).flatten(1, 2)
             F = self._sketch.deflate(self._direction, image)

@@ -52,6 +52,10 @@ class TangentSketch:
     ``k`` is long and the first samples hardly leave a few temporal directions, only compressed
     rows are kept (`Rows`), and memory is ``O(s n)``.
 
+    Attributes:
+        rows: In which rows the samples are kept.
+        drowned: Whether a direction was left in because of the error of its product.
+
     References:
         Kong and Valiant, Spectrum estimation from samples, Annals of Statistics 45 (2017).
     """
@@ -68,6 +72,7 @@ class TangentSketch:
         self._duals: list[Tensor] = []
         self._moments: PairMoments | None = None
         self._images = torch.empty(0, device="cpu")  # of W*, under the plain samples
+        self.drowned = False
         self.rows = Rows(None, 0)
 
     @property
@@ -142,6 +147,7 @@ class TangentSketch:
         scaled = (vectors / values.clamp(min=noise).sqrt())[:, values > noise].T.to(kept)
         F = torch.einsum("rb,bdn->rdn", scaled, kept)
         if not len(F):
+            self.drowned |= noise == SYMMETRY * asymmetry
             return self.rows.lead(F)
         self._duals.append(torch.einsum("rb,bln->rln", scaled, U))
         self._atoms.append(F)

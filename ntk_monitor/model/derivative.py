@@ -107,6 +107,7 @@ class Derivative(LinearOperator):
                 with self._quiet(products.kernels):
                     Y = products(X).detach()
             except (RuntimeError, NotImplementedError, FloatingPointError) as error:
+                self.products += products.extra_products - before
                 if is_out_of_memory(error):
                     if products.chunk_size == 1 or self.halved:
                         raise

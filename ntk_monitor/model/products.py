@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -21,8 +22,8 @@ METHODS: tuple[ProductMethod, ...] = ("forward-ad", "double-backward", "finite-d
 Function = Callable[[Tensor], Tensor]
 REACH = 3.0
 """How many times the checked change of the function a finite difference may make."""
-SHORTENED = 3
-"""How often a step is shortened at most."""
+SHORTENED, SHORTEST = 3, 1e-3
+"""How often a step is shortened at most, and to which part of it at once."""
 
 
 class TangentProducts(ABC):
@@ -114,7 +115,8 @@ class FiniteDifference(TangentProducts):
     ``eta``: starting from ``0.6 u^(1/3)`` (``u`` the rounding unit), steps ``eta`` and ``eta / 10``
     must agree to the given accuracy, or the step is divided by ten, twice at most. That is good for
     tangents that change the function about as much. One that changes it more than `REACH` times
-    as much, ``epsilon ||J g||``, as leading directions do, is done again with a smaller step.
+    as much, ``epsilon ||J g||``, as leading directions do, is done again with a smaller step,
+    though not for a change below ``sqrt(u) ||f||``, which rounding would blur.
     """
 
     kernels = "any"
@@ -139,19 +141,28 @@ class FiniteDifference(TangentProducts):
         """Return ``J G[b]``."""
         with torch.no_grad():
             images = []
-            if self.step is None:
-                self.step, image, self._checked = self._choose_step(G[0])
+            for g in G:
+                if self.step is None:
+                    step, image, change = self._choose_step(g)
+                    if change > 0:  # a tangent that moves nothing is no check
+                        self.step, self._checked = step, max(change, self._blurred())
+                else:
+                    image = self._within_reach(g, self.step)
                 images.append(image)
-            images += [self._within_reach(g, self.step) for g in G[len(images) :]]
             return torch.stack(images)
+
+    def _blurred(self) -> float:
+        """The change of the function that rounding makes uncertain to ``sqrt(u)``."""
+        size = torch.linalg.vector_norm(self.function(self.at))
+        return float(size) * math.sqrt(torch.finfo(self.at.dtype).eps)
 
     def _within_reach(self, g: Tensor, step: float) -> Tensor:
         """The product, with a step that changes the function about as much as the checked one."""
         image, change = self._product(g, step)
         for _ in range(SHORTENED):
-            if not change > REACH * self._checked:  # also passes what is not finite
+            if not REACH * self._checked < change < math.inf:
                 break
-            step *= self._checked / change
+            step *= max(self._checked / change, SHORTEST)
             image, change = self._product(g, step)
             self._extra += 1
         return image

@@ -200,11 +200,8 @@ def test_directions_that_are_out_already_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("spectrum", ["few", "some"])
-@pytest.mark.parametrize("budget", [60, 120, 240])
-def test_directions_that_drown_in_the_error_of_the_products_stay_in(
-    spectrum: str, budget: int
-) -> None:
-    """They would be taken out at a multiple of their size."""
+def test_directions_that_drown_in_the_error_of_the_products_stay_in(spectrum: str) -> None:
+    """They would be taken out at a multiple of their size; what is left goes to samples."""
 
     class Noisy(Spent):
         def _matmat(self, X: Tensor) -> Tensor:
@@ -214,11 +211,14 @@ def test_directions_that_drown_in_the_error_of_the_products_stay_in(
 
     J = Noisy(SPECTRA[spectrum])
     truth = exact(J)
-    for seed in range(4):
-        s = measure(J, seed, tolerance=0.0, budget=budget).sketch.statistics
-        for name in NUMBERS:
-            found = getattr(s, name)
-            assert abs(found.value - truth[name]) < 5 * found.stderr + 0.02 * truth[name], name
+    for budget, most in ((60, 0.15), (120, 0.08), (240, 0.08)):
+        for seed in range(8):
+            found = measure(J, seed, tolerance=0.0, budget=budget)
+            assert J.products <= budget
+            assert len(found.sketch) > budget / 6
+            for name in NUMBERS:
+                value = getattr(found.sketch.statistics, name).value
+                assert abs(value / truth[name] - 1) < most, (name, budget, seed)
 
 
 def test_a_wrong_adjoint_is_seen() -> None:

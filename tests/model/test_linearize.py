@@ -142,6 +142,20 @@ def test_finite_differences_shorten_the_step_along_steep_directions() -> None:
     assert 4 <= fd.products <= 3 + SHORTENED  # one for the check of the first
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tangents_that_move_nothing_or_little_set_no_step(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)), torch.randn(6, 4)
+    x[:, 0], x[:, 1] = 0.0, 1e-5
+    fd, ad = (
+        linearize(net, x, state="1", method=method, dtype=dtype).jacobian
+        for method in ("finite-difference", "forward-ad")
+    )
+    torch.testing.assert_close(fd.to_dense(), ad.to_dense(), rtol=1e-2, atol=1e-3)
+    assert fd.products <= 2 * fd.input_size
+    assert not fd.matvec(torch.zeros(fd.shape_in, dtype=dtype)).any()
+
+
 def test_a_method_that_stops_working_hands_over_to_the_next() -> None:
     """Training can put a model where finite differences do not settle: no probe is lost."""
 
