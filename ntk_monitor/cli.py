@@ -1,4 +1,4 @@
-"""The command line: ``ntk-monitor fit --config FILE.yaml``."""
+"""The command line: ``ntk-monitor fit`` and ``ntk-monitor probe``, each with a config."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from rich.console import Console
 
+from ntk_monitor.checkpoints import ProbingTrainer
 from ntk_monitor.monitor import NTKMonitor, StallAlert
 from ntk_monitor.views import summary_tables
 
@@ -18,7 +19,10 @@ class MonitorCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The Trainer methods that can be called from the command line."""
-        return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}}
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+            "probe": {"model", "datamodule"},
+        }
 
     def after_fit(self) -> None:
         """Print the table."""
@@ -55,6 +59,7 @@ def main() -> None:
     MonitorCLI(
         LightningModule,
         LightningDataModule,
+        trainer_class=ProbingTrainer,
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},

@@ -18,6 +18,7 @@ ORDER = (
     "monitor",
     "tasks",
     "models",
+    "checkpoints",
     "cli",
 )
 """Each may import those before it, and itself."""

@@ -67,6 +67,11 @@ class AttentionBlock(nn.Module):
         return self.readout(self.mlp(self.out(attended)))
 
 
+def normal(seed: int, *shape: int) -> Tensor:
+    """Random normal inputs, the same whatever the model."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def look(model: AttentionBlock, x: Tensor, state: Sequence[str] = STATE) -> Snapshot:
     """One measurement at initialisation."""
     return probe(model, x, state=list(state), parameters="*weight", modes=0, tolerance=0.05)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from attention import AttentionBlock, look
+from attention import AttentionBlock, look, normal
 from experiment import Claim, Experiment, Result, spread, values
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
@@ -23,7 +23,7 @@ def measure(seed: int, full: bool) -> Result:
         for dimension in DIMENSIONS:
             torch.manual_seed(seed)
             model = AttentionBlock(dimension, 64, heads, hidden)
-            x = torch.randn(10, steps, dimension)
+            x = normal(seed, 10, steps, dimension)
             row.append(look(model, x).temporal_effective_rank.value)
         rank.append(row)
     return {"rank": rank}

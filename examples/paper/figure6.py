@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from attention import STATE, AttentionBlock, look
+from attention import STATE, AttentionBlock, look, normal
 from experiment import Claim, Experiment, Result, spread, values
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
@@ -19,7 +19,9 @@ DIMENSIONS = (1, 2, 5, 10, 20, 50, 100)
 BATCHES = (5, 10, 15)
 FREQUENCIES = (1, 2, 4, 8, 16)
 SHOWN = (1, 10, 100)
+SHOWN_BATCH = 10
 MODES = 6
+ALL = ("query", "key", "value", *STATE)
 
 
 def constancy(mode: torch.Tensor) -> float:
@@ -28,90 +30,98 @@ def constancy(mode: torch.Tensor) -> float:
 
 
 def measure(seed: int, full: bool) -> Result:
-    """Temporal ranks over dimensions, batches and frequencies, bounds, and modes to draw."""
+    """Temporal ranks over dimensions, batches and frequencies, and modes to draw."""
     steps, width, hidden = (50, 64, 128) if full else (20, 32, 32)
-    rank, core, bound = [], [], []
-    modes: dict[str, Result] = {}
-    first: dict[str, list[float]] = {}
-    for batch in BATCHES:
-        row = []
-        for dimension in DIMENSIONS:
-            torch.manual_seed(seed)
-            model = AttentionBlock(dimension, width, hidden=hidden)
-            row.append(look(model, torch.randn(batch, steps, dimension)))
-            share = row[-1].temporal_spectrum / (row[-1].trace.value / row[-1].state_shape[2])
-            if batch == 10 and dimension in SHOWN:
-                leading = row[-1].temporal_modes[0]
-                first[str(dimension)] = [float(share[0]), constancy(leading)]
-            if batch == 10 and dimension in SHOWN and seed == 0:
-                modes[str(dimension)] = {
-                    "share": share[:MODES].tolist(),
-                    "modes": row[-1].temporal_modes[:MODES].tolist(),
-                }
-        rank.append([s.temporal_effective_rank.value for s in row])
-        core.append([s.core_effective_rank for s in row])
-        bound.append([min(batch * steps, 3 * d + width + 2 * hidden) for d in DIMENSIONS])
-    torch.manual_seed(seed)
-    model = AttentionBlock(1, width, hidden=hidden)
-    leading = look(model, torch.randn(10, steps, 1), ("query", "key", "value", *STATE))
-    whole = constancy(leading.temporal_modes[0])
-    fourier, embedded = [], []
-    for count in FREQUENCIES:
+    columns = [3 * d + 2 * width + hidden for d in DIMENSIONS]
+    found: Result = {"columns": columns, "rank": [], "core": [], "fourier": [], "first": {}}
+    everything: Result = {"rank": [], "fourier": []}
+
+    def model(inputs: int, fourier: int = 0) -> AttentionBlock:
         torch.manual_seed(seed)
-        model = AttentionBlock(1, width, hidden=hidden, fourier=count)
-        x = torch.randn(10, steps, 1)
-        fourier.append(look(model, x).temporal_effective_rank.value)
-        spectrum = torch.linalg.svdvals(model.embed(x).flatten(0, 1).double()).square()
-        embedded.append(float(spectrum.sum() ** 2 / spectrum.square().sum()))
-    found: Result = {"rank": rank, "core": core, "bound": bound, "fourier": fourier, "first": first}
-    found |= {"embedded": embedded, "first of all layers is constant": whole}
-    return found | ({"modes": modes} if modes else {})
+        return AttentionBlock(inputs, width, hidden=hidden, fourier=fourier)
+
+    for batch in BATCHES:
+        row = [look(model(d), normal(seed, batch, steps, d)) for d in DIMENSIONS]
+        found["rank"].append([s.temporal_effective_rank.value for s in row])
+        found["core"].append([s.core_effective_rank for s in row])
+        x = normal(seed, batch, steps, 1)
+        found["fourier"].append([
+            look(model(1, count), x).temporal_effective_rank.value for count in FREQUENCIES
+        ])
+        if batch == SHOWN_BATCH:
+            shown = [(d, row[DIMENSIONS.index(d)]) for d in SHOWN]
+    for dimension, snapshot in shown:
+        share = snapshot.temporal_spectrum / (snapshot.trace.value / snapshot.state_shape[2])
+        leading = {"share": float(share[0]), "constant": constancy(snapshot.temporal_modes[0])}
+        found["first"][str(dimension)] = leading
+        if seed == 0:
+            weighted = share[:MODES, None, None].sqrt() * snapshot.temporal_modes[:MODES]
+            leading["modes"] = weighted.tolist()
+        x = normal(seed, SHOWN_BATCH, steps, dimension)
+        whole = look(model(dimension), x, ALL)
+        everything["rank"].append(whole.temporal_effective_rank.value)
+        if dimension == 1:
+            everything["constant"] = constancy(whole.temporal_modes[0])
+    for count in (FREQUENCIES[0], FREQUENCIES[-1]):
+        whole = look(model(1, count), normal(seed, SHOWN_BATCH, steps, 1), ALL)
+        everything["fourier"].append(whole.temporal_effective_rank.value)
+    return found | {"with queries, keys and values": everything}
 
 
 def claims(results: Sequence[Result]) -> list[Claim]:
     """What the caption says."""
-    rank, core, bound = (values(results, name) for name in ("rank", "core", "bound"))
+    rank, core, fourier = (values(results, name) for name in ("rank", "core", "fourier"))
+    columns = values(results, "columns")[:, None]
     rises = [spearmanr(DIMENSIONS, row).statistic for seed in rank for row in seed]
+    with_features = [spearmanr(FREQUENCIES, row).statistic for seed in fourier for row in seed]
     batches = rank[:, :, -1]
-    fourier, embedded = values(results, "fourier"), values(results, "embedded")
-    with_features = [spearmanr(FREQUENCIES, row).statistic for row in fourier]
-    whole = values(results, "first of all layers is constant")
-    one, hundred = (np.array([r["first"][d] for r in results]) for d in ("1", "100"))
+    one, hundred = (
+        np.array([[r["first"][d]["share"], r["first"][d]["constant"]] for r in results])
+        for d in ("1", "100")
+    )
+    everything = [r["with queries, keys and values"] for r in results]
+    whole, features, constant = (values(everything, n) for n in ("rank", "fourier", "constant"))
     return [
         Claim(
-            "temporal rank rises with the input's dimension",
+            "B: temporal rank rises with the input's dimension",
             f"rank correlation {spread(rises)}",
             min(rises) > 0.9,
         ),
         Claim(
-            "and with the batch, at 100 dimensions",
+            "B: and with the batch",
             f"{spread(batches[:, 0])}, {spread(batches[:, 1])}, {spread(batches[:, 2])} for "
-            f"batches of {BATCHES}",
+            f"batches of {BATCHES}, at 100 channels",
             bool((np.diff(batches, axis=1) > 0).all()),
         ),
         Claim(
-            "it is bounded by the columns of V (A.5.3)",
-            f"at most {float((rank / bound).max()):.2g} of the bound; "
-            f"{spread(rank / core)} times the core's effective rank",
-            bool((rank <= bound).all()),
+            "B: the core bottlenecks it (A.5.3 bounds the core's rank by the columns of V)",
+            f"{spread(rank / core)} times the core's effective rank, at most "
+            f"{float((rank / columns).max()):.2g} of the columns",
+            bool((rank < 2 * core).all() and (rank < columns).all()),
         ),
         Claim(
-            "one dimension has one dominant temporal mode, nearly constant; a hundred have many",
+            "C: one channel has one dominant temporal mode, nearly constant; a hundred have many",
             f"the first mode has {spread(100 * one[:, 0])} % and {spread(100 * hundred[:, 0])} % "
             f"of the trace; of the former, {spread(100 * one[:, 1])} % is constant in time",
             bool(one[:, 0].min() > 0.7 and one[:, 1].min() > 0.8 and hundred[:, 0].max() < 0.1),
         ),
         Claim(
-            "ours: with queries, keys and values in the state, it is the input's own time course",
-            f"{spread(100 * whole)} % of it is constant in time",
-            bool(whole.max() < 0.2),
+            "D: Fourier features raise the rank of a one-dimensional input's NTK",
+            f"from {spread(fourier[..., 0])} to {spread(fourier[..., -1])}, rank correlation "
+            f"{spread(with_features)}",
+            bool(min(with_features) > 0.85 and (fourier[..., -1] > 2 * fourier[..., 0]).all()),
         ),
         Claim(
-            "Fourier features raise the rank of a one-dimensional input's NTK",
-            f"rank correlation {spread(with_features)}; from {spread(fourier[:, 0])} to "
-            f"{spread(fourier[:, -1])}, the embedded input's own from {spread(embedded[:, 0])} to "
-            f"{spread(embedded[:, -1])}",
-            min(with_features) > 0.85 and bool((fourier[:, -1] > 4 * fourier[:, 0]).all()),
+            "ours: B and D are so with queries, keys and values in the state, too",
+            f"from {spread(whole[:, 0])} to {spread(whole[:, -1])} over channels, from "
+            f"{spread(features[:, 0])} to {spread(features[:, -1])} over frequencies",
+            bool((whole[:, -1] > 2 * whole[:, 0]).all())
+            and bool((features[:, -1] > 2 * features[:, 0]).all()),
+        ),
+        Claim(
+            "ours: C is not; the one mode is then the input's own time course",
+            f"{spread(100 * constant)} % of it is constant in time",
+            bool(constant.max() < 0.2),
         ),
     ]
 
@@ -121,26 +131,25 @@ def draw(results: Sequence[Result]) -> Figure:
     figure = Figure(figsize=(10, 6), layout="constrained")
     top, bottom = figure.subfigures(2, 1)
     left, right = top.subplots(1, 2)
-    rank, fourier = values(results, "rank"), values(results, "fourier")
-    for i, (batch, color) in enumerate(zip(BATCHES, ("0.7", "0.45", "0.1"), strict=True)):
-        left.plot(DIMENSIONS, rank[:, i].mean(0), "o-", ms=3, color=color, label=f"batch {batch}")
-        low, high = rank[:, i].min(0), rank[:, i].max(0)
-        left.fill_between(DIMENSIONS, low, high, color=color, alpha=0.2, lw=0)
-    left.set(xscale="log", title="input dimension", xlabel="input channels", ylabel="temporal rank")
-    left.legend(frameon=False, fontsize=8)
-    right.plot(FREQUENCIES, fourier.mean(0), "o-", ms=3, color="#D55E00")
-    low, high = fourier.min(0), fourier.max(0)
-    right.fill_between(FREQUENCIES, low, high, color="#D55E00", alpha=0.2, lw=0)
-    right.set(xscale="log", title="Fourier features of one channel", xlabel="frequencies")
-    for axes, at in ((left, DIMENSIONS), (right, FREQUENCIES)):
+    for axes, name, at in ((left, "rank", DIMENSIONS), (right, "fourier", FREQUENCIES)):
+        rank = values(results, name)
+        for i, (batch, color) in enumerate(zip(BATCHES, ("0.7", "0.45", "0.1"), strict=True)):
+            curve = rank[:, i]
+            axes.plot(at, curve.mean(0), "o-", ms=3, color=color, label=f"batch {batch}")
+            axes.fill_between(at, curve.min(0), curve.max(0), color=color, alpha=0.2, lw=0)
+        axes.set(xscale="log", ylabel="temporal rank")
         axes.set_xticks(at, at)
         axes.minorticks_off()
+    left.set(title="B  input dimension", xlabel="input channels")
+    right.set(title="D  Fourier features of one channel", xlabel="frequencies")
+    left.legend(frameon=False, fontsize=8)
     colors = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
     for axes, dimension in zip(bottom.subplots(1, 3, sharey=True), SHOWN, strict=True):
-        found = results[0]["modes"][str(dimension)]
-        for share, mode, color in zip(found["share"], found["modes"], colors, strict=False):
-            axes.plot(np.sqrt(share) * np.array(mode).T, color=color, lw=0.5, alpha=0.6)
-        axes.set_title(f"modes for {dimension} channel{'s' * (dimension > 1)}", fontsize=9)
+        modes = results[0]["first"][str(dimension)]["modes"]
+        for mode, color in zip(modes, colors, strict=False):
+            axes.plot(np.array(mode).T, color=color, lw=0.5, alpha=0.6)
+        plural = "s" * (dimension > 1)
+        axes.set_title(f"C  modes for {dimension} channel{plural}", fontsize=9)
         axes.set_xlabel("time step", fontsize=8)
     return figure
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from attention import AttentionBlock, look
+from attention import AttentionBlock, look, normal
 from experiment import Claim, Experiment, Result, spread, values
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
@@ -26,7 +26,7 @@ def measure(seed: int, full: bool) -> Result:
         for width in WIDTHS:
             torch.manual_seed(seed)
             model = AttentionBlock(dimension, width, hidden=hidden)
-            row.append(look(model, torch.randn(10, steps, dimension)))
+            row.append(look(model, normal(seed, 10, steps, dimension)))
         grid.append(row)
     for view, name in VIEWS.items():
         found[view] = [[getattr(s, name).value for s in row] for row in grid]
@@ -37,7 +37,7 @@ def claims(results: Sequence[Result]) -> list[Claim]:
     """What the caption says."""
     temporal = values(results, "temporal")
     by_dimension = temporal[:, -1, -1] / temporal[:, 0, -1]
-    by_width = temporal[:, -1, -1] / temporal[:, -1, 0]
+    by_width = (temporal.max(2) / temporal.min(2))[:, -1]
     found = [
         Claim(
             "temporal rank grows primarily with the input's dimension",
@@ -51,9 +51,10 @@ def claims(results: Sequence[Result]) -> list[Claim]:
         few, many = (ranks[:, row, -1] / ranks[:, row, 0] for row in (0, -1))
         found.append(
             Claim(
-                f"{view} rank grows strongly with the attention's width",
-                f"by {spread(many)} over widths for {DIMENSIONS[-1]} channels (rank correlation "
-                f"{spread(rises)}), by {spread(few)} for one channel",
+                f"{view} rank grows strongly with the attention's width, at {DIMENSIONS[-1]} "
+                "channels",
+                f"by {spread(many)}, rank correlation {spread(rises)}; for one channel by "
+                f"{spread(few)}",
                 many.min() > 2 and min(rises) > 0.9,
             )
         )
