@@ -20,6 +20,8 @@ PILOT, TOP_UP = 12, 4
 looks at the error keep a lucky one from ending the sampling."""
 DIRECTIONS = 10
 """Directions of a round of deflation; each takes two products."""
+EXHAUSTED = 1e-5
+"""Share of an image outside of the directions so far, below which a Krylov space is at its end."""
 CAUTION = 1.0
 """Standard deviations of the standard error itself that must fit below the tolerance."""
 
@@ -63,10 +65,10 @@ def sample_kernel(
     ``1 / sqrt(s)``: good where ``A`` has many directions. Where it has few, they are taken out of
     the samples (`TangentSketch.deflate`): a Krylov space of ``A``
 
-    .. math:: u_0 = z / \|z\|, \quad u_{i+1} = A_i u_i / \|A_i u_i\|,
+    .. math:: u_0 = z / \|z\|, \quad u_{i+1} = r_i / \|r_i\|, \quad r_i = (I - U_i U_i^*) A u_i,
 
-    with ``A_i`` what is left of ``A``, starts from a random ``z`` that no sample depends on. The
-    samples stay independent of it and unbiased, so none is thrown away: each direction, at two
+    with ``U_i`` the directions up to ``u_i``, starts from a random ``z`` that no sample depends on.
+    The samples stay independent of it and unbiased, so none is thrown away: each direction, at two
     products, makes all samples better, the earlier ones too. One direction at a time reaches
     deeper into the space than a block of as many products.
 
@@ -75,7 +77,8 @@ def sample_kernel(
     ``2 r`` products and saves about ``2 r N / R`` of them. So deflation is chosen where ``R`` is
     safely below ``N``, at most half, and a round of it is not dearer than the ``N - s`` samples;
     and while there are more samples than directions taken out, lest the standard errors rest on
-    too few. The first direction that drowns in the error of the products is the last.
+    too few. The first direction that drowns in the error of the products is
+    the last.
 
     Args:
         J: The Jacobian, from ``(p,)`` to ``(B, T, n)``.
@@ -170,8 +173,11 @@ class _Krylov:
             if left() < 2 or self._sketch.drowned:
                 return
             image = at_least_float32(self._J.matmat(self._pull())).flatten(1, 2)
-            F = self._sketch.deflate(self._direction, image)
-            self._direction = _unit(F) if len(F) else self._random()
+            self._sketch.deflate(self._direction, image)
+            rows, size = self._sketch.rows, torch.linalg.vector_norm(image)
+            further = self._sketch.outside(rows.lead(rows.keep(image[0])))
+            exhausted = torch.linalg.vector_norm(further) <= EXHAUSTED * size
+            self._direction = self._random() if bool(exhausted) else _unit(further)[None]
 
     def compare(self) -> float:
         """The adjoint error; one product, unless it is known."""
@@ -182,9 +188,9 @@ class _Krylov:
 
     def _random(self) -> Tensor:
         """A direction of its own, where there is none to go on with; shape (1, leading, n)."""
-        like = self._first[None]
+        like = self._first
         noise = torch.randn(like.shape, generator=self._generator, device=like.device)
-        return _unit(noise.to(like))
+        return _unit(self._sketch.outside(noise.to(like)))[None]
 
     def _pull(self) -> Tensor:
         """``J* u``, shape (1, p)."""

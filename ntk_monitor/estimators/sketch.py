@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ from ntk_monitor.uncertainty import (
 MIN_SAMPLES = 4
 """Fewest samples from which a delete-one value over pairs can be taken with some stability."""
 SYMMETRY = 10.0
-"""How many times larger than the asymmetry of its products a direction must be to be taken out."""
+"""How many times larger than the asymmetry of the products what is taken out must be."""
 
 
 class TangentSketch:
@@ -67,18 +69,20 @@ class TangentSketch:
             core: The core, on the ``k`` rows of the state.
         """
         self._gram = core
-        self._atoms: list[Tensor] = []
         self._samples: list[Tensor] = []
-        self._duals: list[Tensor] = []
+        self._directions: list[Tensor] = []
+        self._pictures: list[Tensor] = []
+        self._products = torch.empty(0, 0, dtype=torch.float64, device="cpu")
+        self._factor = torch.empty(0, 0, dtype=torch.float64, device="cpu")
         self._moments: PairMoments | None = None
         self._images = torch.empty(0, device="cpu")  # of W*, under the plain samples
-        self.drowned = False
         self.rows = Rows(None, 0)
+        self.drowned = False
 
     @property
     def atoms(self) -> int:
         """How many tensors make up the deflated part."""
-        return sum(map(len, self._atoms))
+        return len(self._factor)
 
     def __len__(self) -> int:
         """Number of samples, the atoms not counted."""
@@ -93,13 +97,12 @@ class TangentSketch:
         if not self._samples:
             self.rows = choose_rows(Y)
         kept = self.rows.keep(Y)
-        if self.rows.W is not None and not self._atoms:
+        if self.rows.W is not None and not self.atoms:
             images = sum(y @ x.T for y, x in zip(Y, kept, strict=True))
             self._images = self._images + images if len(self._images) else images
-        kept = self._rest(kept)
         self._samples.append(kept)
         if self._moments is not None:
-            self._moments.extend(kept)
+            self._moments.extend(self._rest(kept))
 
     def leading_sample(self, index: int) -> Tensor:
         """Coordinates of a sample in the leading directions, shape ``(leading, n)``."""
@@ -109,73 +112,97 @@ class TangentSketch:
             index -= len(kept)
         raise IndexError(f"there are {len(self)} samples")
 
-    def deflate(self, U: Tensor, images: Tensor) -> Tensor:
+    def deflate(self, U: Tensor, images: Tensor) -> None:
         r"""Take directions out of all samples.
 
-        With ``A'`` what the samples measure so far and directions ``U``, the part taken out is
-        the Nystrom approximation
+        With all directions so far as an orthonormal ``U``, the part taken out is the Nystrom
+        approximation
 
         .. math::
-            A' U (U^* A' U)^{-1} U^* A' = F F^*, \quad F = A' U L^{-*}, \quad U^* A' U = L L^*,
-            \quad y \to y - F L^{-1} U^* y.
+            A U (U^* A U)^{+} U^* A = F F^*, \quad F = A U Q \Lambda^{-1/2}, \quad
+            U^* A U = Q \Lambda Q^*, \quad y \to y - F \Lambda^{-1/2} Q^* U^* y.
 
         In parameter space this is the orthogonal projection that takes ``J^* U`` out of every
-        tangent, without a vector of that space being kept. It leaves no bias, as long as
-        the directions do not depend on the samples.
+        tangent, without a vector of that space being kept. It leaves no bias, as long as the
+        directions do not depend on the samples.
+
+        Eigenvalues below the error of the products are left out, since they would come out at a
+        multiple of their size. That error shows in how far ``U^* A U`` is from symmetric.
 
         Args:
             U: Coordinates of the directions (see `Rows.lift`), shape ``(b, leading, n)``.
             images: ``A U``, shape ``(b, k, n)``.
-
-        Returns:
-            ``F`` in those coordinates, shape ``(r, leading, n)`` with ``r <= b``: directions that
-            are out already, up to the error of the products, are left out. That error shows in
-            what should be symmetric: ``U^* A' U``, and its products with the earlier directions.
         """
-        kept = self.rows.keep(images)
-        size = float((U * self.rows.lead(kept)).sum((1, 2)).abs().max())
-        asymmetry = 0.0
-        for dual, F in zip(self._duals, self._atoms, strict=True):
-            shares = self._shares(kept, dual)
-            gap = shares - U.flatten(1) @ self.rows.lead(F).flatten(1).T
-            asymmetry += float((shares * gap).abs().sum(1).max())
-            kept = kept - torch.einsum("sr,rdn->sdn", shares, F)
-        gram = (U.flatten(1) @ self.rows.lead(kept).flatten(1).T).double()
-        asymmetry += float((gram - gram.T).abs().max())
-        values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
-        noise = max(SYMMETRY * asymmetry, 100 * torch.finfo(kept.dtype).eps * size)
-        scaled = (vectors / values.clamp(min=noise).sqrt())[:, values > noise].T.to(kept)
-        F = torch.einsum("rb,bdn->rdn", scaled, kept)
-        if not len(F):
-            self.drowned |= noise == SYMMETRY * asymmetry
-            return self.rows.lead(F)
-        self._duals.append(torch.einsum("rb,bln->rln", scaled, U))
-        self._atoms.append(F)
-        self._samples = [self._without(kept, self._duals[-1], F) for kept in self._samples]
+        before = self.atoms
+        for direction, image in zip(U, self.rows.keep(images), strict=True):
+            self._add_direction(direction, image)
+        H = self._products
+        values, vectors = torch.linalg.eigh((H + H.T) / 2)
+        error = SYMMETRY * float(torch.linalg.matrix_norm(H - H.T, 2)) / 2
+        rounding = 100 * torch.finfo(images.dtype).eps * float(values.abs().max())
+        large = values > max(error, rounding)
+        self._factor = (vectors[:, large] / values[large].sqrt()).T
+        self.drowned |= self.atoms < before + len(U) and error > rounding
         self._moments = None
-        return self.rows.lead(F)
+
+    def outside(self, X: Tensor) -> Tensor:
+        """What is left of coordinates beside the directions so far, shape ``(leading, n)``."""
+        for _ in range(2):  # once more, for what rounding leaves
+            for U in self._directions:
+                X = X - (U * X).sum() * U
+        return X
+
+    def _add_direction(self, U: Tensor, image: Tensor) -> None:
+        """Orthonormalise a direction and its image, unless the direction is out already."""
+        size = torch.linalg.vector_norm(U)
+        for _ in range(2):
+            for direction, picture in zip(self._directions, self._pictures, strict=True):
+                share = (direction * U).sum()
+                U, image = U - share * direction, image - share * picture
+        length = torch.linalg.vector_norm(U)
+        if not bool(length > math.sqrt(torch.finfo(U.dtype).eps) * size):
+            return
+        self._directions.append(U / length)
+        self._pictures.append(image / length)
+        r = len(self._directions)
+        H = torch.zeros(r, r, dtype=torch.float64, device="cpu")
+        H[:-1, :-1] = self._products
+        last = self.rows.lead(self._pictures[-1])
+        for i, (direction, picture) in enumerate(
+            zip(self._directions, self._pictures, strict=True)
+        ):
+            H[i, -1] = float((direction * last).sum())
+            H[-1, i] = float((self._directions[-1] * self.rows.lead(picture)).sum())
+        self._products = H
+
+    def _combine(self, tensors: list[Tensor]) -> Tensor:
+        """``Q Lambda^{-1/2}`` combinations of tensors that belong to the directions."""
+        stacked = torch.stack(tensors)
+        combined: Tensor = torch.einsum("ri,i...->r...", self._factor.to(stacked), stacked)
+        return combined
+
+    @property
+    def _atoms(self) -> Tensor:
+        """``F``, shape ``(r, d, n)``."""
+        return self._combine(self._pictures) if self.atoms else self._samples[0][:0]
 
     def _rest(self, kept: Tensor) -> Tensor:
-        """What deflation so far leaves of a tensor."""
-        for dual, F in zip(self._duals, self._atoms, strict=True):
-            kept = self._without(kept, dual, F)
-        return kept
-
-    def _without(self, kept: Tensor, dual: Tensor, F: Tensor) -> Tensor:
-        return kept - torch.einsum("sr,rdn->sdn", self._shares(kept, dual), F)
-
-    def _shares(self, kept: Tensor, dual: Tensor) -> Tensor:
-        """How much of each direction taken out there is in tensors, shape ``(s, r)``."""
-        shares: Tensor = self.rows.lead(kept).flatten(1) @ dual.flatten(1).T
-        return shares
+        """What deflation leaves of samples."""
+        if not self.atoms:
+            return kept
+        dual = self._combine(self._directions).flatten(1)
+        shares = self.rows.lead(kept).flatten(1) @ dual.T
+        return kept - torch.einsum("sr,rdn->sdn", shares, self._atoms)
 
     @property
     def _pair_moments(self) -> PairMoments:
         """Of atoms and samples, in this order; kept until the samples change by deflation."""
         if self._moments is None:
             self._moments = PairMoments(self.rows.keep(self._gram.factor))
-            for tensors in (*self._atoms, *self._samples):
-                self._moments.extend(tensors)
+            if self.atoms:
+                self._moments.extend(self._atoms)
+            for kept in self._samples:
+                self._moments.extend(self._rest(kept))
         return self._moments
 
     @property
@@ -229,15 +256,15 @@ class TangentSketch:
         """
         like = self._samples[0]
         n = like.shape[2]
-        if self.rows.W is not None and not self._atoms:
+        if self.rows.W is not None and not self.atoms:
             C = self._images.double() / (n * len(self))
             within, rotation = torch.linalg.eigh(self.rows.W.double() @ C)
             large = within > torch.finfo(like.dtype).eps * within[-1]
             root = C @ (rotation[:, large] / within[large].sqrt())
             vectors, values, _ = torch.linalg.svd(root, full_matrices=False)
             return values[:count].square().to(like), fix_signs(vectors[:, :count].to(like))
-        weighted = [(1 / n, F) for F in self._atoms]
-        weighted += [(1 / (n * len(self)), Y) for Y in self._samples]
+        weighted = [(1 / n, self._atoms)]
+        weighted += [(1 / (n * len(self)), self._rest(kept)) for kept in self._samples]
 
         def apply(Q: Tensor) -> Tensor:
             total = torch.zeros_like(Q)
