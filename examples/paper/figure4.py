@@ -15,7 +15,6 @@ import torch
 from experiment import Claim, Experiment, Result, spread
 from matplotlib.figure import Figure
 from memory_pro import RESPONSE, evaluation, train
-from pytorch_optimizer import Shampoo
 
 from ntk_monitor.models import GRURegression
 
@@ -47,6 +46,8 @@ def runs(full: bool) -> dict[str, Run]:
         return torch.optim.SGD(parameters, lr=0.05)
 
     def shampoo(parameters: Any) -> torch.optim.Optimizer:  # noqa: ANN401
+        from pytorch_optimizer import Shampoo  # noqa: PLC0415  drawing and judging go without
+
         return Shampoo(parameters, lr=0.05 if full else 0.1)
 
     found = (
