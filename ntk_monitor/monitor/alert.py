@@ -95,8 +95,8 @@ class StallAlert(Callback):
 
     A mode is stalled when, over ``patience`` probes, it was not learned, needed more steps than
     remain, did not improve, and its steps to learn did not fall fast enough to come within reach
-    by the end. Each stall is warned of once; when the mode moves again, that is said too. The
-    verdicts are logged as ``alert/mode_<i>`` (1 while stalled, else 0).
+    by the end. Each stall is warned of once, while there is a probe to come; when the mode moves
+    again, that is said too. The verdicts are logged as ``alert/mode_<i>`` (1 while stalled, else 0).
 
     Attributes:
         stalled: The modes that are stalled now, from 1.
@@ -245,9 +245,11 @@ class StallAlert(Callback):
             return
         watch.add(mode.learned, math.log(steps / max(remaining, 1.0)), self.patience)
         was = watch.stalled
-        watch.stalled = watch.is_stalled(
+        stalled = watch.is_stalled(
             self.patience, self.learned_threshold, self.min_improvement, probes_left
         )
+        # With no probe to come, whatever is not learned yet would be out of reach.
+        watch.stalled = stalled and (was or probes_left >= 1)
         if watch.stalled and not watch.warned:
             watch.warned = True
             self._alert(trainer, _stall_message(mode, remaining, self.patience, step), step)

@@ -150,6 +150,13 @@ def test_warns_once_says_when_recovered_and_may_warn_again(trainer: Trainer) -> 
     assert "recovered" in alert.messages[-1]
 
 
+def test_what_is_not_learned_at_the_end_is_no_stall(trainer: Trainer) -> None:
+    assert drive(StallAlert(patience=2), trainer, [snapshot(0.0, 1e9)] * 3, start=80) == [0, 0, 0]
+    with pytest.warns(StallWarning):
+        found = drive(StallAlert(patience=2), trainer, [snapshot(0.0, 1e9)] * 4, start=70)
+    assert found == [0, 0, 1, 1]
+
+
 def test_reason_depends_on_the_core(trainer: Trainer) -> None:
     with pytest.warns(StallWarning, match=r"hardly has this mode's time course.*Shampoo"):
         drive(StallAlert(patience=1), trainer, [snapshot(0.0, 1e9, overlap=1e-8)] * 2)
