@@ -96,7 +96,8 @@ class StallAlert(Callback):
     A mode is stalled when, over ``patience`` probes, it was not learned, needed more steps than
     remain, did not improve, and its steps to learn did not fall fast enough to come within reach
     by the end. Each stall is warned of once, while there is a probe to come; when the mode moves
-    again, that is said too. The verdicts are logged as ``alert/mode_<i>`` (1 while stalled, else 0).
+    again, that is said too. The verdicts are logged as ``alert/mode_<i>`` (1 while stalled, else
+    0).
 
     Attributes:
         stalled: The modes that are stalled now, from 1.
