@@ -22,7 +22,7 @@ from ntk_monitor.uncertainty import (
 
 MIN_SAMPLES = 4
 """Fewest samples from which a delete-one value over pairs can be taken with some stability."""
-SYMMETRY = 10.0
+SYMMETRY = 2.0
 """How many times larger than the asymmetry of the products what is taken out must be."""
 
 
