@@ -149,7 +149,11 @@ def values(results: Sequence[Result], name: str) -> np.ndarray:
 def spread(numbers: Any) -> str:  # noqa: ANN401
     """Smallest to largest."""
     numbers = np.asarray(numbers, dtype=float)
-    return f"{numbers.min():.3g} to {numbers.max():.3g}"
+    low, high = (
+        f"{number:.0f}" if 1e3 <= number < 1e5 else f"{number:.3g}"
+        for number in (numbers.min(), numbers.max())
+    )
+    return low if low == high else f"{low} to {high}"
 
 
 def _rounded(value: Any) -> Any:  # noqa: ANN401
