@@ -188,7 +188,8 @@ class StallAlert(Callback):
         monitor = _watched(trainer)
         if monitor is None or snapshot is not monitor.snapshot:
             return
-        remaining = self.horizon or planned_steps(trainer) - step
+        to_come = planned_steps(trainer) - step
+        remaining = self.horizon or to_come
         if math.isinf(remaining):
             if not self._asked:
                 self._asked = True
@@ -203,7 +204,8 @@ class StallAlert(Callback):
         scalars = {}
         for mode in snapshot.target_modes:
             watch = self._watches.setdefault(mode.index, ModeWatch())
-            self._judge(trainer, mode, watch, remaining, remaining / max(spacing, 1), step)
+            probes_left = remaining / max(spacing, 1)
+            self._judge(trainer, mode, watch, remaining, probes_left, step, last=to_come < spacing)
             scalars[f"alert/mode_{mode.index}"] = float(watch.stalled)
         monitor.reporter.scalars(trainer, scalars, step)
 
@@ -240,6 +242,8 @@ class StallAlert(Callback):
         remaining: float,
         probes_left: float,
         step: int,
+        *,
+        last: bool,
     ) -> None:
         steps = mode.steps_to_learn
         if steps is None or not steps > 0:
@@ -250,7 +254,7 @@ class StallAlert(Callback):
             self.patience, self.learned_threshold, self.min_improvement, probes_left
         )
         # With no probe to come, whatever is not learned yet would be out of reach.
-        watch.stalled = stalled and (was or probes_left >= 1)
+        watch.stalled = stalled and (was or not last)
         if watch.stalled and not watch.warned:
             watch.warned = True
             self._alert(trainer, _stall_message(mode, remaining, self.patience, step), step)

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from statistics import median
 from typing import Any
 
 import pytest
@@ -28,21 +29,24 @@ def trace(module: nn.Module) -> list[Any]:
     ]
 
 
-def draw(J: Derivative) -> tuple[Tensor, Tensor]:
+def draw(J: Derivative, seed: int = 0) -> tuple[Tensor, Tensor]:
     """A tangent and a direction of the state."""
     tangent, direction = (
-        torch.randn(shape, generator=torch.Generator().manual_seed(i), dtype=J.dtype)
+        torch.randn(shape, generator=torch.Generator().manual_seed(2 * seed + i), dtype=J.dtype)
         for i, shape in enumerate((J.shape_in, J.shape_out))
     )
     return tangent, direction
 
 
 def adjoint_error(lin: Linearization) -> float:
-    J = lin.jacobian
-    g, z = draw(J)
-    product = J.matvec(g)
-    gap = (product.double() * z).sum() - (J.rmatvec(z).double() * g).sum()
-    return float(gap.abs() / torch.linalg.vector_norm(product.double()))
+    """The median over a few pairs; that of one depends on how a processor rounds."""
+    J, errors = lin.jacobian, []
+    for seed in range(9):
+        g, z = draw(J, seed)
+        product = J.matvec(g)
+        gap = (product.double() * z).sum() - (J.rmatvec(z).double() * g).sum()
+        errors.append(float(gap.abs() / torch.linalg.vector_norm(product.double())))
+    return median(errors)
 
 
 def saved(module: nn.Module) -> bytes:
