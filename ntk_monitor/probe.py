@@ -381,7 +381,8 @@ def probe(
         modes: How many target modes to follow.
         learning_rate: For ``steps_to_learn``, which is None without it.
         tolerance: Wanted relative standard error of the sampled numbers; sampling stops there.
-        max_products: Most products to spend, unless ``method="exact"``.
+        max_products: Most products to spend, unless ``method="exact"``. Finite differences hold
+            three of them back for steps that have to be shortened.
         tier: How far to go. ``"core"`` takes no derivative: the core, the learned fractions and the
             core overlaps. ``"modes"`` adds what is exact about the target modes, at one product
             each: gains and steps to learn. ``"kernel"`` adds what is sampled.
