@@ -74,6 +74,7 @@ class TangentSketch:
         self._pictures: list[Tensor] = []
         self._products = torch.empty(0, 0, dtype=torch.float64, device="cpu")
         self._factor = torch.empty(0, 0, dtype=torch.float64, device="cpu")
+        self._taken_out: tuple[Tensor, Tensor] | None = None
         self._moments: PairMoments | None = None
         self._images = torch.empty(0, device="cpu")  # of W*, under the plain samples
         self.rows = Rows(None, 0)
@@ -143,7 +144,7 @@ class TangentSketch:
         large = values > max(error, rounding)
         self._factor = (vectors[:, large] / values[large].sqrt()).T
         self.drowned |= self.atoms < before + len(U) and error > rounding
-        self._moments = None
+        self._taken_out = self._moments = None
 
     def outside(self, X: Tensor) -> Tensor:
         """What is left of coordinates beside the directions so far, shape ``(leading, n)``."""
@@ -155,10 +156,9 @@ class TangentSketch:
     def _add_direction(self, U: Tensor, image: Tensor) -> None:
         """Orthonormalise a direction and its image, unless the direction is out already."""
         size = torch.linalg.vector_norm(U)
-        for _ in range(2):
-            for direction, picture in zip(self._directions, self._pictures, strict=True):
-                share = (direction * U).sum()
-                U, image = U - share * direction, image - share * picture
+        for direction, picture in zip(self._directions, self._pictures, strict=True):
+            image = image - (direction * U).sum() * picture
+        U = self.outside(U)
         length = torch.linalg.vector_norm(U)
         if not bool(length > math.sqrt(torch.finfo(U.dtype).eps) * size):
             return
@@ -184,15 +184,22 @@ class TangentSketch:
     @property
     def _atoms(self) -> Tensor:
         """``F``, shape ``(r, d, n)``."""
-        return self._combine(self._pictures) if self.atoms else self._samples[0][:0]
+        return self._deflation[0]
+
+    @property
+    def _deflation(self) -> tuple[Tensor, Tensor]:
+        """``F`` and the combinations of directions it belongs to; kept until there are more."""
+        if self._taken_out is None:
+            self._taken_out = self._combine(self._pictures), self._combine(self._directions)
+        return self._taken_out
 
     def _rest(self, kept: Tensor) -> Tensor:
         """What deflation leaves of samples."""
         if not self.atoms:
             return kept
-        dual = self._combine(self._directions).flatten(1)
-        shares = self.rows.lead(kept).flatten(1) @ dual.T
-        return kept - torch.einsum("sr,rdn->sdn", shares, self._atoms)
+        F, dual = self._deflation
+        shares = self.rows.lead(kept).flatten(1) @ dual.flatten(1).T
+        return kept - torch.einsum("sr,rdn->sdn", shares, F)
 
     @property
     def _pair_moments(self) -> PairMoments:
@@ -263,7 +270,7 @@ class TangentSketch:
             root = C @ (rotation[:, large] / within[large].sqrt())
             vectors, values, _ = torch.linalg.svd(root, full_matrices=False)
             return values[:count].square().to(like), fix_signs(vectors[:, :count].to(like))
-        weighted = [(1 / n, self._atoms)]
+        weighted = [(1 / n, self._atoms)] if self.atoms else []
         weighted += [(1 / (n * len(self)), self._rest(kept)) for kept in self._samples]
 
         def apply(Q: Tensor) -> Tensor:
