@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from experiment import Claim, Experiment, Result, spread
+from experiment import Claim, Experiment, Result, log_axis, spread
 from matplotlib.figure import Figure
 from memory_pro import evaluation
 from torch import Tensor, nn
@@ -193,18 +193,16 @@ def draw(results: Sequence[Result]) -> Figure:
         for name, style in (("plain", "--"), ("plug-in", ":")):
             errors = curve(results, when, name)
             axes.plot(PRODUCTS, errors.mean(0), color="#0072B2", ls=style, label=name)
-        axes.set(xscale="log", yscale="log", title=when, xlabel="products", ylim=(1e-4, 3))
-        axes.set_xticks(PRODUCTS, PRODUCTS, minor=False)
-        axes.minorticks_off()
+        axes.set(yscale="log", title=when, xlabel="products", ylim=(1e-4, 3))
+        log_axis(axes, PRODUCTS)
     left.set_ylabel("relative error")
     left.legend(frameon=False, fontsize=7)
     for when, color in zip(WHEN, ("0.6", "0.1"), strict=True):
         seconds = relative_seconds(results, when)
         right.plot(PRODUCTS, seconds.mean(0), "o-", ms=3, color=color, label=when)
     right.axhline(1, color="0.8", lw=0.8, zorder=0)
-    right.set(xscale="log", yscale="log", title="time, dense kernel = 1", xlabel="products")
-    right.set_xticks(PRODUCTS, PRODUCTS, minor=False)
-    right.minorticks_off()
+    right.set(yscale="log", title="time, dense kernel = 1", xlabel="products")
+    log_axis(right, PRODUCTS)
     right.legend(frameon=False, fontsize=8)
     return figure
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
@@ -144,6 +145,19 @@ class Experiment:
 def values(results: Sequence[Result], name: str) -> np.ndarray:
     """One entry of every result, the seeds first."""
     return np.array([result[name] for result in results], dtype=float)
+
+
+def draw_curve(axes: Axes, x: Sequence[float], curves: np.ndarray, color: str, **line: Any) -> None:  # noqa: ANN401
+    """The mean over seeds as a line, and from the smallest to the largest as a band."""
+    axes.plot(x, curves.mean(0), color=color, **line)
+    axes.fill_between(x, curves.min(0), curves.max(0), color=color, alpha=0.2, lw=0)
+
+
+def log_axis(axes: Axes, at: Sequence[float]) -> None:
+    """A logarithmic x-axis with ticks where there are measurements."""
+    axes.set_xscale("log")
+    axes.set_xticks(at, [str(x) for x in at])
+    axes.minorticks_off()
 
 
 def spread(numbers: Any) -> str:  # noqa: ANN401

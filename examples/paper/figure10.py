@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from attention import AttentionBlock, look, normal
-from experiment import Claim, Experiment, Result, spread, values
+from experiment import Claim, Experiment, Result, draw_curve, log_axis, spread, values
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
@@ -57,12 +57,9 @@ def draw(results: Sequence[Result]) -> Figure:
     for i, heads in enumerate(HEADS):
         color = str(0.75 - 0.22 * i)
         label = f"{heads} head{'s' * (heads > 1)}"
-        axes.plot(DIMENSIONS, rank[:, i].mean(0), "o-", ms=3, color=color, label=label)
-        low, high = rank[:, i].min(0), rank[:, i].max(0)
-        axes.fill_between(DIMENSIONS, low, high, color=color, alpha=0.2, lw=0)
-    axes.set(xscale="log", xlabel="input dimension", ylabel="temporal rank")
-    axes.set_xticks(DIMENSIONS, DIMENSIONS)
-    axes.minorticks_off()
+        draw_curve(axes, DIMENSIONS, rank[:, i], color, marker="o", ms=3, label=label)
+    axes.set(xlabel="input dimension", ylabel="temporal rank")
+    log_axis(axes, DIMENSIONS)
     axes.legend(frameon=False, fontsize=8)
     return figure
 

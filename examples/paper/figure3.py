@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from experiment import Claim, Experiment, Result, spread, values
+from experiment import Claim, Experiment, Result, draw_curve, spread, values
 from matplotlib.figure import Figure
 from memory_pro import RESPONSE, evaluation, train
 
@@ -183,8 +183,7 @@ def draw(results: Sequence[Result]) -> Figure:
         ("cosine", "in time and over units", "0.5"),
     ):
         curve = values(results, name)[:, :, 0]
-        panels[0, 0].plot(steps, curve.mean(0), color=color, label=label)
-        panels[0, 0].fill_between(steps, curve.min(0), curve.max(0), color=color, alpha=0.2, lw=0)
+        draw_curve(panels[0, 0], steps, curve, color, label=label)
     panels[0, 0].set(title="B  cosine of NTK and core", xlabel="SGD step", ylim=(0, 1.02))
     panels[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
     for name, color in COLORS.items():

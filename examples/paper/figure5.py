@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from experiment import Claim, Experiment, Result, spread, values
+from experiment import Claim, Experiment, Result, draw_curve, spread, values
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import nn
@@ -104,9 +104,7 @@ def draw(results: Sequence[Result]) -> Figure:
             ranks = values(results, f"{what} {view}")
             for i, channels in enumerate(CHANNELS):
                 curve = ranks[:, :, i]
-                axes.plot(GAINS, curve.mean(0), color=colors[i], marker="o", ms=3, label=channels)
-                low, high = curve.min(0), curve.max(0)
-                axes.fill_between(GAINS, low, high, color=colors[i], alpha=0.2, lw=0)
+                draw_curve(axes, GAINS, curve, colors[i], marker="o", ms=3, label=str(channels))
             axes.set_title(f"{what} weights trained: {view} rank", fontsize=10)
             axes.set_xlabel(f"gain of the {what} weights", fontsize=9)
             axes.set_ylim(bottom=0)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from attention import STATE, AttentionBlock, look, normal
-from experiment import Claim, Experiment, Result, spread, values
+from experiment import Claim, Experiment, Result, draw_curve, log_axis, spread, values
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
@@ -134,12 +134,10 @@ def draw(results: Sequence[Result]) -> Figure:
     for axes, name, at in ((left, "rank", DIMENSIONS), (right, "fourier", FREQUENCIES)):
         rank = values(results, name)
         for i, (batch, color) in enumerate(zip(BATCHES, ("0.7", "0.45", "0.1"), strict=True)):
-            curve = rank[:, i]
-            axes.plot(at, curve.mean(0), "o-", ms=3, color=color, label=f"batch {batch}")
-            axes.fill_between(at, curve.min(0), curve.max(0), color=color, alpha=0.2, lw=0)
-        axes.set(xscale="log", ylabel="temporal rank")
-        axes.set_xticks(at, at)
-        axes.minorticks_off()
+            label = f"batch {batch}"
+            draw_curve(axes, at, rank[:, i], color, marker="o", ms=3, label=label)
+        axes.set_ylabel("temporal rank")
+        log_axis(axes, at)
     left.set(title="B  input dimension", xlabel="input channels")
     right.set(title="D  Fourier features of one channel", xlabel="frequencies")
     left.legend(frameon=False, fontsize=8)
