@@ -222,6 +222,22 @@ def test_directions_that_drown_in_the_error_of_the_products_stay_in(spectrum: st
                 assert abs(value / truth[name] - 1) < most, (name, budget, seed)
 
 
+def test_what_is_taken_out_is_no_more_than_there_is() -> None:
+    J = Spent(SPECTRA["few"])
+    U = torch.linalg.qr(random(K * N, 30, seed=4)).Q.T.reshape(-1, B, T, N)
+    images = J.matmat(J.rmatmat(U)).flatten(1, 2)
+    noise = random(*images.shape, seed=5)
+    size = images.flatten(1).norm(dim=1).mean() / math.sqrt(K * N)
+    taken = []
+    for share in (0.0, 1e-2):
+        sketch = TangentSketch(core())
+        sketch.extend(J.matmat(draw_tangents(100, range(4), 0, dtype=torch.float64)).flatten(1, 2))
+        sketch.deflate(U.flatten(1, 2), images + share * size * noise)
+        taken.append(float(sketch._atoms.square().sum()))
+    assert taken[1] < 1.05 * taken[0] < 1.05 * exact(J)["trace"]
+    assert sketch.drowned
+
+
 def test_a_wrong_adjoint_is_seen() -> None:
     class Wrong(Spent):
         def _rmatmat(self, Y: Tensor) -> Tensor:
