@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ntk_monitor.checks import require
 from ntk_monitor.estimators import (
     CoreGram,
     Estimate,
@@ -28,6 +29,7 @@ from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
 from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.model.deadline import Deadline
 from ntk_monitor.model.derivative import Derivative
+from ntk_monitor.model.linearization import Preconditioner
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.products import ProductMethod
 from ntk_monitor.model.state import StatePath
@@ -77,30 +79,30 @@ class Probe:
         seed: int = 0,
     ) -> None:
         """Check and keep the settings; one that is out of its range raises a ValueError."""
-        _require(modes >= 0, "modes", "a number of target modes, 0 or more", modes)
-        _require(tolerance >= 0, "tolerance", "a relative standard error, 0 or more", tolerance)
+        require(modes >= 0, "modes", "a number of target modes, 0 or more", modes)
+        require(tolerance >= 0, "tolerance", "a relative standard error, 0 or more", tolerance)
         least = _least_products(modes) if tier == "kernel" else 0
-        _require(
+        require(
             max_products >= least,
             "max_products",
             f"at least {least} (with modes={modes})",
             max_products,
         )
         tiers = get_args(Tier)
-        _require(tier in tiers, "tier", f"one of {', '.join(tiers)}", tier)
+        require(tier in tiers, "tier", f"one of {', '.join(tiers)}", tier)
         choices = ("auto", "exact", *METHODS)
-        _require(method in choices, "method", f"one of {', '.join(choices)}", method)
-        _require(
+        require(method in choices, "method", f"one of {', '.join(choices)}", method)
+        require(
             chunk_size is None or chunk_size >= 1, "chunk_size", "at least 1, or None", chunk_size
         )
-        _require(
+        require(
             learning_rate is None or learning_rate > 0,
             "learning_rate",
             "positive, or None",
             learning_rate,
         )
-        _require(time_limit is None or time_limit > 0, "time_limit", "seconds, or None", time_limit)
-        _require(seed >= 0, "seed", "0 or more", seed)
+        require(time_limit is None or time_limit > 0, "time_limit", "seconds, or None", time_limit)
+        require(seed >= 0, "seed", "0 or more", seed)
         self.state = state
         self.parameters = parameters
         self.forward_fn = forward_fn
@@ -130,7 +132,7 @@ class Probe:
         Args:
             order: Its ``order``; something else than methods raises a ValueError.
         """
-        _require(set(order) <= set(METHODS), "order", "a sequence of methods", order)
+        require(set(order) <= set(METHODS), "order", "a sequence of methods", order)
         self.order = tuple(order) or PREFERENCE
 
     def __call__(
@@ -139,6 +141,7 @@ class Probe:
         batch: Any,  # noqa: ANN401
         *,
         learning_rate: float | None = None,
+        preconditioner: Preconditioner | None = None,
         seed: int | None = None,
         max_products: int | None = None,
     ) -> Snapshot:
@@ -148,7 +151,10 @@ class Probe:
             module: The model; left exactly as it was.
             batch: What to call it on.
             learning_rate: Takes the place of the setting of that name for this call.
-            seed: Likewise.
+            preconditioner: What the optimizer multiplies the gradient with, as a linear map for
+                each parameter by its name, for ``preconditioned_steps_to_learn``; parameters that
+                it lacks are not stepped.
+            seed: Takes the place of the setting for this call.
             max_products: Likewise, but never fewer than any probe needs.
 
         Returns:
@@ -158,7 +164,7 @@ class Probe:
         module = plain_module(module)
         with quiet(module, kernels="any"), deadline.keep():
             lin, core = self._linearize(module, batch)
-            pulled = self._target(batch, lin, core)
+            pulled = self._target(batch, lin, core, preconditioner)
             if not bool(core.is_finite and torch.isfinite(lin.state).all()):
                 _warn_non_finite("activations")
                 return self._snapshot(lin, core, pulled, None, math.nan, learning_rate, deadline)
@@ -203,7 +209,13 @@ class Probe:
         core = CoreGram(*(site.activity.flatten(0, 1) for site in lin.sites), none)
         return replace(lin, sites=()), core
 
-    def _target(self, batch: Any, lin: Linearization, core: CoreGram) -> PulledBack | None:  # noqa: ANN401
+    def _target(
+        self,
+        batch: Any,  # noqa: ANN401
+        lin: Linearization,
+        core: CoreGram,
+        preconditioner: Preconditioner | None,
+    ) -> PulledBack | None:
         target, output = (self.target_fn or default_target)(batch), lin.output
         if target is None or output is None or not self.modes:
             return None
@@ -217,7 +229,14 @@ class Probe:
         if not bool(torch.isfinite(placed.values).all()):
             _warn_non_finite("targets")
             return None
-        return pull_back(placed, self.modes, lin, core, derivatives=self.tier != "core")
+        return pull_back(
+            placed,
+            self.modes,
+            lin,
+            core,
+            derivatives=self.tier != "core",
+            preconditioner=preconditioner,
+        )
 
     def _measure(
         self,
@@ -482,10 +501,5 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """A floating type, given as such or by its name."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     is_floating = isinstance(found, torch.dtype) and found.is_floating_point
-    _require(dtype is None or is_floating, "dtype", "a floating torch.dtype or None", dtype)
+    require(dtype is None or is_floating, "dtype", "a floating torch.dtype or None", dtype)
     return found
-
-
-def _require(condition: bool, name: str, expected: str, got: Any) -> None:  # noqa: ANN401
-    if not condition:
-        raise ValueError(f"{name} must be {expected}, got {got!r}")

@@ -44,6 +44,9 @@ class TargetMode:
         steps_to_learn: ``N / (2 lr ||J_y* e_i||^2)``: gradient steps in which the mode's error
             falls by the factor e at the present rate, for plain gradient descent on a mean
             squared error over ``N`` outputs; an estimate elsewhere. None without a learning rate.
+        preconditioned_steps_to_learn: ``N / (2 lr <J_y* e_i, D J_y* e_i>)``: the same for an
+            optimizer that multiplies the gradient with some ``D``, such as Adam or Shampoo. None
+            without one.
     """
 
     index: int
@@ -53,6 +56,7 @@ class TargetMode:
     learned: float
     core_overlap: float
     steps_to_learn: float | None
+    preconditioned_steps_to_learn: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +149,9 @@ class Snapshot:
             tags[f"target/mode_{mode.index}/alignment"] = mode.alignment if kernel else None
             tags[f"target/mode_{mode.index}/learned"] = mode.learned
             tags[f"target/mode_{mode.index}/steps_to_learn"] = mode.steps_to_learn
+            tags[f"target/mode_{mode.index}/preconditioned_steps_to_learn"] = (
+                mode.preconditioned_steps_to_learn
+            )
         tags["ntk/probe_seconds"] = self.seconds
         scalars: dict[str, float] = {}
         for tag, value in tags.items():

@@ -13,6 +13,7 @@ from torch import Tensor
 from ntk_monitor.estimators import CoreGram, Estimate
 from ntk_monitor.estimators.subspace import fix_signs
 from ntk_monitor.model import Linearization
+from ntk_monitor.model.linearization import Preconditioner, squared_norm
 from ntk_monitor.snapshot import TargetMode
 
 
@@ -133,11 +134,18 @@ class PulledBack(NamedTuple):
     gains: Sequence[float]
     core_overlaps: Sequence[float]
     output_gains: Sequence[float]
+    preconditioned_gains: Sequence[float]
     outputs: int
 
 
 def pull_back(
-    target: Target, modes: int, lin: Linearization, core: CoreGram, *, derivatives: bool = True
+    target: Target,
+    modes: int,
+    lin: Linearization,
+    core: CoreGram,
+    *,
+    derivatives: bool = True,
+    preconditioner: Preconditioner | None = None,
 ) -> PulledBack:
     r"""Everything about the modes of a target that is exact.
 
@@ -149,16 +157,18 @@ def pull_back(
         core: Its core.
         derivatives: Whether to take derivatives; without them gains are nan, and so are core
             overlaps where the target's rows are not the state's.
+        preconditioner: The optimizer's ``D``.
 
     Returns:
         Learned fractions, gains ``||J* q_i||^2 / ||q_i||^2``, core overlaps, the squared norms
-        ``||J_y* e_i||^2``, and the number of outputs. The cost is one product a mode.
+        ``||J_y* e_i||^2``, ``<J_y* e_i, D J_y* e_i>`` (nan without a preconditioner), and the
+        number of outputs. The cost is one product a mode.
     """
     decomposition = decompose(target, modes)
     errors = decomposition.errors
     output = lin.output
     if output is None or not len(errors):
-        return PulledBack(decomposition, (), (), (), (), 0)
+        return PulledBack(decomposition, (), (), (), (), (), 0)
     reached = output.detach().double()
     if target.classes is not None:
         reached = _probabilities(reached)
@@ -167,10 +177,13 @@ def pull_back(
     overlaps = [
         core.overlap(u.flatten()) if same_rows else math.nan for u in decomposition.patterns
     ]
-    gains, sizes = [math.nan] * len(overlaps), [math.nan] * len(overlaps)
-    for i, (q, pulled, size) in enumerate(lin.pull_back_outputs(errors) if derivatives else ()):
+    gains, sizes, scaled_sizes = ([math.nan] * len(overlaps) for _ in range(3))
+    found = lin.pull_back_outputs(errors, preconditioner) if derivatives else ()
+    for i, (q, pulled, size, scaled) in enumerate(found):
         gains[i] = float(squared_norm(pulled) / squared_norm(q))
         sizes[i] = float(size)
+        if preconditioner is not None:
+            scaled_sizes[i] = float(scaled)
         if not same_rows:
             overlaps[i] = core.overlap(q.flatten(0, 1))
     return PulledBack(
@@ -179,6 +192,7 @@ def pull_back(
         gains,
         overlaps,
         sizes,
+        scaled_sizes,
         target.rows * output.shape[2],
     )
 
@@ -189,12 +203,6 @@ def _probabilities(output: Tensor) -> Tensor:
     if bool((output >= 0).all()) and torch.allclose(total, torch.ones_like(total), atol=1e-3):
         return output
     return output.softmax(-1)
-
-
-def squared_norm(x: Tensor) -> Tensor:
-    """``||x||^2`` in float64."""
-    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
-    return norm.square()
 
 
 def target_modes(
@@ -213,10 +221,6 @@ def target_modes(
     modes = []
     for i, gain in enumerate(pulled.gains):
         alignment = gain / norm.value if norm.value else float("nan")
-        steps = None
-        if learning_rate is not None and not math.isnan(pulled.output_gains[i]):
-            rate = 2 * learning_rate * pulled.output_gains[i]
-            steps = pulled.outputs / rate if rate else float("inf")
         modes.append(
             TargetMode(
                 index=i + 1,
@@ -225,7 +229,18 @@ def target_modes(
                 gain=gain,
                 learned=pulled.learned[i],
                 core_overlap=pulled.core_overlaps[i],
-                steps_to_learn=steps,
+                steps_to_learn=_steps(pulled.outputs, learning_rate, pulled.output_gains[i]),
+                preconditioned_steps_to_learn=_steps(
+                    pulled.outputs, learning_rate, pulled.preconditioned_gains[i]
+                ),
             )
         )
     return tuple(modes)
+
+
+def _steps(outputs: int, learning_rate: float | None, gain: float) -> float | None:
+    """``N / (2 lr gain)``."""
+    if learning_rate is None or math.isnan(gain):
+        return None
+    rate = 2 * learning_rate * gain
+    return outputs / rate if rate else math.inf

@@ -6,6 +6,7 @@ from pathlib import Path
 import ntk_monitor
 
 ORDER = (
+    "checks",
     "uncertainty",
     "operators",
     "estimators",
@@ -43,6 +44,7 @@ def test_only_the_lightning_side_imports_lightning() -> None:
     for path in ROOT.rglob("*.py"):
         layer = path.relative_to(ROOT).parts[0].removesuffix(".py")
         if layer in {
+            "checks",
             "uncertainty",
             "operators",
             "estimators",

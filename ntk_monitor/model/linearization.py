@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +33,9 @@ from ntk_monitor.operators import (
     LinearOperator,
     TensorProduct,
 )
+
+Preconditioner = Mapping[str, Callable[[Tensor], Tensor]]
+"""The linear map by which an optimizer multiplies the gradient of each parameter, by its name."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,9 @@ class Linearization:
             tensor = tensor.reshape(*((T, B) if layout == "time" else (B, T)), -1)
         return StateSource("the output", layout).read(tensor)
 
-    def pull_back_outputs(self, errors: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def pull_back_outputs(
+        self, errors: Tensor, preconditioner: Preconditioner | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         r"""Pull error signals on the outputs back to the state and to all trained parameters.
 
         With outputs ``y(h, theta)`` and an error ``e``, both results are exact:
@@ -219,10 +224,13 @@ class Linearization:
 
         Args:
             errors: Errors on the output rows, shape ``(m, B, T, o)``.
+            preconditioner: ``D``, as a linear map of each parameter by its name; one where left
+                out, and zero for a parameter that it lacks.
 
         Yields:
-            For each error, ``q`` of shape ``(B, T, n)``, ``J* q`` of shape ``(p,)``, and
-            ``||J_y* e||^2``. The cost is one product per error, and one pass for all.
+            For each error, ``q`` of shape ``(B, T, n)``, ``J* q`` of shape ``(p,)``,
+            ``||J_y* e||^2``, and ``<J_y* e, D J_y* e>``. The cost is one product per error, and
+            one pass for all.
         """
         h = self.state.clone().requires_grad_()
         leaves = {n: self._forward.tensors[n].detach() for n in self._trained}
@@ -240,15 +248,26 @@ class Linearization:
             q = torch.zeros_like(h) if gradients[0] is None else gradients[0]
             pulled = self.jacobian.rmatvec(q)
             through_state = self._space.split(pulled)
-            size = torch.zeros((), dtype=torch.float64, device=h.device)
+            size, scaled = torch.zeros(2, dtype=torch.float64, device=h.device)
             for name, direct in zip(theta, gradients[1:], strict=True):
                 parts = [g for g in (direct, through_state.get(name)) if g is not None]
-                if parts:
-                    size += torch.linalg.vector_norm(sum(parts), dtype=torch.float64).square()
-            yield q, pulled, size
+                if not parts:
+                    continue
+                whole = sum(parts[1:], parts[0])
+                size = size + squared_norm(whole)
+                if preconditioner is not None and name in preconditioner:
+                    stepped = preconditioner[name](whole)
+                    scaled = scaled + (whole.double() * stepped.double()).sum()
+            yield q, pulled, size, size if preconditioner is None else scaled
 
     def _quiet(self, kernels: Kernels) -> AbstractContextManager[None]:
         return quiet(self._forward.module, kernels=kernels)
+
+
+def squared_norm(x: Tensor) -> Tensor:
+    """``||x||^2`` in float64."""
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+    return norm.square()
 
 
 def _carrying_on(state: Tensor) -> Edit:

@@ -7,5 +7,6 @@ such a listener: it watches the target modes and says when one of them is out of
 
 from ntk_monitor.monitor.alert import StallAlert, StallWarning
 from ntk_monitor.monitor.callback import NTKMonitor, ProbeListener
+from ntk_monitor.monitor.delivery import Alert
 
-__all__ = ["NTKMonitor", "ProbeListener", "StallAlert", "StallWarning"]
+__all__ = ["Alert", "NTKMonitor", "ProbeListener", "StallAlert", "StallWarning"]

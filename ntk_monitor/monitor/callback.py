@@ -24,6 +24,7 @@ from ntk_monitor.monitor.followed import (
     paths_of,
 )
 from ntk_monitor.monitor.logs import Reporter
+from ntk_monitor.monitor.preconditioner import preconditioner
 from ntk_monitor.monitor.schedule import Schedule
 from ntk_monitor.monitor.trainers import (
     batches_that_stepped,
@@ -41,6 +42,7 @@ from ntk_monitor.views import (
     introduction,
     snapshot_figures,
 )
+from ntk_monitor.views.record import SNAPSHOT_TAG, snapshot_record, write_record
 
 STATE_VERSION = 2
 FIGURE_SECONDS = 0.3
@@ -81,7 +83,8 @@ class NTKMonitor(Callback):
     the first process measures, on its own part of the data, and all have the result.
 
     Numbers go to every logger and to ``trainer.callback_metrics``, under the tags of
-    `Snapshot.scalars`; with TensorBoard there are also figures and a layout with error bands.
+    `Snapshot.scalars`; figures go to TensorBoard, W&B, MLflow and, as files, beside the numbers of
+    a ``CSVLogger``. TensorBoard also has a layout with error bands.
 
     Attributes:
         states: The states that are followed, each with its latest ``snapshot`` and its ``metrics``;
@@ -433,11 +436,22 @@ class NTKMonitor(Callback):
             if batch is None:
                 return Outcome()
             rate = self.probe.learning_rate or learning_rate(trainer)
+            optimizer = next(iter(trainer.optimizers), None)
+            scales = (
+                preconditioner(optimizer, pl_module) if optimizer and self.probe.modes else None
+            )
             seed = self.probe.seed + self._redraws(trainer.current_epoch)
             most = self._most_products(trainer)
             with muted(trainer, pl_module):
                 snapshots = [
-                    state.probe(pl_module, batch, learning_rate=rate, seed=seed, max_products=most)
+                    state.probe(
+                        pl_module,
+                        batch,
+                        learning_rate=rate,
+                        preconditioner=scales,
+                        seed=seed,
+                        max_products=most,
+                    )
                     for state in self.states
                 ]
             return Outcome(tuple(snapshots), self.schedule.overhead)
@@ -496,7 +510,12 @@ class NTKMonitor(Callback):
                 writer.add_scalar(tag, value, global_step=step)
 
         self.reporter.write(trainer, "add_custom_scalars", add_bands)
-        if self.figures and snapshot.trace.is_finite and self.reporter.takes(trainer, "add_figure"):
+
+        def add_record(writer: Any) -> None:  # noqa: ANN401
+            write_record(writer, f"{state.prefix}{SNAPSHOT_TAG}", snapshot_record(snapshot), step)
+
+        self.reporter.write(trainer, "_get_file_writer", add_record)
+        if self.figures and snapshot.trace.is_finite and self.reporter.takes_figures(trainer):
             self._draw(trainer, state, snapshot, step, started)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ProbeListener) and state is self.states[0]:

@@ -73,11 +73,11 @@ def named_states(state: NamedStates) -> dict[str, StatePath]:
     """
     if not isinstance(state, Mapping):
         return {"": state}
-    wrong = [name for name in state if not name or "/" in name]
+    wrong = [name for name in state if not name.strip(".") or "/" in name]
     if not state or wrong:
         raise ValueError(
-            "state must be a module path, a list of paths, or states by a name without '/', got "
-            f"{dict(state)!r}"
+            "state must be a module path, a list of paths, or states by a name without '/' that is "
+            f"not of dots alone, got {dict(state)!r}"
         )
     return dict(state)
 

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from ntk_monitor.monitor.failures import Failures, OnError
+from ntk_monitor.monitor.sinks import Severity, Sink, sink_of
 from ntk_monitor.views import own_style
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Reporter:
         self.on_error = on_error
         self.time_limit = time_limit
         self._failures: dict[int, Failures] = {}
+        self._sinks: dict[int, Sink] = {}
 
     def scalars(self, trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
         """Send numbers, also to ``callback_metrics`` for other callbacks.
@@ -64,14 +66,15 @@ class Reporter:
             step: Where on the x-axis.
         """
 
-        def add(writer: Any) -> None:  # noqa: ANN401
+        def draw(logger: Any, sink: Sink) -> None:  # noqa: ANN401
             with own_style():
-                for tag, figure in figures.items():
-                    writer.add_figure(tag, figure, global_step=step, close=False)
+                sink.figures(logger, figures, step)
 
-        self.write(trainer, "add_figure", add)
+        self._to_sinks(trainer, draw)
 
-    def text(self, trainer: Trainer, tag: str, text: str, step: int) -> None:
+    def text(
+        self, trainer: Trainer, tag: str, text: str, step: int, severity: Severity = "warning"
+    ) -> None:
         """Send Markdown to the loggers that take it.
 
         Args:
@@ -79,22 +82,22 @@ class Reporter:
             tag: Under which tag.
             text: Markdown.
             step: Where on the x-axis.
+            severity: How much it matters, for loggers that have alerts.
         """
-        self.write(trainer, "add_text", lambda w: w.add_text(tag, text, global_step=step))
+        self._to_sinks(trainer, lambda logger, sink: sink.text(logger, tag, text, step, severity))
 
-    def takes(self, trainer: Trainer, method: str) -> bool:
-        """Whether some logger can do something.
+    def takes_figures(self, trainer: Trainer) -> bool:
+        """Whether some logger keeps figures, so that drawing them is worth while.
 
         Args:
             trainer: The Trainer.
-            method: Name of the ``SummaryWriter`` method that is needed.
 
         Returns:
-            True in the first process, if one can.
+            True in the first process, if one does.
         """
-        found: list[Any] = []
-        self.write(trainer, method, found.append)
-        return trainer.is_global_zero and bool(found)
+        found: list[bool] = []
+        self._to_sinks(trainer, lambda logger, sink: found.append(sink.takes_figures(logger)))
+        return any(found)
 
     def write(self, trainer: Trainer, method: str, use: Callable[[Any], object]) -> None:
         """Use the summary writers of the loggers that have one with some method.
@@ -115,6 +118,17 @@ class Reporter:
     def _of(self, logger: Any) -> Failures:  # noqa: ANN401
         what = f"logging to {type(logger).__name__}"
         return self._failures.setdefault(id(logger), Failures(what, self.on_error))
+
+    def _to_sinks(self, trainer: Trainer, use: Callable[[Any, Sink], object]) -> None:
+        """Use the sink of every logger, in the first process: only there a logger has its own."""
+
+        def send(logger: Any) -> None:  # noqa: ANN401
+            if id(logger) not in self._sinks:
+                self._sinks[id(logger)] = sink_of(logger)
+            use(logger, self._sinks[id(logger)])
+
+        if trainer.is_global_zero:
+            self._send(trainer, send)
 
     def _send(self, trainer: Trainer, send: Callable[[Any], object]) -> None:
         for logger in trainer.loggers:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
+from torch.optim import Optimizer
 
 T = TypeVar("T")
 SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
@@ -53,7 +54,10 @@ def shared(trainer: Trainer, value: T) -> T:
 
 
 def learning_rate(trainer: Trainer) -> float | None:
-    """The first optimizer's present learning rate.
+    r"""The first optimizer's present learning rate.
+
+    With heavy-ball momentum :math:`\mu` and dampening :math:`d` it is
+    :math:`\mathrm{lr} (1 - d)/(1 - \mu)`, what a gradient comes to over all later steps.
 
     Args:
         trainer: The Trainer.
@@ -61,8 +65,17 @@ def learning_rate(trainer: Trainer) -> float | None:
     Returns:
         The rate, or None if there is no usable one.
     """
-    groups = trainer.optimizers[0].param_groups if trainer.optimizers else []
-    rate = float(groups[0].get("lr", 0.0)) if groups else 0.0
+    return effective_rate(trainer.optimizers[0]) if trainer.optimizers else None
+
+
+def effective_rate(optimizer: Optimizer) -> float | None:
+    """An optimizer's present learning rate; see `learning_rate`."""
+    groups = optimizer.param_groups
+    if not groups:
+        return None
+    rate, momentum = (float(groups[0].get(name) or 0.0) for name in ("lr", "momentum"))
+    if 0 < momentum < 1:
+        rate *= (1 - float(groups[0].get("dampening") or 0.0)) / (1 - momentum)
     return rate if rate > 0 else None
 
 

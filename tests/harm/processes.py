@@ -89,8 +89,8 @@ def main(folder: Path) -> None:
     found["watched"] = run("watched", folder, [NTKMonitor(2, **FAST), StallAlert(1)])
     found["val"] = run("val", folder, [NTKMonitor(2, probe_batch="val", **FAST)])
     found["dear"] = run("dear", folder, [NTKMonitor(2, **{**FAST, "max_overhead": 1e-6})])
-    stop = StallAlert(1, learned_threshold=1.0, min_improvement=9.0, horizon=1, actions=("stop",))
-    found["stopped"] = run("stopped", folder, [NTKMonitor(2, **FAST), stop])
+    stop = StallAlert(1, learned_threshold=1.0, level=0.999, horizon=1, actions=("stop",))
+    found["stopped"] = run("stopped", folder, [NTKMonitor(1, **FAST), stop])
     Probe.__call__ = broken if RANK == 0 else never_here  # type: ignore[method-assign]
     found["broken"] = run("broken", folder, [NTKMonitor(2, **FAST)])
     found["raised"] = run("raised", folder, [NTKMonitor(2, on_error="raise", **FAST)])

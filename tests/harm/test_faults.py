@@ -31,6 +31,7 @@ from ntk_monitor.model.forward import ForwardMap
 from ntk_monitor.model.products import SHORTENED, FiniteDifference
 from ntk_monitor.monitor.alert import StallAlert as Alert
 from ntk_monitor.monitor.followed import FollowedState
+from ntk_monitor.monitor.sinks import CSVSink
 from ntk_monitor.probe import Probe
 
 pytestmark = [
@@ -95,8 +96,9 @@ STAGES: dict[str, Patch] = {
     "layout to a logger": (SummaryWriter, "add_custom_scalars"),
     "drawing figures": (callback_module, "snapshot_figures"),
     "figures to a logger": (SummaryWriter, "add_figure"),
+    "figures to a file": (CSVSink, "figures"),
     "another callback": (Listener, "on_probe"),
-    "the alert": (Alert, "_judge"),
+    "the alert": (Alert, "on_probe"),
 }
 ERRORS: dict[str, Callable[[], Exception]] = {
     "error": lambda: RuntimeError("no luck today"),
@@ -218,7 +220,7 @@ def test_a_hanging_logger_is_waited_for_once(plain: dict[str, Any], tmp_path: Pa
     world = World(loggers=lambda p: [Slow(p, "slow"), CSVLogger(p, "csv")])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        watched = run(tmp_path, [NTKMonitor(3, time_limit=0.3, **FAST)], world)
+        watched = run(tmp_path, [NTKMonitor(3, time_limit=0.3, figures=False, **FAST)], world)
     assert differences(watched, plain) == set()
     (message,) = said(caught)
     assert "logging to Slow took 0 s" in message

@@ -92,11 +92,6 @@ def test_a_state_of_an_older_version_is_taken_over_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="state of version 1, and this is version 2"):
         monitor.load_state_dict(OLD)
     assert (monitor.schedule.seen, monitor.schedule.spent) == (3, 1.5)
-    alert = StallAlert()
-    watch = {"learned": [0.0], "excess": [9.0], "stalled": True, "warned": True}
-    with pytest.warns(UserWarning, match="StallAlert: the checkpoint holds a state of version 1"):
-        alert.load_state_dict({"version": 1, "watches": {"2": watch}, "last_step": 7})
-    assert alert.stalled == (2,)
 
 
 @pytest.mark.parametrize(
@@ -126,9 +121,13 @@ def test_a_state_that_cannot_be_read_is_told_of_and_begins_anew(state: dict[str,
 @pytest.mark.parametrize(
     "state",
     [
-        {"version": 2, "watches": {"x": {}}},
-        {"watches": [1]},
-        {"version": 2, "last_step": float("inf")},
+        {"version": 3, "watches": {"x": {}}},
+        {"version": 3, "watches": [1]},
+        {"version": 3, "watches": {"1": {"state": "sleepy"}}},
+        {"version": 3, "alerts": [{}]},
+        {"version": 3, "last_step": float("inf")},
+        {"version": 2, "watches": {"2": {"learned": [0.0], "stalled": True}}},
+        {"version": "x"},
     ],
 )
 def test_an_alert_that_cannot_be_read_begins_anew(state: dict[str, Any]) -> None:

@@ -1,0 +1,262 @@
+"""The alert as a callback: what it says, when, and to whom."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
+
+from ntk_monitor import Estimate, NTKMonitor, StallAlert, TargetMode
+from ntk_monitor.monitor import Alert, StallWarning
+from ntk_monitor.monitor.alert import reason_of
+
+
+def mode(
+    learned: float,
+    steps: float | None,
+    overlap: float = 0.5,
+    *,
+    index: int = 1,
+    gain: float = 1.0,
+    alignment: float = 0.1,
+    preconditioned: float | None = None,
+) -> TargetMode:
+    estimate = Estimate(alignment, alignment / 10)
+    return TargetMode(index, 2.0, estimate, gain, learned, overlap, steps, preconditioned)
+
+
+def snapshot(*modes: TargetMode) -> Any:
+    return SimpleNamespace(target_modes=modes)
+
+
+STUCK, MOVING = snapshot(mode(0.0, 1e9)), snapshot(mode(0.5, 3.0))
+
+
+@pytest.fixture
+def trainer() -> Any:
+    return SimpleNamespace(
+        estimated_stepping_batches=200,
+        loggers=[],
+        callback_metrics={},
+        callbacks=[NTKMonitor()],
+        should_stop=False,
+        is_global_zero=True,
+    )
+
+
+def drive(alert: StallAlert, trainer: Any, shots: list[Any], start: int = 0) -> list[float]:
+    flags = []
+    for i, shot in enumerate(shots):
+        trainer.callbacks[0].states[0].snapshot = shot
+        alert.on_probe(trainer, None, shot, start + 10 * i)
+        flags.append(float(trainer.callback_metrics["alert/mode_1"]))
+    return flags
+
+
+def test_warns_once_says_when_recovered_and_may_warn_again(trainer: Trainer) -> None:
+    alert = StallAlert(patience=2, cooldown=3)
+    with pytest.warns(StallWarning) as caught:
+        flags = drive(alert, trainer, [STUCK] * 7)
+    assert flags == [0, 0, 0, 0, 1, 1, 1]
+    assert len(caught) == 1
+    assert alert.stalled == (1,)
+    message = str(caught[0].message)
+    for part in ("mode 1", "step 40", "learned 0.000", "1e+09 steps where 160 remain", "95% sure"):
+        assert part in message
+    assert drive(alert, trainer, [MOVING] * 2, start=70) == [1, 0]
+    assert alert.states == {1: "recovered"}
+    assert "recovered" in alert.messages[-1]
+    trainer.estimated_stepping_batches = 1000  # type: ignore[misc]
+    with pytest.warns(StallWarning):
+        found = drive(alert, trainer, [STUCK] * 24, start=90)
+    # The jump is a trend for as long as it is in the window of 20 probes.
+    assert found.index(1) == 20
+    assert [a.kind for a in alert.alerts] == ["stalled", "recovered", "stalled"]
+
+
+def test_the_beginning_of_a_training_gives_no_verdict(trainer: Any) -> None:
+    trainer.estimated_stepping_batches = 1000
+    alert = StallAlert(patience=2, warmup=0.07)
+    with pytest.warns(StallWarning):
+        found = drive(alert, trainer, [STUCK] * 9)
+    assert found.index(1) == 8  # steps 70 and 80 agree
+
+
+def test_what_is_not_learned_at_the_end_is_no_stall(trainer: Trainer) -> None:
+    assert not any(drive(StallAlert(patience=2), trainer, [STUCK] * 5, start=160))
+    with pytest.warns(StallWarning):
+        found = drive(StallAlert(patience=2), trainer, [STUCK] * 6, start=150)
+    assert found == [0, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("shown", "others", "reason"),
+    [
+        ({"overlap": 1e-8}, [], "core"),
+        ({"overlap": 0.5, "gain": 0.01}, [{"overlap": 0.8, "gain": 1.0}], "propagator"),
+        ({"overlap": 0.05, "gain": 0.05}, [{"overlap": 0.8, "gain": 1.0}], "learning rate"),
+        ({"overlap": 0.5, "alignment": 1e-4}, [], "propagator"),
+        ({"overlap": 0.5}, [], "learning rate"),
+        ({"overlap": float("nan"), "gain": 0.01}, [{"gain": 1.0}], "propagator"),
+        ({"gain": float("nan"), "alignment": float("nan")}, [], "learning rate"),
+    ],
+)
+def test_reasons(shown: dict[str, float], others: list[dict[str, float]], reason: str) -> None:
+    first = mode(0.0, 1e9, **shown)
+    rest = [mode(0.5, 1.0, index=2 + i, **other) for i, other in enumerate(others)]
+    assert reason_of(first, [first, *rest]) == reason
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [
+        ({"overlap": 1e-8}, "Reason: core; .*hardly has this mode's time course.*Shampoo"),
+        ({"alignment": 1e-4}, "Reason: propagator; .*spatial_effective_rank"),
+        ({}, "Reason: learning rate; .*a learning rate 5.9e[+]06 times as large"),
+    ],
+)
+def test_messages_say_what_helps(trainer: Any, shown: dict[str, float], words: str) -> None:
+    with pytest.warns(StallWarning, match=words):
+        drive(StallAlert(patience=1), trainer, [snapshot(mode(0.0, 1e9, **shown))] * 5)
+
+
+def test_stop_ends_the_training(trainer: Trainer) -> None:
+    alert = StallAlert(patience=1, actions=("stop",))
+    drive(alert, trainer, [STUCK] * 4)
+    assert trainer.should_stop
+    assert len(alert.messages) == 1
+
+
+def test_horizon_takes_the_place_of_the_steps_that_remain(trainer: Trainer) -> None:
+    shots = [snapshot(mode(0.0, 500.0))] * 5
+    assert not any(drive(StallAlert(patience=1, horizon=1000), trainer, shots))
+    with pytest.warns(StallWarning):
+        assert drive(StallAlert(patience=1), trainer, shots)[-1] == 1
+
+
+def test_the_preconditioned_steps_count_where_there_are_any(trainer: Trainer) -> None:
+    fast = snapshot(mode(0.0, 1e9, preconditioned=5.0))
+    alert = StallAlert(patience=1)
+    assert not any(drive(alert, trainer, [fast] * 3))
+    slow = snapshot(mode(0.0, 5.0, preconditioned=1e9))
+    with pytest.warns(StallWarning, match="1e\\+09 steps"):
+        drive(StallAlert(patience=1), trainer, [slow] * 5)
+
+
+def test_a_mode_that_stands_still_within_reach_is_information_only(
+    trainer: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    told: list[Alert] = []
+    alert = StallAlert(on_alert=told.append, actions=("warn", "stop"))
+    drive(alert, trainer, [snapshot(mode(0.3, 10.0))] * 15)
+    assert [(a.kind, a.severity, a.reason) for a in told] == [
+        ("not moving", "info", "gradient noise")
+    ]
+    assert not trainer.should_stop
+    assert not recwarn.list
+
+
+def test_modes_without_steps_to_learn_are_left_alone(trainer: Any) -> None:
+    shot = snapshot(mode(0.0, None))
+    trainer.callbacks[0].states[0].snapshot = shot
+    alert = StallAlert()
+    alert.on_probe(trainer, None, shot, 0)  # type: ignore[arg-type]
+    assert alert.states == {}
+
+
+def test_watches_survive_a_checkpoint(trainer: Trainer) -> None:
+    first, second = StallAlert(patience=2), StallAlert(patience=2)
+    drive(first, trainer, [STUCK] * 4)
+    state = torch.load(_saved(first.state_dict()), weights_only=True)
+    second.load_state_dict(state)
+    with pytest.warns(StallWarning):
+        assert drive(second, trainer, [STUCK], start=40) == [1]
+    third = StallAlert(patience=2)
+    third.load_state_dict(second.state_dict())
+    assert third.alerts == second.alerts
+    assert third.states == {1: "stalled"}
+
+
+def _saved(state: Any) -> Any:
+    import io  # noqa: PLC0415
+
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+def test_a_state_of_the_rule_before_begins_anew_and_says_so() -> None:
+    old = {"version": 2, "watches": {"1": {"learned": [0.0], "excess": [20.0]}}, "last_step": 10}
+    alert = StallAlert()
+    with pytest.warns(UserWarning, match="version 2"):
+        alert.load_state_dict(old)
+    assert alert.states == {}
+
+
+def test_channels_that_fail_harm_no_other(trainer: Any, tmp_path: Path) -> None:
+    def broken(alert: Alert) -> None:
+        raise OSError("no line")
+
+    trainer.log_dir = str(tmp_path / "file")
+    (tmp_path / "file").write_text("a file where the folder should be")
+    trainer.loggers = [CSVLogger(tmp_path)]
+    alert = StallAlert(patience=1, actions=("warn", "stop"), on_alert=broken)
+    alert.on_train_start(trainer, None)  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match=".") as caught:
+        drive(alert, trainer, [STUCK] * 4)
+    words = [str(w.message) for w in caught]
+    assert any("on_alert failed" in w and "no line" in w for w in words)
+    assert any("writing alerts.jsonl failed" in w for w in words)
+    assert any("is stalled" in w for w in words)
+    assert trainer.should_stop
+
+
+def test_alerts_are_lines_of_json_beside_the_logs(trainer: Any, tmp_path: Path) -> None:
+    trainer.log_dir, trainer.loggers = str(tmp_path), [CSVLogger(tmp_path)]
+    alert = StallAlert(patience=1, actions=())
+    alert.on_train_start(trainer, None)  # type: ignore[arg-type]
+    drive(alert, trainer, [STUCK] * 4 + [MOVING])
+    lines = [json.loads(line) for line in (tmp_path / "alerts.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line.pop("time") > 0
+    assert [Alert(**line) for line in lines] == alert.alerts
+    assert [line["kind"] for line in lines] == ["stalled", "recovered"]
+    trainer.loggers = []  # a Trainer without a logger has its log_dir in the working directory
+    alert.on_train_start(trainer, None)  # type: ignore[arg-type]
+    assert alert._delivery.folder is None
+
+
+def test_other_processes_decide_but_do_not_speak(trainer: Any) -> None:
+    told: list[Alert] = []
+    trainer.is_global_zero = False
+    alert = StallAlert(patience=1, actions=("warn", "stop"), on_alert=told.append)
+    drive(alert, trainer, [STUCK] * 4)
+    assert trainer.should_stop
+    assert not told
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"patience": 0}, "patience must be at least 1"),
+        ({"learned_threshold": 0.0}, "learned_threshold must be in"),
+        ({"window": 3}, "window must be at least 4"),
+        ({"warmup": 1.0}, "warmup must be a share"),
+        ({"level": 1.0}, "level must be a probability"),
+        ({"cooldown": -1}, "cooldown must be 0"),
+        ({"horizon": 0}, "horizon must be at least 1"),
+        ({"actions": ("email",)}, "actions must be a sequence"),
+        ({"actions": "warn"}, "actions must be a sequence"),
+        ({"on_alert": "print"}, "on_alert must be a function"),
+        ({"notify": "json://host"}, "notify must be a sequence"),
+        ({"notify_interval": -1.0}, "notify_interval must be 0"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StallAlert(**settings)

@@ -1,0 +1,249 @@
+"""The rule of the alert: statistics of a series, and the states of a mode."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ntk_monitor.monitor.stall import (
+    CLEARANCE,
+    LONGEST,
+    ModeWatch,
+    Reading,
+    StallRule,
+    StallWatch,
+    growth,
+    holm,
+    trend,
+)
+
+
+def ar1(generator: np.random.Generator, count: int, phi: float, sd: float) -> list[float]:
+    values = [generator.standard_normal() * sd]
+    for _ in range(count - 1):
+        step = generator.standard_normal() * sd * math.sqrt(1 - phi**2)
+        values.append(phi * values[-1] + step)
+    return values
+
+
+def test_slope_and_uncorrected_error_are_those_of_least_squares() -> None:
+    x = [0.0, 1.0, 3.0, 4.0, 7.0, 9.0]
+    y = [0.0, 2.0, 1.0, 6.0, 3.0, 11.0]  # residuals that alternate: no correction is due
+    wanted = stats.linregress(x, y)
+    found = trend(x, y)
+    assert found.slope == pytest.approx(wanted.slope)
+    assert found.stderr == pytest.approx(wanted.stderr)
+    assert found.dof == 4
+    wanted_p = stats.t.cdf((wanted.slope - 2) / wanted.stderr, 4)
+    assert found.probability_of(2.0, at_least=True) == pytest.approx(wanted_p)
+    assert found.probability_of(2.0, at_least=False) == pytest.approx(1 - wanted_p)
+
+
+def test_a_line_without_noise_is_certain() -> None:
+    found = trend(range(5), [0.5 * i for i in range(5)])
+    assert found.stderr == 0
+    assert found.probability_of(0.4, at_least=True) == 1
+    assert found.probability_of(0.6, at_least=True) == 0
+    assert found.probability_of(0.6, at_least=False) == 1
+
+
+@pytest.mark.parametrize(("phi", "window"), [(0.0, 20), (0.6, 20), (0.6, 40), (0.8, 80)])
+def test_standard_errors_hold_under_autocorrelated_noise(phi: float, window: int) -> None:
+    generator = np.random.default_rng(1)
+    found = [trend(range(window), ar1(generator, window, phi, 1.0)) for _ in range(600)]
+    rejected = np.mean([line.probability_of(0.0, at_least=True) < 0.05 for line in found])
+    assert rejected < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 600) + (0.02 if phi else 0)
+    spread = np.std([line.slope for line in found])
+    assert 0.6 * spread < np.median([line.stderr for line in found]) < 1.5 * spread
+
+
+def test_without_the_correction_far_more_would_be_rejected() -> None:
+    """That the test above can fail: ordinary least squares on the same noise."""
+    generator = np.random.default_rng(1)
+    p = [stats.linregress(range(40), ar1(generator, 40, 0.6, 1.0)) for _ in range(600)]
+    assert np.mean([stats.t.cdf(line.slope / line.stderr, 38) < 0.05 for line in p]) > 0.12
+
+
+def test_the_window_grows_with_the_noise_and_says_when_it_does_not_suffice() -> None:
+    generator = np.random.default_rng(0)
+    quiet, loud = ([0.01 * i + sd * e for i, e in enumerate(generator.standard_normal(80))]
+                   for sd in (0.001, 0.3))  # fmt: skip
+    line = growth(range(80), quiet, 0.01, 20)
+    assert line is not None
+    assert line == trend(range(60, 80), quiet[-20:])
+    assert growth(range(80), loud, 0.01, 20) is None
+    line = growth(range(80), loud, 0.04, 20)
+    assert line == trend(range(40, 80), loud[-40:])
+    assert CLEARANCE * trend(range(60, 80), loud[-20:]).noise > 0.04 * 19
+    assert growth(range(3), [0.0, 1.0, 2.0], 0.01, 20) is None
+
+
+def test_holm_rejects_step_by_step() -> None:
+    assert holm({1: 0.001, 2: 0.02, 3: 0.04}, 0.05) == {1, 2, 3}
+    assert holm({1: 0.001, 2: 0.03, 3: 0.04}, 0.05) == {1}
+    assert holm({1: 0.02, 2: 0.3}, 0.05) == {1}
+    assert holm({1: 0.03, 2: 0.3}, 0.05) == set()
+    assert holm({}, 0.05) == set()
+
+
+def run(
+    watch: StallWatch,
+    learned: Sequence[float],
+    log_steps: Sequence[float],
+    planned: int = 1000,
+    start: int = 0,
+) -> list[str]:
+    states = []
+    for i, (c, log_step) in enumerate(zip(learned, log_steps, strict=True)):
+        step = start + 10 * i
+        watch.update(step, [Reading(1, c, math.exp(log_step))], planned - step)
+        states.append(watch.states[1])
+    return states
+
+
+def test_a_flat_mode_out_of_reach_stalls_after_patience() -> None:
+    found = run(StallWatch(StallRule(patience=3)), [0.0] * 8, [20.0] * 8)
+    assert found == ["warming up"] * 5 + ["stalled"] * 3  # four probes for a trend, three agree
+
+
+@pytest.mark.parametrize(("times", "state"), [(2.0, "learning"), (0.5, "stalled")])
+def test_growth_counts_against_what_the_remaining_steps_need(times: float, state: str) -> None:
+    """Silent alignment: nothing learned, and steps to learn fall; ten in logarithms over 1000."""
+    generator = np.random.default_rng(0)
+    steps = [
+        math.log(1000) + 10 - times * 0.1 * i + 0.002 * generator.standard_normal()
+        for i in range(40)
+    ]
+    assert run(StallWatch(StallRule()), [0.0] * 40, steps)[-1] == state
+
+
+def test_a_learned_fraction_that_rises_in_time_is_no_stall() -> None:
+    """As under an optimizer of which the steps to learn are not known."""
+    rising = [0.012 * i for i in range(40)]
+    assert run(StallWatch(StallRule()), rising, [20.0] * 40)[-1] == "learning"
+    assert run(StallWatch(StallRule()), [0.3 * c for c in rising], [20.0] * 40)[-1] == "stalled"
+
+
+def test_within_reach_is_never_a_stall_but_told_of_when_it_stands_still() -> None:
+    watch = StallWatch(StallRule())
+    told = []
+    for i in range(30):
+        watch.update(10 * i, [Reading(1, 0.2, 20.0)], 1000 - 10 * i)
+        told.append(watch.stands_still(1))
+    assert watch.states[1] == "learning"
+    assert told.index(True) == 6  # 40 steps are twice 20; and three probes in a row
+    assert sum(told) == 1
+
+
+def test_what_stood_still_within_reach_is_no_stall_when_time_runs_out() -> None:
+    """Noise in a target: seen by gradient descent all along, and never learned."""
+    watch = StallWatch(StallRule())
+    assert set(run(watch, [0.01] * 100, [math.log(200)] * 100)[4:]) == {"learning"}
+    # With progress it would have been one: the steps that remain no longer suffice.
+    watch, learned = StallWatch(StallRule()), [0.051 * (i // 8) for i in range(100)]
+    assert run(watch, [min(c, 0.3) for c in learned], [math.log(300)] * 100)[-1] == "stalled"
+
+
+def test_a_series_of_the_other_kernel_begins_anew() -> None:
+    """Before the first step of Adam there are no preconditioned steps to learn."""
+    watch = StallWatch(StallRule(patience=1))
+    watch.update(0, [Reading(1, 0.0, 1e4)], 1000)
+    for i in range(1, 5):
+        watch.update(10 * i, [Reading(1, 0.0, 1e9, preconditioned=True)], 1000 - 10 * i)
+    assert watch.watches[1].steps == [10, 20, 30, 40]
+    assert watch.states[1] == "stalled"
+
+
+def test_noise_that_hides_the_growth_is_insufficient_data() -> None:
+    generator = np.random.default_rng(0)
+    steps = [math.log(1000) + 3 + generator.standard_normal() for _ in range(30)]
+    found = run(StallWatch(StallRule()), [0.0] * 30, steps)
+    assert "insufficient data" in found
+    assert "stalled" not in found
+
+
+def test_learned_recovered_and_cooldown() -> None:
+    watch = StallWatch(StallRule(patience=2, cooldown=6))
+    assert run(watch, [0.0] * 6, [20.0] * 6)[-1] == "stalled"
+    assert run(watch, [0.1, 0.2], [2.0, 2.0], start=60) == ["stalled", "recovered"]
+    # It falls back: no stall is called in the next six probes.
+    found = run(watch, [0.2] * 25, [20.0] * 25, start=80)
+    assert "stalled" not in found[:6]
+    assert found[-1] == "stalled"
+    found = run(watch, [0.95, 0.88, 0.84, 0.84], [2.0] * 4, start=400)
+    assert found[:2] == ["learned", "learned"]  # hysteresis
+    assert found[-1] != "learned"
+
+
+def test_states_that_alternate_change_nothing() -> None:
+    watch = StallWatch(StallRule(patience=3))
+    found = run(watch, [0.0] * 40, [2.0, 2.0, 20.0, 20.0] * 10)
+    assert "stalled" not in found
+
+
+def test_no_stall_is_called_at_the_last_probe() -> None:
+    watch = StallWatch(StallRule(patience=1))
+    for i in range(4):
+        watch.update(10 * i, [Reading(1, 0.0, 1e9)], 100, last=i == 3)
+    assert watch.states[1] != "stalled"
+
+
+@pytest.mark.parametrize("modes", [16, 1])
+def test_bounds_hold_for_all_modes_together(modes: int) -> None:
+    """Modes that grow just as fast as needed, judged once: 5 % of probes may reject any of them.
+
+    Sixteen tests at 5 % each would reject one of them in half of the probes.
+    """
+    generator = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(200):
+        watch = StallWatch(StallRule(patience=1))
+        paths = [ar1(generator, 25, 0.0, 0.01) for _ in range(modes)]
+        for i in range(25):
+            # Of 10^4 steps at all times, ten in logarithms need a slope of 0.01 a probe.
+            readings = [
+                Reading(m + 1, 0.0, math.exp(math.log(1e4) + 10 - 0.01 * i + path[i]))
+                for m, path in enumerate(paths)
+            ]
+            watch.update(10 * i, readings, 1e4, early=i < 24)
+        alarms += "stalled" in watch.states.values()
+    assert 0 < alarms / 200 <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / 200)
+
+
+@pytest.mark.parametrize("reading", [(math.nan, 20.0), (0.0, 0.0), (0.0, math.nan)])
+def test_readings_that_say_nothing_are_left_out(reading: tuple[float, float]) -> None:
+    watch = StallWatch(StallRule())
+    watch.update(0, [Reading(1, *reading)], 100)
+    assert watch.states == {}
+
+
+def test_a_mode_that_nothing_moves_stalls() -> None:
+    watch = StallWatch(StallRule())
+    for i in range(8):
+        watch.update(10 * i, [Reading(1, 0.0, math.inf)], 1000 - 10 * i)
+    assert watch.states[1] == "stalled"
+
+
+def test_probes_that_go_back_are_left_out() -> None:
+    watch = StallWatch(StallRule())
+    for step in (0, 10, 10, 5, 20):
+        watch.update(step, [Reading(1, 0.0, 1.0)], 100)
+    assert watch.watches[1].steps == [0, 10, 20]
+
+
+def test_only_what_a_window_may_need_is_kept() -> None:
+    watch = StallWatch(StallRule(window=5))
+    run(watch, [0.0] * 50, [2.0] * 50)
+    assert len(watch.watches[1].steps) == 5 * LONGEST
+
+
+def test_a_watch_goes_through_plain_types() -> None:
+    first, second = StallWatch(StallRule()), StallWatch(StallRule())
+    run(first, [0.0] * 5, [20.0] * 5)
+    second.watches = {i: ModeWatch.from_state(dict(vars(w))) for i, w in first.watches.items()}
+    assert second.watches == first.watches
+    assert run(second, [0.0], [20.0], start=50) == ["stalled"]
+    with pytest.raises(ValueError, match="no state of a mode"):
+        ModeWatch.from_state({**vars(first.watches[1]), "state": "sleepy"})
