@@ -13,11 +13,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ntk_monitor.snapshot import Snapshot
+from ntk_monitor.views.reach import reached_patterns
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
 CARD = 3.4
 """Width of a figure in inches: at 100 dots an inch it fits a card of TensorBoard's Images tab."""
+GREY = "0.7"
 SHOWN_MODES = 3
 SHOWN_TRIALS = 20
 
@@ -106,10 +108,9 @@ def temporal_modes(snapshot: Snapshot) -> Figure:
 
 
 def target_modes(snapshot: Snapshot) -> Figure:
-    """The target's modes, with the NTK's sensitivity behind them (Figure 3 E).
+    """The target's modes, and in grey what of them the NTK sees (after Figure 3 E).
 
-    The grey area is the root mean square of the leading temporal modes, weighted with their
-    eigenvalues, at each time: where it vanishes, gradient descent cannot act.
+    Where grey follows the colour, gradient descent learns; where it is flat, it cannot.
 
     Args:
         snapshot: A measurement with target modes.
@@ -118,16 +119,12 @@ def target_modes(snapshot: Snapshot) -> Figure:
         The figure.
     """
     shown = min(SHOWN_MODES, len(snapshot.target_modes))
-    figure, rows = _stack(shown, "Target modes, and where the NTK can act (grey)")
-    same_rows = snapshot.target_patterns.shape[1:] == snapshot.state_shape[:2]
-    weights = snapshot.temporal_spectrum.double().numpy()[:, None, None]
-    modes = snapshot.temporal_modes.double().numpy()
-    sensitivity = np.sqrt((weights * modes**2).sum(0))
+    figure, rows = _stack(shown, "Target modes, and what the NTK sees (grey)")
+    reached = reached_patterns(snapshot)
     for i, axes in enumerate(rows):
-        pattern = snapshot.target_patterns[i].numpy()
-        if same_rows:
-            _shade(axes, sensitivity, float(np.abs(pattern).max()))
-        _draw(axes, pattern, COLORS[i])
+        if reached is not None:
+            _draw(axes, reached[i].numpy(), GREY, behind=True)
+        _draw(axes, snapshot.target_patterns[i].numpy(), COLORS[i])
         mode = snapshot.target_modes[i]
         steps = "" if mode.steps_to_learn is None else f", {mode.steps_to_learn:.2g} steps to learn"
         _caption(axes, f"mode {mode.index}: learned {mode.learned:z.2f}{steps}")
@@ -142,27 +139,22 @@ def _stack(count: int, title: str) -> tuple[Figure, list[Axes]]:
     return figure, rows
 
 
-def _draw(axes: Axes, pattern: Array, color: str) -> None:
+def _draw(axes: Axes, pattern: Array, color: str, *, behind: bool = False) -> None:
     """A line over time for each trial, or bars over trials where there is no time."""
     trials, steps = pattern.shape
     if steps == 1:
-        axes.bar(np.arange(trials), pattern[:, 0], color=color, width=0.9)
+        width = 0.9 if behind else 0.5
+        axes.bar(np.arange(trials), pattern[:, 0], color=color, width=width)
     else:
-        axes.plot(pattern[:SHOWN_TRIALS].T, color=color, lw=0.8, alpha=0.55)
+        width = 2.5 if behind else 0.8
+        axes.plot(pattern[:SHOWN_TRIALS].T, color=color, lw=width, alpha=0.55)
+    if behind:
+        return
     axes.axhline(0, color="0.8", lw=0.6, zorder=0)
     axes.tick_params(labelsize=7)
     axes.locator_params(axis="y", nbins=3)
     if axes.get_subplotspec().is_last_row():  # type: ignore[union-attr]
         axes.set_xlabel("trial" if steps == 1 else "time step", fontsize=8)
-
-
-def _shade(axes: Axes, sensitivity: Array, height: float) -> None:
-    """The NTK's sensitivity as a symmetric grey area of the given height."""
-    trials, steps = sensitivity.shape
-    profile = np.sqrt((sensitivity**2).mean(0)) if steps > 1 else sensitivity[:, 0]
-    profile = profile / profile.max() * height if profile.max() > 0 else profile
-    x = np.arange(steps if steps > 1 else trials)
-    axes.fill_between(x, -profile, profile, color="0.88", lw=0, zorder=0)
 
 
 def _caption(axes: Axes, text: str) -> None:

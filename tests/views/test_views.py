@@ -1,6 +1,7 @@
 """Figures, layout and tables say what the snapshot says."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ntk_monitor.views import (
     snapshot_figures,
     summary_tables,
 )
+from ntk_monitor.views.reach import reached_patterns
 
 
 def snapshot(name: str = "gru", **settings: object) -> Snapshot:
@@ -37,12 +39,29 @@ def test_figures_show_the_snapshot(name: str) -> None:
     top = figures["target/modes"].axes[0]
     assert f"learned {s.target_modes[0].learned:z.2f}" in top.get_title(loc="left")
     if s.state_shape[1] > 1:
-        lines = [line.get_ydata() for line in top.get_lines()[: s.state_shape[0]]]
-        np.testing.assert_allclose(lines, s.target_patterns[0].numpy())
+        lines = [line.get_ydata() for line in top.get_lines()]
+        grey, coloured = lines[: s.state_shape[0]], lines[s.state_shape[0] : 2 * s.state_shape[0]]
+        np.testing.assert_allclose(coloured, s.target_patterns[0].numpy())
+        np.testing.assert_allclose(grey, reached_patterns(s)[0].numpy())
     for figure in figures.values():
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         assert np.asarray(canvas.buffer_rgba()).std() > 0
+
+
+def test_what_the_ntk_sees_is_a_projection_on_its_modes() -> None:
+    s = snapshot(method="exact")
+    few = replace(s, temporal_modes=s.temporal_modes[:3], temporal_spectrum=s.temporal_spectrum[:3])
+    seen = reached_patterns(few)
+    V = few.temporal_modes.flatten(1).double()
+    wanted = (s.target_patterns.flatten(1).double() @ torch.linalg.pinv(V)) @ V
+    torch.testing.assert_close(seen.flatten(1), wanted, rtol=1e-5, atol=1e-7)
+    missed = s.target_patterns - seen
+    assert reached_patterns(replace(few, target_patterns=missed)).abs().max() < 1e-6
+    assert missed.abs().max() > 0.01
+    assert reached_patterns(replace(s, target_patterns=s.target_patterns[:, :, :1])) is None
+    none = replace(s, temporal_modes=s.temporal_modes[:0], temporal_spectrum=torch.empty(0))
+    assert reached_patterns(none) is None
 
 
 def test_without_target_modes_there_is_no_figure_of_them() -> None:
