@@ -1,16 +1,19 @@
-"""The command line: ``ntk-monitor fit`` and ``ntk-monitor probe``, each with a config."""
+"""The command line: ``ntk-monitor fit`` and ``probe``, each with a config, and ``report``."""
 
 from __future__ import annotations
 
+import sys
 import warnings
+from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
 from ntk_monitor.checkpoints import ProbingTrainer
 from ntk_monitor.monitor import NTKMonitor, StallAlert
 from ntk_monitor.views import summary_tables
+from ntk_monitor.views.command import SUMMARY, report
 
 
 class MonitorCLI(LightningCLI):
@@ -23,6 +26,10 @@ class MonitorCLI(LightningCLI):
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
             "probe": {"model", "datamodule"},
         }
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
+        """A parser whose help also names the command that is none of the Trainer's."""
+        return super().init_parser(**{"epilog": SUMMARY, **kwargs})
 
     def after_fit(self) -> None:
         """Print the table."""
@@ -53,6 +60,8 @@ def print_summary(trainer: Trainer, console: Console) -> None:
 
 def main() -> None:
     """Run the command line."""
+    if sys.argv[1:2] == ["report"]:  # it has neither model nor data
+        sys.exit(report(sys.argv[2:]))
     # One worker process per loader is Lightning's advice for files on disk; our tasks compute.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # inside Lightning

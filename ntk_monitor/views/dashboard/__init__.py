@@ -1,0 +1,1 @@
+"""The NTK tab of TensorBoard, and what the report shares with it."""

@@ -1,0 +1,345 @@
+"""What the NTK tab shows, read from a TensorBoard data provider."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tensorboard.context import RequestContext
+from tensorboard.data.provider import DataProvider, RunTagFilter
+
+from ntk_monitor.views.dashboard.board import alert_of_text
+from ntk_monitor.views.dashboard.checks import checked_changes, checked_snapshot
+from ntk_monitor.views.dashboard.summary import Changes, Curve, curve_of, summary_of
+from ntk_monitor.views.glossary import GLOSSARY, OPTIONAL, explained
+from ntk_monitor.views.record import CHANGES_TAG, PLUGIN, SNAPSHOT_TAG
+
+SCALARS = "scalars"
+MOST_POINTS = 1000
+FEWEST_POINTS = 150
+ALL_POINTS = 3000
+"""Points of a curve: at most, at least, and of all runs together."""
+MOST_SNAPSHOTS = 40
+MOST_READ = 1000
+"""Records of a run that are shown, and that are looked at to choose them evenly."""
+MOST_NOTES = 6
+LOSSES = 2
+EVERY = 1_000_000
+"""Asks a data provider for every point that it has."""
+
+_PATTERNS = "|".join(
+    re.escape(term.tag).replace("<i>", r"\d+") + (r"(?:_stderr)?")
+    for term in (*GLOSSARY, *OPTIONAL)
+)
+_TAG = re.compile(rf"(?P<state>(?:[^/]+/)?)(?P<tag>{_PATTERNS}|{SNAPSHOT_TAG})")
+_SHARED = re.compile(r"ntk/overhead|alert/.*")
+_ALERT = re.compile(r"alert/mode_(\d+)")
+_TEXT = ("text", "alert/text_summary")
+
+
+class Origin(NamedTuple):
+    """Who asks, of what: TensorBoard's request context and its name of the experiment."""
+
+    ctx: RequestContext = RequestContext()
+    experiment: str = ""
+
+
+NOBODY = Origin()
+
+
+class DashboardData:
+    """Everything that the tab and the report show, as dictionaries for JSON.
+
+    It asks a data provider only, so it reads what TensorBoard reads, from whatever server.
+
+    Attributes:
+        provider: The data provider.
+    """
+
+    def __init__(self, provider: DataProvider) -> None:
+        """Keep the provider."""
+        self.provider = provider
+
+    def has_data(self) -> bool:
+        """Whether some run has numbers of a probe; cheap."""
+        if PLUGIN in (self.provider.list_plugins(NOBODY.ctx, experiment_id="") or ()):
+            return True
+        tags = [term.tag for term in GLOSSARY if "<i>" not in term.tag]
+        some = self._list("list_scalars", SCALARS, NOBODY, RunTagFilter(tags=tags))
+        return bool(some) or bool(self._states(NOBODY))
+
+    def runs(self, origin: Origin = NOBODY) -> dict[str, Any]:
+        """The runs, the states that each follows, and the glossary.
+
+        Args:
+            origin: Who asks.
+
+        Returns:
+            ``runs`` from the first started to the last, and ``glossary``.
+        """
+        states = self._states(origin)
+        runs = [
+            {
+                "name": run.run_name,
+                "start": run.start_time,
+                "states": sorted(states.get(run.run_name, ())),
+                "reason": None
+                if run.run_name in states
+                else "This run has no numbers of NTKMonitor: it was logged without the callback, "
+                "or before its first probe.",
+            }
+            for run in self.provider.list_runs(origin.ctx, experiment_id=origin.experiment)
+        ]
+        runs.sort(key=lambda run: (run["start"] or math.inf, _natural(str(run["name"]))))
+        return {"runs": runs, "glossary": explained()}
+
+    def series(
+        self,
+        runs: Sequence[str],
+        state: str = "",
+        origin: Origin = NOBODY,
+        points: int | None = None,
+    ) -> dict[str, Any]:
+        """Curves, target modes, verdict and alerts of some runs.
+
+        Args:
+            runs: Their names.
+            state: What the tags of the state begin with: nothing, or its name and ``/``.
+            origin: Who asks.
+            points: How many points of a curve; by default fewer the more runs there are.
+
+        Returns:
+            For each run its curves, column by column, with the rest; and notes on what was skipped.
+        """
+        if points is None:
+            points = min(max(ALL_POINTS // max(len(runs), 1), FEWEST_POINTS), MOST_POINTS)
+        listed = self._list("list_scalars", SCALARS, origin, RunTagFilter(runs=runs))
+        wanted = {run: _wanted(tags, state) for run, tags in listed.items()}
+        read = self._read_scalars(wanted, origin, points)
+        alerts = {
+            run: {tag: name for tag, name in tags.items() if _ALERT.fullmatch(name)}
+            for run, tags in wanted.items()
+        }
+        exact = self._read_scalars(alerts, origin, EVERY)
+        notes = Notes()
+        records = self._changes(runs, origin, notes)
+        latest = self._snapshots(runs, state, origin, 1, notes)
+        found = {}
+        for run in runs:
+            curves = read.get(run, {}) | exact.get(run, {})
+            last = next(iter(reversed(latest.get(run, ()))), None)
+            found[run] = summary_of(curves, records.get(run, ([], {})), last and last[1])
+        return {"runs": found, "notes": notes.shown()}
+
+    def snapshots(
+        self,
+        run: str,
+        state: str = "",
+        origin: Origin = NOBODY,
+        most: int = MOST_SNAPSHOTS,
+    ) -> dict[str, Any]:
+        """The records of a run's probes.
+
+        Args:
+            run: Its name.
+            state: What the tags of the state begin with.
+            origin: Who asks.
+            most: How many at most.
+
+        Returns:
+            ``steps``, ``records``, and notes on what was skipped.
+        """
+        notes = Notes()
+        found = self._snapshots([run], state, origin, most, notes).get(run, [])
+        steps, records = [step for step, _ in found], [record for _, record in found]
+        return {"steps": steps, "records": records, "notes": notes.shown()}
+
+    def _list(
+        self,
+        method: str,
+        plugin: str,
+        origin: Origin,
+        only: RunTagFilter | None = None,
+    ) -> Mapping[str, Any]:
+        listing = getattr(self.provider, method)(
+            origin.ctx, experiment_id=origin.experiment, plugin_name=plugin, run_tag_filter=only
+        )
+        return listing or {}
+
+    def _states(self, origin: Origin) -> dict[str, set[str]]:
+        """What the tags of each followed state begin with, by run."""
+        states: dict[str, set[str]] = {}
+        for method, plugin in (("list_scalars", SCALARS), ("list_tensors", PLUGIN)):
+            for run, tags in self._list(method, plugin, origin).items():
+                for tag in tags:
+                    found = _TAG.fullmatch(tag)
+                    if found and not _SHARED.fullmatch(found["tag"]):
+                        states.setdefault(run, set()).add(found["state"])
+        return states
+
+    def _read_scalars(
+        self,
+        wanted: Mapping[str, Mapping[str, str]],
+        origin: Origin,
+        points: int,
+    ) -> dict[str, dict[str, Curve]]:
+        """Curves by run and by tag without the state's name."""
+        tags = sorted({tag for names in wanted.values() for tag in names})
+        if not tags:
+            return {}
+        read = self.provider.read_scalars(
+            origin.ctx,
+            experiment_id=origin.experiment,
+            plugin_name=SCALARS,
+            downsample=points,
+            run_tag_filter=RunTagFilter(runs=list(wanted), tags=tags),
+        )
+        return {
+            run: {wanted[run][tag]: curve_of(data) for tag, data in curves.items()
+                  if data and tag in wanted[run]}
+            for run, curves in read.items()
+        }  # fmt: skip
+
+    def _tensors(
+        self,
+        plugin: str,
+        runs: Sequence[str],
+        tag: str,
+        origin: Origin,
+        most: int,
+    ) -> Iterable[tuple[str, int, Any]]:
+        """Run, step and content of every tensor under a tag."""
+        read = self.provider.read_tensors(
+            origin.ctx,
+            experiment_id=origin.experiment,
+            plugin_name=plugin,
+            downsample=most,
+            run_tag_filter=RunTagFilter(runs=runs, tags=[tag]),
+        )
+        for run, tags in (read or {}).items():
+            for datum in sorted(tags.get(tag, ()), key=lambda datum: int(datum.step)):
+                yield run, int(datum.step), datum.numpy
+
+    def _snapshots(
+        self,
+        runs: Sequence[str],
+        state: str,
+        origin: Origin,
+        most: int,
+        notes: Notes,
+    ) -> dict[str, list[tuple[int, dict[str, Any]]]]:
+        tag = f"{state}{SNAPSHOT_TAG}"
+        contents: dict[str, dict[int, Any]] = {}
+        # A provider thins at random, which would leave gaps: only the last may be taken from it.
+        asked = 1 if most == 1 else MOST_READ
+        for run, step, content in self._tensors(PLUGIN, runs, tag, origin, asked):
+            contents.setdefault(run, {})[step] = content
+        found: dict[str, dict[int, dict[str, Any]]] = {}
+        for run, by_step in contents.items():
+            for step in evenly(list(by_step), most):
+                try:
+                    found.setdefault(run, {})[step] = checked_snapshot(by_step[step])
+                except ValueError as error:
+                    notes.add(f"{run}: {tag} at step {step} was skipped: {error}")
+        return {run: sorted(records.items()) for run, records in found.items()}
+
+    def _changes(
+        self,
+        runs: Sequence[str],
+        origin: Origin,
+        notes: Notes,
+    ) -> dict[str, Changes]:
+        """Alerts and states by run: as recorded, or else as logged in text."""
+        found: dict[str, Changes] = {}
+        for run, step, content in self._tensors(PLUGIN, runs, CHANGES_TAG, origin, EVERY):
+            try:
+                states, given = checked_changes(content)
+            except ValueError as error:
+                notes.add(f"{run}: {CHANGES_TAG} at step {step} was skipped: {error}")
+                continue
+            alerts, history = found.setdefault(run, ([], {}))
+            alerts += [alert for alert in given if alert not in alerts]
+            for index, name in states.items():
+                history.setdefault(index, []).append((step, name))
+        plugin, tag = _TEXT
+        rest = [run for run in runs if run not in found]
+        for run, step, content in self._tensors(plugin, rest, tag, origin, EVERY):
+            for text in content.ravel().tolist():
+                words = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+                found.setdefault(run, ([], {}))[0].append(alert_of_text(words, step))
+        return found
+
+
+class Notes:
+    """What was skipped, told of once each."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._all: list[str] = []
+
+    def add(self, note: str) -> None:
+        """Add one.
+
+        Args:
+            note: What was skipped, and why.
+        """
+        self._all.append(note)
+
+    def shown(self) -> list[str]:
+        """The first few, and how many more there are."""
+        notes = list(dict.fromkeys(self._all))
+        more = len(notes) - MOST_NOTES
+        return notes[:MOST_NOTES] + ([f"and {more} more like these"] if more > 0 else [])
+
+
+def evenly(items: Sequence[int], most: int) -> list[int]:
+    """Evenly spaced entries, with the first and the last.
+
+    Args:
+        items: What to choose from.
+        most: How many at most; if 1, the last.
+
+    Returns:
+        The entries in their order.
+    """
+    if len(items) <= most:
+        return list(items)
+    if most == 1:
+        return [items[-1]]
+    last = len(items) - 1
+    return [items[round(i * last / (most - 1))] for i in range(most)]
+
+
+def _wanted(tags: Iterable[str], state: str) -> dict[str, str]:
+    """The tags to read, each with its name without the state's."""
+    wanted = {}
+    losses = []
+    for tag in sorted(tags):
+        found = _TAG.fullmatch(tag)
+        if found is None:
+            if "loss" in tag.lower() and "ntk" not in tag.lower():
+                losses.append(tag)
+        elif found["state"] == state or (not found["state"] and _SHARED.fullmatch(found["tag"])):
+            wanted[tag] = found["tag"]
+    losses.sort(key=lambda tag: ("epoch" in tag, len(tag)))
+    return wanted | {tag: tag for tag in losses[:LOSSES]}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts ``version_2`` before ``version_10``."""
+    return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", name)]
+
+
+def to_json(content: Any) -> str:  # noqa: ANN401
+    """JSON that every browser reads.
+
+    Args:
+        content: Plain types.
+
+    Returns:
+        The text.
+    """
+    return json.dumps(content, allow_nan=False, separators=(",", ":"))

@@ -1,0 +1,132 @@
+/** The verdict on each run, and what is known of each target mode. */
+
+import { Chart } from './chart.js';
+import { fill, h, term } from './dom.js';
+import { DASHES, finite, fixed, num, plusMinus } from './format.js';
+
+const LEARNED = 0.9;
+/** Fewer rows than these leave a gap beside charts; then the charts are below. */
+const FEW = 5;
+
+/**
+ * @param {string} state
+ * @param {string} [tip]
+ * @returns {HTMLElement} A coloured word.
+ */
+export const chip = (state, tip) =>
+  h('span.chip', { 'data-state': state, 'data-tip': tip, tabindex: tip ? 0 : null }, state);
+
+/**
+ * @param {HTMLElement} root
+ * @returns {{update: function(Object), charts: Chart[]}}
+ */
+export function createBoard(root) {
+  const verdicts = h('div.verdicts');
+  const table = h('div.table');
+  const side = h('div.side');
+  root.append(
+    h('section', { id: 'verdict' }, h('h2', {}, 'Verdict'), verdicts),
+    h('section', { id: 'board' }, h('h2', {}, 'Target modes'),
+      h('div.board', {}, table, side)));
+  const title = [h('span'), h('span')];
+  const learned = new Chart(side, {
+    title: title[0], range: [0, 1], line: LEARNED, sync: 'ntk', height: 126 });
+  const steps = new Chart(side, { title: title[1], log: true, sync: 'ntk', height: 126 });
+
+  return {
+    charts: [learned, steps],
+    /** @param {Object} view */
+    update(view) {
+      fill(verdicts, view.loaded.map(([name, run]) => verdict(name, run, view)));
+      const rows = view.loaded.flatMap(([name, run]) => run.modes.map((mode) => ({ name, mode })));
+      rows.sort((a, b) => a.mode.index - b.mode.index);
+      root.querySelector('#board').hidden = !rows.length;
+      root.querySelector('.board').classList.toggle('few', rows.length < FEW);
+      fill(table, board(rows, view));
+      const key = dashKey([...new Set(rows.map(({ mode }) => mode.index))]);
+      fill(title[0], term(view.glossary, 'target/mode_1/learned'), key);
+      fill(title[1], term(view.glossary, 'target/mode_1/steps_to_learn'), key.cloneNode(true));
+      learned.update(curves(view, 'learned'), view.x);
+      steps.update(curves(view, 'steps_to_learn'), view.x);
+    },
+  };
+}
+
+/**
+ * @param {number[]} modes
+ * @returns {HTMLElement} Which dash is which mode.
+ */
+export const dashKey = (modes) => h('span.dashes', {}, modes.map((mode) => {
+  const [on, off] = DASHES[(mode - 1) % DASHES.length];
+  const line = on ? `repeating-linear-gradient(90deg, currentColor 0 ${on}px, transparent 0 ${on + off}px)` : 'currentColor';
+  return h('span', {}, h('i', { style: { background: line } }), String(mode));
+}));
+
+/** A mode's curves of every run: the colour is the run's, the dash the mode's. */
+function curves(view, name) {
+  return view.loaded.flatMap(([run, data]) => data.modes.map((mode) => ({
+    ...view.curve(run, `target/mode_${mode.index}/${name}`),
+    label: view.loaded.length > 1 ? `${view.short(run)}, mode ${mode.index}` : `mode ${mode.index}`,
+    dash: DASHES[(mode.index - 1) % DASHES.length],
+  })).filter((curve) => curve.x.length));
+}
+
+function verdict(name, run, view) {
+  const { state, text, detail, advice } = run.verdict;
+  return h('article.verdict', { css: { '--run': view.color(name) } },
+    h('div.verdict-head', {}, chip(state), h('span.verdict-run', { 'data-tip': name }, h('i.swatch'), view.short(name))),
+    h('p.verdict-text', {}, text),
+    advice ? h('p.verdict-advice', {}, h('b', {}, 'What helps: '), advice) : null,
+    h('p.verdict-detail', {},
+      `Last probe at step ${num(run.step, 6)}${detail ? `: ${detail}` : ''}`));
+}
+
+function board(rows, view) {
+  const all = rows.flatMap(({ mode }) => [mode.steps_to_learn, mode.preconditioned_steps_to_learn])
+    .filter((v) => finite(v) && v > 0).map(Math.log10);
+  const span = [Math.floor(Math.min(...all)), Math.ceil(Math.max(...all))];
+  const scaled = rows.some(({ mode }) => finite(mode.preconditioned_steps_to_learn));
+  const head = (tag, text) => h('th', { scope: 'col' }, term(view.glossary, tag, text));
+  let before = null;
+  return h('table', {}, h('thead', {}, h('tr', {},
+    h('th', { scope: 'col' }, 'mode'), h('th', { scope: 'col' }, 'run'), h('th', { scope: 'col' }, 'state'),
+    head('target/mode_1/learned'), head('target/mode_1/steps_to_learn'),
+    scaled ? head('target/mode_1/preconditioned_steps_to_learn', 'preconditioned') : null,
+    head('record/gain'), head('target/mode_1/alignment'), head('record/core_overlap'))),
+  h('tbody', {}, rows.map(({ name, mode }) => {
+    const first = mode.index !== before;
+    before = mode.index;
+    return h(first ? 'tr.first' : 'tr', { css: { '--run': view.color(name) } },
+      h('td.mode', {}, first ? String(mode.index) : ''),
+      h('td.run-cell', { 'data-tip': name }, h('i.swatch'), h('span', {}, view.short(name))),
+      h('td.state', {}, chip(mode.state, history(mode)), since(mode)),
+      h('td', {}, bar(mode.learned)),
+      h('td', {}, marker(mode.steps_to_learn, span)),
+      scaled ? h('td', {}, marker(mode.preconditioned_steps_to_learn, span)) : null,
+      h('td.number', {}, num(mode.gain)),
+      h('td.number', {}, plusMinus(mode.alignment, mode.alignment_stderr)),
+      h('td.number', {}, num(mode.core_overlap, 2)));
+  })));
+}
+
+const since = (mode) =>
+  (finite(mode.since) ? h('span.since', {}, `since ${num(mode.since, 6)}`) : '');
+
+const history = (mode) => (mode.history.length
+  ? mode.history.map(([step, state]) => `step ${num(step, 6)}: ${state}`).join('\n') : undefined);
+
+function bar(value) {
+  const width = finite(value) ? Math.min(Math.max(value, 0), 1) * 100 : 0;
+  return h('div.meter', {}, h('div.meter-track', {}, h('div.meter-fill', { style: { width: `${width}%` } }),
+    h('div.meter-line', { style: { left: `${LEARNED * 100}%` } })), h('span.number', {}, fixed(value, 3)));
+}
+
+/** Where a number lies among those of all modes, on a logarithmic axis. */
+function marker(value, [low, high]) {
+  const at = finite(value) && value > 0 && high > low
+    ? ((Math.log10(value) - low) / (high - low)) * 100 : null;
+  const tip = at === null ? null : `${num(value, 4)} steps, on an axis from 1e${low} to 1e${high}`;
+  return h('div.meter', { 'data-tip': tip }, h('div.log-track', {},
+    at === null ? null : h('i.log-dot', { style: { left: `${at}%` } })),
+  h('span.number', {}, num(value)));
+}

@@ -1,0 +1,267 @@
+"""One HTML page about finished or running trainings, that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ntk_monitor.views.dashboard.bundle import bundle
+from ntk_monitor.views.dashboard.data import DashboardData, to_json
+from ntk_monitor.views.dashboard.files import static_file
+from ntk_monitor.views.events import NoRunsError, open_runs, pictures
+from ntk_monitor.views.figures import COLORS, own_style
+from ntk_monitor.views.glossary import GLOSSARY
+from ntk_monitor.views.layout import WIDTH
+
+POINTS = 60_000
+SNAPSHOTS = 240
+"""Points of curves and records of probes, over all runs: they bound the size of the page."""
+STYLES = {"stalled": "bold red", "learned": "green", "recovered": "green"}
+CHARTS = (
+    "ntk/core_cosine",
+    "ntk/temporal_core_cosine",
+    "ntk/effective_rank",
+    "ntk/temporal_effective_rank",
+    "ntk/spatial_effective_rank",
+    "core/effective_rank",
+)
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+"""What a browser allows the page: itself, and no request to anything."""
+
+Found = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report was made of.
+
+    Attributes:
+        path: The page.
+        runs: What is known of each run, as `DashboardData.series` gives it.
+    """
+
+    path: Path
+    runs: Found
+
+
+def write_report(paths: Sequence[Path], output: Path) -> Report:
+    """Make the page.
+
+    Args:
+        paths: Log folders, of one run or of several.
+        output: Where to write; missing folders are made.
+
+    Returns:
+        What is in it.
+
+    Raises:
+        NoRunsError: If there is nothing to report on; the message names the path.
+    """
+    provider = open_runs(paths)
+    data = DashboardData(provider)
+    listed = data.runs()
+    names = [run["name"] for run in listed["runs"] if not run["reason"]]
+    if not names:
+        where = ", ".join(map(str, paths))
+        raise NoRunsError(
+            f"{where} holds runs, but none with numbers of NTKMonitor: add NTKMonitor() to the "
+            "callbacks of the Trainer and train again, or give another folder"
+        )
+    states = sorted({state for run in listed["runs"] for state in run["states"]})
+    points = min(max(POINTS // (30 * len(names)), 200), 2000)
+    most = min(max(SNAPSHOTS // (len(names) * len(states)), 2), 60)
+    series = {state: data.series(names, state, points=points) for state in states}
+    snapshots = {
+        state: {name: data.snapshots(name, state, most=most) for name in names} for state in states
+    }
+    content = {"runs": listed, "series": series, "snapshots": snapshots}
+    runs: Found = {}
+    for state in states:
+        for name, run in series[state]["runs"].items():
+            if run["series"]:
+                runs[f"{name} ({state[:-1]})" if state else name] = run
+    static = _static(runs, {name: pictures(provider, name) for name in names})
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(_page(static, content), encoding="utf-8")
+    return Report(output, runs)
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the verdict on each run, its target modes, and where the page is.
+
+    Args:
+        report: What `write_report` gave.
+        console: Where to print.
+    """
+    for name, run in report.runs.items():
+        verdict = run["verdict"]
+        console.print(Text(f"{name}: {verdict['text']}", STYLES.get(verdict["state"], "yellow")))
+        if verdict["advice"]:
+            console.print(Text(f"What helps: {verdict['advice']}"))
+        if run["modes"]:
+            console.print(_table(run["modes"]))
+    console.print(Text(f"Report: {report.path}"), soft_wrap=True)
+
+
+def _table(modes: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table()
+    for column in ("mode", "learned", "steps to learn", "alignment", "core overlap", "state"):
+        table.add_column(column, justify="left" if column == "state" else "right")
+    for mode in modes:
+        state = Text(str(mode["state"]), STYLES.get(mode["state"], "yellow"))
+        table.add_row(*_cells(mode)[:-1], state)
+    return table
+
+
+def _cells(mode: Mapping[str, Any]) -> list[str]:
+    """A target mode as text: its number, values and state."""
+    since = "" if mode["since"] is None else f" since step {mode['since']}"
+    alignment = _number(mode.get("alignment"), mode.get("alignment_stderr"))
+    numbers = [_number(mode.get(name)) for name in ("learned", "steps_to_learn")]
+    return [str(mode["index"]), *numbers, alignment, _number(mode.get("core_overlap")),
+            f"{mode['state']}{since}"]  # fmt: skip
+
+
+def _number(value: float | str | None, stderr: float | str | None = None) -> str:
+    if value is None or isinstance(value, str):
+        return value or "-"
+    error = f" ± {stderr:.1g}" if isinstance(stderr, (int, float)) else ""
+    return f"{value:z.3g}{error}"
+
+
+def _static(runs: Found, images: Mapping[str, Mapping[str, bytes]]) -> str:
+    """What can be read without JavaScript."""
+    parts = [_run_section(name, run) for name, run in runs.items()]
+    timeline = _timeline(runs)
+    parts.append(f"<h3>Over time</h3>{_image(timeline, 'The kernel over time')}")
+    for name, figures in images.items():
+        shown = "".join(_image(png, f"{tag} of {name}") for tag, png in figures.items())
+        parts.append(f"<h3>Figures of {escape(name)}, at its last probe</h3>{shown}" * bool(shown))
+    return "".join(parts)
+
+
+def _run_section(name: str, run: Mapping[str, Any]) -> str:
+    verdict = run["verdict"]
+    head = ("mode", "learned", "steps to learn", "alignment", "core overlap", "state")
+    modes = _html_table(head, [_cells(mode) for mode in run["modes"]]) if run["modes"] else ""
+    kernel = []
+    for term in GLOSSARY:
+        values = run["series"].get(term.tag, {}).get("values")
+        if values:
+            error = run["series"].get(f"{term.tag}_stderr", {}).get("values", [None])[-1]
+            kernel.append([term.name, _number(values[-1], error), term.range, term.meaning])
+    alerts = "".join(f"<li>{escape(alert['message'])}</li>" for alert in run["alerts"])
+    helps = f"<p><b>What helps:</b> {escape(verdict['advice'])}</p>" if verdict["advice"] else ""
+    return (
+        f"<h2>{escape(name)}</h2><p>{escape(verdict['text'])}</p>{helps}{modes}"
+        f"<p>At the last probe, step {run['step']}:</p>"
+        f"{_html_table(('number', 'value', 'range', 'meaning'), kernel)}"
+        + (f"<h3>Alerts</h3><ul>{alerts}</ul>" if alerts else "")
+    )
+
+
+def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+    )
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _image(png: bytes, text: str) -> str:
+    uri = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return f'<img alt="{escape(text)}" src="{uri}">'
+
+
+def _timeline(runs: Found) -> bytes:
+    """The kernel's numbers of every run over time, with 95 % bands, as PNG."""
+    names = {term.tag: term.name for term in GLOSSARY}
+    with own_style():
+        figure = Figure(figsize=(10, 5.4), layout="constrained")
+        panels = figure.subplots(2, 3).ravel()
+        for panel, tag in zip(panels, CHARTS, strict=True):
+            for i, (name, run) in enumerate(runs.items()):
+                steps, values = _points(run, tag)
+                _, errors = _points(run, f"{tag}_stderr")
+                panel.plot(steps, values, color=COLORS[i % len(COLORS)], lw=1.2, label=name)
+                if len(errors) == len(values):
+                    ends = [[v + sign * WIDTH * e for v, e in zip(values, errors, strict=True)]
+                            for sign in (-1, 1)]  # fmt: skip
+                    panel.fill_between(
+                        steps, *ends, color=COLORS[i % len(COLORS)], alpha=0.18, lw=0
+                    )
+            panel.set_title(names[tag], fontsize=9)
+            panel.tick_params(labelsize=7)
+        lines, labels = panels[0].get_legend_handles_labels()
+        figure.legend(lines[:12], labels[:12], loc="outside lower center", ncols=3, fontsize=8)
+        file = BytesIO()
+        figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
+
+
+def _points(run: Mapping[str, Any], tag: str) -> tuple[list[int], list[float]]:
+    series = run["series"].get(tag)
+    if series is None:
+        return [], []
+    return run["axes"][series["axis"]]["steps"], [float(value) for value in series["values"]]
+
+
+_START = """
+const data = JSON.parse(document.getElementById('data').textContent);
+document.getElementById('static').open = false;
+modules['dashboard.js'].createDashboard(document.getElementById('dashboard'), {
+  live: false,
+  runs: async () => data.runs,
+  series: async (runs, state) => ({
+    notes: data.series[state].notes,
+    runs: Object.fromEntries(runs.map((run) => [run, data.series[state].runs[run]])),
+  }),
+  snapshots: async (run, state) => data.snapshots[state][run],
+});
+"""
+_STYLE = """
+#static { padding: 12px 20px; overflow-x: auto; }
+#static summary { cursor: pointer; font-size: 15px; }
+#static table { border-collapse: collapse; margin: 8px 0; }
+#static img { max-width: 100%; background: #fff; }
+#static td, #static th { border: 1px solid var(--line); padding: 3px 9px; text-align: left; }
+#dashboard .ntk, #static.ntk { min-height: 0; }
+"""
+
+
+def _page(static: str, content: Mapping[str, Any]) -> str:
+    """The page, with everything inside."""
+    css = static_file("vendor/uPlot.min.css") + static_file("style.css")
+    script = (bundle() + _START).replace("</script", r"<\/script")
+    data = to_json(content).replace("<", r"\u003c")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width">
+<link rel="icon" href="data:,">
+<title>NTK report</title>
+<style>{css}{_STYLE}</style>
+</head>
+<body>
+<div id="dashboard"></div>
+<details id="static" class="ntk" open>
+<summary>Summary as text and pictures</summary>
+{static}
+</details>
+<script type="application/json" id="data">{data}</script>
+<script type="module">{script}</script>
+</body>
+</html>
+"""

@@ -1,0 +1,131 @@
+"""Event files of small made-up runs, for tests of what reads them."""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_STRING
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from ntk_monitor import Snapshot, probe
+from ntk_monitor.views.record import SNAPSHOT_TAG, snapshot_record, write_record
+
+STEPS = tuple(range(0, 600, 100))
+SINCE = 300
+MESSAGE = (
+    "Target mode 2 is stalled at step 300: learned 0.000, needs 3e+10 steps where 200 remain. "
+    "Reason: the activity that the weights multiply hardly has this mode's time course. "
+    "What helps: start from an initialisation whose activity is alive there."
+)
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(2, 6, batch_first=True)
+        self.readout = nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.readout(self.rnn(x)[0])
+
+
+@functools.cache
+def small_snapshot() -> Snapshot:
+    torch.manual_seed(3)
+    batch = (torch.randn(4, 5, 2), torch.randn(4, 5, 2))
+    return probe(Network(), batch, learning_rate=0.1, max_products=16, modes=2)
+
+
+def numbers(step: int, *, stalled: bool) -> dict[str, float]:
+    """What a run of two target modes logs: the first is learned, the second perhaps not."""
+    fraction = min(step / 300, 0.97)
+    values = {"core/effective_rank": 2.0, "ntk/overhead": 0.01, "ntk/probe_seconds": 0.5}
+    for i, name in enumerate(("core_cosine", "temporal_core_cosine"), start=1):
+        values |= {f"ntk/{name}": 0.8 / i, f"ntk/{name}_stderr": 0.02}
+    for name in ("effective_rank", "temporal_effective_rank", "spatial_effective_rank", "trace"):
+        values |= {f"ntk/{name}": 3.0 + step / 100, f"ntk/{name}_stderr": 0.1}
+    for i, learned in ((1, fraction), (2, 0.0 if stalled else fraction)):
+        lost = stalled and i == 2
+        values |= {
+            f"target/mode_{i}/learned": learned,
+            f"target/mode_{i}/steps_to_learn": 3e10 if lost else 5.0,
+            f"target/mode_{i}/alignment": 1e-11 if lost else 0.07,
+            f"target/mode_{i}/alignment_stderr": 1e-12 if lost else 0.004,
+            f"alert/mode_{i}": float(lost and step >= SINCE),
+        }
+    return values
+
+
+def write_run(
+    folder: Path,
+    *,
+    stalled: bool = True,
+    prefix: str = "",
+    records: bool = True,
+    steps: Sequence[int] = STEPS,
+    changed: Mapping[int, Mapping[str, float]] | None = None,
+) -> Path:
+    """A run as NTKMonitor and StallAlert log it; ``changed`` puts other numbers at some steps."""
+    with SummaryWriter(str(folder)) as writer:
+        for step in steps:
+            values = numbers(step, stalled=stalled) | dict((changed or {}).get(step, {}))
+            for tag, value in values.items():
+                shared = tag.startswith(("alert/", "ntk/overhead"))
+                writer.add_scalar(tag if shared else prefix + tag, value, step)
+            writer.add_scalar("train/loss", 1 / (step + 1), step)
+            if records:
+                record = snapshot_record(small_snapshot())
+                write_record(writer, prefix + SNAPSHOT_TAG, record, step)
+        if stalled:
+            writer.add_text("alert", MESSAGE, SINCE)
+    return folder
+
+
+def write_plain_run(folder: Path) -> Path:
+    """A run without numbers of ours."""
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_scalar("train/loss", 1.0, 0)
+    return folder
+
+
+def write_garbage(folder: Path) -> Path:
+    """A good run, in which other tools have written under our tags, too."""
+    write_run(folder, records=False)
+    record = snapshot_record(small_snapshot())
+    broken = json.loads(json.dumps(record))
+    broken["temporal_modes"]["items"][0]["values"][0][0] = "<img src=x onerror=alert(1)>"
+    contents: list[Any] = [
+        b"not JSON",
+        b"[1, 2]",
+        json.dumps({"format": 1}).encode(),
+        json.dumps(record | {"format": 99}).encode(),
+        json.dumps(broken).encode(),
+        json.dumps(record | {"fill": "x" * 600_000}).encode(),
+        b"\xff\xfe\x00",
+        1.5,
+        json.dumps(record).encode(),
+    ]
+    with SummaryWriter(str(folder)) as writer:
+        for i, content in enumerate(contents):
+            _write_tensor(writer, SNAPSHOT_TAG, content, 10 * i)
+        _write_tensor(writer, "alert/changes", b'{"states": [1], "alerts": 3}', 0)
+        _write_tensor(writer, "someone/elses", b"{}", 0)
+    return folder
+
+
+def _write_tensor(writer: SummaryWriter, tag: str, content: Any, step: int) -> None:
+    metadata = SummaryMetadata(
+        plugin_data=SummaryMetadata.PluginData(plugin_name="ntk"), data_class=DATA_CLASS_TENSOR
+    )
+    if isinstance(content, bytes):
+        tensor = TensorProto(dtype=DT_STRING, string_val=[content])
+    else:
+        tensor = TensorProto(dtype=DT_FLOAT, float_val=[content])
+    summary = Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=tensor)])
+    writer._get_file_writer().add_summary(summary, step)

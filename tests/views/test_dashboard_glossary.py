@@ -1,0 +1,33 @@
+"""The glossary explains every logged number, and README names the same."""
+
+import re
+from pathlib import Path
+
+from event_runs import small_snapshot
+
+from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS, OPTIONAL, explained
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_readme_and_glossary_name_the_same_tags_in_the_same_order() -> None:
+    row = r"^\| `((?:ntk|core|target|alert)/[^`]+)` \|"
+    rows = re.findall(row, README.read_text(), re.MULTILINE)
+    optional = {term.tag for term in OPTIONAL}
+    assert [tag for tag in rows if tag not in optional] == [term.tag for term in GLOSSARY]
+
+
+def test_every_scalar_of_a_snapshot_is_explained() -> None:
+    known = {term.tag for term in (*GLOSSARY, *OPTIONAL)}
+    for tag in small_snapshot().scalars():
+        assert re.sub(r"mode_\d+", "mode_<i>", tag).removesuffix("_stderr") in known
+
+
+def test_every_term_says_everything_once() -> None:
+    terms = explained()
+    assert len({term["tag"] for term in terms}) == len(terms)
+    assert len(terms) == len(GLOSSARY) + len(OPTIONAL) + len(IN_RECORDS)
+    for term in terms:
+        assert all(term.values())
+        assert term["meaning"].endswith(".")
+        assert term["bad"].endswith(".")

@@ -1,0 +1,274 @@
+"""The tab's server side: what it answers to every request."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from event_runs import MESSAGE, SINCE, STEPS, write_garbage, write_plain_run, write_run
+from tensorboard.plugins.base_plugin import TBContext
+from torch.utils.tensorboard import SummaryWriter
+from werkzeug.test import Client
+
+from ntk_monitor.views.dashboard.data import DashboardData
+from ntk_monitor.views.dashboard.files import static_files
+from ntk_monitor.views.dashboard.plugin import NTKPlugin
+from ntk_monitor.views.events import open_runs
+from ntk_monitor.views.record import write_record
+
+
+def plugin_of(folder: Path) -> NTKPlugin:
+    return NTKPlugin(TBContext(data_provider=open_runs([folder])))
+
+
+def ask(plugin: NTKPlugin, route: str, **values: Any) -> tuple[int, dict[str, Any]]:
+    response = Client(plugin.get_plugin_apps()[route]).post("/", data=values)
+    return response.status_code, json.loads(response.get_data(), parse_constant=_refuse)
+
+
+def _refuse(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    top = tmp_path_factory.mktemp("runs")
+    write_run(top / "bad")
+    write_run(top / "good", stalled=False)
+    write_plain_run(top / "plain")
+    return top
+
+
+@pytest.fixture(scope="module")
+def plugin(folder: Path) -> NTKPlugin:
+    return plugin_of(folder)
+
+
+def test_runs_with_and_without_data(plugin: NTKPlugin) -> None:
+    code, found = ask(plugin, "/runs")
+    assert code == 200
+    runs = {run["name"]: run for run in found["runs"]}
+    assert set(runs) == {"bad", "good", "plain"}
+    assert runs["bad"]["states"] == [""]
+    assert runs["bad"]["reason"] is None
+    assert "no numbers of NTKMonitor" in runs["plain"]["reason"]
+    assert {term["tag"] for term in found["glossary"]} >= {"ntk/core_cosine", "record/gain"}
+
+
+def test_curves_come_by_column(plugin: NTKPlugin) -> None:
+    code, found = ask(plugin, "/series", run=["bad", "good"])
+    assert code == 200
+    assert found["notes"] == []
+    run = found["runs"]["bad"]
+    curve = run["series"]["ntk/effective_rank"]
+    assert run["axes"][curve["axis"]]["steps"] == list(STEPS)
+    assert curve["values"] == [3.0 + step / 100 for step in STEPS]
+    twin = run["series"]["ntk/effective_rank_stderr"]
+    assert (twin["axis"], twin["values"]) == (curve["axis"], [0.1] * len(STEPS))
+    assert run["step"] == STEPS[-1]
+    assert "train/loss" in run["series"]
+
+
+def test_verdict_modes_and_alerts_of_a_run_without_recorded_states(plugin: NTKPlugin) -> None:
+    _, found = ask(plugin, "/series", run=["bad", "good"])
+    bad, good = found["runs"]["bad"], found["runs"]["good"]
+    assert bad["verdict"]["state"] == "stalled"
+    assert f"Mode 2 is stalled since step {SINCE}" in bad["verdict"]["text"]
+    assert bad["verdict"]["advice"].startswith("Start from an initialisation")
+    first, second = bad["modes"]
+    assert (first["state"], second["state"]) == ("learned", "stalled")
+    assert second["history"] == [[0, "learning"], [SINCE, "stalled"]]
+    assert second["gain"] > 0
+    assert 0 <= second["core_overlap"] <= 1
+    assert second["steps_to_learn"] == pytest.approx(3e10, rel=1e-6)
+    assert [alert["message"] for alert in bad["alerts"]] == [MESSAGE]
+    assert good["verdict"]["state"] == "learned"
+    assert good["alerts"] == []
+
+
+def test_recorded_states_and_alerts_go_before_the_fallback(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    alerts = [
+        {"step": step, "mode": 2, "kind": kind, "severity": "info", "reason": "learning rate",
+         "message": f"{kind}. What helps: a larger rate."}
+        for step, kind in ((200, "stalled"), (400, "recovered"))
+    ]  # fmt: skip
+    with SummaryWriter(str(tmp_path)) as writer:
+        states = [{"2": "warming up"}, {"2": "stalled"}, {"2": "recovered", "1": "learned"}]
+        for i, step in enumerate((0, 200, 400)):
+            record = {"states": states[i], "alerts": alerts[max(i - 1, 0) : i]}
+            write_record(writer, "alert/changes", record, step)
+    run = ask(plugin_of(tmp_path), "/series", run=tmp_path.name)[1]["runs"][tmp_path.name]
+    assert run["modes"][1]["history"] == [[0, "warming up"], [200, "stalled"], [400, "recovered"]]
+    assert run["modes"][1]["since"] == 400
+    assert [alert["step"] for alert in run["alerts"]] == [400, 200]
+    assert run["alerts"][0]["reason"] == "learning rate"
+
+
+def test_snapshots_of_every_probe(plugin: NTKPlugin) -> None:
+    code, found = ask(plugin, "/snapshots", run="bad")
+    assert code == 200
+    assert found["steps"] == list(STEPS)
+    assert found["records"][0]["state_shape"] == [4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("route", "values", "word"),
+    [
+        ("/series", {}, "run is missing"),
+        ("/series", {"run": "bad", "state": "x"}, "state must be empty"),
+        ("/series", {"run": [str(i) for i in range(501)]}, "at most 500"),
+        ("/snapshots", {}, "run must be given once"),
+        ("/snapshots", {"run": ["a", "b"]}, "got 2"),
+        ("/snapshots", {"run": "bad", "state": "a/b/"}, "state must be empty"),
+    ],
+)
+def test_bad_parameters_are_answered_with_400(
+    plugin: NTKPlugin, route: str, values: dict[str, Any], word: str
+) -> None:
+    code, found = ask(plugin, route, **values)
+    assert code == 400
+    assert word in found["error"]
+
+
+def test_an_unknown_run_is_empty(plugin: NTKPlugin) -> None:
+    code, found = ask(plugin, "/series", run="never/was")
+    assert (code, found["runs"]["never/was"]["modes"]) == (200, [])
+    assert ask(plugin, "/snapshots", run="never/was")[1]["steps"] == []
+
+
+def test_a_provider_that_fails_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    plugin = NTKPlugin(TBContext(data_provider=object()))
+    with caplog.at_level(logging.CRITICAL):
+        code, found = ask(plugin, "/runs")
+    assert code == 503
+    assert "could not read the data" in found["error"]
+
+
+def test_states_are_kept_apart(tmp_path: Path) -> None:
+    write_run(tmp_path, prefix="encoder/")
+    write_run(tmp_path, prefix="decoder/", stalled=False)
+    plugin = plugin_of(tmp_path)
+    (run,) = ask(plugin, "/runs")[1]["runs"]
+    assert run["states"] == ["decoder/", "encoder/"]
+    found = {
+        state: ask(plugin, "/series", run=tmp_path.name, state=state)[1]["runs"][tmp_path.name]
+        for state in run["states"]
+    }
+    learned = [found[s]["series"]["target/mode_2/learned"]["values"][-1] for s in run["states"]]
+    assert learned == pytest.approx([0.97, 0.0])
+    assert all("ntk/overhead" in one["series"] for one in found.values())
+    snapshots = ask(plugin, "/snapshots", run=tmp_path.name, state="encoder/")[1]
+    assert snapshots["steps"] == list(STEPS)
+
+
+def test_numbers_that_are_not_finite_stay_text(tmp_path: Path) -> None:
+    lost = {"ntk/trace": float("nan"), "target/mode_1/learned": float("nan"),
+            "target/mode_1/steps_to_learn": float("inf")}  # fmt: skip
+    write_run(tmp_path, changed={STEPS[-1]: lost})
+    code, found = ask(plugin_of(tmp_path), "/series", run=tmp_path.name)
+    assert code == 200
+    run = found["runs"][tmp_path.name]
+    assert run["series"]["ntk/trace"]["values"][-1] == "NaN"
+    assert run["modes"][0]["state"] == "insufficient data"
+    assert run["modes"][0]["steps_to_learn"] == "Infinity"
+
+
+def test_garbage_under_our_tags_is_skipped_with_a_note(tmp_path: Path) -> None:
+    write_garbage(tmp_path)
+    plugin = plugin_of(tmp_path)
+    code, found = ask(plugin, "/snapshots", run=tmp_path.name)
+    assert code == 200
+    assert found["steps"] == [80]
+    assert len(found["notes"]) == 7
+    assert found["notes"][-1] == "and 2 more like these"
+    code, found = ask(plugin, "/series", run=tmp_path.name)
+    assert code == 200
+    assert any("alert/changes" in note for note in found["notes"])
+    assert found["runs"][tmp_path.name]["verdict"]["state"] == "stalled"
+
+
+def test_many_points_are_thinned_but_not_the_last(tmp_path: Path) -> None:
+    write_run(tmp_path, records=False, steps=range(0, 2000, 5))
+    data = DashboardData(open_runs([tmp_path]))
+    run = data.series([tmp_path.name], points=50)["runs"][tmp_path.name]
+    for tag, curve in run["series"].items():
+        steps = run["axes"][curve["axis"]]["steps"]
+        assert len(steps) == len(curve["values"])
+        assert steps[-1] == 1995
+        assert len(steps) == (400 if tag.startswith("alert/") else 50)
+    assert run["modes"][1]["since"] == SINCE
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 40])
+def test_snapshots_are_thinned_evenly(tmp_path: Path, most: int) -> None:
+    write_run(tmp_path, steps=range(0, 50, 5))
+    found = DashboardData(open_runs([tmp_path])).snapshots(tmp_path.name, most=most)
+    steps = {1: [45], 2: [0, 45], 5: [0, 10, 20, 35, 45], 40: list(range(0, 50, 5))}
+    assert found["steps"] == steps[most]
+    assert len(found["records"]) == len(found["steps"])
+
+
+def test_a_step_that_comes_twice_counts_once(tmp_path: Path) -> None:
+    write_run(tmp_path, records=False)
+    write_run(tmp_path, records=False, steps=(300, 400), changed={400: {"ntk/trace": 77.0}})
+    run = DashboardData(open_runs([tmp_path])).series([tmp_path.name])["runs"][tmp_path.name]
+    curve = run["series"]["ntk/trace"]
+    steps = run["axes"][curve["axis"]]["steps"]
+    assert list(steps) == list(STEPS)
+    assert curve["values"][steps.index(400)] == 77.0
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_the_tab_is_active_where_there_is_data(tmp_path: Path, *, records: bool) -> None:
+    write_plain_run(tmp_path / "plain")
+    assert not plugin_of(tmp_path).is_active()
+    write_run(tmp_path / "run", prefix="" if records else "named/", records=records)
+    assert plugin_of(tmp_path).is_active()
+
+
+def test_every_file_of_the_page_is_served(plugin: NTKPlugin) -> None:
+    apps = plugin.get_plugin_apps()
+    assert {"index.js", "dashboard.js", "style.css", "vendor/uPlot.esm.js"} <= set(static_files())
+    for name in static_files():
+        response = Client(apps[f"/{name}"]).get("/")
+        kind = "text/css" if name.endswith("css") else "text/javascript"
+        assert response.status_code == 200
+        assert response.mimetype == kind
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        if not name.startswith("vendor/"):
+            assert b"://" not in response.data
+    assert plugin.frontend_metadata().tab_name == "NTK"
+    assert apps.get(plugin.frontend_metadata().es_module_path) is not None
+
+
+def test_the_installed_package_has_the_entry_point_and_the_files() -> None:
+    from importlib.metadata import entry_points  # noqa: PLC0415
+
+    (entry,) = entry_points(group="tensorboard_plugins", name="ntk")
+    assert entry.load() is NTKPlugin
+
+
+@pytest.fixture
+def growing(tmp_path: Path) -> Iterator[tuple[Path, SummaryWriter]]:
+    with SummaryWriter(str(tmp_path)) as writer:
+        yield tmp_path, writer
+
+
+def test_a_file_that_ends_inside_a_record_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-2000])
+    run = DashboardData(open_runs([tmp_path])).series([tmp_path.name])["runs"][tmp_path.name]
+    assert len(run["series"]["ntk/trace"]["values"]) >= len(STEPS) - 1
+
+
+def test_a_file_that_grows_is_read_again(growing: tuple[Path, SummaryWriter]) -> None:
+    folder, writer = growing
+    for step in (0, 100):
+        writer.add_scalar("ntk/trace", 1.0, step)
+        writer.flush()
+        found = DashboardData(open_runs([folder])).series([folder.name])["runs"][folder.name]
+        assert found["step"] == step

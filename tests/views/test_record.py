@@ -1,0 +1,195 @@
+"""A snapshot's record: small, complete, and the same after an event file."""
+
+import json
+import math
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from event_runs import small_snapshot
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
+
+from ntk_monitor import Estimate, NTKMonitor, Snapshot
+from ntk_monitor.models import GRURegression
+from ntk_monitor.monitor import callback
+from ntk_monitor.tasks import MemoryProDataModule
+from ntk_monitor.views.dashboard.checks import checked_changes, checked_snapshot
+from ntk_monitor.views.dashboard.data import NOBODY, DashboardData
+from ntk_monitor.views.events import open_runs
+from ntk_monitor.views.record import PLUGIN, SNAPSHOT_TAG, plain, snapshot_record, write_record
+
+MOST_BYTES = 30_000
+
+
+def large(trials: int, steps: int) -> Snapshot:
+    """A snapshot with patterns of this size."""
+    generator = torch.Generator().manual_seed(0)
+    modes = torch.randn(12, trials, steps, generator=generator)
+    return replace(
+        small_snapshot(),
+        state_shape=(trials, steps, 6),
+        temporal_modes=modes,
+        temporal_spectrum=torch.linspace(2, 1, 12),
+        core_spectrum=torch.linspace(9, 1, 500),
+        target_patterns=torch.randn(3, trials, steps, generator=generator),
+    )
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (4, 5), (500, 1), (20, 90), (256, 1000), (3, 5000), (5000, 3)]
+)
+def test_a_record_is_small_and_keeps_the_ends_of_both_axes(shape: tuple[int, int]) -> None:
+    record = snapshot_record(large(*shape))
+    text = json.dumps(record, allow_nan=False, separators=(",", ":"))
+    assert len(text) <= MOST_BYTES
+    for name in ("temporal_modes", "target_patterns"):
+        trials, steps = record[name]["trials"], record[name]["steps"]
+        assert (trials[0], trials[-1], steps[0], steps[-1]) == (0, shape[0] - 1, 0, shape[1] - 1)
+        assert len(steps) <= 200
+        assert len(trials) <= 20 or shape[1] == 1
+        assert len(record[name]["items"]) == 3
+    assert len(record["core_spectrum"]) == 64
+    assert checked_snapshot(text) == record
+
+
+def test_patterns_come_back_to_a_thousandth_of_their_largest_value() -> None:
+    snapshot = large(30, 300)
+    patterns = snapshot_record(snapshot)["temporal_modes"]
+    for mode, item in zip(snapshot.temporal_modes, patterns["items"], strict=False):
+        found = torch.tensor(item["values"]) * item["scale"]
+        wanted = mode[patterns["trials"]][:, patterns["steps"]]
+        assert (found - wanted).abs().max() <= 0.0006 * mode.abs().max()
+
+
+def test_where_the_ntk_can_act_is_that_of_the_figures() -> None:
+    snapshot = small_snapshot()
+    weights = snapshot.temporal_spectrum.double()[:, None, None]
+    wanted = (weights * snapshot.temporal_modes.double() ** 2).sum(0).mean(0).sqrt()
+    found = torch.tensor(snapshot_record(snapshot)["sensitivity"], dtype=torch.float64)
+    assert torch.allclose(found, wanted, rtol=1e-3)
+
+
+def test_targets_on_other_rows_have_no_grey_area() -> None:
+    snapshot = replace(small_snapshot(), target_patterns=torch.ones(2, 4, 1))
+    assert snapshot_record(snapshot)["sensitivity"] is None
+
+
+def test_numbers_that_are_not_finite_survive() -> None:
+    modes = small_snapshot().temporal_modes.clone()
+    modes[0, 1, 2] = math.nan
+    lost = replace(small_snapshot().target_modes[0], gain=math.nan, steps_to_learn=math.inf)
+    snapshot = replace(
+        small_snapshot(),
+        trace=Estimate(math.nan, math.inf),
+        temporal_modes=modes,
+        target_modes=(lost,),
+    )
+    record = checked_snapshot(json.dumps(snapshot_record(snapshot), allow_nan=False))
+    assert record["trace"] == "NaN"
+    assert record["trace_stderr"] == "Infinity"
+    assert record["target_modes"][0]["gain"] == "NaN"
+    assert record["target_modes"][0]["steps_to_learn"] == "Infinity"
+    assert record["temporal_modes"]["items"][0]["values"][1][2] is None
+    assert plain([-math.inf]) == ["-Infinity"]
+
+
+@pytest.mark.parametrize("package", ["torch.utils.tensorboard", "tensorboardX"])
+def test_a_record_comes_back_from_an_event_file(package: str, tmp_path: Path) -> None:
+    module = pytest.importorskip(package)
+    record = snapshot_record(small_snapshot())
+    writer = module.SummaryWriter(str(tmp_path))
+    write_record(writer, SNAPSHOT_TAG, record, 7)
+    writer.close()
+    read = open_runs([tmp_path]).read_tensors(
+        NOBODY.ctx, experiment_id="", plugin_name=PLUGIN, downsample=10
+    )
+    ((datum,),) = (tags[SNAPSHOT_TAG] for tags in read.values())
+    assert datum.step == 7
+    assert checked_snapshot(datum.numpy) == record
+
+
+def test_a_writer_without_files_is_refused_or_ignored() -> None:
+    class Silent:
+        def _get_file_writer(self) -> None:
+            return None
+
+    write_record(Silent(), SNAPSHOT_TAG, {}, 0)
+    with pytest.raises(TypeError, match="SummaryWriter"):
+        write_record(object(), SNAPSHOT_TAG, {}, 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"core_spectrum": ["x"]},
+        {"trace": None},
+        {"state_shape": [1, 2]},
+        {"temporal_modes": {"trials": [0], "steps": [0], "items": [{"scale": 1, "values": [[]]}]}},
+        {"target_modes": [{"index": "1"}]},
+        {"format": 2},
+    ],
+)
+def test_what_is_no_record_is_named(change: dict[str, Any]) -> None:
+    text = json.dumps(snapshot_record(small_snapshot()) | change)
+    with pytest.raises(ValueError, match=r"its|it is"):
+        checked_snapshot(text)
+
+
+def test_changes_are_checked() -> None:
+    alert = {"step": 1, "mode": 2, "kind": "stalled", "severity": "high", "message": "m"}
+    states, alerts = checked_changes(json.dumps({"states": {"2": "stalled"}, "alerts": [alert]}))
+    assert states == {2: "stalled"}
+    assert alerts == [alert | {"severity": "info", "reason": None}]
+    for text in ('{"states": 1, "alerts": []}', '{"states": {"x": "y"}, "alerts": []}', "[]"):
+        with pytest.raises(ValueError, match=r".+"):
+            checked_changes(text)
+
+
+def test_the_writer_of_torch_is_left_open(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path)) as writer:
+        write_record(writer, SNAPSHOT_TAG, {"format": 1}, 0)
+        writer.add_scalar("still/works", 1.0, 0)
+
+
+def fit(folder: Path) -> Trainer:
+    """A short training under the monitor, which logs to TensorBoard."""
+    trainer = Trainer(
+        max_steps=2,
+        accelerator="cpu",
+        logger=TensorBoardLogger(folder, name="", version="run"),
+        callbacks=[NTKMonitor(every_n_steps=1, max_products=16, figures=False, max_overhead=None)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    model, data = GRURegression(hidden_size=4), MemoryProDataModule(batch_size=4)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(workers|log_every_n_steps|LeafSpec).*")
+        trainer.fit(model, data)
+    return trainer
+
+
+def test_the_monitor_writes_a_record_at_every_probe(tmp_path: Path) -> None:
+    fit(tmp_path)
+    found = DashboardData(open_runs([tmp_path])).snapshots("run")
+    assert found["steps"] == [0, 1, 2]
+    assert found["notes"] == []
+    assert found["records"][0]["state_shape"][2] == 4
+
+
+def test_a_record_that_fails_harms_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(snapshot: Snapshot) -> None:
+        raise RuntimeError("no record today")
+
+    monkeypatch.setattr(callback, "snapshot_record", fail)
+    with pytest.warns(UserWarning, match="no record today"):
+        trainer = fit(tmp_path)
+    assert trainer.global_step == 2
+    run = DashboardData(open_runs([tmp_path])).series(["run"])["runs"]["run"]
+    curve = run["series"]["ntk/trace"]
+    assert list(run["axes"][curve["axis"]]["steps"]) == [0, 1, 2]
