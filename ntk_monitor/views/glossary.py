@@ -166,9 +166,10 @@ IN_RECORDS = (
     Term(
         "record/target_modes",
         "target modes",
-        "Parts of the target, each with its time course; grey is where the NTK can act.",
+        "Parts of the target, each with its time course; grey is what the NTK's leading temporal "
+        "modes have of it.",
         "unit vectors",
-        "The line lives where there is no grey: this part is not learned.",
+        "Grey is flat where the line is not: no step acts there, and this part is not learned.",
     ),
 )
 """Numbers and pictures that are not scalars."""

@@ -25,4 +25,5 @@ def reached_patterns(snapshot: Snapshot) -> Tensor | None:
     targets, modes = snapshot.target_patterns.double(), snapshot.temporal_modes.double()
     if targets.shape[1:] != snapshot.state_shape[:2] or not len(modes):
         return None
-    return torch.einsum("rbt,rcs,mcs->mbt", modes, modes, targets)
+    overlaps = torch.einsum("rbt,mbt->mr", modes, targets)
+    return torch.einsum("mr,rbt->mbt", overlaps, modes)

@@ -15,6 +15,7 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from torch import Tensor
 
 from ntk_monitor.snapshot import Snapshot, TargetMode
+from ntk_monitor.views.reach import reached_patterns
 
 PLUGIN = "ntk"
 """The name under which TensorBoard knows these records, and the tab that shows them."""
@@ -25,7 +26,7 @@ SPECTRUM = 64
 MODES = 3
 TRIALS = 20
 STEPS = 200
-POINTS = 1000
+POINTS = 700
 """The most that is kept: eigenvalues, patterns, trials, time steps, and points of a pattern."""
 FEWEST_TRIALS = 8
 RESOLUTION = 1000
@@ -46,7 +47,7 @@ def snapshot_record(snapshot: Snapshot) -> dict[str, Any]:
     Returns:
         A dictionary that JSON can hold.
     """
-    same_rows = tuple(snapshot.target_patterns.shape[1:]) == tuple(snapshot.state_shape[:2])
+    seen = reached_patterns(snapshot)
     record = {
         "format": FORMAT,
         "state_shape": list(snapshot.state_shape),
@@ -64,7 +65,7 @@ def snapshot_record(snapshot: Snapshot) -> dict[str, Any]:
         "temporal_spectrum": _numbers(snapshot.temporal_spectrum[:SPECTRUM]),
         "temporal_modes": _patterns(snapshot.temporal_modes[:MODES]),
         "target_patterns": _patterns(snapshot.target_patterns[:MODES]),
-        "sensitivity": _sensitivity(snapshot) if same_rows else None,
+        "seen_patterns": None if seen is None else _patterns(seen[:MODES]),
         "target_modes": [_mode(mode) for mode in snapshot.target_modes],
     }
     return dict(plain(record))
@@ -174,16 +175,3 @@ def _patterns(patterns: Tensor) -> dict[str, Any]:
                 whole[i][j] = None
         items.append({"scale": _rounded(scale), "values": whole})
     return {"trials": trials.tolist(), "steps": steps.tolist(), "items": items}
-
-
-def _sensitivity(snapshot: Snapshot) -> list[float]:
-    """Where the NTK can act: root mean square of its leading modes, at the kept steps."""
-    modes = snapshot.temporal_modes.detach().cpu().numpy()
-    if not modes.size:
-        return []
-    trials, steps = _thinned(*modes.shape[1:])
-    weights = snapshot.temporal_spectrum.detach().cpu().numpy()
-    kept = modes[:, :, steps] if modes.shape[2] > 1 else modes[:, trials]
-    energy = np.einsum("r,rbt,rbt->bt", weights, kept, kept, optimize=False)
-    profile = np.sqrt(energy.mean(0) if modes.shape[2] > 1 else energy[:, 0])
-    return [_rounded(value) for value in profile.tolist()]

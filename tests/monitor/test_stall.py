@@ -49,6 +49,14 @@ def test_a_line_without_noise_is_certain() -> None:
     assert found.probability_of(0.6, at_least=False) == 1
 
 
+def test_the_autocorrelation_of_short_series_is_corrected_for_its_bias() -> None:
+    """Without the correction the mean of the noise would be far below that of so few points."""
+    generator = np.random.default_rng(3)
+    found = [trend(range(10), ar1(generator, 10, 0.6, 1.0)) for _ in range(1500)]
+    rejected = np.mean([line.probability_of(0.0, at_least=True) < 0.05 for line in found])
+    assert rejected < 0.09
+
+
 @pytest.mark.parametrize(("phi", "window"), [(0.0, 20), (0.6, 20), (0.6, 40), (0.8, 80)])
 def test_standard_errors_hold_under_autocorrelated_noise(phi: float, window: int) -> None:
     generator = np.random.default_rng(1)
@@ -146,6 +154,17 @@ def test_what_stood_still_within_reach_is_no_stall_when_time_runs_out() -> None:
     assert run(watch, [min(c, 0.3) for c in learned], [math.log(300)] * 100)[-1] == "stalled"
 
 
+def test_small_steps_are_no_progress_and_slow_progress_is_no_standstill() -> None:
+    watch = StallWatch(StallRule())
+    for i in range(12):  # 0.002 a probe, where the remaining steps need 0.008
+        watch.update(10 * i, [Reading(1, 0.1 + 0.002 * i, 20.0)], 1000 - 10 * i)
+    assert watch.watches[1].flat > 0
+    watch = StallWatch(StallRule())
+    for i in range(12):  # 0.01 a probe: below what counts at once, and enough by the end
+        watch.update(10 * i, [Reading(1, 0.1 + 0.01 * i, 20.0)], 1000 - 10 * i)
+        assert watch.watches[1].flat == 0
+
+
 def test_a_series_of_the_other_kernel_begins_anew() -> None:
     """Before the first step of Adam there are no preconditioned steps to learn."""
     watch = StallWatch(StallRule(patience=1))
@@ -172,9 +191,28 @@ def test_learned_recovered_and_cooldown() -> None:
     found = run(watch, [0.2] * 25, [20.0] * 25, start=80)
     assert "stalled" not in found[:6]
     assert found[-1] == "stalled"
-    found = run(watch, [0.95, 0.88, 0.84, 0.84], [2.0] * 4, start=400)
-    assert found[:2] == ["learned", "learned"]  # hysteresis
+    found = run(watch, [0.95, 0.88, 0.88, 0.84, 0.84], [2.0] * 5, start=400)
+    assert found[:3] == ["learned", "learned", "learned"]  # hysteresis
     assert found[-1] != "learned"
+
+
+def test_no_stall_is_called_during_the_cooldown() -> None:
+    def after(cooldown: int) -> int:
+        watch = StallWatch(StallRule(patience=1, window=4, cooldown=cooldown))
+        run(watch, [0.0] * 8, [20.0] * 8)
+        run(watch, [0.2], [2.0], start=80)
+        assert watch.states[1] == "recovered"
+        return run(watch, [0.2] * 20, [20.0] * 20, start=90).index("stalled")
+
+    assert (after(0), after(9)) == (3, 8)
+
+
+def test_not_knowing_leaves_a_stall_as_it_is() -> None:
+    watch = StallWatch(StallRule(patience=1))
+    assert run(watch, [0.0] * 6, [20.0] * 6)[-1] == "stalled"
+    noise = [14.0, 20.0, 11.0, 22.0, 12.0, 21.0]
+    assert set(run(watch, [0.0] * 6, noise, start=60)) == {"stalled"}
+    assert watch.watches[1].proposed == "insufficient data"
 
 
 def test_states_that_alternate_change_nothing() -> None:

@@ -21,6 +21,7 @@ from ntk_monitor.tasks import MemoryProDataModule
 from ntk_monitor.views.dashboard.checks import checked_changes, checked_snapshot
 from ntk_monitor.views.dashboard.data import NOBODY, DashboardData
 from ntk_monitor.views.events import open_runs
+from ntk_monitor.views.reach import reached_patterns
 from ntk_monitor.views.record import PLUGIN, SNAPSHOT_TAG, plain, snapshot_record, write_record
 
 MOST_BYTES = 30_000
@@ -66,17 +67,20 @@ def test_patterns_come_back_to_a_thousandth_of_their_largest_value() -> None:
         assert (found - wanted).abs().max() <= 0.0006 * mode.abs().max()
 
 
-def test_where_the_ntk_can_act_is_that_of_the_figures() -> None:
+def test_what_the_ntk_sees_is_that_of_the_figures() -> None:
     snapshot = small_snapshot()
-    weights = snapshot.temporal_spectrum.double()[:, None, None]
-    wanted = (weights * snapshot.temporal_modes.double() ** 2).sum(0).mean(0).sqrt()
-    found = torch.tensor(snapshot_record(snapshot)["sensitivity"], dtype=torch.float64)
-    assert torch.allclose(found, wanted, rtol=1e-3)
+    record = snapshot_record(snapshot)
+    seen = reached_patterns(snapshot)
+    assert seen is not None
+    for wanted, item in zip(seen, record["seen_patterns"]["items"], strict=True):
+        found = torch.tensor(item["values"]).double() * item["scale"]
+        assert (found - wanted).abs().max() <= 0.0006 * wanted.abs().max()
+    assert record["seen_patterns"]["trials"] == record["target_patterns"]["trials"]
 
 
-def test_targets_on_other_rows_have_no_grey_area() -> None:
+def test_targets_on_other_rows_have_nothing_in_grey() -> None:
     snapshot = replace(small_snapshot(), target_patterns=torch.ones(2, 4, 1))
-    assert snapshot_record(snapshot)["sensitivity"] is None
+    assert snapshot_record(snapshot)["seen_patterns"] is None
 
 
 def test_numbers_that_are_not_finite_survive() -> None:

@@ -37,8 +37,8 @@ def checked_snapshot(content: Any) -> dict[str, Any]:  # noqa: ANN401
             _require(_is_number(record[name]), name)
         for name in ("temporal_modes", "target_patterns"):
             _require(_are_patterns(record[name]), name)
-        sensitivity = record["sensitivity"]
-        _require(sensitivity is None or all(map(_is_number, sensitivity)), "sensitivity")
+        seen = record["seen_patterns"]
+        _require(seen is None or _are_patterns(seen), "seen_patterns")
         for mode in record["target_modes"]:
             _require(type(mode["index"]) is int, "target_modes")
             numbers = (mode["gain"], mode["core_overlap"], mode["learned"], mode["singular_value"])

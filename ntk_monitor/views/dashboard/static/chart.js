@@ -18,7 +18,7 @@ const css = (name) => getComputedStyle(document.documentElement).getPropertyValu
  * @property {number[]} x
  * @property {Array} y Numbers; null is a gap, text a number that is not finite.
  * @property {Array} [error] Standard errors.
- * @property {number[][]} [band] Lower and upper ends, in place of those from `error`.
+ * @property {boolean} [behind] Drawn broad, as a background of others.
  * @property {number[]} [dash]
  */
 
@@ -117,15 +117,15 @@ export class Chart {
     const bands = [];
     for (const curve of this.curves) {
       series.push({
-        label: curve.label, stroke: curve.color, width: 1.5, dash: curve.dash, spanGaps: false,
+        label: curve.label, stroke: curve.color, width: curve.behind ? 4 : 1.5, dash: curve.dash, spanGaps: false,
         fill: bars ? curve.color : undefined,
-        paths: bars ? uPlot.paths.bars({ size: [0.9] }) : undefined,
+        paths: bars ? uPlot.paths.bars({ size: [curve.behind ? 0.9 : 0.5] }) : undefined,
         points: { show: points ?? curve.y.length < 25, size: 4, fill: curve.color },
       });
       if (!hasBand(curve)) continue;
       const edge = { stroke: 'transparent', width: 0, points: { show: false } };
       series.push(edge, edge);
-      const strength = curve.band ? '48' : this.curves.length > 6 ? '18' : '30';
+      const strength = this.curves.length > 6 ? '18' : '30';
       bands.push({ series: [series.length - 1, series.length - 2], fill: curve.color + strength });
     }
     const axis = { stroke: () => css('--muted'), font: FONT, ticks: { show: false } };
@@ -213,11 +213,10 @@ export class Chart {
   }
 }
 
-const hasBand = (curve) => Boolean(curve.band || curve.error);
+const hasBand = (curve) => Boolean(curve.error);
 
 /** Lower and upper end of a band; none where a number is not finite. */
 function ends(curve) {
-  if (curve.band) return curve.band;
   const end = (sign) => curve.y.map((y, i) =>
     (finite(y) && finite(curve.error[i]) ? y + sign * WIDTH * curve.error[i] : null));
   return [end(-1), end(1)];

@@ -87,7 +87,7 @@ export function createSnapshots(root, source) {
     const [trials, steps, units] = record.state_shape;
     fill(titles.variance, term(view.glossary, 'record/cumulative_variance'));
     fill(titles.modes, term(view.glossary, 'record/temporal_modes', 'When gradient descent can act'));
-    fill(titles.targets, term(view.glossary, 'record/target_modes', 'Target modes, and where the NTK can act (grey)'));
+    fill(titles.targets, term(view.glossary, 'record/target_modes', 'Target modes, and what the NTK sees (grey)'));
     const total = Number(record.trace) / units;
     const ntk = cumulative(record.temporal_spectrum, total);
     const core = cumulative(record.core_spectrum, Number(record.core_total));
@@ -104,7 +104,7 @@ export function createSnapshots(root, source) {
       const share = finite(record.temporal_spectrum[i]) ? record.temporal_spectrum[i] / total : NaN;
       return `NTK mode ${i + 1}: ${finite(share) ? `${num(share * 100, 2)} % of the trace` : 'no finite share'}`;
     });
-    stack('targets', record.target_patterns, record.sensitivity, (i) => {
+    stack('targets', record.target_patterns, record.seen_patterns, (i) => {
       const mode = record.target_modes[i];
       if (!mode) return `mode ${i + 1}`;
       const need = mode.steps_to_learn === null ? '' : `, ${num(mode.steps_to_learn, 2)} steps to learn`;
@@ -113,14 +113,15 @@ export function createSnapshots(root, source) {
   }
 
   /** A chart above the other for each pattern. */
-  function stack(name, patterns, sensitivity, caption) {
+  function stack(name, patterns, seen, caption) {
     const charts = stacks[name];
     while (charts.length > patterns.items.length) charts.pop().root.remove();
     patterns.items.forEach((item, i) => {
       charts[i] ??= new Chart(boxes[name], { title: h('span'), height: 112, hover: false, points: false });
       const bars = patterns.steps.length === 1;
       fill(charts[i].options.title, caption(i));
-      charts[i].update(traces(item, patterns, sensitivity, runColor(i, view.dark), bars), { bars });
+      const behind = seen?.items[i] ? traces(seen.items[i], patterns, '#888888', bars, true) : [];
+      charts[i].update([...behind, ...traces(item, patterns, runColor(i, view.dark), bars)], { bars });
     });
     if (!charts.length) fill(titles[name], 'None were recorded');
   }
@@ -156,15 +157,9 @@ function reach({ y }) {
 }
 
 /** A line over time for each trial, or bars over trials where there is no time. */
-function traces(item, { trials, steps }, sensitivity, color, bars) {
+function traces(item, { trials, steps }, color, bars, behind = false) {
   const value = (v) => (v === null ? null : v * item.scale);
   const x = bars ? trials : steps;
   const rows = bars ? [item.values.map((row) => value(row[0]))] : item.values.map((row) => row.map(value));
-  const curves = rows.map((y, i) => ({ label: String(i), color: bars ? color : `${color}90`, x, y }));
-  const top = Math.max(...(sensitivity ?? []).filter(finite));
-  if (!(top > 0) || sensitivity.length !== x.length) return curves;
-  const height = Math.max(...rows.flat().map((v) => Math.abs(v ?? 0)));
-  const profile = sensitivity.map((v) => (finite(v) ? (v / top) * height : null));
-  const area = { label: 'area', color: '#888888', x, y: x.map(() => null), band: [profile.map((v) => v && -v), profile] };
-  return [area, ...curves];
+  return rows.map((y, i) => ({ label: String(i), color: bars ? color : `${color}90`, x, y, behind }));
 }
