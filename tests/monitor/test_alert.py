@@ -152,12 +152,40 @@ def test_a_mode_that_stands_still_within_reach_is_information_only(
 ) -> None:
     told: list[Alert] = []
     alert = StallAlert(on_alert=told.append, actions=("warn", "stop"))
+    loud: list[bool] = []
+    send = alert._delivery.send
+    alert._delivery.send = lambda a, loudly: (loud.append(loudly), send(a, loudly=loudly))
     drive(alert, trainer, [snapshot(mode(0.3, 10.0))] * 15)
     assert [(a.kind, a.severity, a.reason) for a in told] == [
         ("not moving", "info", "gradient noise")
     ]
+    assert loud == [False]
     assert not trainer.should_stop
     assert not recwarn.list
+
+
+def test_changes_of_state_are_recorded_with_and_without_an_alert(
+    trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records: list[tuple[int, dict[str, Any]]] = []
+    monkeypatch.setattr(
+        "ntk_monitor.monitor.alert.write_record",
+        lambda writer, tag, record, step: records.append((step, record)),
+    )
+    trainer.loggers = [SimpleNamespace(
+        log_metrics=lambda *_, **__: None, experiment=SimpleNamespace(_get_file_writer=print)
+    )]  # fmt: skip
+    alert = StallAlert(patience=1, warmup=0.0)
+    shots = [snapshot(mode(0.3, 30.0), mode(0.0, 1e9, index=2))] * 6
+    with pytest.warns(StallWarning):
+        drive(alert, trainer, shots)
+    assert [step for step, _ in records] == [0, 30]
+    assert records[0][1] == {"states": {"1": "warming up", "2": "warming up"}, "alerts": []}
+    assert records[1][1]["states"] == {"1": "learning", "2": "stalled"}
+    assert [a["mode"] for a in records[1][1]["alerts"]] == [2]
+    before = len(records)
+    drive(alert, trainer, [snapshot(mode(0.95, 30.0), mode(0.0, 1e9, index=2))], start=60)
+    assert records[before:] == [(60, {"states": {"1": "learned", "2": "stalled"}, "alerts": []})]
 
 
 def test_modes_without_steps_to_learn_are_left_alone(trainer: Any) -> None:

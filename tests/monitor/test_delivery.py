@@ -126,6 +126,7 @@ def test_one_that_refuses_is_told_of_and_given_up(receiver: Receiver) -> None:
         send()
     assert "switched off" in str(caught[-1].message)
     notifier.send("a fourth")
+    assert notifier._thread is None
     notifier.close()
     assert len(receiver.bodies) == 3
 

@@ -87,6 +87,23 @@ def test_groups_keep_the_ratio_of_their_rates() -> None:
     torch.testing.assert_close(found["2.bias"](ones), wanted, rtol=1e-5, atol=0)
 
 
+def test_so_do_shampoos() -> None:
+    library = pytest.importorskip("pytorch_optimizer")
+    found = []
+    for rate in (0.01, 0.02):
+        net = model()
+        groups = [
+            {"params": net[0].parameters(), "lr": 0.01},
+            {"params": net[2].parameters(), "lr": rate},
+        ]
+        optimizer = library.Shampoo(groups, lr=0.01)
+        step(net, optimizer, 0)
+        maps = preconditioner(optimizer, net)
+        assert maps is not None
+        found.append(maps["2.weight"](torch.ones(2, 5, dtype=torch.float64)))
+    torch.testing.assert_close(found[1], 2 * found[0])
+
+
 def test_others_have_none() -> None:
     net = model()
     optimizer = SGD(net.parameters(), lr=0.1, momentum=0.9)
