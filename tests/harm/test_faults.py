@@ -85,6 +85,7 @@ STAGES: dict[str, Patch] = {
     "forward pass": (ForwardMap, "record"),
     "finding the state": (linearize_module, "find_state"),
     "finding weight sites": (linearize_module, "place_uses"),
+    "the optimizer's scaling": (callback_module, "preconditioner"),
     "target": (probe_module, "pull_back"),
     "tangent product": (Derivative, "_matmat"),
     "adjoint product": (Derivative, "_pull"),
@@ -97,6 +98,8 @@ STAGES: dict[str, Patch] = {
     "drawing figures": (callback_module, "snapshot_figures"),
     "figures to a logger": (SummaryWriter, "add_figure"),
     "figures to a file": (CSVSink, "figures"),
+    "record": (callback_module, "snapshot_record"),
+    "record to a logger": (callback_module, "write_record"),
     "another callback": (Listener, "on_probe"),
     "the alert": (Alert, "on_probe"),
 }
