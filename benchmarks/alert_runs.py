@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from ntk_monitor.models import GRURegression
-from ntk_monitor.monitor.preconditioner import preconditioner
-from ntk_monitor.monitor.trainers import effective_rate
+from ntk_monitor.monitor.optimizers import learning_rate, preconditioner
 from ntk_monitor.probe import Probe
 from ntk_monitor.tasks import memory_pro_trials
 
@@ -350,8 +349,8 @@ def record(name: str, seed: int) -> dict[str, Any]:
             snapshot = probe(
                 model,
                 training.evaluation,
-                learning_rate=effective_rate(optimizer),
-                preconditioner=preconditioner(optimizer, model),
+                learning_rate=learning_rate([optimizer]),
+                preconditioner=preconditioner([optimizer], model),
             )
             found["steps"].append(step)
             found["loss"].append(float(f"{float(loss.detach()):.5g}"))

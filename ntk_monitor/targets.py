@@ -134,7 +134,7 @@ class PulledBack(NamedTuple):
     gains: Sequence[float]
     core_overlaps: Sequence[float]
     output_gains: Sequence[float]
-    preconditioned_gains: Sequence[float]
+    preconditioned_gains: Sequence[float | None]
     outputs: int
 
 
@@ -161,7 +161,7 @@ def pull_back(
 
     Returns:
         Learned fractions, gains ``||J* q_i||^2 / ||q_i||^2``, core overlaps, the squared norms
-        ``||J_y* e_i||^2``, ``<J_y* e_i, D J_y* e_i>`` (nan without a preconditioner), and the
+        ``||J_y* e_i||^2``, ``<J_y* e_i, D J_y* e_i>`` (None without a preconditioner), and the
         number of outputs. The cost is one product a mode.
     """
     decomposition = decompose(target, modes)
@@ -177,7 +177,8 @@ def pull_back(
     overlaps = [
         core.overlap(u.flatten()) if same_rows else math.nan for u in decomposition.patterns
     ]
-    gains, sizes, scaled_sizes = ([math.nan] * len(overlaps) for _ in range(3))
+    gains, sizes = [math.nan] * len(overlaps), [math.nan] * len(overlaps)
+    scaled_sizes: list[float | None] = [None] * len(overlaps)
     found = lin.pull_back_outputs(errors, preconditioner) if derivatives else ()
     for i, (q, pulled, size, scaled) in enumerate(found):
         gains[i] = float(squared_norm(pulled) / squared_norm(q))
@@ -221,6 +222,7 @@ def target_modes(
     modes = []
     for i, gain in enumerate(pulled.gains):
         alignment = gain / norm.value if norm.value else float("nan")
+        output_gain = pulled.output_gains[i]
         modes.append(
             TargetMode(
                 index=i + 1,
@@ -229,7 +231,9 @@ def target_modes(
                 gain=gain,
                 learned=pulled.learned[i],
                 core_overlap=pulled.core_overlaps[i],
-                steps_to_learn=_steps(pulled.outputs, learning_rate, pulled.output_gains[i]),
+                steps_to_learn=_steps(
+                    pulled.outputs, learning_rate, None if math.isnan(output_gain) else output_gain
+                ),
                 preconditioned_steps_to_learn=_steps(
                     pulled.outputs, learning_rate, pulled.preconditioned_gains[i]
                 ),
@@ -238,9 +242,9 @@ def target_modes(
     return tuple(modes)
 
 
-def _steps(outputs: int, learning_rate: float | None, gain: float) -> float | None:
+def _steps(outputs: int, learning_rate: float | None, gain: float | None) -> float | None:
     """``N / (2 lr gain)``."""
-    if learning_rate is None or math.isnan(gain):
+    if learning_rate is None or gain is None:
         return None
     rate = 2 * learning_rate * gain
     return outputs / rate if rate else math.inf

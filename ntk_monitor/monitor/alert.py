@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ntk_monitor.checks import require
 from ntk_monitor.monitor.callback import NTKMonitor
-from ntk_monitor.monitor.delivery import Alert, Delivery, Reason
+from ntk_monitor.monitor.delivery import Alert, Delivery, Reason, run_folder
 from ntk_monitor.monitor.failures import reading_state, say
 from ntk_monitor.monitor.stall import (
     FEWEST_PROBES,
@@ -23,12 +22,14 @@ from ntk_monitor.monitor.stall import (
     StallRule,
     StallWatch,
 )
-from ntk_monitor.monitor.trainers import planned_steps
+from ntk_monitor.monitor.trainers import planned_batches
 from ntk_monitor.snapshot import Snapshot, TargetMode
 from ntk_monitor.views.record import CHANGES_TAG, write_record
 
 Action = Literal["warn", "stop"]
 STATE_VERSION = 3
+MOST = 100
+"""The latest alerts, and changes of a mode's state, that a record holds."""
 LOW_OVERLAP = 0.01
 """Core overlap below which the activity is said to lack a mode."""
 LOW_ALIGNMENT = 0.01
@@ -123,7 +124,7 @@ class StallAlert(Callback):
         self._watch = StallWatch(self.rule)
         self._last_step: int | None = None
         self._asked = False
-        self._recorded: dict[int, ModeState] = {}
+        self._history: dict[int, list[tuple[int, str]]] = {}
 
     @property
     def states(self) -> dict[int, ModeState]:
@@ -163,16 +164,26 @@ class StallAlert(Callback):
 
         if trainer.global_step == 0:
             self._begin()
+            self._delivery.begin()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the log directory, which all processes must ask for together."""
         del pl_module
         folder = trainer.log_dir
-        self._delivery.folder = Path(folder) if folder is not None and trainer.loggers else None
+        if trainer.is_global_zero:
+            first = next(iter(trainer.loggers), None)
+            self._delivery.folder = None if first is None else run_folder(first, folder)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Wait a little for notifications that are on their way."""
         del trainer, pl_module, stage
+        self._delivery.close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Likewise, where training ends otherwise."""
+        del trainer, pl_module, exception
         self._delivery.close()
 
     def on_probe(
@@ -183,7 +194,7 @@ class StallAlert(Callback):
         monitor = _watched(trainer)
         if monitor is None or snapshot is not monitor.snapshot:
             return
-        planned = planned_steps(trainer)
+        planned = planned_batches(trainer, step)
         to_come = planned - step
         remaining = self.horizon or to_come
         if math.isinf(remaining):
@@ -228,13 +239,13 @@ class StallAlert(Callback):
                 reason = reason_of(mode, modes)
                 text = stall_message(mode, reason, remaining, step, self.rule.level)
                 alerts.append(Alert(step, mode.index, "stalled", "warning", reason, text))
-            elif before == "stalled" and now in {"recovered", "learned"}:
+            if before == "stalled" and now in {"recovered", "learned"}:
                 text = (
                     f"Target mode {mode.index} has recovered at step {step}: learned "
                     f"{mode.learned:z.3f}, steps to learn {steps_to_learn(mode):.3g}."
                 )
                 alerts.append(Alert(step, mode.index, "recovered", "info", None, text))
-            elif now is not None and self._watch.stands_still(mode.index):
+            if mode.index in self._watch.halted:
                 times = self._watch.watches[mode.index].stood_still
                 text = (
                     f"Target mode {mode.index} does not move, at step {step}: learned "
@@ -258,11 +269,16 @@ class StallAlert(Callback):
         states, reporter = self.states, monitor.reporter
         flags = {f"alert/mode_{i}": float(state == "stalled") for i, state in states.items()}
         reporter.scalars(trainer, flags, step)
-        if alerts or states != self._recorded:
-            self._recorded = states
+        changed = [i for i, state in states.items() if self._last_state(i) != state]
+        for i in changed:
+            self._history.setdefault(i, []).append((step, states[i]))
+        if alerts or changed:
+            # Readers may keep a few records only, and always the last: it holds all.
             record = {
+                "state": monitor.states[0].name,
                 "states": {str(i): state for i, state in states.items()},
-                "alerts": [vars(alert) for alert in alerts],
+                "history": {str(i): past[-MOST:] for i, past in self._history.items()},
+                "alerts": [vars(alert) for alert in self.alerts[-MOST:]],
             }
             reporter.write(
                 trainer,
@@ -271,6 +287,10 @@ class StallAlert(Callback):
             )
         for alert in alerts:
             reporter.text(trainer, "alert", alert.message, step, alert.severity)
+
+    def _last_state(self, mode: int) -> str | None:
+        past = self._history.get(mode)
+        return past[-1][1] if past else None
 
     def _act(self, trainer: Trainer, alert: Alert) -> None:
         """Deliver an alert, and do what was asked for."""
@@ -290,6 +310,7 @@ class StallAlert(Callback):
         return {
             "version": STATE_VERSION,
             "watches": {str(i): dict(vars(watch)) for i, watch in self._watch.watches.items()},
+            "history": {str(i): [list(item) for item in past] for i, past in self._history.items()},
             "last_step": self._last_step,
             "alerts": [dict(vars(alert)) for alert in self.alerts],
         }
@@ -307,10 +328,14 @@ class StallAlert(Callback):
                 int(i): ModeWatch.from_state(watch)
                 for i, watch in state_dict.get("watches", {}).items()
             }
+            history = {
+                int(i): [(int(step), str(state)) for step, state in past]
+                for i, past in state_dict.get("history", {}).items()
+            }
             last = state_dict.get("last_step")
             alerts = [Alert(**alert) for alert in state_dict.get("alerts", [])]
             self._last_step = None if last is None else int(last)
-            self._watch.watches, self.alerts = watches, alerts
+            self._watch.watches, self.alerts, self._history = watches, alerts, history
 
 
 def steps_to_learn(mode: TargetMode) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -13,6 +14,7 @@ from torchmetrics import MetricCollection
 from ntk_monitor.model import quiet
 from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn, is_plain, keep_batch
 from ntk_monitor.model.compiled import plain_name
+from ntk_monitor.model.linearization import Preconditioner
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.quiet import random_states
 from ntk_monitor.monitor.failures import Failures, OnError, reading_state
@@ -24,11 +26,10 @@ from ntk_monitor.monitor.followed import (
     paths_of,
 )
 from ntk_monitor.monitor.logs import Reporter
-from ntk_monitor.monitor.preconditioner import preconditioner
+from ntk_monitor.monitor.optimizers import learning_rate, preconditioner
 from ntk_monitor.monitor.schedule import Schedule
 from ntk_monitor.monitor.trainers import (
     batches_that_stepped,
-    learning_rate,
     muted,
     planned_steps,
     require_whole_model,
@@ -43,6 +44,8 @@ from ntk_monitor.views import (
     snapshot_figures,
 )
 from ntk_monitor.views.record import SNAPSHOT_TAG, snapshot_record, write_record
+
+logger = logging.getLogger(__name__)
 
 STATE_VERSION = 2
 FIGURE_SECONDS = 0.3
@@ -435,11 +438,7 @@ class NTKMonitor(Callback):
             batch = self._probe_batch(trainer, pl_module)
             if batch is None:
                 return Outcome()
-            rate = self.probe.learning_rate or learning_rate(trainer)
-            optimizer = next(iter(trainer.optimizers), None)
-            scales = (
-                preconditioner(optimizer, pl_module) if optimizer and self.probe.modes else None
-            )
+            rate, scales = self._optimization(trainer, pl_module)
             seed = self.probe.seed + self._redraws(trainer.current_epoch)
             most = self._most_products(trainer)
             with muted(trainer, pl_module):
@@ -467,6 +466,19 @@ class NTKMonitor(Callback):
                     error=RuntimeError(f"a probe failed in the first process: {error!r}")
                 )
             return Outcome()
+
+    def _optimization(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> tuple[float | None, Preconditioner | None]:
+        """What the optimizers do; one that cannot be read costs these numbers, and no probe."""
+        rate, scales = self.probe.learning_rate, None
+        try:
+            rate = rate or learning_rate(trainer.optimizers)
+            if self.probe.modes and self.probe.tier != "core":
+                scales = preconditioner(trainer.optimizers, pl_module)
+        except Exception as error:
+            logger.info("the optimizers could not be read: %r", error)
+        return rate, scales
 
     def _redraws(self, epoch: int) -> int:
         return epoch // self.redraw_every_n_epochs if self.redraw_every_n_epochs else 0

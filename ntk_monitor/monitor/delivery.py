@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import queue
+import re
 import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal
+
+from lightning.fabric.utilities.cloud_io import get_filesystem
 
 from ntk_monitor.monitor.failures import Failures
 from ntk_monitor.monitor.sinks import Severity
@@ -52,7 +54,7 @@ class Delivery:
     """Sends alerts through channels of which none can harm another, or the training.
 
     Attributes:
-        folder: Where ``alerts.jsonl`` is written, or None.
+        folder: Where ``alerts.jsonl`` is written, on any file system that Lightning knows, or None.
     """
 
     def __init__(
@@ -65,11 +67,17 @@ class Delivery:
             notify: Addresses of the apprise library, to which warnings and recoveries go.
             interval: Least seconds between two notifications; what comes in between goes together.
         """
-        self.folder: Path | None = None
+        self.folder: str | None = None
         self._on_alert = on_alert
         self._notifier = Notifier(notify, interval) if notify else None
+        self.begin()
+
+    def begin(self) -> None:
+        """A training begins: all channels are tried."""
         self._file_failures = Failures(f"writing {FILE}", "warn")
         self._call_failures = Failures("on_alert", "warn")
+        if self._notifier is not None:
+            self._notifier.begin()
 
     def send(self, alert: Alert, *, loudly: bool) -> None:
         """Deliver an alert.
@@ -92,9 +100,37 @@ class Delivery:
 
     def _append(self, alert: Alert) -> None:
         assert self.folder is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": time.time(), **asdict(alert)}) + "\n")
+        line = json.dumps({"time": time.time(), **asdict(alert)}) + "\n"
+        files = get_filesystem(self.folder)
+        files.makedirs(self.folder, exist_ok=True)
+        path = f"{self.folder}/{FILE}"
+        try:
+            with files.open(path, "a") as file:
+                file.write(line)
+        except (NotImplementedError, ValueError):  # stores that cannot append
+            before = files.cat_file(path).decode() if files.exists(path) else ""
+            with files.open(path, "w") as file:
+                file.write(before + line)
+
+
+def run_folder(logger: Any, log_dir: str | None) -> str | None:  # noqa: ANN401
+    """The folder of a run, as Lightning's checkpoints have it.
+
+    Args:
+        logger: The first logger.
+        log_dir: The Trainer's log directory.
+
+    Returns:
+        The logger's own folder, if it has one, else that of its name and version under where it
+        saves; None if it saves nowhere.
+    """
+    if getattr(logger, "log_dir", None):
+        return str(logger.log_dir)
+    name, version = logger.name, logger.version
+    if log_dir is None or name is None or version is None:
+        return log_dir
+    version = version if isinstance(version, str) else f"version_{version}"
+    return "/".join([str(log_dir).rstrip("/"), str(name), version])
 
 
 class Notifier:
@@ -107,11 +143,16 @@ class Notifier:
         """Check the addresses; see `Delivery`."""
         self.urls = tuple(urls)
         self.interval = interval
-        self._failures = Failures("a notification", "warn")
         self._receivers = _receivers(self.urls)  # a wrong one is told of now, not during a run
-        self._begin()
+        self.begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """A training begins: the receivers are tried."""
+        self._failures = Failures("a notification", "warn")
+
+    def _reset(self) -> None:
+        """No thread, and nothing to send."""
         self._messages: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
@@ -124,7 +165,7 @@ class Notifier:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Begin without a thread."""
         vars(self).update(state)
-        self._begin()
+        self._reset()
 
     def send(self, message: str) -> None:
         """Have a message sent; returns at once."""
@@ -144,7 +185,7 @@ class Notifier:
         self._thread.join(FAREWELL)
         if self._thread.is_alive():
             self._failures.give_up(f"was not through after {FAREWELL:g} s at the end of training")
-        self._begin()
+        self._reset()
 
     def _work(self) -> None:
         """Send what has come, then be silent for the interval."""
@@ -188,7 +229,7 @@ def _receivers(urls: Sequence[str]) -> Any:  # noqa: ANN401
         for url in urls:
             with apprise.LogCapture(level=logging.WARNING, fmt="%(message)s") as said:
                 good = receivers.add(url)
-                reason = said.getvalue().replace(url, "the address")  # it holds secrets
+                reason = _without_secrets(said.getvalue(), url)
             if not good:
                 raise ValueError(
                     "notify must hold addresses that apprise knows, such as "
@@ -196,6 +237,14 @@ def _receivers(urls: Sequence[str]) -> Any:  # noqa: ANN401
                     f"begins with {url[: url.find(':') + 1]!r}: {_in_a_line(reason)}"
                 )
     return receivers
+
+
+def _without_secrets(text: str, url: str) -> str:
+    """A text without any part of an address behind its scheme."""
+    _, _, rest = url.partition(":")
+    for part in sorted({url, *re.findall(r"[^/:@?&=#]{3,}", rest)}, key=len, reverse=True):
+        text = text.replace(part, "***")
+    return text
 
 
 def _in_a_line(text: str) -> str:

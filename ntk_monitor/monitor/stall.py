@@ -290,12 +290,15 @@ class StallWatch:
     Attributes:
         rule: The settings.
         watches: The modes' pasts and states.
+        halted: Modes that the latest probe has found to stand still although gradient descent sees
+            them, each once for every time that it comes to that.
     """
 
     def __init__(self, rule: StallRule) -> None:
         """Begin with no mode."""
         self.rule = rule
         self.watches: dict[int, ModeWatch] = {}
+        self.halted: set[int] = set()
 
     @property
     def states(self) -> dict[int, ModeState]:
@@ -325,6 +328,7 @@ class StallWatch:
         Returns:
             The modes whose state changed, with the state before.
         """
+        self.halted = set()
         evidence: dict[int, Evidence | None] = {}
         remaining = max(remaining, 1.0)
         for reading in readings:
@@ -338,29 +342,24 @@ class StallWatch:
         out_of_reach = {
             i: found.in_time
             for i, found in evidence.items()
-            if found is not None
-            and self.watches[i].log_steps[-1] > math.log(remaining)
-            and self.watches[i].stood_still < FLAT_TIMES
+            if found is not None and self.watches[i].log_steps[-1] > math.log(remaining)
         }
-        too_slow = holm(out_of_reach, self.rule.level)
+        # A stall stays one when it comes to stand still: time has passed, and nothing else.
+        tested = {
+            i: p
+            for i, p in out_of_reach.items()
+            if self.watches[i].stood_still < FLAT_TIMES or self.watches[i].state == "stalled"
+        }
+        too_slow = holm(tested, self.rule.level)
         before = self.states
         for i, found in evidence.items():
             watch = self.watches[i]
-            proposal = self._proposal(watch, found, stalled=i in too_slow, tested=i in out_of_reach)
+            proposal = self._proposal(watch, found, stalled=i in too_slow, tested=i in tested)
             self._propose(watch, proposal, step, last=last)
             self._look_for_standstill(watch, found)
+            if watch.flat == self.rule.patience:
+                self.halted.add(i)
         return {i: before[i] for i in evidence if before[i] != self.watches[i].state}
-
-    def stands_still(self, mode: int) -> bool:
-        """Whether a mode has just been found to stand still although it is within reach.
-
-        Args:
-            mode: Which.
-
-        Returns:
-            True once for each time it comes to stand still.
-        """
-        return self.watches[mode].flat == self.rule.patience
 
     def _evidence(self, watch: ModeWatch, remaining: float) -> Evidence | None:
         if len(watch.steps) < FEWEST_PROBES:
@@ -375,13 +374,13 @@ class StallWatch:
     def _proposal(
         self, watch: ModeWatch, found: Evidence | None, *, stalled: bool, tested: bool
     ) -> ModeState:
-        threshold = self.rule.learned_threshold
+        error = 1 - self.rule.learned_threshold
         if watch.state == "learned":
-            threshold -= FALLEN_BACK
-        if watch.learned[-1] >= threshold:
+            error += FALLEN_BACK
+        if abs(1 - watch.learned[-1]) <= error + ROUNDING:
             return "learned"
-        if found is None:
-            return "warming up"
+        if found is None:  # nothing is known now: no change
+            return watch.state
         if stalled:
             return "stalled"
         undecided = tested and found.too_late > self.rule.level
@@ -399,17 +398,18 @@ class StallWatch:
         if watch.state in {"stalled", "recovered"}:
             if proposal == "insufficient data":
                 return  # not knowing is no change
-            if proposal == "learning":
-                if watch.state == "recovered":
-                    return
-                proposal = "recovered"
-                watch.rest = self.rule.cooldown
+            if proposal == "learning" and watch.state == "recovered":
+                return
+            proposal = "recovered" if proposal == "learning" else proposal
+        if watch.state == "stalled":
+            watch.rest = self.rule.cooldown + 1
         watch.state, watch.since = proposal, step
 
     def _look_for_standstill(self, watch: ModeWatch, found: Evidence | None) -> None:
         """Count the probes at which a mode that gradient descent sees stood still."""
         still = (
             found is not None
+            and watch.state != "stalled"
             and watch.stood_still >= FLAT_TIMES
             and watch.learned[-1] < self.rule.learned_threshold
             and found.moving < self.rule.level

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
-from torch.optim import Optimizer
 
 T = TypeVar("T")
 SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
@@ -53,32 +52,6 @@ def shared(trainer: Trainer, value: T) -> T:
     return value if trainer.world_size == 1 else trainer.strategy.broadcast(value)
 
 
-def learning_rate(trainer: Trainer) -> float | None:
-    r"""The first optimizer's present learning rate.
-
-    With heavy-ball momentum :math:`\mu` and dampening :math:`d` it is
-    :math:`\mathrm{lr} (1 - d)/(1 - \mu)`, what a gradient comes to over all later steps.
-
-    Args:
-        trainer: The Trainer.
-
-    Returns:
-        The rate, or None if there is no usable one.
-    """
-    return effective_rate(trainer.optimizers[0]) if trainer.optimizers else None
-
-
-def effective_rate(optimizer: Optimizer) -> float | None:
-    """An optimizer's present learning rate; see `learning_rate`."""
-    groups = optimizer.param_groups
-    if not groups:
-        return None
-    rate, momentum = (float(groups[0].get(name) or 0.0) for name in ("lr", "momentum"))
-    if 0 < momentum < 1:
-        rate *= (1 - float(groups[0].get("dampening") or 0.0)) / (1 - momentum)
-    return rate if rate > 0 else None
-
-
 def planned_steps(trainer: Trainer) -> float:
     """Optimizer steps of the whole training.
 
@@ -90,6 +63,22 @@ def planned_steps(trainer: Trainer) -> float:
     """
     planned = float(trainer.estimated_stepping_batches)
     return planned if planned >= 0 else math.inf
+
+
+def planned_batches(trainer: Trainer, step: int) -> float:
+    """Batches that will have led to an optimizer step at the end of the training.
+
+    Args:
+        trainer: The Trainer.
+        step: How many have so far; see `batches_that_stepped`.
+
+    Returns:
+        Their number. With several optimizers ``max_steps`` counts the steps of each, as many to a
+        batch as there have been so far.
+    """
+    planned = planned_steps(trainer)
+    several = 0 < step < trainer.global_step and planned == trainer.max_steps
+    return planned * step / trainer.global_step if several else planned
 
 
 def batches_that_stepped(trainer: Trainer, *, in_batch_end: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import webbrowser
 from collections.abc import Sequence
@@ -9,9 +10,10 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
+from rich.text import Text
 
 from ntk_monitor.views.events import NoRunsError
-from ntk_monitor.views.report import print_report, write_report
+from ntk_monitor.views.report import print_report, printable, write_report
 
 SUMMARY = "ntk-monitor report RUN...: one HTML page about finished or running trainings"
 
@@ -32,14 +34,27 @@ def report(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("ntk_report.html"), help="where to write the page"
     )
-    parser.add_argument("--open", type=bool, default=True, help="whether to show it in a browser")
+    parser.add_argument(
+        "--open", type=bool, default=True, help="whether to show it in a browser, if there is one"
+    )
     settings = parser.parse_args(list(arguments))
+    paths = [Path(run) for run in settings.runs]
     try:
-        made = write_report([Path(run) for run in settings.runs], Path(settings.output))
+        with Console(stderr=True).status("") as status:
+            made = write_report(
+                paths,
+                Path(settings.output),
+                lambda doing: status.update(Text(printable(f"ntk-monitor report: {doing}"))),
+            )
     except (NoRunsError, OSError) as error:
-        sys.stderr.write(f"ntk-monitor report: {error}\n")
+        sys.stderr.write(printable(f"ntk-monitor report: {error}") + "\n")
         return 2
     print_report(made, Console())
-    if settings.open:
+    if settings.open and _has_display():
         webbrowser.open(made.path.resolve().as_uri())
     return 0
+
+
+def _has_display() -> bool:
+    """Whether a browser has a window; without one it would take over the terminal."""
+    return sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))

@@ -1,10 +1,10 @@
-"""Runs of a log folder, read without TensorBoard: event files, or else a CSVLogger's numbers."""
+"""Runs of log folders, read without TensorBoard: event files, or else a CSVLogger's numbers."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ntk_monitor.views.record import PLUGIN
 ALL = 0
 """Asks TensorBoard's reader to keep every point of a plugin."""
 PICTURES = 4
+TABLE = "metrics.csv"
 IMAGES = "images"
 
 Curves = dict[str, list[ScalarDatum]]
@@ -39,36 +40,41 @@ def open_runs(paths: Sequence[Path]) -> DataProvider:
         A data provider, as TensorBoard has one.
 
     Raises:
-        NoRunsError: If a path does not exist, or there are no numbers below it.
+        NoRunsError: If a path does not exist, there are no numbers below it, or a table cannot be
+            read.
     """
     events: dict[Path, Path] = {}
-    tables: dict[Path, Path] = {}
+    tables: dict[Path, Path] = {}  # the folders of each, with the path that they are below
     for path in paths:
         if not path.exists():
             raise NoRunsError(f"{path} does not exist: give the log folder of a run")
         top = path if path.is_dir() else path.parent
         files = sorted(path.rglob("*tfevents*")) if path.is_dir() else [path]
-        found = {file.parent: top for file in files if "tfevents" in file.name}
-        if found:
-            events |= found
-            continue
-        csvs = dict.fromkeys(sorted(top.rglob("metrics.csv")), top)
-        if not csvs:
+        found = {f.parent: top for f in files if "tfevents" in f.name and f.is_file()}
+        csvs = {}
+        if path.is_dir() or not found:
+            csvs = {f.parent: top for f in sorted(top.rglob(TABLE)) if f.is_file()}
+        if not found and not csvs:
             raise NoRunsError(
                 f"{path} holds no event files (events.out.tfevents...), nor a metrics.csv of a "
                 "CSVLogger: give the folder that TensorBoard would be given as --logdir"
             )
+        events |= found
         tables |= csvs
+    tables = {folder: top for folder, top in tables.items() if folder not in events}
+    names = _named(events | tables)
+    csv_runs = CSVRuns({name: folder for name, folder in names.items() if folder in tables})
     if not events:
-        return CSVRuns(_named(tables, [file.parent for file in tables]))
+        return csv_runs
     multiplexer = EventMultiplexer(
         size_guidance={"tensors": PICTURES},
         tensor_size_guidance={SCALARS: ALL, PLUGIN: ALL, "text": ALL, IMAGES: PICTURES},
     )
-    for name, folder in _named(events, list(events)).items():
-        multiplexer.AddRun(str(folder), name)
+    for name, folder in names.items():
+        if folder in events:
+            multiplexer.AddRun(str(folder), name)
     multiplexer.Reload()
-    return MultiplexerDataProvider(multiplexer, str(paths[0]))
+    return BothRuns(multiplexer, str(paths[0]), csv_runs)
 
 
 def pictures(provider: DataProvider, run: str) -> dict[str, bytes]:
@@ -105,7 +111,7 @@ class CSVRuns(DataProvider):  # type: ignore[misc]
         Args:
             folders: Where each run's ``metrics.csv`` is, by the run's name.
         """
-        self._runs = {name: _read_csv(folder / "metrics.csv") for name, folder in folders.items()}
+        self._runs = {name: _read_csv(folder / TABLE) for name, folder in folders.items()}
 
     def list_runs(self, ctx: Any = None, *, experiment_id: str) -> list[Run]:  # noqa: ANN401
         """All runs."""
@@ -175,20 +181,76 @@ class CSVRuns(DataProvider):  # type: ignore[misc]
                 for run, curves in read.items()}  # fmt: skip
 
 
+class BothRuns(MultiplexerDataProvider):  # type: ignore[misc]
+    """Runs with event files, and beside them runs of a CSVLogger."""
+
+    def __init__(self, multiplexer: EventMultiplexer, logdir: str, tables: CSVRuns) -> None:
+        """Keep both.
+
+        Args:
+            multiplexer: What has read the event files.
+            logdir: Where they are.
+            tables: The other runs.
+        """
+        super().__init__(multiplexer, logdir)
+        self._tables = tables
+
+    def list_runs(self, ctx: Any = None, *, experiment_id: str) -> list[Run]:  # noqa: ANN401
+        """All runs."""
+        found = super().list_runs(ctx, experiment_id=experiment_id)
+        return [*found, *self._tables.list_runs(experiment_id=experiment_id)]
+
+    def list_scalars(
+        self,
+        ctx: Any = None,  # noqa: ANN401
+        **asked: Any,  # noqa: ANN401
+    ) -> dict[str, dict[str, ScalarTimeSeries]]:
+        """All curves, without their points."""
+        found = super().list_scalars(ctx, **asked) or {}
+        return dict(found) | self._tables.list_scalars(ctx, **asked)
+
+    def read_scalars(
+        self,
+        ctx: Any = None,  # noqa: ANN401
+        **asked: Any,  # noqa: ANN401
+    ) -> dict[str, Curves]:
+        """All curves, with their points."""
+        found = super().read_scalars(ctx, **asked) or {}
+        return dict(found) | self._tables.read_scalars(ctx, **asked)
+
+    def read_last_scalars(
+        self,
+        ctx: Any = None,  # noqa: ANN401
+        **asked: Any,  # noqa: ANN401
+    ) -> dict[str, dict[str, ScalarDatum]]:
+        """The last point of each curve."""
+        found = super().read_last_scalars(ctx, **asked) or {}
+        return dict(found) | self._tables.read_last_scalars(ctx, **asked)
+
+
 def _read_csv(path: Path) -> Curves:
     """Curves by tag; a last line that is not complete is left out."""
     curves: Curves = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            step = _number(row.pop("step", None))
-            if step is None or not math.isfinite(step):
-                continue
-            for tag, text in row.items():
-                value = _number(text)
-                if tag and value is not None:
-                    datum = ScalarDatum(step=int(step), wall_time=0.0, value=value)
-                    curves.setdefault(tag, []).append(datum)
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        try:
+            for row in csv.DictReader(file):
+                _add_row(curves, row)
+        except csv.Error as error:
+            raise NoRunsError(
+                f"{path} cannot be read as a table of a CSVLogger: {error}"
+            ) from error
     return curves
+
+
+def _add_row(curves: Curves, row: dict[str, Any]) -> None:
+    step = _number(row.pop("step", None))
+    if step is None or not math.isfinite(step):
+        return
+    for tag, text in row.items():
+        value = _number(text)
+        if tag and value is not None:
+            datum = ScalarDatum(step=int(step), wall_time=0.0, value=value)
+            curves.setdefault(tag, []).append(datum)
 
 
 def _number(text: Any) -> float | None:  # noqa: ANN401
@@ -198,11 +260,11 @@ def _number(text: Any) -> float | None:  # noqa: ANN401
         return None
 
 
-def _named(tops: Mapping[Path, Path], folders: Iterable[Path]) -> dict[str, Path]:
+def _named(tops: Mapping[Path, Path]) -> dict[str, Path]:
     """A short name for each folder: its path below the folder that was given, or that one's own."""
     several = len(set(tops.values())) > 1
     names: dict[str, Path] = {}
-    for (_, top), folder in zip(tops.items(), folders, strict=True):
+    for folder, top in tops.items():
         below = folder.relative_to(top).as_posix()
         whole = top.resolve()
         own = "/".join(whole.parts[-2:]) if whole.name.startswith("version_") else whole.name

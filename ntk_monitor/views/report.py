@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO
@@ -54,12 +54,15 @@ class Report:
     runs: Found
 
 
-def write_report(paths: Sequence[Path], output: Path) -> Report:
+def write_report(
+    paths: Sequence[Path], output: Path, tell: Callable[[str], object] = lambda doing: None
+) -> Report:
     """Make the page.
 
     Args:
         paths: Log folders, of one run or of several.
         output: Where to write; missing folders are made.
+        tell: Called with what is being done, again and again.
 
     Returns:
         What is in it.
@@ -67,6 +70,7 @@ def write_report(paths: Sequence[Path], output: Path) -> Report:
     Raises:
         NoRunsError: If there is nothing to report on; the message names the path.
     """
+    tell("reading the logs")
     provider = open_runs(paths)
     data = DashboardData(provider)
     listed = data.runs()
@@ -77,22 +81,26 @@ def write_report(paths: Sequence[Path], output: Path) -> Report:
             f"{where} holds runs, but none with numbers of NTKMonitor: add NTKMonitor() to the "
             "callbacks of the Trainer and train again, or give another folder"
         )
-    states = sorted({state for run in listed["runs"] for state in run["states"]})
+    pairs = [(run["name"], state) for run in listed["runs"] for state in run["states"]]
+    states = sorted({state for _, state in pairs})
     points = min(max(POINTS // (30 * len(names)), 200), 2000)
-    most = min(max(SNAPSHOTS // (len(names) * len(states)), 2), 60)
+    most = min(max(SNAPSHOTS // len(pairs), 2), 60)
+    tell(f"reading the curves of {len(names)} run{'s' * (len(names) > 1)}")
     series = {state: data.series(names, state, points=points) for state in states}
-    snapshots = {
-        state: {name: data.snapshots(name, state, most=most) for name in names} for state in states
-    }
+    snapshots: dict[str, dict[str, Any]] = {state: {} for state in states}
+    for i, (name, state) in enumerate(pairs, start=1):
+        tell(f"reading the probes of {name} ({i} of {len(pairs)})")
+        snapshots[state][name] = data.snapshots(name, state, most=most)
     content = {"runs": listed, "series": series, "snapshots": snapshots}
     runs: Found = {}
     for state in states:
         for name, run in series[state]["runs"].items():
-            if run["series"]:
+            if (name, state) in pairs:
                 runs[f"{name} ({state[:-1]})" if state else name] = run
+    tell("drawing")
     static = _static(runs, {name: pictures(provider, name) for name in names})
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(_page(static, content), encoding="utf-8")
+    output.write_text(_page(static, content), encoding="utf-8", errors="replace")
     return Report(output, runs)
 
 
@@ -105,12 +113,25 @@ def print_report(report: Report, console: Console) -> None:
     """
     for name, run in report.runs.items():
         verdict = run["verdict"]
-        console.print(Text(f"{name}: {verdict['text']}", STYLES.get(verdict["state"], "yellow")))
+        style = STYLES.get(verdict["state"], "yellow")
+        console.print(Text(printable(f"{name}: {verdict['text']}"), style))
         if verdict["advice"]:
-            console.print(Text(f"What helps: {verdict['advice']}"))
+            console.print(Text(printable(f"What helps: {verdict['advice']}")))
         if run["modes"]:
             console.print(_table(run["modes"]))
-    console.print(Text(f"Report: {report.path}"), soft_wrap=True)
+    console.print(Text(printable(f"Report: {report.path}")), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Text that no terminal takes for a command.
+
+    Args:
+        text: Of an event file or a file's name, say.
+
+    Returns:
+        The same without control characters.
+    """
+    return "".join(c if c.isprintable() else " " * c.isspace() for c in text)
 
 
 def _table(modes: Sequence[Mapping[str, Any]]) -> Table:
@@ -118,7 +139,7 @@ def _table(modes: Sequence[Mapping[str, Any]]) -> Table:
     for column in ("mode", "learned", "steps to learn", "alignment", "core overlap", "state"):
         table.add_column(column, justify="left" if column == "state" else "right")
     for mode in modes:
-        state = Text(str(mode["state"]), STYLES.get(mode["state"], "yellow"))
+        state = Text(printable(str(mode["state"])), STYLES.get(mode["state"], "yellow"))
         table.add_row(*_cells(mode)[:-1], state)
     return table
 
@@ -185,25 +206,32 @@ def _image(png: bytes, text: str) -> str:
 
 def _timeline(runs: Found) -> bytes:
     """The kernel's numbers of every run over time, with 95 % bands, as PNG."""
-    names = {term.tag: term.name for term in GLOSSARY}
+    titles = {term.tag: term.name for term in GLOSSARY}
     with own_style():
         figure = Figure(figsize=(10, 5.4), layout="constrained")
         panels = figure.subplots(2, 3).ravel()
+        lines: dict[str, Any] = {}
         for panel, tag in zip(panels, CHARTS, strict=True):
             for i, (name, run) in enumerate(runs.items()):
                 steps, values = _points(run, tag)
                 _, errors = _points(run, f"{tag}_stderr")
-                panel.plot(steps, values, color=COLORS[i % len(COLORS)], lw=1.2, label=name)
+                (lines[name],) = panel.plot(steps, values, color=COLORS[i % len(COLORS)], lw=1.2)
                 if len(errors) == len(values):
                     ends = [[v + sign * WIDTH * e for v, e in zip(values, errors, strict=True)]
                             for sign in (-1, 1)]  # fmt: skip
                     panel.fill_between(
                         steps, *ends, color=COLORS[i % len(COLORS)], alpha=0.18, lw=0
                     )
-            panel.set_title(names[tag], fontsize=9)
+            panel.set_title(titles[tag], fontsize=9)
             panel.tick_params(labelsize=7)
-        lines, labels = panels[0].get_legend_handles_labels()
-        figure.legend(lines[:12], labels[:12], loc="outside lower center", ncols=3, fontsize=8)
+        names = list(runs)[:12]
+        legend = figure.legend(
+            [lines[name] for name in names], [str(i) for i in range(len(names))],
+            loc="outside lower center", ncols=3, fontsize=8,
+        )  # fmt: skip
+        for text, name in zip(legend.get_texts(), names, strict=True):
+            text.set_parse_math(False)  # a name may hold dollars, or begin with an underscore
+            text.set_text(printable(name))
         file = BytesIO()
         figure.savefig(file, format="png", dpi=110)
     return file.getvalue()

@@ -85,7 +85,6 @@ STAGES: dict[str, Patch] = {
     "forward pass": (ForwardMap, "record"),
     "finding the state": (linearize_module, "find_state"),
     "finding weight sites": (linearize_module, "place_uses"),
-    "the optimizer's scaling": (callback_module, "preconditioner"),
     "target": (probe_module, "pull_back"),
     "tangent product": (Derivative, "_matmat"),
     "adjoint product": (Derivative, "_pull"),

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -13,6 +14,8 @@ from lightning.pytorch.loggers import CSVLogger
 from ntk_monitor import Estimate, NTKMonitor, StallAlert, TargetMode
 from ntk_monitor.monitor import Alert, StallWarning
 from ntk_monitor.monitor.alert import reason_of
+from ntk_monitor.monitor.delivery import run_folder
+from ntk_monitor.monitor.trainers import planned_batches
 
 
 def mode(
@@ -40,6 +43,7 @@ STUCK, MOVING = snapshot(mode(0.0, 1e9)), snapshot(mode(0.5, 3.0))
 def trainer() -> Any:
     return SimpleNamespace(
         estimated_stepping_batches=200,
+        global_step=0,
         loggers=[],
         callback_metrics={},
         callbacks=[NTKMonitor()],
@@ -180,12 +184,74 @@ def test_changes_of_state_are_recorded_with_and_without_an_alert(
     with pytest.warns(StallWarning):
         drive(alert, trainer, shots)
     assert [step for step, _ in records] == [0, 30]
-    assert records[0][1] == {"states": {"1": "warming up", "2": "warming up"}, "alerts": []}
+    warming = {"1": [(0, "warming up")], "2": [(0, "warming up")]}
+    assert records[0][1] == {
+        "state": "", "states": dict.fromkeys("12", "warming up"), "history": warming, "alerts": []
+    }  # fmt: skip
     assert records[1][1]["states"] == {"1": "learning", "2": "stalled"}
     assert [a["mode"] for a in records[1][1]["alerts"]] == [2]
-    before = len(records)
     drive(alert, trainer, [snapshot(mode(0.95, 30.0), mode(0.0, 1e9, index=2))], start=60)
-    assert records[before:] == [(60, {"states": {"1": "learned", "2": "stalled"}, "alerts": []})]
+    step, last = records[-1]
+    assert step == 60
+    assert last["history"]["1"] == [(0, "warming up"), (30, "learning"), (60, "learned")]
+    assert len(last["alerts"]) == 1  # every record holds all so far
+    again = StallAlert()
+    again.load_state_dict(alert.state_dict())
+    assert again._history == alert._history
+
+
+def test_a_probe_that_says_nothing_repeats_nothing(trainer: Any) -> None:
+    alert = StallAlert(actions=())
+    drive(alert, trainer, [snapshot(mode(0.3, 10.0))] * 6)
+    told = len(alert.alerts)
+    assert alert.alerts[-1].kind == "not moving"
+    drive(alert, trainer, [snapshot(mode(float("nan"), None))] * 4, start=60)
+    assert len(alert.alerts) == told
+
+
+def test_what_waits_is_sent_when_training_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    alert, closed = StallAlert(), []
+    monkeypatch.setattr(alert._delivery, "close", lambda: closed.append(True))
+    alert.on_exception(None, None, KeyboardInterrupt())  # type: ignore[arg-type]
+    alert.teardown(None, None, "fit")  # type: ignore[arg-type]
+    assert closed == [True, True]
+
+
+def test_every_training_tries_all_channels(trainer: Any) -> None:
+    told: list[Alert] = []
+    alert = StallAlert(patience=1, actions=(), on_alert=told.append)
+    alert._delivery._call_failures.enabled = False
+    trainer.max_steps, trainer.max_epochs = 200, None
+    alert.setup(trainer, None, "fit")  # type: ignore[arg-type]
+    drive(alert, trainer, [STUCK] * 5)
+    assert len(told) == 1
+
+
+def test_alerts_of_remote_runs_and_of_loggers_without_a_folder(trainer: Any) -> None:
+    logger = CSVLogger("memory://bucket/logs")
+    trainer.log_dir, trainer.loggers = logger.log_dir, [logger]
+    alert = StallAlert(patience=1, actions=())
+    alert.on_train_start(trainer, None)  # type: ignore[arg-type]
+    for _ in range(2):
+        alert._delivery.send(Alert(1, 1, "stalled", "warning", "core", "text"), loudly=False)
+    files = fsspec.filesystem("memory")
+    text = files.cat_file("/bucket/logs/lightning_logs/version_0/alerts.jsonl").decode()
+    assert len(text.splitlines()) == 2
+    assert not Path("memory:").exists()
+    tracker = SimpleNamespace(name="project", version="ab12")
+    assert run_folder(tracker, "runs") == "runs/project/ab12"
+    assert run_folder(SimpleNamespace(name="p", version=3), "runs/") == "runs/p/version_3"
+    assert run_folder(SimpleNamespace(name=None, version=None), "runs") == "runs"
+
+
+def test_steps_of_several_optimizers_are_counted_in_batches() -> None:
+    def trainer(**values: int) -> Any:
+        return SimpleNamespace(**{"max_steps": 40, "estimated_stepping_batches": 40} | values)
+
+    assert planned_batches(trainer(global_step=0), 0) == 40
+    assert planned_batches(trainer(global_step=10), 10) == 40
+    assert planned_batches(trainer(global_step=20), 10) == 20
+    assert planned_batches(trainer(global_step=20, max_steps=-1), 10) == 40
 
 
 def test_modes_without_steps_to_learn_are_left_alone(trainer: Any) -> None:
@@ -230,9 +296,9 @@ def test_channels_that_fail_harm_no_other(trainer: Any, tmp_path: Path) -> None:
     def broken(alert: Alert) -> None:
         raise OSError("no line")
 
-    trainer.log_dir = str(tmp_path / "file")
     (tmp_path / "file").write_text("a file where the folder should be")
-    trainer.loggers = [CSVLogger(tmp_path)]
+    trainer.loggers = [CSVLogger(tmp_path / "file")]
+    trainer.log_dir = trainer.loggers[0].log_dir
     alert = StallAlert(patience=1, actions=("warn", "stop"), on_alert=broken)
     alert.on_train_start(trainer, None)  # type: ignore[arg-type]
     with pytest.warns(UserWarning, match=".") as caught:
@@ -245,11 +311,15 @@ def test_channels_that_fail_harm_no_other(trainer: Any, tmp_path: Path) -> None:
 
 
 def test_alerts_are_lines_of_json_beside_the_logs(trainer: Any, tmp_path: Path) -> None:
-    trainer.log_dir, trainer.loggers = str(tmp_path), [CSVLogger(tmp_path)]
+    trainer.loggers = [CSVLogger(tmp_path)]
+    trainer.log_dir = trainer.loggers[0].log_dir
     alert = StallAlert(patience=1, actions=())
     alert.on_train_start(trainer, None)  # type: ignore[arg-type]
     drive(alert, trainer, [STUCK] * 4 + [MOVING])
-    lines = [json.loads(line) for line in (tmp_path / "alerts.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (Path(trainer.log_dir) / "alerts.jsonl").read_text().splitlines()
+    ]
     for line in lines:
         assert line.pop("time") > 0
     assert [Alert(**line) for line in lines] == alert.alerts

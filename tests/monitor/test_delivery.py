@@ -145,6 +145,9 @@ def test_a_wrong_address_is_an_error_at_once_with_the_reason_and_no_secret() -> 
     with pytest.raises(ValueError, match=r"begins with 'slack:'.*Slack") as raised:
         StallAlert(notify=["slack://secret"])
     assert "secret" not in str(raised.value)
+    with pytest.raises(ValueError, match="notify") as raised:
+        StallAlert(notify=["twilio://SECRETsid:token@12345678901/12345678902"])
+    assert "SECRETsid" not in str(raised.value)
     with pytest.raises(ValueError, match="notify must hold addresses"):
         StallAlert(notify=["nonsense"])
 

@@ -140,7 +140,7 @@ def test_within_reach_is_never_a_stall_but_told_of_when_it_stands_still() -> Non
     told = []
     for i in range(30):
         watch.update(10 * i, [Reading(1, 0.2, 20.0)], 1000 - 10 * i)
-        told.append(watch.stands_still(1))
+        told.append(1 in watch.halted)
     assert watch.states[1] == "learning"
     assert told.index(True) == 6  # 40 steps are twice 20; and three probes in a row
     assert sum(told) == 1
@@ -205,7 +205,31 @@ def test_no_stall_is_called_during_the_cooldown() -> None:
         assert watch.states[1] == "recovered"
         return run(watch, [0.2] * 20, [20.0] * 20, start=90).index("stalled")
 
-    assert (after(0), after(9)) == (3, 8)
+    assert (after(0), after(9)) == (3, 9)
+
+
+def test_time_alone_makes_no_recovery() -> None:
+    """A stalled mode that has stood still for twice its steps to learn, still out of reach."""
+    watch = StallWatch(StallRule())
+    found = run(watch, [0.1] * 99, [math.log(1e6)] * 60 + [math.log(450)] * 39)
+    assert watch.watches[1].stood_still > 2
+    assert found[-1] == "stalled"
+    assert "recovered" not in found
+
+
+def test_not_knowing_for_a_probe_is_no_new_beginning() -> None:
+    watch = StallWatch(StallRule())
+    assert run(watch, [0.0] * 7, [20.0] * 7)[-1] == "stalled"
+    watch.update(70, [Reading(1, 0.0, 1e9, preconditioned=True)], 900)
+    watch.update(80, [Reading(1, 0.0, 1e9)], 900)
+    watch.update(90, [Reading(1, 0.0, 1e9)], 900, early=True)
+    assert watch.states[1] == "stalled"
+
+
+def test_an_overshoot_is_not_learned() -> None:
+    watch = StallWatch(StallRule())
+    assert run(watch, [0.95, 1.05, 1.2, 5000.0, 5000.0, 5000.0], [2.0] * 6)[-1] != "learned"
+    assert run(StallWatch(StallRule()), [1.08], [2.0]) == ["learned"]
 
 
 def test_not_knowing_leaves_a_stall_as_it_is() -> None:

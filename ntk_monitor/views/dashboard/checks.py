@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ntk_monitor.views.record import FORMAT, plain
 
 MOST_BYTES = 500_000
+MOST_CHANGES_BYTES = 5_000_000
+"""Bytes of a snapshot's record, and of one of ``alert/changes``, which holds all alerts so far."""
+MOST_LEVELS = 20
+"""How deep lists and dictionaries of a record may lie within each other."""
+LARGEST = 2**53
+"""Whole numbers beyond it are not exact in a browser."""
 SEVERITIES = frozenset({"info", "warning"})
 
 _TEXTS = {"NaN", "Infinity", "-Infinity"}
+_ODD = (KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
+class Changed(NamedTuple):
+    """A record of ``alert/changes``.
+
+    Attributes:
+        state: What the tags of its state begin with; None if it does not say.
+        history: For each mode the states since steps.
+        alerts: The alerts.
+        whole: Whether it holds everything up to its step, or only what changed there.
+    """
+
+    state: str | None
+    history: dict[int, list[tuple[int, str]]]
+    alerts: list[dict[str, Any]]
+    whole: bool
 
 
 def checked_snapshot(content: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -26,7 +49,7 @@ def checked_snapshot(content: Any) -> dict[str, Any]:  # noqa: ANN401
     Raises:
         ValueError: If it is not a record of this format; the message says why.
     """
-    record = _object(content)
+    record = _object(content, MOST_BYTES)
     if record.get("format") != FORMAT:
         raise ValueError(f"it is of format {record.get('format')!r}, this version reads {FORMAT}")
     try:
@@ -40,34 +63,43 @@ def checked_snapshot(content: Any) -> dict[str, Any]:  # noqa: ANN401
         seen = record["seen_patterns"]
         _require(seen is None or _are_patterns(seen), "seen_patterns")
         for mode in record["target_modes"]:
-            _require(type(mode["index"]) is int, "target_modes")
+            _require(_is_whole(mode["index"]), "target_modes")
             numbers = (mode["gain"], mode["core_overlap"], mode["learned"], mode["singular_value"])
             _require(all(map(_is_number, numbers)), "target_modes")
             _require(mode["steps_to_learn"] is None or _is_number(mode["steps_to_learn"]), "steps")
-    except (KeyError, TypeError, AttributeError) as error:
+    except _ODD as error:
         raise ValueError(f"it is not complete ({error})") from error
     return record
 
 
-def checked_changes(content: Any) -> tuple[dict[int, str], list[dict[str, Any]]]:  # noqa: ANN401
-    """Read a record of ``alert/changes``.
+def checked_changes(content: Any, step: int) -> Changed:  # noqa: ANN401
+    """Read a record of ``alert/changes``, of this version or of one before.
 
     Args:
         content: What the tensor holds.
+        step: Its step.
 
     Returns:
-        The states by mode, and the alerts.
+        The states of each mode, and the alerts.
 
     Raises:
         ValueError: If it is not one; the message says why.
     """
-    record = _object(content)
+    record = _object(content, MOST_CHANGES_BYTES)
     try:
-        states = {int(index): str(name) for index, name in record["states"].items()}
+        state = record.get("state")
+        _require(state is None or isinstance(state, str), "state")
+        history = {_whole(i): [(step, str(name))] for i, name in record["states"].items()}
+        history |= {
+            _whole(index): sorted(
+                ((_whole(since), str(name)) for since, name in entries), key=lambda entry: entry[0]
+            )
+            for index, entries in record.get("history", {}).items()
+        }
         alerts = [
             {
-                "step": int(alert["step"]),
-                "mode": None if alert.get("mode") is None else int(alert["mode"]),
+                "step": _whole(alert["step"]),
+                "mode": None if alert.get("mode") is None else _whole(alert["mode"]),
                 "kind": str(alert["kind"]),
                 "severity": alert["severity"] if alert.get("severity") in SEVERITIES else "info",
                 "reason": None if alert.get("reason") is None else str(alert["reason"]),
@@ -75,24 +107,27 @@ def checked_changes(content: Any) -> tuple[dict[int, str], list[dict[str, Any]]]
             }
             for alert in record["alerts"]
         ]
-    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+    except _ODD as error:
         raise ValueError(f"it is not complete ({error})") from error
-    return states, alerts
+    prefix = f"{state.rstrip('/')}/" if state else state
+    return Changed(prefix, history, alerts, "history" in record)
 
 
-def _object(content: Any) -> dict[str, Any]:  # noqa: ANN401
+def _object(content: Any, most: int) -> dict[str, Any]:  # noqa: ANN401
     """The JSON object in a tensor of one text."""
     items = content.ravel().tolist() if hasattr(content, "ravel") else [content]
     if len(items) != 1 or not isinstance(items[0], (bytes, str)):
         raise ValueError("it is not one text; another tool uses the same tag")
-    if len(items[0]) > MOST_BYTES:
-        raise ValueError(f"it has {len(items[0])} bytes, more than {MOST_BYTES}")
+    if len(items[0]) > most:
+        raise ValueError(f"it has {len(items[0])} bytes, more than {most}")
     try:
         record = json.loads(items[0])
     except (ValueError, RecursionError) as error:
         raise ValueError("it is not JSON; another tool uses the same tag") from error
     if not isinstance(record, Mapping):
         raise ValueError("it is not a record; another tool uses the same tag")
+    if _is_deep(record, MOST_LEVELS):
+        raise ValueError(f"it is more than {MOST_LEVELS} levels deep")
     return dict(plain(dict(record)))
 
 
@@ -101,15 +136,33 @@ def _are_patterns(patterns: Any) -> bool:  # noqa: ANN401
     shaped = all(
         len(item["values"]) == len(axes[0])
         and all(len(row) == len(axes[1]) for row in item["values"])
-        and all(v is None or type(v) is int for row in item["values"] for v in row)
+        and all(v is None or _is_whole(v) for row in item["values"] for v in row)
         and _is_number(item["scale"])
         for item in patterns["items"]
     )
-    return shaped and all(type(index) is int for axis in axes for index in axis)
+    return shaped and all(_is_whole(index) for axis in axes for index in axis)
 
 
 def _is_number(value: Any) -> bool:  # noqa: ANN401
-    return type(value) in {int, float} or (isinstance(value, str) and value in _TEXTS)
+    return type(value) is float or _is_whole(value) or (isinstance(value, str) and value in _TEXTS)
+
+
+def _is_whole(value: Any) -> bool:  # noqa: ANN401
+    return type(value) is int and abs(value) <= LARGEST
+
+
+def _whole(value: Any) -> int:  # noqa: ANN401
+    number = int(value)
+    _require(_is_whole(number), "whole numbers")
+    return number
+
+
+def _is_deep(value: Any, levels: int) -> bool:  # noqa: ANN401
+    """Whether there are more levels than these."""
+    if not isinstance(value, (dict, list)):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deep(item, levels - 1) for item in items)
 
 
 def _require(condition: bool, name: str) -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tensorboard.context import RequestContext
 from tensorboard.data.provider import DataProvider, RunTagFilter
 
 from ntk_monitor.views.dashboard.board import alert_of_text
-from ntk_monitor.views.dashboard.checks import checked_changes, checked_snapshot
-from ntk_monitor.views.dashboard.summary import Changes, Curve, curve_of, summary_of
+from ntk_monitor.views.dashboard.checks import Changed, checked_changes, checked_snapshot
+from ntk_monitor.views.dashboard.summary import (
+    Changes,
+    Curve,
+    curve_of,
+    summary_of,
+    without_state,
+)
 from ntk_monitor.views.glossary import GLOSSARY, OPTIONAL, explained
 from ntk_monitor.views.record import CHANGES_TAG, PLUGIN, SNAPSHOT_TAG
 
@@ -113,25 +119,32 @@ class DashboardData:
 
         Returns:
             For each run its curves, column by column, with the rest; and notes on what was skipped.
+            Of a run that does not follow this state, that it does not.
         """
         if points is None:
             points = min(max(ALL_POINTS // max(len(runs), 1), FEWEST_POINTS), MOST_POINTS)
-        listed = self._list("list_scalars", SCALARS, origin, RunTagFilter(runs=runs))
-        wanted = {run: _wanted(tags, state) for run, tags in listed.items()}
+        only = RunTagFilter(runs=runs)
+        listed = self._list("list_scalars", SCALARS, origin, only)
+        states = _states_in(listed, self._list("list_tensors", PLUGIN, origin, only))
+        here = [run for run in runs if state in states.get(run, {state})]
+        notes = Notes()
+        changes = self._changes(here, state, states, origin, notes)
+        wanted = {run: _wanted(listed.get(run, ()), state) for run in here}
+        for run in here:
+            if run not in changes:  # its alerts are those of another state
+                wanted[run] = {t: name for t, name in wanted[run].items() if not _ALERT.search(t)}
         read = self._read_scalars(wanted, origin, points)
         alerts = {
             run: {tag: name for tag, name in tags.items() if _ALERT.fullmatch(name)}
             for run, tags in wanted.items()
         }
         exact = self._read_scalars(alerts, origin, EVERY)
-        notes = Notes()
-        records = self._changes(runs, origin, notes)
-        latest = self._snapshots(runs, state, origin, 1, notes)
-        found = {}
-        for run in runs:
+        latest = self._snapshots(here, state, origin, 1, notes)
+        found = {run: without_state(state, states[run]) for run in runs if run not in here}
+        for run in here:
             curves = read.get(run, {}) | exact.get(run, {})
             last = next(iter(reversed(latest.get(run, ()))), None)
-            found[run] = summary_of(curves, records.get(run, ([], {})), last and last[1])
+            found[run] = summary_of(curves, changes.get(run, ([], {})), last and last[1])
         return {"runs": found, "notes": notes.shown()}
 
     def snapshots(
@@ -171,14 +184,9 @@ class DashboardData:
 
     def _states(self, origin: Origin) -> dict[str, set[str]]:
         """What the tags of each followed state begin with, by run."""
-        states: dict[str, set[str]] = {}
-        for method, plugin in (("list_scalars", SCALARS), ("list_tensors", PLUGIN)):
-            for run, tags in self._list(method, plugin, origin).items():
-                for tag in tags:
-                    found = _TAG.fullmatch(tag)
-                    if found and not _SHARED.fullmatch(found["tag"]):
-                        states.setdefault(run, set()).add(found["state"])
-        return states
+        return _states_in(
+            self._list("list_scalars", SCALARS, origin), self._list("list_tensors", PLUGIN, origin)
+        )
 
     def _read_scalars(
         self,
@@ -210,8 +218,11 @@ class DashboardData:
         tag: str,
         origin: Origin,
         most: int,
+        order: Callable[[Any], Any] = lambda datum: int(datum.step),
     ) -> Iterable[tuple[str, int, Any]]:
         """Run, step and content of every tensor under a tag."""
+        if not runs:
+            return
         read = self.provider.read_tensors(
             origin.ctx,
             experiment_id=origin.experiment,
@@ -220,7 +231,7 @@ class DashboardData:
             run_tag_filter=RunTagFilter(runs=runs, tags=[tag]),
         )
         for run, tags in (read or {}).items():
-            for datum in sorted(tags.get(tag, ()), key=lambda datum: int(datum.step)):
+            for datum in sorted(tags.get(tag, ()), key=order):
                 yield run, int(datum.step), datum.numpy
 
     def _snapshots(
@@ -249,28 +260,84 @@ class DashboardData:
     def _changes(
         self,
         runs: Sequence[str],
+        state: str,
+        states: Mapping[str, set[str]],
         origin: Origin,
         notes: Notes,
     ) -> dict[str, Changes]:
-        """Alerts and states by run: as recorded, or else as logged in text."""
-        found: dict[str, Changes] = {}
-        for run, step, content in self._tensors(PLUGIN, runs, CHANGES_TAG, origin, EVERY):
-            try:
-                states, given = checked_changes(content)
-            except ValueError as error:
-                notes.add(f"{run}: {CHANGES_TAG} at step {step} was skipped: {error}")
-                continue
-            alerts, history = found.setdefault(run, ([], {}))
-            alerts += [alert for alert in given if alert not in alerts]
-            for index, name in states.items():
-                history.setdefault(index, []).append((step, name))
+        """Alerts and states by run; without those whose alerts are, or may be, another state's."""
+        recorded = self._recorded(runs, origin, notes)
+        rest = [run for run in runs if run not in recorded]
+        texts: dict[str, list[dict[str, Any]]] = {}
         plugin, tag = _TEXT
-        rest = [run for run in runs if run not in found]
         for run, step, content in self._tensors(plugin, rest, tag, origin, EVERY):
             for text in content.ravel().tolist():
                 words = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
-                found.setdefault(run, ([], {}))[0].append(alert_of_text(words, step))
+                texts.setdefault(run, []).append(alert_of_text(words, step))
+        found: dict[str, Changes] = {}
+        for run in runs:
+            by_state = recorded.get(run, {})
+            unnamed = by_state.pop(None, None)
+            own = states.get(run, set())
+            if len(own) > 1 and (unnamed or run in texts):
+                names = " and ".join(sorted(name.rstrip("/") or "default" for name in own))
+                notes.add(f"{run}: alerts that do not say of which state they are ({names}) "
+                          "are left out")  # fmt: skip
+            if len(own) <= 1 and unnamed:
+                named = by_state.get(state, ([], {}))
+                found[run] = _merged(unnamed, named)
+            elif state in by_state:
+                found[run] = by_state[state]
+            elif len(own) <= 1 and not by_state:
+                found[run] = (texts.get(run, []), {})
         return found
+
+    def _recorded(
+        self,
+        runs: Sequence[str],
+        origin: Origin,
+        notes: Notes,
+    ) -> dict[str, dict[str | None, Changes]]:
+        """What ``alert/changes`` says, by run and by what the tags of the state begin with."""
+        found: dict[str, dict[str | None, Changes]] = {}
+        for run, step, content in self._tensors(
+            PLUGIN, runs, CHANGES_TAG, origin, EVERY, lambda datum: (datum.wall_time, datum.step)
+        ):
+            try:
+                record = checked_changes(content, step)
+            except ValueError as error:
+                notes.add(f"{run}: {CHANGES_TAG} at step {step} was skipped: {error}")
+                continue
+            states = found.setdefault(run, {})
+            states[record.state] = _and_then(states.get(record.state, ([], {})), record, step)
+        return found
+
+
+def _and_then(before: Changes, record: Changed, step: int) -> Changes:
+    """What is known after one more record; they come in the order in which they were written."""
+    # What lies behind the record's step was in a future that a resumed training has left.
+    end = step if record.whole else step + 1
+    alerts = [alert for alert in before[0] if alert["step"] < end]
+    history = {
+        index: [entry for entry in entries if entry[0] < end]
+        for index, entries in before[1].items()
+    }
+    return _merged((alerts, history), (record.alerts, record.history))
+
+
+def _merged(before: Changes, after: Changes) -> Changes:
+    """Both: an alert of the same step, mode and kind once, and so a state of the same step."""
+    alerts = {
+        (alert["step"], alert["mode"], alert["kind"]): alert for alert in (*before[0], *after[0])
+    }
+    history = {
+        index: sorted(
+            dict.fromkeys([*before[1].get(index, ()), *after[1].get(index, ())]),
+            key=lambda entry: entry[0],
+        )
+        for index in before[1].keys() | after[1].keys()
+    }
+    return list(alerts.values()), history
 
 
 class Notes:
@@ -311,6 +378,18 @@ def evenly(items: Sequence[int], most: int) -> list[int]:
         return [items[-1]]
     last = len(items) - 1
     return [items[round(i * last / (most - 1))] for i in range(most)]
+
+
+def _states_in(*listings: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:
+    """What the tags of each followed state begin with, by run, from listings of tags."""
+    states: dict[str, set[str]] = {}
+    for listing in listings:
+        for run, tags in listing.items():
+            for tag in tags:
+                found = _TAG.fullmatch(tag)
+                if found and not _SHARED.fullmatch(found["tag"]):
+                    states.setdefault(run, set()).add(found["state"])
+    return states
 
 
 def _wanted(tags: Iterable[str], state: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -79,6 +79,23 @@ def summary_of(
         "alerts": alerts,
         "step": max((axis["steps"][-1] for axis in axes if axis["steps"]), default=None),
     }
+
+
+def without_state(state: str, own: Iterable[str]) -> dict[str, Any]:
+    """What is said of a run that does not follow a state.
+
+    Args:
+        state: What the tags of the state begin with.
+        own: The same of the states that it follows.
+
+    Returns:
+        As `summary_of`, with nothing but a verdict.
+    """
+    names = " and ".join(sorted(name.rstrip("/") or "the default state" for name in own))
+    lacks = f"state of the name {state.rstrip('/')}" if state else "default state"
+    text = f"This run has no {lacks}: it follows {names}."
+    verdict = {"state": "no such state", "text": text, "detail": "", "advice": ""}
+    return {"axes": [], "series": {}, "modes": [], "verdict": verdict, "alerts": [], "step": None}
 
 
 def _rows(

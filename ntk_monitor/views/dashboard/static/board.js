@@ -77,7 +77,7 @@ function verdict(name, run, view) {
     h('div.verdict-head', {}, chip(state), h('span.verdict-run', { 'data-tip': name }, h('i.swatch'), view.short(name))),
     h('p.verdict-text', {}, text),
     advice ? h('p.verdict-advice', {}, h('b', {}, 'What helps: '), advice) : null,
-    h('p.verdict-detail', {},
+    run.step === null ? null : h('p.verdict-detail', {},
       `Last probe at step ${num(run.step, 6)}${detail ? `: ${detail}` : ''}`));
 }
 

@@ -40,13 +40,25 @@ export class Chart {
     root.append(this.root);
     this.visible = false;
     this.curves = [];
-    new IntersectionObserver((entries) => {
-      this.visible = entries.at(-1).isIntersecting;
-      if (this.visible && this.stale) this.#draw();
-    }, { rootMargin: '150px' }).observe(this.box);
-    new ResizeObserver(() => {
-      if (this.plot && this.box.clientWidth) this.plot.setSize(this.#size());
-    }).observe(this.box);
+    this.observers = [
+      new IntersectionObserver((entries) => {
+        this.visible = entries.at(-1).isIntersecting;
+        if (this.visible && this.stale) this.#draw();
+      }, { rootMargin: '150px' }),
+      new ResizeObserver(() => {
+        if (this.plot && this.box.clientWidth) this.plot.setSize(this.#size());
+      }),
+    ];
+    for (const observer of this.observers) observer.observe(this.box);
+  }
+
+  /** Take the chart off the page, and out of those that share its cursor. */
+  remove() {
+    for (const observer of this.observers) observer.disconnect();
+    this.visible = false;
+    this.plot?.destroy();
+    this.plot = null;
+    this.root.remove();
   }
 
   /**

@@ -2,15 +2,29 @@
 
 import { createDashboard } from './dashboard.js';
 
+const PORTION = 200;
+
 /** Called by TensorBoard once, in a frame of its own. */
 export async function render() {
   await Promise.all(['vendor/uPlot.min.css', 'style.css'].map(style));
   await createDashboard(document.body, {
     live: true,
     runs: () => ask('runs'),
-    series: (runs, state) => ask('series', [...runs.map((run) => ['run', run]), ['state', state]]),
+    series,
     snapshots: (run, state) => ask('snapshots', [['run', run], ['state', state]]),
   });
+}
+
+/** Data of runs, a portion after the other: the server takes no more than 500 at once. */
+async function series(runs, state) {
+  const found = { runs: {}, notes: [] };
+  for (let i = 0; i < runs.length; i += PORTION) {
+    const names = runs.slice(i, i + PORTION).map((run) => ['run', run]);
+    const part = await ask('series', [...names, ['state', state]]);
+    Object.assign(found.runs, part.runs);
+    found.notes.push(...part.notes);
+  }
+  return found;
 }
 
 /** Resolves when the style applies, so that charts have their size. */

@@ -115,7 +115,7 @@ export function createSnapshots(root, source) {
   /** A chart above the other for each pattern. */
   function stack(name, patterns, seen, caption) {
     const charts = stacks[name];
-    while (charts.length > patterns.items.length) charts.pop().root.remove();
+    while (charts.length > patterns.items.length) charts.pop().remove();
     patterns.items.forEach((item, i) => {
       charts[i] ??= new Chart(boxes[name], { title: h('span'), height: 112, hover: false, points: false });
       const bars = patterns.steps.length === 1;
@@ -134,8 +134,9 @@ export function createSnapshots(root, source) {
     /** @param {Object} next The view. */
     update(next) {
       view = next;
-      section.hidden = !view.loaded.length;
-      const names = view.loaded.map(([name]) => name);
+      const follow = new Set(view.runs.filter((run) => run.states.includes(view.state)).map((run) => run.name));
+      const names = view.loaded.map(([name]) => name).filter((name) => follow.has(name));
+      section.hidden = !names.length;
       fill(runs, names.map((name) => h('option', { value: name }, name)));
       if (!names.includes(current.run)) choose(names[0] ?? null);
       else load();

@@ -30,7 +30,7 @@ export function createTimeline(root) {
       const groups = grouped(view);
       for (const [name, { chart }] of charts) {
         if (groups.has(name)) continue;
-        chart.root.remove();
+        chart.remove();
         charts.delete(name);
       }
       let place = 0;

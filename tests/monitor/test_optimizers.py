@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from ntk_monitor import NTKMonitor, probe
-from ntk_monitor.monitor.preconditioner import preconditioner
-from ntk_monitor.monitor.trainers import effective_rate
+from ntk_monitor.monitor.optimizers import learning_rate, preconditioner
 from ntk_monitor.probe import Probe
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
@@ -22,6 +22,7 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "RMSprop": lambda p: RMSprop(p, lr=0.01),
     "RMSprop, centered": lambda p: RMSprop(p, lr=0.01, centered=True),
     "Adagrad": lambda p: Adagrad(p, lr=0.01),
+    "Adagrad with decay": lambda p: Adagrad(p, lr=0.01, lr_decay=0.5),
 }
 
 
@@ -53,11 +54,11 @@ def test_a_step_is_the_map_of_the_gradient(name: str) -> None:
     """The optimizer itself is the oracle."""
     net = model()
     optimizer = OPTIMIZERS.get(name, shampoo)(net.parameters())
-    assert preconditioner(optimizer, net) is None  # before the first step
+    assert preconditioner([optimizer], net) is None  # before the first step
     for seed in range(4):
         before = {n: p.detach().clone() for n, p in net.named_parameters()}
         step(net, optimizer, seed)
-    found = preconditioner(optimizer, net)
+    found = preconditioner([optimizer], net)
     assert found is not None
     assert set(found) == set(before)
     for n, parameter in net.named_parameters():
@@ -79,7 +80,7 @@ def test_groups_keep_the_ratio_of_their_rates() -> None:
     groups = [{"params": net[0].parameters()}, {"params": net[2].parameters(), "lr": 0.02}]
     optimizer = Adam(groups, lr=0.01, betas=(0.0, 0.9))
     step(net, optimizer, 0)
-    found = preconditioner(optimizer, net)
+    found = preconditioner([optimizer], net)
     assert found is not None
     ones = torch.ones(2, dtype=torch.float64)
     state = optimizer.state[net[2].bias]
@@ -98,17 +99,102 @@ def test_so_do_shampoos() -> None:
         ]
         optimizer = library.Shampoo(groups, lr=0.01)
         step(net, optimizer, 0)
-        maps = preconditioner(optimizer, net)
+        maps = preconditioner([optimizer], net)
         assert maps is not None
         found.append(maps["2.weight"](torch.ones(2, 5, dtype=torch.float64)))
     torch.testing.assert_close(found[1], 2 * found[0])
 
 
-def test_others_have_none() -> None:
+class Own(Adam):
+    """Keeps a state of its own."""
+
+    def step(self, closure: Any = None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter] = {"count": 1}
+
+
+def adafactor(parameters: Any) -> Optimizer:
+    return pytest.importorskip("transformers").Adafactor(parameters)  # its lr is None
+
+
+def shampoo_with_momentum(parameters: Any) -> Optimizer:
+    return pytest.importorskip("pytorch_optimizer").Shampoo(parameters, lr=0.01, momentum=0.9)
+
+
+OTHERS: dict[str, Callable[[Any], Optimizer]] = {
+    "SGD": lambda p: SGD(p, lr=0.1, momentum=0.9),
+    "Adamax": lambda p: torch.optim.Adamax(p, lr=0.1),
+    "its own": lambda p: Own(p, lr=0.1),
+    "Adafactor": adafactor,
+    "Shampoo with momentum": shampoo_with_momentum,
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_others_have_none(name: str) -> None:
+    net = model().float()
+    optimizer = OTHERS[name](net.parameters())
+    nn.functional.mse_loss(net(torch.ones(2, 3)), torch.ones(2, 2)).backward()
+    optimizer.step()
+    assert preconditioner([optimizer], net) is None
+
+
+def test_only_heavy_balls_add_up() -> None:
+    averaging = getattr(torch.optim, "Muon", None)
+    if averaging is None:
+        pytest.skip("this torch has no Muon")
+    optimizer = averaging([nn.Parameter(torch.ones(2, 2))], lr=0.01, momentum=0.9)
+    assert learning_rate([optimizer]) == pytest.approx(0.01)
+
+
+def test_several_optimizers_are_one_map() -> None:
     net = model()
-    optimizer = SGD(net.parameters(), lr=0.1, momentum=0.9)
+    optimizers = [
+        Adam(net[2].parameters(), lr=0.02, betas=(0.0, 0.9)),
+        SGD(net[0].parameters(), lr=0.01),
+    ]
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    step(net, optimizers[0], 0)
+    optimizers[1].step()
+    found = preconditioner(optimizers, net)
+    assert found is not None
+    assert set(found) == set(before)
+    for n, parameter in net.named_parameters():
+        gradient = _gradient(net, before, n, 0)
+        torch.testing.assert_close(
+            before[n] - 0.02 * found[n](gradient), parameter.detach(), rtol=2e-5, atol=1e-7
+        )
+
+
+def test_what_no_optimizer_steps_does_not_learn() -> None:
+    net = model()
+    found = preconditioner([SGD(net[2].parameters(), lr=0.1)], net)
+    assert found is not None
+    assert set(found) == {"2.weight", "2.bias"}
+    net[0].requires_grad_(False)
+    assert preconditioner([SGD(net[2].parameters(), lr=0.1)], net) is None
+
+
+def test_a_group_at_rest_is_no_reference() -> None:
+    net = model()
+    groups = [{"params": net[0].parameters(), "lr": 0.0}, {"params": net[2].parameters()}]
+    optimizer = Adam(groups, lr=0.02, betas=(0.0, 0.9))
     step(net, optimizer, 0)
-    assert preconditioner(optimizer, net) is None
+    assert learning_rate([optimizer]) == 0.02
+    found = preconditioner([optimizer], net)
+    assert found is not None
+    assert float(found["0.weight"](torch.ones(5, 3, dtype=torch.float64)).abs().max()) == 0
+    assert float(found["2.bias"](torch.ones(2, dtype=torch.float64)).abs().min()) > 0
+
+
+def test_one_that_cannot_be_read_costs_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("exp_avg_sq")
+
+    monkeypatch.setattr("ntk_monitor.monitor.callback.preconditioner", broken)
+    trainer: Any = SimpleNamespace(optimizers=[SGD(model().parameters(), lr=0.1)])
+    module: Any = model()
+    assert NTKMonitor()._optimization(trainer, module) == (0.1, None)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +207,7 @@ def test_others_have_none() -> None:
     ],
 )
 def test_momentum_multiplies_the_rate(settings: dict[str, float], rate: float | None) -> None:
-    found = effective_rate(SGD(model().parameters(), **settings))
+    found = learning_rate([SGD(model().parameters(), **settings)])
     assert found == (None if rate is None else pytest.approx(rate))
 
 
@@ -159,7 +245,7 @@ def test_a_mode_learns_at_the_rate_that_is_told() -> None:
         step(net, optimizer, 0)
     U, _, Vh = torch.linalg.svd(y, full_matrices=False)
     e = torch.outer(U[:, 0], Vh[0])
-    maps = preconditioner(optimizer, net)
+    maps = preconditioner([optimizer], net)
     assert maps is not None
     # An error along e alone, so that no other mode has a part in it.
     leaves = {n: p.detach().clone().requires_grad_() for n, p in net.named_parameters()}
