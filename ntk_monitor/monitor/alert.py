@@ -249,8 +249,8 @@ class StallAlert(Callback):
                 times = self._watch.watches[mode.index].stood_still
                 text = (
                     f"Target mode {mode.index} does not move, at step {step}: learned "
-                    f"{mode.learned:z.3f}, no more than {times:.2g} times its steps to learn ago "
-                    f"({steps_to_learn(mode):.3g}). Gradient descent sees it, so that "
+                    f"{mode.learned:z.3f}, hardly more than {times:.2g} times its steps to learn "
+                    f"({steps_to_learn(mode):.3g}) ago. Gradient descent sees it, so that "
                     "something else holds it: noise in the gradient (larger batches, a smaller "
                     "learning rate, averaged weights), a loss that does not ask for it, or a part "
                     "of this batch's target that cannot be predicted."
