@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from ntk_monitor import Snapshot, probe
-from ntk_monitor.views.record import SNAPSHOT_TAG, snapshot_record, write_record
+from ntk_monitor.views.record import CHANGES_TAG, SNAPSHOT_TAG, snapshot_record, write_record
 
 STEPS = tuple(range(0, 600, 100))
 SINCE = 300
@@ -113,13 +113,34 @@ def write_garbage(folder: Path) -> Path:
     ]
     with SummaryWriter(str(folder)) as writer:
         for i, content in enumerate(contents):
-            _write_tensor(writer, SNAPSHOT_TAG, content, 10 * i)
-        _write_tensor(writer, "alert/changes", b'{"states": [1], "alerts": 3}', 0)
-        _write_tensor(writer, "someone/elses", b"{}", 0)
+            write_tensor(writer, SNAPSHOT_TAG, content, 10 * i)
+        write_tensor(writer, "alert/changes", b'{"states": [1], "alerts": 3}', 0)
+        write_tensor(writer, "someone/elses", b"{}", 0)
     return folder
 
 
-def _write_tensor(writer: SummaryWriter, tag: str, content: Any, step: int) -> None:
+def alert(step: int, kind: str = "stalled", mode: int = 2) -> dict[str, Any]:
+    """An alert as a record of ``alert/changes`` has it."""
+    severity = "warning" if kind == "stalled" else "info"
+    return {"step": step, "mode": mode, "kind": kind, "severity": severity, "reason": "core",
+            "message": f"{kind} at {step}. What helps: another start."}  # fmt: skip
+
+
+def write_changes(
+    writer: SummaryWriter,
+    step: int,
+    past: Sequence[tuple[int, str]],
+    alerts: Sequence[Mapping[str, Any]] = (),
+    state: str = "",
+) -> None:
+    """A record of ``alert/changes`` with all that mode 2 has been through."""
+    record = {"state": state, "states": {"2": past[-1][1]}, "history": {"2": list(past)},
+              "alerts": [dict(one) for one in alerts]}  # fmt: skip
+    write_record(writer, CHANGES_TAG, record, step)
+
+
+def write_tensor(writer: SummaryWriter, tag: str, content: Any, step: int) -> None:
+    """A tensor under our plugin's name; bytes become text."""
     metadata = SummaryMetadata(
         plugin_data=SummaryMetadata.PluginData(plugin_name="ntk"), data_class=DATA_CLASS_TENSOR
     )

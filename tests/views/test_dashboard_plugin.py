@@ -7,7 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from event_runs import MESSAGE, SINCE, STEPS, write_garbage, write_plain_run, write_run
+from event_runs import (
+    MESSAGE,
+    SINCE,
+    STEPS,
+    alert,
+    small_snapshot,
+    write_changes,
+    write_garbage,
+    write_plain_run,
+    write_run,
+    write_tensor,
+)
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.plugins.base_plugin import TBContext
 from torch.utils.tensorboard import SummaryWriter
 from werkzeug.test import Client
@@ -16,7 +29,7 @@ from ntk_monitor.views.dashboard.data import DashboardData
 from ntk_monitor.views.dashboard.files import static_files
 from ntk_monitor.views.dashboard.plugin import NTKPlugin
 from ntk_monitor.views.events import open_runs
-from ntk_monitor.views.record import write_record
+from ntk_monitor.views.record import CHANGES_TAG, SNAPSHOT_TAG, snapshot_record, write_record
 
 
 def plugin_of(folder: Path) -> NTKPlugin:
@@ -105,6 +118,150 @@ def test_recorded_states_and_alerts_go_before_the_fallback(tmp_path: Path) -> No
     assert run["modes"][1]["since"] == 400
     assert [alert["step"] for alert in run["alerts"]] == [400, 200]
     assert run["alerts"][0]["reason"] == "learning rate"
+
+
+def series_of(folder: Path, state: str = "") -> dict[str, Any]:
+    """What the tab is told of the one run in a folder."""
+    code, found = ask(plugin_of(folder), "/series", run=folder.name, state=state)
+    assert code == 200
+    return found["runs"][folder.name] | {"notes": found["notes"]}
+
+
+def states_of(run: dict[str, Any]) -> list[str]:
+    return [mode["state"] for mode in run["modes"]]
+
+
+def write_two_states(folder: Path) -> Path:
+    """A run of which the encoder is stalled, and the decoder does not yet learn."""
+    write_run(folder, prefix="encoder/", records=False)
+    slow = {step: {"target/mode_2/learned": 0.1} for step in STEPS}
+    return write_run(folder, prefix="decoder/", stalled=False, records=False, changed=slow)
+
+
+def test_alerts_are_those_of_the_state_that_they_name(tmp_path: Path) -> None:
+    write_two_states(tmp_path)
+    with SummaryWriter(str(tmp_path)) as writer:
+        write_changes(writer, 300, [(0, "learning"), (300, "stalled")], [alert(300)], "encoder")
+    encoder, decoder = (series_of(tmp_path, f"{name}/") for name in ("encoder", "decoder"))
+    assert states_of(encoder) == ["learned", "stalled"]
+    assert [one["step"] for one in encoder["alerts"]] == [300]
+    assert states_of(decoder) == ["learned", "learning"]
+    assert decoder["alerts"] == []
+    assert "alert/mode_2" in encoder["series"]
+    assert "alert/mode_2" not in decoder["series"]
+    assert encoder["notes"] == decoder["notes"] == []
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_alerts_without_a_state_are_not_those_of_every_state(
+    tmp_path: Path, *, recorded: bool
+) -> None:
+    write_two_states(tmp_path)
+    with SummaryWriter(str(tmp_path)) as writer:
+        if recorded:  # as versions before this one did
+            record = {"states": {"2": "stalled"}, "alerts": [alert(300)]}
+            write_record(writer, CHANGES_TAG, record, 300)
+    for state in ("encoder/", "decoder/"):
+        run = series_of(tmp_path, state)
+        assert states_of(run) == ["learned", "learning"]
+        assert run["alerts"] == []
+        assert "do not say of which state they are (decoder and encoder)" in run["notes"][0]
+
+
+def test_the_alerts_of_the_only_state_are_its_own_without_records(tmp_path: Path) -> None:
+    write_run(tmp_path, prefix="encoder/", records=False)
+    run = series_of(tmp_path, "encoder/")
+    assert states_of(run) == ["learned", "stalled"]
+    assert [one["message"] for one in run["alerts"]] == [MESSAGE]
+
+
+def test_nothing_is_lost_where_a_reader_keeps_few_records(tmp_path: Path) -> None:
+    write_run(tmp_path, records=False)
+    kinds = ["stalled" if i % 2 else "recovered" for i in range(40)]
+    with SummaryWriter(str(tmp_path)) as writer:
+        for i in range(40):
+            past = [(10 * j, kinds[j]) for j in range(i + 1)]
+            write_changes(writer, 10 * i, past, [alert(*one) for one in past])
+    multiplexer = EventMultiplexer(size_guidance={"tensors": 10})  # as TensorBoard has it
+    multiplexer.AddRun(str(tmp_path), "run")
+    multiplexer.Reload()
+    data = DashboardData(MultiplexerDataProvider(multiplexer, ""))
+    run = data.series(["run"])["runs"]["run"]
+    assert [one["step"] for one in run["alerts"]] == list(range(390, -1, -10))
+    assert run["modes"][1]["history"] == [[10 * i, kind] for i, kind in enumerate(kinds)]
+
+
+def test_records_with_all_and_with_less_are_joined(tmp_path: Path) -> None:
+    write_run(tmp_path, records=False)
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step, state in ((0, "warming up"), (100, "stalled")):  # an older version
+            old = {"states": {"2": state}, "alerts": [alert(step)] if step else []}
+            write_record(writer, CHANGES_TAG, old, step)
+        write_changes(writer, 200, [(200, "recovered")], [alert(200, "recovered")])
+        past = [(200, "recovered"), (300, "stalled")]
+        write_changes(writer, 300, past, [alert(200, "recovered"), alert(300)])
+    run = series_of(tmp_path)
+    assert run["modes"][1]["history"] == [
+        [0, "warming up"], [100, "stalled"], [200, "recovered"], [300, "stalled"],
+    ]  # fmt: skip
+    assert [one["step"] for one in run["alerts"]] == [300, 200, 100]
+
+
+def test_a_future_that_a_resumed_training_has_left_is_forgotten(tmp_path: Path) -> None:
+    write_run(tmp_path, records=False)
+    first = [(0, "learning"), (300, "stalled")]
+    with SummaryWriter(str(tmp_path)) as writer:
+        write_changes(writer, 0, first[:1])
+        write_changes(writer, 300, first, [alert(300)])
+        write_changes(writer, 400, [*first, (400, "recovered")], [alert(300), alert(400, "x")])
+    with SummaryWriter(str(tmp_path)) as writer:  # from a checkpoint at step 200
+        write_changes(writer, 300, [(0, "learning")])
+        write_changes(writer, 500, [(0, "learning"), (500, "stalled")], [alert(500)])
+    run = series_of(tmp_path)
+    assert run["modes"][1]["history"] == [[0, "learning"], [500, "stalled"]]
+    assert [one["step"] for one in run["alerts"]] == [500]
+
+
+def odd_records() -> dict[str, tuple[str, bytes]]:
+    """Records that are JSON, and that no number or program can hold."""
+    large = json.loads(json.dumps(snapshot_record(small_snapshot())))
+    large["target_modes"][0]["gain"] = 10**400
+    deep = b'{"a":' + b"[" * 480 + b"]" * 480 + b"}"
+    step = {"states": {}, "alerts": [alert(1) | {"step": 10**400}]}
+    return {
+        "deep": (SNAPSHOT_TAG, deep),
+        "large": (SNAPSHOT_TAG, json.dumps(large).encode()),
+        "deep change": (CHANGES_TAG, deep),
+        "large change": (CHANGES_TAG, json.dumps(step).encode()),
+    }
+
+
+@pytest.mark.parametrize("name", odd_records())
+def test_an_odd_record_is_skipped_with_a_note(tmp_path: Path, name: str) -> None:
+    tag, content = odd_records()[name]
+    write_run(tmp_path, records=False)
+    with SummaryWriter(str(tmp_path)) as writer:
+        write_tensor(writer, tag, content, 700)
+    run = series_of(tmp_path)
+    (note,) = run["notes"]
+    assert f"{tag} at step 700 was skipped" in note
+    assert states_of(run) == ["learned", "stalled"]
+
+
+def test_a_run_without_the_chosen_state_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", prefix="encoder/")
+    plugin = plugin_of(tmp_path)
+    for state, lacks, words in (
+        ("encoder/", "a", "no state of the name encoder: it follows the default state."),
+        ("", "b", "no default state: it follows encoder."),
+    ):
+        _, found = ask(plugin, "/series", run=["a", "b"], state=state)
+        run = found["runs"].pop(lacks)
+        assert words in run["verdict"]["text"]
+        assert (run["series"], run["modes"], run["alerts"]) == ({}, [], [])
+        (other,) = found["runs"].values()
+        assert states_of(other) == ["learned", "stalled"]
 
 
 def test_snapshots_of_every_probe(plugin: NTKPlugin) -> None:

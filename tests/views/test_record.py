@@ -1,5 +1,6 @@
 """A snapshot's record: small, complete, and the same after an event file."""
 
+import functools
 import json
 import math
 import warnings
@@ -136,6 +137,9 @@ def test_a_writer_without_files_is_refused_or_ignored() -> None:
         {"temporal_modes": {"trials": [0], "steps": [0], "items": [{"scale": 1, "values": [[]]}]}},
         {"target_modes": [{"index": "1"}]},
         {"format": 2},
+        {"trace": 10**400},
+        {"state_shape": [1, 2, 10**400]},
+        {"more": functools.reduce(lambda inner, _: [inner], range(400), [])},
     ],
 )
 def test_what_is_no_record_is_named(change: dict[str, Any]) -> None:
@@ -146,12 +150,25 @@ def test_what_is_no_record_is_named(change: dict[str, Any]) -> None:
 
 def test_changes_are_checked() -> None:
     alert = {"step": 1, "mode": 2, "kind": "stalled", "severity": "high", "message": "m"}
-    states, alerts = checked_changes(json.dumps({"states": {"2": "stalled"}, "alerts": [alert]}))
-    assert states == {2: "stalled"}
-    assert alerts == [alert | {"severity": "info", "reason": None}]
-    for text in ('{"states": 1, "alerts": []}', '{"states": {"x": "y"}, "alerts": []}', "[]"):
+    old = {"states": {"2": "stalled"}, "alerts": [alert]}
+    found = checked_changes(json.dumps(old), 7)
+    assert found.history == {2: [(7, "stalled")]}
+    assert found.alerts == [alert | {"severity": "info", "reason": None}]
+    assert (found.state, found.whole) == (None, False)
+    past = {"2": [[5, "stalled"], [0, "warming up"]]}
+    for name, prefix in (("", ""), ("encoder", "encoder/")):
+        found = checked_changes(json.dumps(old | {"state": name, "history": past}), 7)
+        assert found.history == {2: [(0, "warming up"), (5, "stalled")]}
+        assert (found.state, found.whole) == (prefix, True)
+    for change in (
+        {"states": 1}, {"states": {"x": "y"}}, {"state": 3}, {"history": [1]},
+        {"history": {"2": [[1]]}}, {"history": {"2": [[10**30, "stalled"]]}},
+        {"alerts": [alert | {"step": 10**400}]}, {"alerts": [alert | {"mode": 1e999}]},
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=r".+"):
-            checked_changes(text)
+            checked_changes(json.dumps(old | change), 7)
+    with pytest.raises(ValueError, match="not a record"):
+        checked_changes("[]", 7)
 
 
 def test_the_writer_of_torch_is_left_open(tmp_path: Path) -> None:

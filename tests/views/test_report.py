@@ -17,16 +17,20 @@ from event_runs import (
     write_garbage,
     write_plain_run,
     write_run,
+    write_tensor,
 )
+from matplotlib.figure import Figure
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from ntk_monitor import cli
 from ntk_monitor.views.command import report
 from ntk_monitor.views.dashboard.bundle import bundle
+from ntk_monitor.views.dashboard.data import NOBODY, SCALARS
 from ntk_monitor.views.dashboard.files import static_file, static_files
 from ntk_monitor.views.events import NoRunsError, open_runs, pictures
 from ntk_monitor.views.figures import own_style, snapshot_figures
+from ntk_monitor.views.record import SNAPSHOT_TAG
 from ntk_monitor.views.report import print_report, write_report
 
 
@@ -120,6 +124,132 @@ def test_states_are_reported_apart(tmp_path: Path) -> None:
     assert list(made.runs) == ["run (decoder)", "run (encoder)"]
 
 
+def test_a_run_is_reported_on_in_its_own_states_only(tmp_path: Path) -> None:
+    write_run(tmp_path / "logs" / "a")
+    write_run(tmp_path / "logs" / "b", prefix="encoder/")
+    made = write_report([tmp_path / "logs"], tmp_path / "report.html")
+    assert list(made.runs) == ["a", "b (encoder)"]
+    page = made.path.read_text()
+    assert re.findall("<h2>(.*?)</h2>", without_script(page)) == ["a", "b (encoder)"]
+    data = embedded(page)
+    assert {state: list(runs) for state, runs in data["snapshots"].items()} == {
+        "": ["a"], "encoder/": ["b"],
+    }  # fmt: skip
+
+
+def write_table(folder: Path, content: bytes = b"step,ntk/core_cosine\n0,0.5\n10,0.6\n") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_bytes(content)
+    return folder
+
+
+def test_tables_are_shown_beside_event_files(tmp_path: Path) -> None:
+    events = write_run(tmp_path / "logs" / "events")
+    write_table(tmp_path / "logs" / "deep" / "table")
+    (events / "metrics.csv").write_text("step,ntk/trace\n0,1\n")  # of the same run
+    made = write_report([tmp_path / "logs"], tmp_path / "report.html")
+    assert list(made.runs) == ["events", "deep/table"]
+    assert made.runs["deep/table"]["series"]["ntk/core_cosine"]["values"] == [0.5, 0.6]
+    assert made.runs["events"]["step"] == STEPS[-1]
+    table = write_table(tmp_path / "other")
+    made = write_report([events, table], tmp_path / "report.html")
+    assert list(made.runs) == ["events", "other"]
+    last = open_runs([events, table]).read_last_scalars(
+        NOBODY.ctx, experiment_id="", plugin_name=SCALARS
+    )
+    assert last["other"]["ntk/core_cosine"].value == 0.6
+    (file,) = events.glob("*tfevents*")
+    assert list(write_report([file], tmp_path / "report.html").runs) == ["events"]
+
+
+def test_a_folder_may_be_called_as_event_files_are(tmp_path: Path) -> None:
+    write_table(tmp_path / "my_tfevents" / "version_0")
+    made = write_report([tmp_path], tmp_path / "report.html")
+    assert list(made.runs) == ["my_tfevents/version_0"]
+
+
+def test_a_table_may_hold_letters_of_another_encoding(tmp_path: Path) -> None:
+    write_table(tmp_path / "run", b"step,ntk/core_cosine,caf\xe9\n0,0.5,1\n")
+    made = write_report([tmp_path], tmp_path / "report.html")
+    assert made.runs["run"]["series"]["ntk/core_cosine"]["values"] == [0.5]
+
+
+def test_a_table_that_cannot_be_read_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = b"step,ntk/core_cosine,note\n0,0.5," + b"x" * 200_000 + b"\n"
+    folder = write_table(tmp_path / "run", content)
+    assert report([str(folder), "--output", str(tmp_path / "page.html")]) == 2
+    message = capsys.readouterr().err
+    assert f"{folder / 'metrics.csv'} cannot be read as a table" in message
+    assert "field larger" in message
+
+
+@pytest.mark.parametrize("name", [r"lr$\frac$", "a$b$c", "_hidden"])
+def test_a_name_in_the_figure_is_written_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k))[1]
+    )
+    write_run(tmp_path / "logs" / name)
+    made = write_report([tmp_path / "logs"], tmp_path / "report.html")
+    assert list(made.runs) == [name]
+    (text,) = drawn[0].legends[0].get_texts()
+    assert text.get_text() == name
+    assert not text.get_parse_math()
+
+
+def test_an_odd_record_does_not_stop_the_report(tmp_path: Path) -> None:
+    write_run(tmp_path / "logs" / "good")
+    with SummaryWriter(str(write_run(tmp_path / "logs" / "odd", records=False))) as writer:
+        write_tensor(writer, SNAPSHOT_TAG, b'{"a":' + b"[" * 480 + b"]" * 480 + b"}", 700)
+    made = write_report([tmp_path / "logs"], tmp_path / "report.html")
+    assert list(made.runs) == ["good", "odd"]
+    (note,) = embedded(made.path.read_text())["series"][""]["notes"]
+    assert note.startswith("odd: ntk/snapshot at step 700 was skipped")
+
+
+def test_no_name_can_command_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "logs" / "run\x1b]0;owned\x07\x1b[2J")
+    assert report([str(tmp_path / "logs"), "--output", str(tmp_path / "p.html")]) == 0
+    shown = capsys.readouterr().out
+    assert "run]0;owned[2J: Gradient descent" in shown
+    assert report([str(tmp_path / "absent\x1b[2J"), "--output", str(tmp_path / "p.html")]) == 2
+    shown += capsys.readouterr().err
+    assert "absent[2J does not exist" in shown
+    assert {c for c in shown if not c.isprintable()} == {"\n"}
+
+
+def test_it_says_what_it_is_doing(logs: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    write_report([logs], tmp_path / "report.html", told.append)
+    assert told == [
+        "reading the logs", "reading the curves of 2 runs", "reading the probes of bad (1 of 2)",
+        "reading the probes of good (2 of 2)", "drawing",
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is always a window")
+def test_without_a_display_no_browser_is_opened(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    command = [str(logs), "--output", str(tmp_path / "page.html"), "--open", "true"]
+    assert report(command) == 0
+    assert not opened
+    monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
+    assert report(command) == 0
+    assert len(opened) == 1
+
+
 def test_a_csv_logger_is_enough(tmp_path: Path) -> None:
     lines = ["epoch,ntk/core_cosine,ntk/core_cosine_stderr,step,target/mode_1/learned,train/loss"]
     lines += [f"0,{0.5 + i / 100},0.01,{100 * i},{0.31 * i}," for i in range(4)]
@@ -173,6 +303,7 @@ def test_the_command_makes_the_page(
 ) -> None:
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setenv("DISPLAY", ":0")
     output = tmp_path / "page.html"
     assert report([str(logs), "--output", str(output), "--open", "false"]) == 0
     assert not opened

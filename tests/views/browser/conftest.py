@@ -55,13 +55,17 @@ def open_page(browser: Any) -> Iterator[Open]:
         if message.type == "error" and "favicon" not in message.location["url"]:
             troubles.append(message.text)
 
-    def open_url(url: str, *, failing: bool = False) -> Any:
+    def open_url(
+        url: str, *, failing: bool = False, before: Callable[[Any], object] | None = None
+    ) -> Any:
         origin = url if url.startswith("file:") else re.match(r"http://[^/]*/", url)[0]
         page = context.new_page()
         page.on("pageerror", lambda error: troubles.append(f"exception: {error}"))
         if not failing:
             page.on("console", complain)
         page.on("request", lambda r: check(r.url, (origin, "data:", "blob:")))
+        if before is not None:
+            before(page)
         page.goto(url)
         return page
 

@@ -1,5 +1,8 @@
 """The tab's page with other data, and the report, without TensorBoard around them."""
 
+import json
+import re
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,8 @@ from event_runs import STEPS, write_plain_run, write_run
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
+from ntk_monitor.views.dashboard.data import DashboardData, to_json
+from ntk_monitor.views.dashboard.plugin import MOST_RUNS
 from ntk_monitor.views.events import open_runs
 from ntk_monitor.views.report import write_report
 
@@ -76,6 +81,78 @@ def test_a_state_is_chosen(serve: Serve, open_page: Open, tmp_path: Path) -> Non
         assert "0.970" in rows.nth(1).inner_text()
         choice.select_option("encoder/")
         expect(rows.nth(1)).to_contain_text("0.000")
+
+
+def test_a_run_without_the_chosen_state_says_so(
+    serve: Serve, open_page: Open, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", prefix="encoder/")
+    with serve(open_runs([tmp_path])) as url:
+        page = open_page(url)
+        page.wait_for_selector("[data-ready]")
+        page.locator("[aria-label='State']").select_option("encoder/")
+        verdict = page.locator(".verdict").filter(has=page.get_by_text("a", exact=True))
+        expect(verdict).to_contain_text("This run has no state of the name encoder")
+        assert "Last probe" not in verdict.inner_text()
+        runs = page.locator("#snapshots select option").all_inner_texts()
+        assert runs == ["b"]
+
+
+def test_a_chart_that_is_removed_leaves_nothing_behind(
+    serve: Serve, open_page: Open, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "a", records=False)
+    more = {step: {"target/mode_1/preconditioned_steps_to_learn": 5.0} for step in STEPS}
+    write_run(tmp_path / "b", records=False, changed=more)
+    count = """async () => {
+      const { default: uPlot } = await import('/data/plugin/ntk/vendor/uPlot.esm.js');
+      return uPlot.sync('ntk').plots.length;
+    }"""
+    with serve(open_runs([tmp_path])) as url:
+        page = open_page(url)
+        page.set_viewport_size({"width": 1500, "height": 4000})  # every chart is in view
+        page.wait_for_selector("[data-ready]")
+        charts = page.locator("#board canvas, #timeline canvas")
+        box = page.locator(".run[data-run='b'] input")
+        expect(charts).to_have_count(page.locator("#board .chart, #timeline .chart").count())
+        before = charts.count()
+        for _ in range(10):
+            box.click()
+            expect(charts).to_have_count(before - 1)
+            assert page.evaluate(count) == before - 1
+            box.click()
+            expect(charts).to_have_count(before)
+        assert page.evaluate(count) == before
+
+
+def test_more_runs_than_the_server_takes_at_once_are_asked_for_in_portions(
+    serve: Serve, open_page: Open, tmp_path: Path
+) -> None:
+    names = [f"run_{i}" for i in range(501)]
+    run = write_run(tmp_path / "run", records=False, steps=(0,))
+    data = DashboardData(open_runs([run]))
+    answer = data.series(["run"])["runs"]["run"]
+    runs = [{"name": name, "start": None, "states": [""], "reason": None} for name in names]
+    asked: list[list[str]] = []
+
+    def series(route: Any) -> None:
+        asked.append(urllib.parse.parse_qs(route.request.post_data)["run"])
+        found = {"runs": dict.fromkeys(asked[-1][:1], answer), "notes": []}
+        route.fulfill(content_type="application/json", body=to_json(found))
+
+    with serve(data.provider) as url:
+        page = open_page(url, before=lambda page: (
+            page.route(re.compile("/runs$"), lambda route: route.fulfill(
+                content_type="application/json", body=json.dumps(data.runs() | {"runs": runs}))),
+            page.route(re.compile("/series$"), series),
+        ))  # fmt: skip
+        page.wait_for_selector("[data-ready]")
+        asked.clear()
+        page.get_by_text("show all").click()
+        page.wait_for_selector(".ntk:not([data-busy])")
+        assert max(map(len, asked)) <= MOST_RUNS
+        assert [name for portion in asked for name in portion] == [*names[-10:], *names[:-10]]
 
 
 def test_eleven_runs_show_the_latest_ten_and_no_time_is_lost(
