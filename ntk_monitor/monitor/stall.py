@@ -34,7 +34,7 @@ FLAT_TIMES = 2.0
 """How many times its steps to learn a mode may stand still: then gradient descent sees it, and
 something else holds it."""
 PROGRESS = 0.05
-"""Rise of the learned fraction over its best that counts as not standing still."""
+"""Approach of the learned fraction to 1, over its best, that counts as not standing still."""
 
 
 class Trend(NamedTuple):
@@ -192,10 +192,9 @@ class ModeWatch:
         learned: Learned fractions there.
         log_steps: Logarithms of the steps to learn there.
         preconditioned: Of which kernel; a series of the other one begins anew.
-        best: Largest learned fraction that counted as progress.
+        best: Smallest distance of the learned fraction from 1 that counted as progress.
         moved: The step of that.
         state: Its state.
-        since: The step at which it came to that.
         proposed: The state that the latest probes propose.
         agreeing: How many of them in a row.
         rest: Probes to come in which no stall is called.
@@ -206,10 +205,9 @@ class ModeWatch:
     learned: list[float] = field(default_factory=list)
     log_steps: list[float] = field(default_factory=list)
     preconditioned: bool = False
-    best: float = -math.inf
+    best: float = math.inf
     moved: int = 0
     state: ModeState = "warming up"
-    since: int = 0
     proposed: ModeState = "warming up"
     agreeing: int = 0
     rest: int = 0
@@ -244,7 +242,7 @@ class ModeWatch:
             proposed=state["proposed"],
             preconditioned=bool(state["preconditioned"]),
             best=float(state["best"]),
-            **{k: int(state[k]) for k in ("moved", "since", "agreeing", "rest", "flat")},
+            **{k: int(state[k]) for k in ("moved", "agreeing", "rest", "flat")},
         )
 
     def add(self, step: int, reading: Reading, kept: int) -> None:
@@ -252,8 +250,8 @@ class ModeWatch:
         if reading.preconditioned != self.preconditioned:
             self.steps, self.learned, self.log_steps = [], [], []
             self.preconditioned = reading.preconditioned
-        if reading.learned > self.best + PROGRESS:
-            self.best, self.moved = reading.learned, step
+        if abs(1 - reading.learned) < self.best - PROGRESS:
+            self.best, self.moved = abs(1 - reading.learned), step
         log_steps = min(math.log(reading.steps), LARGEST_LOG)
         self.steps = [*self.steps, step][-kept:]
         self.learned = [*self.learned, reading.learned][-kept:]
@@ -334,7 +332,7 @@ class StallWatch:
         for reading in readings:
             if not math.isfinite(reading.learned) or not reading.steps > 0:
                 continue
-            watch = self.watches.setdefault(reading.mode, ModeWatch(since=step))
+            watch = self.watches.setdefault(reading.mode, ModeWatch())
             if watch.steps and step <= watch.steps[-1]:
                 continue
             watch.add(step, reading, self.rule.window * LONGEST)
@@ -355,7 +353,7 @@ class StallWatch:
         for i, found in evidence.items():
             watch = self.watches[i]
             proposal = self._proposal(watch, found, stalled=i in too_slow, tested=i in tested)
-            self._propose(watch, proposal, step, last=last)
+            self._propose(watch, proposal, last=last)
             self._look_for_standstill(watch, found)
             if watch.flat == self.rule.patience:
                 self.halted.add(i)
@@ -386,7 +384,7 @@ class StallWatch:
         undecided = tested and found.too_late > self.rule.level
         return "insufficient data" if undecided else "learning"
 
-    def _propose(self, watch: ModeWatch, proposal: ModeState, step: int, *, last: bool) -> None:
+    def _propose(self, watch: ModeWatch, proposal: ModeState, *, last: bool) -> None:
         """Take a proposal over once enough probes in a row agree."""
         if proposal == "stalled" and (watch.rest or last) and watch.state != "stalled":
             proposal = watch.proposed if watch.proposed != "stalled" else "insufficient data"
@@ -403,7 +401,7 @@ class StallWatch:
             proposal = "recovered" if proposal == "learning" else proposal
         if watch.state == "stalled":
             watch.rest = self.rule.cooldown + 1
-        watch.state, watch.since = proposal, step
+        watch.state = proposal
 
     def _look_for_standstill(self, watch: ModeWatch, found: Evidence | None) -> None:
         """Count the probes at which a mode that gradient descent sees stood still."""

@@ -166,6 +166,14 @@ def test_small_steps_are_no_progress_and_slow_progress_is_no_standstill() -> Non
         assert watch.watches[1].flat == 0
 
 
+def test_coming_back_from_an_overshoot_is_progress() -> None:
+    watch = StallWatch(StallRule())
+    run(watch, [0.2, 3.0, 3.0, 2.0, 0.4], [3.0] * 5)
+    assert watch.watches[1].moved == 40
+    run(watch, [0.41] * 3, [3.0] * 3, start=50)
+    assert watch.watches[1].moved == 40
+
+
 def test_a_series_of_the_other_kernel_begins_anew() -> None:
     """Before the first step of Adam there are no preconditioned steps to learn."""
     watch = StallWatch(StallRule(patience=1))
