@@ -95,6 +95,9 @@ def main(folder: Path) -> None:
     found["broken"] = run("broken", folder, [NTKMonitor(2, **FAST)])
     found["raised"] = run("raised", folder, [NTKMonitor(2, on_error="raise", **FAST)])
     (folder / f"{RANK}.json").write_text(json.dumps(found))
+    if torch.distributed.is_initialized():  # a process that leaves early would abort the other one
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
