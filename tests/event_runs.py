@@ -150,3 +150,10 @@ def write_tensor(writer: SummaryWriter, tag: str, content: Any, step: int) -> No
         tensor = TensorProto(dtype=DT_FLOAT, float_val=[content])
     summary = Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=tensor)])
     writer._get_file_writer().add_summary(summary, step)
+
+
+def write_three_runs(top: Path) -> None:
+    """One run that stalls, one that learns, and one without numbers of ours."""
+    write_run(top / "bad")
+    write_run(top / "good", stalled=False)
+    write_plain_run(top / "plain")

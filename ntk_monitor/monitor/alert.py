@@ -53,8 +53,8 @@ class StallAlert(Callback):
     remaining steps need, with 95 % certainty and at ``patience`` probes in a row; see `StallWatch`.
     Each stall is told of once, with what holds the mode back and what helps, while there is a probe
     to come; so is its recovery, and, as information, a mode that stands still although it is within
-    reach. Under Adam, AdamW, NAdam, RMSprop and Adagrad the steps to learn are those of the
-    preconditioned kernel ``J D J*``.
+    reach. Under Adam, AdamW, NAdam, RMSprop, Adagrad and Shampoo the steps to learn are those of
+    the preconditioned kernel ``J D J*``.
 
     Alerts go to the loggers as text, to ``alerts.jsonl`` in the log directory, to ``on_alert``, and
     (stalls and recoveries) to ``notify``. The verdicts are logged as ``alert/mode_<i>`` (1 while

@@ -121,15 +121,9 @@ class CSVRuns(DataProvider):  # type: ignore[misc]
     def list_scalars(
         self,
         ctx: Any = None,  # noqa: ANN401
-        *,
-        experiment_id: str,
-        plugin_name: str,
-        run_tag_filter: RunTagFilter | None = None,
+        **asked: Any,  # noqa: ANN401
     ) -> dict[str, dict[str, ScalarTimeSeries]]:
         """All curves, without their points."""
-        read = self.read_scalars(
-            ctx, experiment_id=experiment_id, plugin_name=plugin_name, run_tag_filter=run_tag_filter
-        )
         return {
             run: {
                 tag: ScalarTimeSeries(
@@ -141,7 +135,7 @@ class CSVRuns(DataProvider):  # type: ignore[misc]
                 )
                 for tag, points in curves.items()
             }
-            for run, curves in read.items()
+            for run, curves in self.read_scalars(ctx, **asked).items()
         }
 
     def read_scalars(
@@ -168,17 +162,11 @@ class CSVRuns(DataProvider):  # type: ignore[misc]
     def read_last_scalars(
         self,
         ctx: Any = None,  # noqa: ANN401
-        *,
-        experiment_id: str,
-        plugin_name: str,
-        run_tag_filter: RunTagFilter | None = None,
+        **asked: Any,  # noqa: ANN401
     ) -> dict[str, dict[str, ScalarDatum]]:
         """The last point of each curve."""
-        read = self.read_scalars(
-            ctx, experiment_id=experiment_id, plugin_name=plugin_name, run_tag_filter=run_tag_filter
-        )
         return {run: {tag: points[-1] for tag, points in curves.items()}
-                for run, curves in read.items()}  # fmt: skip
+                for run, curves in self.read_scalars(ctx, **asked).items()}  # fmt: skip
 
 
 class BothRuns(MultiplexerDataProvider):  # type: ignore[misc]

@@ -58,13 +58,19 @@ def test_a_step_is_the_map_of_the_gradient(name: str) -> None:
     for seed in range(4):
         before = {n: p.detach().clone() for n, p in net.named_parameters()}
         step(net, optimizer, seed)
-    found = preconditioner([optimizer], net)
+    _require_the_map_of_a_step([optimizer], net, before, rate=0.01, seed=3)
+
+
+def _require_the_map_of_a_step(
+    optimizers: list[Optimizer], net: nn.Module, before: dict[str, Tensor], rate: float, seed: int
+) -> None:
+    found = preconditioner(optimizers, net)
     assert found is not None
     assert set(found) == set(before)
     for n, parameter in net.named_parameters():
-        gradient = _gradient(net, before, n, 3)
+        gradient = _gradient(net, before, n, seed)
         torch.testing.assert_close(
-            before[n] - 0.01 * found[n](gradient), parameter.detach(), rtol=2e-5, atol=1e-7
+            before[n] - rate * found[n](gradient), parameter.detach(), rtol=2e-5, atol=1e-7
         )
 
 
@@ -156,14 +162,7 @@ def test_several_optimizers_are_one_map() -> None:
     before = {n: p.detach().clone() for n, p in net.named_parameters()}
     step(net, optimizers[0], 0)
     optimizers[1].step()
-    found = preconditioner(optimizers, net)
-    assert found is not None
-    assert set(found) == set(before)
-    for n, parameter in net.named_parameters():
-        gradient = _gradient(net, before, n, 0)
-        torch.testing.assert_close(
-            before[n] - 0.02 * found[n](gradient), parameter.detach(), rtol=2e-5, atol=1e-7
-        )
+    _require_the_map_of_a_step(optimizers, net, before, rate=0.02, seed=0)
 
 
 def test_what_no_optimizer_steps_does_not_learn() -> None:

@@ -18,6 +18,7 @@ from event_runs import (
     write_plain_run,
     write_run,
     write_tensor,
+    write_three_runs,
 )
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -48,9 +49,7 @@ def _refuse(name: str) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     top = tmp_path_factory.mktemp("runs")
-    write_run(top / "bad")
-    write_run(top / "good", stalled=False)
-    write_plain_run(top / "plain")
+    write_three_runs(top)
     return top
 
 

@@ -18,6 +18,7 @@ from event_runs import (
     write_plain_run,
     write_run,
     write_tensor,
+    write_three_runs,
 )
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -48,9 +49,7 @@ def without_script(page: str) -> str:
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     top = tmp_path_factory.mktemp("logs")
-    write_run(top / "bad")
-    write_run(top / "good", stalled=False)
-    write_plain_run(top / "plain")
+    write_three_runs(top)
     with SummaryWriter(str(top / "bad")) as writer, own_style():
         for tag, figure in snapshot_figures(small_snapshot()).items():
             writer.add_figure(tag, figure, STEPS[-1])

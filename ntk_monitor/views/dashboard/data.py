@@ -129,16 +129,15 @@ class DashboardData:
         here = [run for run in runs if state in states.get(run, {state})]
         notes = Notes()
         changes = self._changes(here, state, states, origin, notes)
-        wanted = {run: _wanted(listed.get(run, ()), state) for run in here}
+        curved: dict[str, dict[str, str]] = {}
+        flagged: dict[str, dict[str, str]] = {}
         for run in here:
-            if run not in changes:  # its alerts are those of another state
-                wanted[run] = {t: name for t, name in wanted[run].items() if not _ALERT.search(t)}
-        read = self._read_scalars(wanted, origin, points)
-        alerts = {
-            run: {tag: name for tag, name in tags.items() if _ALERT.fullmatch(name)}
-            for run, tags in wanted.items()
-        }
-        exact = self._read_scalars(alerts, origin, EVERY)
+            wanted = _wanted(listed.get(run, ()), state)
+            flags = {tag: name for tag, name in wanted.items() if _ALERT.fullmatch(name)}
+            curved[run] = {tag: name for tag, name in wanted.items() if tag not in flags}
+            flagged[run] = flags if run in changes else {}  # else they are of another state
+        read = self._read_scalars(curved, origin, points)
+        exact = self._read_scalars(flagged, origin, EVERY)
         latest = self._snapshots(here, state, origin, 1, notes)
         found = {run: without_state(state, states[run]) for run in runs if run not in here}
         for run in here:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -70,7 +69,10 @@ def summary_of(
         if steps not in places:
             places[steps] = len(axes)
             axes.append({"steps": steps, "times": [round(time, 3) for time in curve.times]})
-        columns[tag] = {"axis": places[steps], "values": list(map(_number, curve.values))}
+        columns[tag] = {
+            "axis": places[steps],
+            "values": [plain(float(f"{value:.6g}")) for value in curve.values],
+        }
     return {
         "axes": axes,
         "series": columns,
@@ -125,10 +127,3 @@ def _rows(
             row.numbers[name] = float(mode[name]) if name in mode else None
         rows.append(row)
     return rows
-
-
-def _number(value: float) -> float | str:
-    """Six digits of a number; text where it is not finite."""
-    if math.isfinite(value):
-        return float(f"{value:.6g}")
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

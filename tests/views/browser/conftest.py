@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from event_runs import STEPS, write_garbage, write_plain_run, write_run
+from event_runs import STEPS, write_garbage, write_run, write_three_runs
 from tensorboard.data.provider import DataProvider
 from tensorboard.plugins.base_plugin import TBContext
 from werkzeug.serving import WSGIRequestHandler, make_server
@@ -78,9 +78,7 @@ def open_page(browser: Any) -> Iterator[Open]:
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs that stall, learn, have nothing, hold garbage, and lose their numbers."""
     top = tmp_path_factory.mktemp("logs")
-    write_run(top / "bad")
-    write_run(top / "good", stalled=False)
-    write_plain_run(top / "plain")
+    write_three_runs(top)
     write_garbage(top / "garbage")
     lost = {"ntk/core_cosine": float("nan"), "ntk/trace": float("inf")}
     write_run(top / "lost", changed={STEPS[2]: lost, STEPS[3]: lost})
