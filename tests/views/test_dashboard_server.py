@@ -1,9 +1,6 @@
 """The tab's data within a TensorBoard of its own process, with each of its two readers."""
 
 import json
-import re
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +10,7 @@ from typing import Any
 
 import pytest
 from event_runs import write_garbage, write_run
+from tensorboard_process import tensorboard_over
 
 from ntk_monitor.views.dashboard.data import DashboardData, to_json
 from ntk_monitor.views.events import open_runs
@@ -30,22 +28,16 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(request: pytest.FixtureRequest, logs: Path) -> Iterator[str]:
     if request.param == "true":
         pytest.importorskip("tensorboard_data_server")
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--port", "0",
-               "--host", "127.0.0.1", "--load_fast", request.param]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        found = (re.search(r"http://127\.0\.0\.1:\d+/", line) for line in server.stderr)
-        address = next(match[0] for match in found if match)
+    with tensorboard_over(logs, "--load_fast", request.param) as address:
         for _ in range(100):
             if sum(run["reason"] is None for run in ask(address, "runs")["runs"]) == 2:
                 break
             time.sleep(0.1)
         yield address
-        server.terminate()
 
 
 def ask(url: str, name: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{url}data/plugin/ntk/{name}") as answer:
+    with urllib.request.urlopen(f"{url}data/plugin/ntk/{name}", timeout=60) as answer:
         return json.load(answer)
 
 
@@ -68,6 +60,6 @@ def test_garbage_is_skipped_and_bad_parameters_are_refused(url: str) -> None:
 
 
 def test_the_tab_is_listed(url: str) -> None:
-    with urllib.request.urlopen(f"{url}data/plugins_listing") as answer:
+    with urllib.request.urlopen(f"{url}data/plugins_listing", timeout=60) as answer:
         listing = json.load(answer)["ntk"]
     assert (listing["enabled"], listing["tab_name"]) == (True, "NTK")

@@ -2,8 +2,6 @@
 
 import re
 import shutil
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -16,6 +14,7 @@ import pytest
 from event_runs import STEPS, write_garbage, write_run, write_three_runs
 from tensorboard.data.provider import DataProvider
 from tensorboard.plugins.base_plugin import TBContext
+from tensorboard_process import tensorboard_over
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from ntk_monitor.views.dashboard.plugin import NTKPlugin
@@ -88,25 +87,14 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tensorboard(logs: Path) -> Iterator[str]:
     """The address of a TensorBoard of its own process."""
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--port", "0",
-               "--host", "127.0.0.1"]  # fmt: skip
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert server.stderr is not None
-        found = (re.search(r"http://127\.0\.0\.1:\d+/", line) for line in server.stderr)
-        url = next(match[0] for match in found if match)
+    with tensorboard_over(logs) as url:
         _wait_for_runs(url, 5)
         yield url
-    finally:
-        server.terminate()
-        server.wait()
-        assert server.stderr is not None
-        server.stderr.close()
 
 
 def _wait_for_runs(url: str, count: int) -> None:
     for _ in range(100):
-        with urllib.request.urlopen(f"{url}data/runs") as answer:
+        with urllib.request.urlopen(f"{url}data/runs", timeout=60) as answer:
             if answer.read().count(b'"') == 2 * count:
                 return
         time.sleep(0.1)

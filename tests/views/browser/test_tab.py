@@ -32,10 +32,10 @@ def untick(frame: Any, *names: str) -> None:
 
 def test_the_server_answers_within_tensorboard(tensorboard: str) -> None:
     query = urllib.parse.urlencode({"run": "bad"})
-    with urllib.request.urlopen(f"{tensorboard}data/plugin/ntk/series?{query}") as answer:
+    with urllib.request.urlopen(f"{tensorboard}data/plugin/ntk/series?{query}", timeout=60) as answer:
         run = json.load(answer)["runs"]["bad"]
     assert run["axes"][run["series"]["ntk/trace"]["axis"]]["steps"] == list(STEPS)
-    with urllib.request.urlopen(f"{tensorboard}data/plugins_listing") as answer:
+    with urllib.request.urlopen(f"{tensorboard}data/plugins_listing", timeout=60) as answer:
         listing = json.load(answer)["ntk"]
     assert (listing["enabled"], listing["tab_name"]) == (True, "NTK")
 
