@@ -8,6 +8,7 @@ import ntk_monitor
 ORDER = (
     "checks",
     "uncertainty",
+    "ranks",
     "operators",
     "estimators",
     "model",
@@ -46,6 +47,7 @@ def test_only_the_lightning_side_imports_lightning() -> None:
         if layer in {
             "checks",
             "uncertainty",
+            "ranks",
             "operators",
             "estimators",
             "model",

@@ -32,7 +32,9 @@ def untick(frame: Any, *names: str) -> None:
 
 def test_the_server_answers_within_tensorboard(tensorboard: str) -> None:
     query = urllib.parse.urlencode({"run": "bad"})
-    with urllib.request.urlopen(f"{tensorboard}data/plugin/ntk/series?{query}", timeout=60) as answer:
+    with urllib.request.urlopen(
+        f"{tensorboard}data/plugin/ntk/series?{query}", timeout=60
+    ) as answer:
         run = json.load(answer)["runs"]["bad"]
     assert run["axes"][run["series"]["ntk/trace"]["axis"]]["steps"] == list(STEPS)
     with urllib.request.urlopen(f"{tensorboard}data/plugins_listing", timeout=60) as answer:

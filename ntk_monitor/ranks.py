@@ -1,0 +1,191 @@
+"""The processes that measure one batch together, each with rows of its own."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class RankError(RuntimeError):
+    """Another process could not go on, or is at another place; all of them stop together."""
+
+
+class Ranks:
+    """The processes that measure together: every rank is the same, and all meet in sums.
+
+    A measurement runs inside `together`, in which all processes do the same sums in the same order.
+    Before each of them they tell one another, in one small message, that all are there and about to
+    do the same; so one that has failed, or has gone another way, is heard of at the next sum, and
+    no process waits for it.
+
+    Attributes:
+        index: Which of the processes this is, from 0.
+        size: How many there are.
+    """
+
+    def __init__(
+        self, group: dist.ProcessGroup | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        """Take the processes of a group.
+
+        Args:
+            group: The group; None for this process alone.
+            device: Where the group's backend wants its tensors.
+        """
+        self._group, self._device = group, torch.device(device)
+        self.index = 0 if group is None else dist.get_rank(group)
+        self.size = 1 if group is None else dist.get_world_size(group)
+        self._met = 0
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What all processes do at once; if it fails in one, it fails in all.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            RankError: If another process failed, or does something else.
+        """
+        if self.size == 1:
+            yield
+            return
+        self._met = 0
+        try:
+            yield
+        except RankError:  # all have it
+            raise
+        except BaseException:
+            with suppress(RuntimeError):  # the others may be gone
+                self._meet("the end", failed=True)
+            raise
+        self._meet("the end")
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over all processes, the same to the bit in each.
+
+        Args:
+            x: Of the same shape in all.
+
+        Returns:
+            The sum, a new tensor unless the process is alone.
+        """
+        return x if self.size == 1 else self._reduce(x, dist.ReduceOp.SUM)
+
+    def total(self, value: float) -> float:
+        """The sum of one number over all processes.
+
+        Args:
+            value: Of this process.
+
+        Returns:
+            The sum.
+        """
+        return value if self.size == 1 else float(self.sum(_number(value)))
+
+    def least(self, value: float) -> float:
+        """The smallest of one number over all processes.
+
+        Args:
+            value: Of this process.
+
+        Returns:
+            The smallest.
+        """
+        return value if self.size == 1 else float(self._reduce(_number(value), dist.ReduceOp.MIN))
+
+    def all(self, truth: bool) -> bool:  # noqa: FBT001
+        """Whether something holds in all processes.
+
+        Args:
+            truth: Whether it does in this one.
+
+        Returns:
+            True if it does in all.
+        """
+        return self.least(float(truth)) > 0
+
+    def join(self, x: Tensor) -> Tensor:
+        """The rows of all processes, one after the other.
+
+        Args:
+            x: Rows of this process, as many as it has; further axes are the same in all.
+
+        Returns:
+            All rows.
+        """
+        if self.size == 1:
+            return x
+        counts = self.counts(len(x))
+        every = x.new_zeros(sum(counts), *x.shape[1:])
+        start = sum(counts[: self.index])
+        every[start : start + len(x)] = x
+        return self.sum(every)
+
+    def counts(self, count: int) -> list[int]:
+        """How many of something each process has.
+
+        Args:
+            count: How many this one has.
+
+        Returns:
+            The counts, by process.
+        """
+        every = torch.zeros(self.size, dtype=torch.int64, device="cpu")
+        every[self.index] = count
+        return [int(n) for n in self.sum(every)]
+
+    def require_same(self, what: str, checksum: int, remedy: str) -> None:
+        """Refuse to go on where the processes differ in what they must have in common.
+
+        Args:
+            what: What it is.
+            checksum: Of this process's.
+            remedy: What to do about a difference.
+
+        Raises:
+            RankError: In all processes, if they differ.
+        """
+        if self.size == 1:
+            return
+        ends = torch.tensor([checksum, -checksum], dtype=torch.int64, device="cpu")
+        largest, smallest = self._reduce(ends, dist.ReduceOp.MAX)
+        if int(largest) != -int(smallest):
+            raise RankError(
+                f"the processes that measure together differ in {what}, so that their sums would "
+                f"mean nothing: {remedy}"
+            )
+
+    def _reduce(self, x: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
+        mine = x.detach().to(self._device, copy=True).contiguous()
+        self._meet(f"{how} {tuple(x.shape)} {x.dtype}")
+        dist.all_reduce(mine, how, group=self._group)
+        return mine.to(x.device)
+
+    def _meet(self, what: str, *, failed: bool = False) -> None:
+        """Tell the others where this process is, and hear where they are."""
+        self._met += 1
+        place = zlib.crc32(f"{self._met} {what}".encode())
+        said = torch.tensor([failed, place, -place], dtype=torch.int64, device=self._device)
+        dist.all_reduce(said, dist.ReduceOp.MAX, group=self._group)
+        some_failed, largest, smallest = said.tolist()
+        if some_failed and not failed:
+            raise RankError("another process that takes part in this measurement failed")
+        if largest != -smallest and not failed:
+            raise RankError(
+                f"the processes that measure together do different things (here: {what}); do they "
+                "have the same settings, and batches of the same kind?"
+            )
+
+
+ALONE = Ranks()
+"""One process that measures for itself."""
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
