@@ -19,11 +19,11 @@ from ntk_monitor.estimators import (
     ExactKernel,
     KernelStatistics,
     Measured,
-    draw_tangents,
     sample_kernel,
 )
 from ntk_monitor.estimators.formulas import at_least_float32, relative_gap
 from ntk_monitor.estimators.sketch import MIN_SAMPLES
+from ntk_monitor.estimators.subspace import fix_signs
 from ntk_monitor.model import METHODS, Linearization, default_target, linearize, quiet
 from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
 from ntk_monitor.model.compiled import plain_module
@@ -33,6 +33,7 @@ from ntk_monitor.model.linearization import Preconditioner
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.products import ProductMethod
 from ntk_monitor.model.state import StatePath
+from ntk_monitor.ranks import ALONE, Ranks, checksum
 from ntk_monitor.snapshot import Snapshot
 from ntk_monitor.targets import PulledBack, pull_back, target_like, target_modes
 
@@ -144,6 +145,7 @@ class Probe:
         preconditioner: Preconditioner | None = None,
         seed: int | None = None,
         max_products: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> Snapshot:
         """Measure a module on a batch; see `probe`.
 
@@ -156,17 +158,20 @@ class Probe:
                 it lacks are not stepped.
             seed: Takes the place of the setting for this call.
             max_products: Likewise, but never fewer than any probe needs.
+            ranks: The processes that make this call together, each on a batch of its own, with the
+                same settings and parameters: they measure the batch that all of these make up.
 
         Returns:
-            The snapshot.
+            The snapshot, the same in every process. If one process fails, all do, the others with a
+            `RankError`.
         """
         deadline = Deadline(self.time_limit)
         module = plain_module(module)
-        with quiet(module, kernels="any"), deadline.keep():
-            lin, core = self._linearize(module, batch)
+        with ranks.together(), quiet(module, kernels="any"), deadline.keep():
+            lin, core = self._linearize(module, batch, ranks)
             pulled = self._target(batch, lin, core, preconditioner)
-            if not bool(core.is_finite and torch.isfinite(lin.state).all()):
-                _warn_non_finite("activations")
+            if not ranks.all(core.is_finite and bool(torch.isfinite(lin.state).all())):
+                _warn_non_finite("activations", ranks)
                 return self._snapshot(lin, core, pulled, None, math.nan, learning_rate, deadline)
             if self.tier != "kernel":
                 return self._snapshot(lin, core, pulled, None, math.nan, learning_rate, deadline)
@@ -184,7 +189,12 @@ class Probe:
                     self.chunk_size = lin.jacobian.chunk_size
             return self._snapshot(lin, core, pulled, kernel, adjoint_error, learning_rate, deadline)
 
-    def _linearize(self, module: nn.Module, batch: Any) -> tuple[Linearization, CoreGram]:  # noqa: ANN401
+    def _linearize(
+        self,
+        module: nn.Module,
+        batch: Any,  # noqa: ANN401
+        ranks: Ranks,
+    ) -> tuple[Linearization, CoreGram]:
         """The model's operators and its core; the activity behind the core is not kept."""
         lin = linearize(
             module,
@@ -197,16 +207,18 @@ class Probe:
             dtype=self.dtype,
             chunk_size=self.chunk_size,
             accuracy=max(self.tolerance, 0.01) / 5,
+            ranks=ranks,
         )
         missed = [name for name in lin.coverage.missed if name not in self._missed]
         if missed:
             self._missed.update(missed)
             _warn(
                 "the core misses weights, since no operation with them was seen: "
-                f"{', '.join(missed)}; numbers of the core are without them, all others with them"
+                f"{', '.join(missed)}; numbers of the core are without them, all others with them",
+                ranks,
             )
         none = lin.state.new_zeros(math.prod(lin.state.shape[:2]), 0)
-        core = CoreGram(*(site.activity.flatten(0, 1) for site in lin.sites), none)
+        core = CoreGram(*(site.activity.flatten(0, 1) for site in lin.sites), none, ranks=ranks)
         return replace(lin, sites=()), core
 
     def _target(
@@ -219,15 +231,16 @@ class Probe:
         target, output = (self.target_fn or default_target)(batch), lin.output
         if target is None or output is None or not self.modes:
             return None
+        ranks = lin.ranks
         try:
             placed = target_like(target, output, lin)
         except ValueError as error:
             if self.target_fn is not None:
                 raise
-            _warn(f"the batch's target is left aside: {error}")
+            _warn(f"the batch's target is left aside: {error}", ranks)
             return None
-        if not bool(torch.isfinite(placed.values).all()):
-            _warn_non_finite("targets")
+        if not ranks.all(bool(torch.isfinite(placed.values).all())):
+            _warn_non_finite("targets", ranks)
             return None
         return pull_back(
             placed,
@@ -247,26 +260,26 @@ class Probe:
         deadline: Deadline,
     ) -> tuple[Measured | ExactKernel, float]:
         """The kernel, exactly where that is no dearer than sampling, and the adjoint error."""
-        J = lin.jacobian
-        exact_cost = min(math.prod(J.shape_in), math.prod(J.shape_out)) + 2
+        J, ranks = lin.jacobian, lin.ranks
+        values = ranks.total(math.prod(J.shape_out))
+        exact_cost = min(math.prod(J.shape_in), values) + 2
         affordable = exact_cost <= max_products - J.products
         if self.method == "exact" or (self.method == "auto" and affordable):
             J.defer("finite-difference")
-            return ExactKernel(_dense(lin), core), self._adjoint_error(lin, seed)
+            return ExactKernel(_dense(lin, values), core), self._adjoint_error(lin, seed)
 
         def left() -> int:
             in_time = deadline.left(J.products, SAMPLING_SHARE)
-            return int(min(max_products - J.products - J.most_extra, in_time))
+            return int(ranks.least(min(max_products - J.products - J.most_extra, in_time)))
 
-        measured = sample_kernel(
-            J,
-            core,
-            lambda indices: _tangents(lin, indices, seed),
-            tolerance=self.tolerance,
-            left=left,
-            seed=seed,
-            at_once=J.at_once,
-        )
+        factor = lin.factor(seed)
+        if ranks.size > 1:
+            ranks.require_same(
+                "their random tangents",
+                checksum(factor.tangents(range(1))),
+                "give all the same seed, and the same kind of device",
+            )
+        measured = sample_kernel(factor, core, tolerance=self.tolerance, left=left, seed=seed)
         self._require_adjoint(J, measured.adjoint_error)
         # What worked is tried first from now on; training can make it fail (a step of finite
         # differences across many kinks), and then the next one takes over.
@@ -275,13 +288,14 @@ class Probe:
 
     def _adjoint_error(self, lin: Linearization, seed: int) -> float:
         """Compare both directions of differentiation on one random pair; two products."""
-        J, g = lin.jacobian, _tangents(lin, range(1), seed)[0]
-        y = J.matvec(g)
-        generator = torch.Generator(device=y.device).manual_seed(seed)
+        factor, ranks = lin.factor(seed), lin.ranks
+        y = factor.sample(range(1))[0]
+        generator = torch.Generator(device=y.device).manual_seed(seed + ranks.index)
         z = torch.randn(y.shape, generator=generator, device=y.device).to(y.dtype)
-        gap = (y.double() * z.double()).sum() - (g.double() * J.rmatvec(z).double()).sum()
-        error = relative_gap(gap, torch.linalg.vector_norm(y.double()))
-        self._require_adjoint(J, error)
+        size = ranks.sum(y.double().square().sum()).sqrt()
+        gap = ranks.sum((y.double() * z.double()).sum()) - factor.inner(0, factor.pull(z))
+        error = relative_gap(gap, size)
+        self._require_adjoint(lin.jacobian, error)
         return error
 
     def _require_adjoint(self, J: Derivative, error: float) -> None:
@@ -312,18 +326,19 @@ class Probe:
         deadline: Deadline,
     ) -> Snapshot:
         """Put the numbers together."""
-        B, T, n = lin.state.shape
+        n, ranks = lin.state.shape[2], lin.ranks
         kernel = measured.sketch if isinstance(measured, Measured) else measured
         statistics = kernel.statistics if kernel is not None else _unknown(n)
         if kernel is not None and statistics.trace.is_finite:
             spectrum, modes = kernel.temporal_eigenpairs(TEMPORAL_MODES, self.seed)
         else:
-            spectrum, modes = torch.empty(0, device="cpu"), torch.empty(B * T, 0, device="cpu")
+            spectrum, modes = torch.empty(0, device="cpu"), lin.state.new_empty(lin.rows, 0)
             if kernel is not None:
-                _warn_non_finite("derivatives")
+                _warn_non_finite("derivatives", ranks)
+        modes = _whole(modes.T.reshape(-1, *lin.state.shape[:2]), ranks)
         rate = self.learning_rate if learning_rate is None else learning_rate
         targets = target_modes(pulled, statistics.frobenius_norm, rate) if pulled else ()
-        patterns = pulled.decomposition.patterns if pulled else torch.empty(0, B, T, device="cpu")
+        patterns = pulled.decomposition.patterns if pulled else modes[:0]
         return Snapshot(
             core_cosine=statistics.core_cosine,
             temporal_core_cosine=statistics.temporal_core_cosine,
@@ -335,14 +350,14 @@ class Probe:
             core_effective_rank=core.effective_rank,
             core_spectrum=core.spectrum,
             temporal_spectrum=spectrum.cpu(),
-            temporal_modes=modes.T.reshape(-1, B, T).contiguous().cpu(),
+            temporal_modes=modes,
             target_modes=targets,
-            target_patterns=patterns.cpu(),
+            target_patterns=_whole(patterns, ranks) if pulled else patterns,
             coverage=lin.coverage,
-            state_shape=(B, T, n),
+            state_shape=(*modes.shape[1:], n),
             state=lin.modules,
             products=lin.jacobian.products,
-            seconds=deadline.elapsed,
+            seconds=-ranks.least(-deadline.elapsed),
             method="exact" if isinstance(kernel, ExactKernel) else lin.jacobian.method,
             scheme=measured.scheme if isinstance(measured, Measured) else "exact",
             tier=self.tier,
@@ -461,18 +476,29 @@ def _least_products(modes: int) -> int:
     return modes + MIN_SAMPLES + 1 + 3
 
 
-def _tangents(lin: Linearization, indices: range, seed: int) -> Tensor:
-    J = lin.jacobian
-    return draw_tangents(J.input_size, indices, seed, dtype=J.dtype, device=J.device)
+def _whole(patterns: Tensor, ranks: Ranks) -> Tensor:
+    """Patterns over the trials of all processes, each with its largest entry positive.
+
+    Args:
+        patterns: Over this process's, shape ``(m, B, T)``; others may have shorter or longer ones.
+        ranks: The processes.
+
+    Returns:
+        Shape ``(m, B, T)``, on the CPU.
+    """
+    longest = max(ranks.counts(patterns.shape[2]))
+    padded = torch.nn.functional.pad(patterns, (0, longest - patterns.shape[2]))
+    whole = ranks.join(padded, 1)
+    return fix_signs(whole.flatten(1).T).T.reshape(whole.shape).contiguous().cpu()
 
 
-def _dense(lin: Linearization) -> Tensor:
-    """All entries of the Jacobian by columns, shape ``(p, k, n)``."""
+def _dense(lin: Linearization, values: float) -> Tensor:
+    """This process's entries of the Jacobian by columns, shape ``(p, k, n)``."""
     J = lin.jacobian
-    entries = math.prod(J.shape_in) * math.prod(J.shape_out)
+    entries = math.prod(J.shape_in) * values
     if entries > DENSE_LIMIT:
         raise ValueError(
-            f"method='exact' needs a dense Jacobian of {math.prod(J.shape_out)} x "
+            f"method='exact' needs a dense Jacobian of {values:.0f} x "
             f"{math.prod(J.shape_in)} entries, more than the {DENSE_LIMIT} that fit: use "
             "method='auto', a smaller batch, or fewer parameters"
         )
@@ -485,11 +511,13 @@ def _unknown(units: int) -> KernelStatistics:
     return KernelStatistics(Estimate(math.nan, math.nan), nan, nan, nan, nan, nan, nan[0], units)
 
 
-def _warn_non_finite(what: str) -> None:
-    _warn(f"nan or infinite {what} in this probe; its snapshot is marked non-finite")
+def _warn_non_finite(what: str, ranks: Ranks) -> None:
+    _warn(f"nan or infinite {what} in this probe; its snapshot is marked non-finite", ranks)
 
 
-def _warn(what: str) -> None:
+def _warn(what: str, ranks: Ranks) -> None:
+    if ranks.index:
+        return
     message = f"ntk_monitor: {what}"
     try:
         warnings.warn(message, RuntimeWarning, stacklevel=5)

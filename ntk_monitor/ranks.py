@@ -10,6 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+PIECE = 2**20
+"""Entries that a checksum looks at together."""
+
 
 class RankError(RuntimeError):
     """Another process could not go on, or is at another place; all of them stop together."""
@@ -99,7 +102,7 @@ class Ranks:
         """
         return value if self.size == 1 else float(self._reduce(_number(value), dist.ReduceOp.MIN))
 
-    def all(self, truth: bool) -> bool:  # noqa: FBT001
+    def all(self, truth: bool) -> bool:
         """Whether something holds in all processes.
 
         Args:
@@ -110,22 +113,51 @@ class Ranks:
         """
         return self.least(float(truth)) > 0
 
-    def join(self, x: Tensor) -> Tensor:
-        """The rows of all processes, one after the other.
+    def join(self, x: Tensor, dim: int = 0) -> Tensor:
+        """The parts of all processes, one after the other.
 
         Args:
-            x: Rows of this process, as many as it has; further axes are the same in all.
+            x: This process's part; all but one axis are the same in all.
+            dim: The axis along which they are parts.
 
         Returns:
-            All rows.
+            The whole.
         """
         if self.size == 1:
             return x
-        counts = self.counts(len(x))
-        every = x.new_zeros(sum(counts), *x.shape[1:])
-        start = sum(counts[: self.index])
-        every[start : start + len(x)] = x
+        counts = self.counts(x.shape[dim])
+        shape = list(x.shape)
+        shape[dim] = sum(counts)
+        every = x.new_zeros(shape)
+        every.narrow(dim, sum(counts[: self.index]), x.shape[dim]).copy_(x)
         return self.sum(every)
+
+    def own(self, count: int) -> slice:
+        """Where this process's part is, when the parts of all come one after the other.
+
+        Args:
+            count: The length of its part.
+
+        Returns:
+            The place.
+        """
+        counts = self.counts(count)
+        start = sum(counts[: self.index])
+        return slice(start, start + count)
+
+    def first(self, x: Tensor) -> Tensor:
+        """What the first process has.
+
+        Of what all compute from the same numbers, for where the last bit, a sign or an order must
+        be the same, and their machines may differ.
+
+        Args:
+            x: Of the same shape in all.
+
+        Returns:
+            The first one's.
+        """
+        return self.sum(x if self.index == 0 else torch.zeros_like(x))
 
     def counts(self, count: int) -> list[int]:
         """How many of something each process has.
@@ -181,6 +213,26 @@ class Ranks:
                 f"the processes that measure together do different things (here: {what}); do they "
                 "have the same settings, and batches of the same kind?"
             )
+
+
+def checksum(*tensors: Tensor) -> int:
+    """A number that tells whether tensors are the same to the bit.
+
+    Args:
+        tensors: The tensors; each entry counts with its place.
+
+    Returns:
+        A number from 0 to 2^62 - 1.
+    """
+    total = 0
+    for x in tensors:
+        flat = x.detach().flatten().contiguous().view(torch.uint8)
+        flat = torch.cat([flat, flat.new_zeros(-len(flat) % 4)]).view(torch.int32)
+        for i, piece in enumerate(torch.split(flat, PIECE)):
+            places = torch.arange(1, 2 * len(piece), 2, device=piece.device)
+            found = int((piece.long() * (places + 2 * i)).sum())  # wraps around, the same anywhere
+            total = (31 * total + found) % 2**62
+    return total
 
 
 ALONE = Ranks()

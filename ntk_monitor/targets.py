@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.estimators import CoreGram, Estimate
-from ntk_monitor.estimators.subspace import fix_signs
+from ntk_monitor.estimators.spread import tall_svd
 from ntk_monitor.model import Linearization
 from ntk_monitor.model.linearization import Preconditioner, squared_norm
+from ntk_monitor.ranks import ALONE, Ranks
 from ntk_monitor.snapshot import TargetMode
 
 
@@ -23,7 +24,7 @@ class Decomposition:
 
     Attributes:
         singular_values: ``sigma_i``, descending, shape ``(m,)``.
-        patterns: ``u_i`` over trials and time, shape ``(m, B, T)``.
+        patterns: ``u_i`` over trials and time, of this process's trials, shape ``(m, B, T)``.
         directions: ``v_i`` over outputs, shape ``(m, o)``.
     """
 
@@ -43,9 +44,9 @@ class Target(NamedTuple):
     Attributes:
         values: Shape ``(B, T, c)``; zero at rows that do not count.
         classes: For class targets, which outputs the ``c`` columns are, those of the classes that
-            occur; None where they are all outputs.
+            occur in any process; None where they are all outputs.
         outputs: How many outputs ``o`` there are.
-        rows: How many rows count.
+        rows: How many rows count, in all processes.
     """
 
     values: Tensor
@@ -54,30 +55,38 @@ class Target(NamedTuple):
     rows: int
 
 
-def decompose(target: Target, modes: int) -> Decomposition:
+def decompose(target: Target, modes: int, ranks: Ranks = ALONE) -> Decomposition:
     """Leading singular triples of a target, read as a (rows x outputs) matrix.
 
+    Those of classes are known: a class has the indicator of its rows, at the root of their number;
+    classes of as many rows come in their own order.
+
     Args:
-        target: The target.
+        target: The target, this process's trials of it.
         modes: How many at most; modes that are zero to rounding are left out.
+        ranks: The processes that have its trials.
 
     Returns:
-        The triples; each pattern has its entry of largest magnitude positive.
+        The triples.
     """
     values = target.values
     matrix = values.flatten(0, 1).double()
-    U, sigma, Vh = torch.linalg.svd(matrix, full_matrices=False)
-    noise = torch.finfo(values.dtype).eps * max(matrix.shape) * sigma[:1]
-    count = min(modes, int((sigma > noise).sum()))
-    fixed = fix_signs(U[:, :count])
-    signs = (fixed * U[:, :count]).sum(0).sign()
-    directions = Vh[:count] * signs[:, None]
-    if target.classes is not None:
-        every = directions.new_zeros(count, target.outputs)
-        directions = every.index_copy(1, target.classes, directions)
+    if target.classes is None:
+        U, sigma, Vh = tall_svd(matrix, ranks)
+        rows = ranks.total(len(matrix))
+        noise = torch.finfo(values.dtype).eps * max(rows, matrix.shape[1]) * sigma[:1]
+        count = min(modes, int((sigma > noise).sum()))
+        U, sigma, directions = U[:, :count], sigma[:count], Vh[:count]
+    else:
+        sizes, order = ranks.sum(matrix.sum(0)).sort(descending=True, stable=True)
+        order = order[: min(modes, int((sizes > 0).sum()))]
+        sigma = sizes[: len(order)].sqrt()
+        U = matrix[:, order] / sigma
+        directions = matrix.new_zeros(len(order), target.outputs)
+        directions[torch.arange(len(order)), target.classes[order]] = 1
     return Decomposition(
-        singular_values=sigma[:count],
-        patterns=fixed.T.reshape(count, *values.shape[:2]).to(values.dtype),
+        singular_values=sigma,
+        patterns=U.T.reshape(len(sigma), *values.shape[:2]).to(values.dtype),
         directions=directions.to(values.dtype),
     )
 
@@ -99,13 +108,16 @@ def target_like(target: Tensor, output: Tensor, lin: Linearization) -> Target:
     """
     given, classes = target, None
     if not target.is_floating_point():
-        present = torch.unique(target[target >= 0]).long()
-        if present.numel() and int(present[-1]) >= output.shape[2]:
+        occurring = torch.unique(target[target >= 0]).long()
+        if occurring.numel() and int(occurring[-1]) >= output.shape[2]:
             raise ValueError(
                 f"class indices must lie in [0, {output.shape[2]}), or be negative for what does "
                 f"not count; got values from {int(target.min())} to {int(target.max())}: pass "
                 "target_fn"
             )
+        here = torch.zeros(output.shape[2], dtype=torch.int64, device=target.device)
+        here[occurring] = 1
+        present = lin.ranks.sum(here).nonzero().flatten()
         target = target.unsqueeze(-1) == present
         classes = present.to(output.device)
     elif output.shape[2] == 1 and target.numel() == output.numel() and target.shape[-1] != 1:
@@ -123,7 +135,7 @@ def target_like(target: Tensor, output: Tensor, lin: Linearization) -> Target:
         placed = placed.where(lin.valid.unsqueeze(-1), 0)
     counts = placed.any(-1) if classes is not None else lin.valid
     rows = placed.shape[:2].numel() if counts is None else int(counts.sum())
-    return Target(placed, classes, output.shape[2], rows)
+    return Target(placed, classes, output.shape[2], int(lin.ranks.total(rows)))
 
 
 class PulledBack(NamedTuple):
@@ -164,16 +176,17 @@ def pull_back(
         ``||J_y* e_i||^2``, ``<J_y* e_i, D J_y* e_i>`` (None without a preconditioner), and the
         number of outputs. The cost is one product a mode.
     """
-    decomposition = decompose(target, modes)
+    ranks = lin.ranks
+    decomposition = decompose(target, modes, ranks)
     errors = decomposition.errors
     output = lin.output
     if output is None or not len(errors):
         return PulledBack(decomposition, (), (), (), (), (), 0)
     reached = output.detach().double()
     if target.classes is not None:
-        reached = _probabilities(reached)
-    sums = (reached * errors.double()).sum((1, 2, 3))
-    same_rows = decomposition.patterns.shape[1:] == lin.state.shape[:2]
+        reached = _probabilities(reached, ranks)
+    sums = ranks.sum((reached * errors.double()).sum((1, 2, 3)))
+    same_rows = ranks.all(decomposition.patterns.shape[1:] == lin.state.shape[:2])
     overlaps = [
         core.overlap(u.flatten()) if same_rows else math.nan for u in decomposition.patterns
     ]
@@ -181,7 +194,7 @@ def pull_back(
     scaled_sizes: list[float | None] = [None] * len(overlaps)
     found = lin.pull_back_outputs(errors, preconditioner) if derivatives else ()
     for i, (q, pulled, size, scaled) in enumerate(found):
-        gains[i] = float(squared_norm(pulled) / squared_norm(q))
+        gains[i] = float(squared_norm(pulled) / ranks.sum(squared_norm(q)))
         sizes[i] = float(size)
         if preconditioner is not None:
             scaled_sizes[i] = float(scaled)
@@ -198,10 +211,11 @@ def pull_back(
     )
 
 
-def _probabilities(output: Tensor) -> Tensor:
+def _probabilities(output: Tensor, ranks: Ranks) -> Tensor:
     """Outputs as probabilities of classes, from these, their logarithms, or logits."""
     total = output.sum(-1)
-    if bool((output >= 0).all()) and torch.allclose(total, torch.ones_like(total), atol=1e-3):
+    close = torch.allclose(total, torch.ones_like(total), atol=1e-3)
+    if ranks.all(bool((output >= 0).all()) and close):
         return output
     return output.softmax(-1)
 

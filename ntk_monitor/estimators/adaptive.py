@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,6 @@ from ntk_monitor.estimators.core import CoreGram
 from ntk_monitor.estimators.formulas import at_least_float32, relative_gap
 from ntk_monitor.estimators.pairs import inner_products
 from ntk_monitor.estimators.sketch import MIN_SAMPLES, TangentSketch
-from ntk_monitor.operators import LinearOperator
 
 PILOT, TOP_UP = 12, 4
 """Samples of the first round, and the fewest of each further one, which at most doubles them: few
@@ -25,8 +25,44 @@ EXHAUSTED = 1e-5
 CAUTION = 1.0
 """Standard deviations of the standard error itself that must fit below the tolerance."""
 
-Draw = Callable[[range], Tensor]
-"""Tangents by their indices, shape ``(len, p)``."""
+X = TypeVar("X")
+"""A direction in parameter space, in whatever form a kernel has it."""
+
+
+class Factor(Protocol[X]):
+    """``J`` of a kernel ``A = J J*``, with random tangents ``g_0, g_1, ...`` of its own.
+
+    Where the rows of the state are spread over processes, each has its own rows of images, and all
+    that is in parameter space is summed over them.
+    """
+
+    @property
+    def shape_out(self) -> tuple[int, ...]:
+        """``(B, T, n)`` of this process's rows."""
+
+    @property
+    def at_once(self) -> int:
+        """Tangents that are best carried at once."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of images."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of images."""
+
+    def sample(self, indices: range) -> Tensor:
+        """``J g_i``, shape ``(len, B, T, n)``; a product each."""
+
+    def pull(self, u: Tensor) -> X:
+        """``J* u`` for ``u`` of shape ``(B, T, n)``; one product."""
+
+    def push(self, x: X) -> Tensor:
+        """``J x``, shape ``(B, T, n)``; one product."""
+
+    def inner(self, index: int, x: X) -> float:
+        """``<g_i, x>``."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +85,12 @@ class Measured:
 
 
 def sample_kernel(
-    J: LinearOperator,
+    J: Factor[X],
     core: CoreGram,
-    draw: Draw,
     *,
     tolerance: float,
     left: Callable[[], int],
     seed: int = 0,
-    at_once: int = 16,
 ) -> Measured:
     r"""Sample ``A = J J*`` until its numbers are accurate enough, or the budget is spent.
 
@@ -81,15 +115,13 @@ def sample_kernel(
     the last.
 
     Args:
-        J: The Jacobian, from ``(p,)`` to ``(B, T, n)``.
-        core: The core on the same rows.
-        draw: Tangents.
+        J: The Jacobian.
+        core: The core on the same rows, spread over the same processes.
         tolerance: Wanted relative standard error of every number.
         left: Products that may still be spent, at least one more than `MIN_SAMPLES`. It is asked
             before each round of tangents or direction, so that one that takes more than its
             products is followed by fewer; the first `MIN_SAMPLES` are taken in any case.
         seed: Names the start of the Krylov space.
-        at_once: Tangents to carry at once.
 
     Returns:
         The samples and how they came about.
@@ -107,8 +139,8 @@ def sample_kernel(
         pieces: list[Tensor] = []
         end = used + count
         while used < end and enough():
-            indices = range(used, min(end, used + at_once))
-            pieces.append(at_least_float32(J.matmat(draw(indices))).flatten(1, 2))
+            indices = range(used, min(end, used + J.at_once))
+            pieces.append(at_least_float32(J.sample(indices)).flatten(1, 2))
             used = indices.stop
             # Not all at once: the sketch may keep them in less memory.
             if sum(map(len, pieces)) >= MIN_SAMPLES:
@@ -118,7 +150,7 @@ def sample_kernel(
             sketch.extend(torch.cat(pieces))
 
     sample(MIN_SAMPLES, lambda: True)  # a step check's products show after these
-    krylov = _Krylov(J, sketch, draw, seed)
+    krylov = _Krylov(J, sketch, seed)
 
     def spare() -> int:
         """Products for samples: one is kept for the comparison with the adjoint."""
@@ -126,7 +158,8 @@ def sample_kernel(
 
     sample(min(PILOT - MIN_SAMPLES, spare()), lambda: spare() > 0)
     while True:
-        error = sketch.statistics.relative_error * (1 + CAUTION / math.sqrt(2 * len(sketch)))
+        error = core.ranks.least(sketch.statistics.relative_error)  # the same to the last bit
+        error *= 1 + CAUTION / math.sqrt(2 * len(sketch))
         met = error <= tolerance
         if met or spare() < 1 or not math.isfinite(error):
             scheme = "deflated" if sketch.atoms else "sampled"
@@ -134,7 +167,7 @@ def sample_kernel(
         samples = len(sketch)
         missing = min(samples * ((error / tolerance) ** 2 - 1), left()) if tolerance else left()
         directions = min(DIRECTIONS, left() // 2)
-        few = sketch.residual_effective_rank < (samples + missing) / 2
+        few = core.ranks.least(sketch.residual_effective_rank) < (samples + missing) / 2
         deeper = few and sketch.atoms < samples and not sketch.drowned
         if directions and deeper and missing >= 2 * directions:
             krylov.extend(directions, left)
@@ -144,7 +177,7 @@ def sample_kernel(
             sample(count, lambda: spare() > 0)
 
 
-class _Krylov:
+class _Krylov(Generic[X]):
     """A Krylov space that is taken out of a sketch as it grows.
 
     Attributes:
@@ -153,16 +186,15 @@ class _Krylov:
 
     adjoint_error: float | None = None
 
-    def __init__(self, J: LinearOperator, sketch: TangentSketch, draw: Draw, seed: int) -> None:
+    def __init__(self, J: Factor[X], sketch: TangentSketch, seed: int) -> None:
         """Draw the start.
 
         Args:
             J: The Jacobian.
             sketch: With the first samples, none deflated.
-            draw: Tangents of the samples.
             seed: Names the start.
         """
-        self._J, self._sketch, self._draw = J, sketch, draw
+        self._J, self._sketch = J, sketch
         self._first = sketch.leading_sample(0)
         self._generator = torch.Generator(device=J.device).manual_seed(seed)
         self._direction = self._random()
@@ -172,10 +204,11 @@ class _Krylov:
         for _ in range(directions):
             if left() < 2 or self._sketch.drowned:
                 return
-            image = at_least_float32(self._J.matmat(self._pull())).flatten(1, 2)
-            self._sketch.deflate(self._direction, image)
-            rows, size = self._sketch.rows, torch.linalg.vector_norm(image)
-            further = self._sketch.outside(rows.lead(rows.keep(image[0])))
+            image = at_least_float32(self._J.push(self._pull())).flatten(0, 1)
+            self._sketch.deflate(self._direction, image[None])
+            rows = self._sketch.rows
+            size = rows.ranks.sum(image.double().square().sum()).sqrt()
+            further = self._sketch.outside(rows.lead(rows.keep(image)))
             exhausted = torch.linalg.vector_norm(further) <= EXHAUSTED * size
             self._direction = self._random() if bool(exhausted) else _unit(further)[None]
 
@@ -192,16 +225,15 @@ class _Krylov:
         noise = torch.randn(like.shape, generator=self._generator, device=like.device)
         return _unit(self._sketch.outside(noise.to(like)))[None]
 
-    def _pull(self) -> Tensor:
-        """``J* u``, shape (1, p)."""
-        u = self._direction
+    def _pull(self) -> X:
+        """``J* u``."""
+        u = self._direction[0]
         lifted = self._sketch.rows.lift(u).to(self._J.dtype)
-        pulled = self._J.rmatmat(lifted.reshape(1, *self._J.shape_out))
+        pulled = self._J.pull(lifted.reshape(self._J.shape_out))
         if self.adjoint_error is None:
-            forward = inner_products(self._first.reshape(1, -1), u.flatten(1))
-            backward = inner_products(self._draw(range(1)), pulled)
+            forward = inner_products(self._first.reshape(1, -1), u.reshape(1, -1))
             usual = torch.linalg.vector_norm(self._first.double()) / math.sqrt(u.numel())
-            self.adjoint_error = relative_gap(forward - backward, usual)
+            self.adjoint_error = relative_gap(forward - self._J.inner(0, pulled), usual)
         return pulled
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,12 +19,18 @@ class ExactKernel:
     """A kernel ``A = J J*`` given by all entries of ``J``.
 
     Attributes:
-        J: The Jacobian by columns: ``J[c]`` is the image of parameter ``c``, shape ``(p, k, n)``.
-        core: The core on the same ``k`` rows.
+        rows: This process's rows of the Jacobian, by columns: ``rows[c]`` is the image of parameter
+            ``c``, shape ``(p, k_r, n)``.
+        core: The core on the same rows.
     """
 
-    J: Tensor
+    rows: Tensor
     core: CoreGram
+
+    @cached_property
+    def J(self) -> Tensor:
+        """All rows, shape ``(p, k, n)``."""
+        return self.core.ranks.join(self.rows, 1)
 
     @property
     def statistics(self) -> KernelStatistics:
@@ -31,13 +38,14 @@ class ExactKernel:
         flat = self.J.flatten(1).double()
         small = flat @ flat.T if len(flat) <= flat.shape[1] else flat.T @ flat
         trace = small.trace()
+        factor = self.core.ranks.join(self.core.factor)
         return KernelStatistics(
             trace=Estimate(float(trace)),
             trace_squared=trace.square().reshape(1),
             norm_squared=small.square().sum().reshape(1),
             temporal_norm_squared=self._temporal.square().sum().reshape(1),
             spatial_norm_squared=self._spatial.square().sum().reshape(1),
-            core_inner=(self.core.factor.double().T @ self.J.double()).square().sum().reshape(1),
+            core_inner=(factor.double().T @ self.J.double()).square().sum().reshape(1),
             core_norm_squared=self.core.norm_squared,
             units=self.J.shape[2],
         )
@@ -62,9 +70,12 @@ class ExactKernel:
             seed: Not used; there is nothing random here.
 
         Returns:
-            Eigenvalues ``(r,)`` and modes ``(k, r)`` with ``r = min(count, k)``.
+            Eigenvalues ``(r,)`` and this process's rows of the modes, ``(k_r, r)``, with
+            ``r = min(count, k)``.
         """
         del seed
+        ranks = self.core.ranks
         values, vectors = torch.linalg.eigh(self._temporal / self.J.shape[2])
-        order = slice(0, count)
-        return values.flip(0)[order].clamp(min=0), fix_signs(vectors.flip(1)[:, order])
+        values, vectors = ranks.first(values), ranks.first(vectors)
+        order, own = slice(0, count), ranks.own(self.rows.shape[1])
+        return values.flip(0)[order].clamp(min=0), fix_signs(vectors.flip(1)[:, order])[own]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ntk_monitor.estimators.pairs import squared_norms
+from ntk_monitor.estimators.spread import tall_qr
+from ntk_monitor.ranks import ALONE, Ranks
 
 LEADING_ROWS = (48, 128)
 """Leading directions that may be kept as they are: the fewest that suffice."""
@@ -32,9 +34,14 @@ class Rows:
     of at most ``2 e^2 PR(T) / d'`` and a relative noise of about ``2 e / sqrt(d')``: with the
     limits used here 0.04 % and 0.3 %.
 
+    Where the ``k`` rows are spread over processes, each gives its own rows of ``Y`` and has its own
+    columns of ``W``; what is kept is the sum over processes, the same in each.
+
     Attributes:
-        W: Shape ``(d, k)``, or None where all rows are kept.
+        W: This process's columns, shape ``(d, k_r)``, or None where all rows are kept.
         leading: How many rows of ``W`` are orthonormal leading directions, or all rows there are.
+        ranks: The processes.
+        own: Which of all rows are this process's; used where all are kept.
 
     References:
         Halko, Martinsson and Tropp, Finding structure with randomness, SIAM Review 53 (2011).
@@ -42,17 +49,19 @@ class Rows:
 
     W: Tensor | None
     leading: int
+    ranks: Ranks = ALONE
+    own: slice = field(default_factory=lambda: slice(None))
 
     def keep(self, Y: Tensor) -> Tensor:
         """What is kept of tensors on all rows.
 
         Args:
-            Y: Shape ``(..., k, n)``.
+            Y: This process's rows, shape ``(..., k_r, n)``.
 
         Returns:
             Shape ``(..., d, n)``.
         """
-        return Y if self.W is None else self.W @ Y
+        return self.ranks.join(Y, -2) if self.W is None else self.ranks.sum(self.W @ Y)
 
     def lead(self, kept: Tensor) -> Tensor:
         """Coordinates in the leading directions.
@@ -72,37 +81,42 @@ class Rows:
             X: Shape ``(..., leading, n)``.
 
         Returns:
-            Shape ``(..., k, n)``.
+            This process's rows, shape ``(..., k_r, n)``.
         """
-        return X if self.W is None else self.W[: self.leading].T @ X
+        return X[..., self.own, :] if self.W is None else self.W[: self.leading].T @ X
 
 
-def choose_rows(Y: Tensor) -> Rows:
+def choose_rows(Y: Tensor, ranks: Ranks = ALONE) -> Rows:
     """Rows for samples like these.
 
     Args:
-        Y: The first samples, shape ``(s, k, n)``.
+        Y: The first samples, this process's rows of them, shape ``(s, k_r, n)``.
+        ranks: The processes.
 
     Returns:
         As few as leave at most `MAX_REMAINDER` of the energy to the sketch, or all where the
         rows are too few for compression to pay.
     """
-    k, energy = Y.shape[1], squared_norms(Y).sum()
+    counts, own = ranks.counts(Y.shape[1]), ranks.own(Y.shape[1])
+    k, energy = sum(counts), ranks.sum(squared_norms(Y).sum())
     choices = [count for count in LEADING_ROWS if k > 2 * (count + SKETCHED_ROWS)]
     if not choices or not bool(torch.isfinite(energy)):
-        return Rows(None, k)
+        return Rows(None, k, ranks, own)
     generator = torch.Generator(device=Y.device).manual_seed(0)
     most = choices[-1]
-    noise = torch.randn(k, most + SKETCHED_ROWS, generator=generator, device=Y.device)
+    noise = torch.randn(k, most + SKETCHED_ROWS, generator=generator, device=Y.device)[own]
     U, O = torch.split(noise.to(Y), [most, SKETCHED_ROWS], dim=1)  # noqa: E741
     for _ in range(2):
-        U = torch.linalg.qr(sum(y @ (y.T @ U) for y in Y)).Q
+        images = ranks.sum(torch.stack([y.T @ U for y in Y]))
+        U = tall_qr(sum(y @ image for y, image in zip(Y, images, strict=True)), ranks)
     # Ritz vectors, so that the first of them lead.
-    shares = torch.linalg.svd(torch.cat([U.T @ y for y in Y], dim=1), full_matrices=False)
-    U, captured = U @ shares.U, shares.S.double().square().cumsum(0).cpu()
+    images = ranks.sum(torch.stack([U.T @ y for y in Y]))
+    shares = torch.linalg.svd(torch.cat([*images], dim=1), full_matrices=False)
+    U, captured = U @ ranks.first(shares.U), ranks.first(shares.S).double().square().cumsum(0).cpu()
     for count in choices:
         if bool(energy - captured[min(count, len(captured)) - 1] <= MAX_REMAINDER * energy):
             U = U[:, :count]
-            remainder = O - U @ (U.T @ O)
-            return Rows(torch.cat([U, remainder / math.sqrt(SKETCHED_ROWS)], dim=1).T, count)
-    return Rows(None, k)
+            remainder = O - U @ ranks.sum(U.T @ O)
+            W = torch.cat([U, remainder / math.sqrt(SKETCHED_ROWS)], dim=1).T
+            return Rows(W, count, ranks, own)
+    return Rows(None, k, ranks, own)

@@ -10,8 +10,9 @@ from torch import Tensor
 from ntk_monitor.estimators.core import CoreGram
 from ntk_monitor.estimators.pairs import PairMoments
 from ntk_monitor.estimators.rows import Rows, choose_rows
+from ntk_monitor.estimators.spread import tall_svd
 from ntk_monitor.estimators.statistics import KernelStatistics
-from ntk_monitor.estimators.subspace import fix_signs, starting_block, subspace_iteration
+from ntk_monitor.estimators.subspace import starting_block, subspace_iteration
 from ntk_monitor.uncertainty import (
     Estimate,
     mean_and_deletes,
@@ -54,6 +55,9 @@ class TangentSketch:
     ``k`` is long and the first samples hardly leave a few temporal directions, only compressed
     rows are kept (`Rows`), and memory is ``O(s n)``.
 
+    The ``k`` rows may be spread over processes, as those of the core are: each then gives its own
+    rows of every tensor, and all that is kept is the same in all.
+
     Attributes:
         rows: In which rows the samples are kept.
         drowned: Whether a direction was left in because of the error of its product.
@@ -93,10 +97,11 @@ class TangentSketch:
         """Add samples.
 
         Args:
-            Y: Samples ``J g``, shape ``(s, k, n)``. The first ones decide which rows are kept.
+            Y: Samples ``J g``, this process's rows, shape ``(s, k_r, n)``. The first ones decide
+                what is kept.
         """
         if not self._samples:
-            self.rows = choose_rows(Y)
+            self.rows = choose_rows(Y, self._gram.ranks)
         kept = self.rows.keep(Y)
         if self.rows.W is not None and not self.atoms:
             images = sum(y @ x.T for y, x in zip(Y, kept, strict=True))
@@ -132,7 +137,7 @@ class TangentSketch:
 
         Args:
             U: Coordinates of the directions (see `Rows.lift`), shape ``(b, leading, n)``.
-            images: ``A U``, shape ``(b, k, n)``.
+            images: ``A U``, this process's rows, shape ``(b, k_r, n)``.
         """
         before = self.atoms
         for direction, image in zip(U, self.rows.keep(images), strict=True):
@@ -259,17 +264,19 @@ class TangentSketch:
             seed: Of the starting block.
 
         Returns:
-            Eigenvalues ``(r,)`` and modes ``(k, r)`` with ``r = min(count, k)``.
+            Eigenvalues ``(r,)`` and this process's rows of the modes, of either sign, ``(k_r, r)``,
+            with ``r = min(count, k)``.
         """
-        like = self._samples[0]
+        like, ranks = self._samples[0], self._gram.ranks
         n = like.shape[2]
         if self.rows.W is not None and not self.atoms:
             C = self._images.double() / (n * len(self))
-            within, rotation = torch.linalg.eigh(self.rows.W.double() @ C)
+            pairs = torch.linalg.eigh(ranks.sum(self.rows.W.double() @ C))
+            within, rotation = (ranks.first(x) for x in pairs)
             large = within > torch.finfo(like.dtype).eps * within[-1]
             root = C @ (rotation[:, large] / within[large].sqrt())
-            vectors, values, _ = torch.linalg.svd(root, full_matrices=False)
-            return values[:count].square().to(like), fix_signs(vectors[:, :count].to(like))
+            vectors, values, _ = tall_svd(root, ranks)
+            return values[:count].square().to(like), vectors[:, :count].to(like)
         weighted = [(1 / n, self._atoms)] if self.atoms else []
         weighted += [(1 / (n * len(self)), self._rest(kept)) for kept in self._samples]
 
@@ -282,5 +289,6 @@ class TangentSketch:
 
         generator = torch.Generator(device=like.device).manual_seed(seed)
         start = starting_block(self.rows.leading, count, generator, dtype=like.dtype)
-        values, modes = subspace_iteration(apply, start, min(count, self.rows.leading))
-        return values, fix_signs(self.rows.lift(modes))
+        pairs = subspace_iteration(apply, start, min(count, self.rows.leading))
+        values, modes = (ranks.first(x) for x in pairs)
+        return values, self.rows.lift(modes)

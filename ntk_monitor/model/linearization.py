@@ -16,6 +16,7 @@ from ntk_monitor.model.batch import (
 )
 from ntk_monitor.model.derivative import Derivative, differentiate
 from ntk_monitor.model.edit import Edit
+from ntk_monitor.model.factor import SampledJacobian
 from ntk_monitor.model.forward import ForwardMap
 from ntk_monitor.model.kernels import Kernels
 from ntk_monitor.model.parameters import ParameterSpace
@@ -33,6 +34,7 @@ from ntk_monitor.operators import (
     LinearOperator,
     TensorProduct,
 )
+from ntk_monitor.ranks import Ranks
 
 Preconditioner = Mapping[str, Callable[[Tensor], Tensor]]
 """The linear map by which an optimizer multiplies the gradient of each parameter, by its name."""
@@ -42,6 +44,9 @@ Preconditioner = Mapping[str, Callable[[Tensor], Tensor]]
 class Linearization:
     r"""A model linearised at its present parameters, on one batch.
 
+    Where several processes do so together, each has its own rows of the state, and all operators
+    are those of its own rows; `factor` and `pull_back_outputs` sum over processes.
+
     Attributes:
         state: The state ``h``, shape ``(B, T, n)``.
         outputs: What the model returned.
@@ -49,6 +54,7 @@ class Linearization:
         coverage: What the sites account for.
         jacobian: ``J = dh/dtheta`` over the studied parameters that reach the state.
         parameters: Names of those parameters.
+        ranks: The processes.
     """
 
     state: Tensor
@@ -57,6 +63,7 @@ class Linearization:
     coverage: Coverage
     jacobian: Derivative
     parameters: tuple[str, ...]
+    ranks: Ranks
     _forward: ForwardMap
     _state: State
     _recurrence: State | None
@@ -73,6 +80,22 @@ class Linearization:
     def valid(self) -> Tensor | None:
         """Which rows of the state there are, (B, T), the others being padding; None for all."""
         return self._state.valid
+
+    @property
+    def rows(self) -> int:
+        """How many rows the state has, ``k = B T``."""
+        return self.state.shape[0] * self.state.shape[1]
+
+    def factor(self, seed: int) -> SampledJacobian:
+        """The Jacobian with random tangents, as the estimators use it.
+
+        Args:
+            seed: Names the tangents.
+
+        Returns:
+            The Jacobian.
+        """
+        return SampledJacobian(self.jacobian, self.ranks, seed)
 
     @property
     def ntk(self) -> LinearOperator:
@@ -228,9 +251,9 @@ class Linearization:
                 out, and zero for a parameter that it lacks.
 
         Yields:
-            For each error, ``q`` of shape ``(B, T, n)``, ``J* q`` of shape ``(p,)``,
-            ``||J_y* e||^2``, and ``<J_y* e, D J_y* e>``. The cost is one product per error, and
-            one pass for all.
+            For each error, this process's rows of ``q``, shape ``(B, T, n)``, ``J* q`` of shape
+            ``(p,)``, ``||J_y* e||^2``, and ``<J_y* e, D J_y* e>``. The cost is one product per
+            error, and one pass for all.
         """
         h = self.state.clone().requires_grad_()
         leaves = {n: self._forward.tensors[n].detach() for n in self._trained}
@@ -246,11 +269,12 @@ class Linearization:
                 else torch.autograd.grad(output, inputs, e, retain_graph=True, allow_unused=True)
             )
             q = torch.zeros_like(h) if gradients[0] is None else gradients[0]
-            pulled = self.jacobian.rmatvec(q)
+            pulled = self.ranks.sum(self.jacobian.rmatvec(q))
             through_state = self._space.split(pulled)
+            direct = self._sums(dict(zip(theta, gradients[1:], strict=True)))
             size, scaled = torch.zeros(2, dtype=torch.float64, device=h.device)
-            for name, direct in zip(theta, gradients[1:], strict=True):
-                parts = [g for g in (direct, through_state.get(name)) if g is not None]
+            for name in theta:
+                parts = [g for g in (direct.get(name), through_state.get(name)) if g is not None]
                 if not parts:
                     continue
                 whole = sum(parts[1:], parts[0])
@@ -259,6 +283,17 @@ class Linearization:
                     stepped = preconditioner[name](whole)
                     scaled = scaled + (whole.double() * stepped.double()).sum()
             yield q, pulled, size, size if preconditioner is None else scaled
+
+    def _sums(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+        """Gradients summed over processes; those that no process has are left out."""
+        here = torch.tensor([g is not None for g in gradients.values()], device="cpu")
+        anywhere = self.ranks.sum(here.long()) > 0
+        zeros = torch.zeros_like
+        return {
+            name: self.ranks.sum(zeros(self._forward.tensors[name]) if g is None else g)
+            for (name, g), there in zip(gradients.items(), anywhere, strict=True)
+            if there
+        }
 
     def _quiet(self, kernels: Kernels) -> AbstractContextManager[None]:
         return quiet(self._forward.module, kernels=kernels)

@@ -36,6 +36,7 @@ from ntk_monitor.model.products import METHODS, TangentProducts, make_products
 from ntk_monitor.model.quiet import quiet
 from ntk_monitor.model.sites import PlacedUses, place_uses
 from ntk_monitor.model.state import Call, State, StatePath, StateSource, find_state
+from ntk_monitor.ranks import ALONE, Ranks, checksum
 
 MAX_CHUNK = 16
 """Most tangents carried at once: beyond, products hardly become cheaper."""
@@ -55,6 +56,7 @@ def linearize(
     chunk_size: int | None = None,
     accuracy: float = 0.01,
     mask_fn: MaskFn | None = None,
+    ranks: Ranks = ALONE,
 ) -> Linearization:
     """Linearise the state of a model in its parameters, on one batch.
 
@@ -78,6 +80,8 @@ def linearize(
         mask_fn: ``batch -> mask``: which rows of the state there are, (B, T), the others being
             padding, or the lengths, (B,); by default the batch's ``attention_mask``, if it has one
             with the state's rows. Packed sequences need none.
+        ranks: The processes that do the same on batches of their own, all with the same parameters;
+            the products of the result are this process's alone.
 
     Returns:
         The state, the outputs, the weight sites, and the operators.
@@ -99,7 +103,7 @@ def linearize(
         dtype = reference.dtype if dtype is None else dtype
         forward = ForwardMap(module, cast_batch(batch, dtype, reference.device), forward_fn, dtype)
         mask = (default_mask if mask_fn is None else mask_fn)(batch)
-        found = _survey(forward, names, state, mask, must_fit=mask_fn is not None)
+        found = _survey(forward, names, state, mask, must_fit=mask_fn is not None, ranks=ranks)
         idle = without_match(parameters, found.reached)
         if idle:
             raise ValueError(
@@ -116,13 +120,20 @@ def linearize(
     space = ParameterSpace({name: theta[name].shape for name in reached})
     flat = space.join([theta.pop(name) for name in reached])
     forward.tensors.update(space.split(flat))  # one copy, not two
+    if ranks.size > 1:
+        ranks.require_same(
+            "their parameters",
+            checksum(flat),
+            "data-parallel training keeps them the same to the bit; does something change them "
+            "in one process only?",
+        )
 
     def state_at(theta: Tensor) -> Tensor:
         return forward.run(space.split(theta), where)[0]
 
     wanted = METHODS if method == "auto" else (method,) if isinstance(method, str) else method
     methods: dict[str, TangentProducts] = {
-        name: make_products(name, state_at, flat, chunk_size, accuracy) for name in wanted
+        name: make_products(name, state_at, flat, chunk_size, accuracy, ranks) for name in wanted
     }
     jacobian = Derivative(
         "J", state_at, flat, found.h, methods, context, space.rows(found.untrained)
@@ -134,6 +145,7 @@ def linearize(
         coverage=coverage,
         jacobian=jacobian,
         parameters=reached,
+        ranks=ranks,
         _forward=forward,
         _state=where,
         _recurrence=found.recurrence,
@@ -162,13 +174,16 @@ def _survey(
     mask: Tensor | None,
     *,
     must_fit: bool,
+    ranks: Ranks,
 ) -> _Survey:
     """Find the state, what reaches it, and its weight sites."""
     recorder = forward.record(names)
     weights = [(prod(r.use.rows), r.size) for r in recorder.records]
     where, h = find_state(forward.module, state, recorder.calls, weights, mask, must_fit=must_fit)
     graph = _graph(h)
-    reached = tuple(name for name in names if id(recorder.theta[name]) in graph)
+    here = torch.tensor([id(recorder.theta[name]) in graph for name in names], device="cpu")
+    anywhere = ranks.sum(here.long()) > 0  # an expert may have no rows here
+    reached = tuple(name for name, there in zip(names, anywhere, strict=True) if there)
     if not reached:
         raise ValueError(
             f"no studied parameter reaches the state {', '.join(where.paths)!r}, so gradient "

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from ntk_monitor.model.kernels import Kernels
+from ntk_monitor.ranks import ALONE, Ranks
 
 ProductMethod = Literal["forward-ad", "finite-difference", "double-backward"]
 METHODS: tuple[ProductMethod, ...] = ("forward-ad", "double-backward", "finite-difference")
@@ -116,18 +117,26 @@ class FiniteDifference(TangentProducts):
     must agree to the given accuracy, or the step is divided by ten, twice at most. That is good for
     tangents that change the function about as much. One that changes it more than `REACH` times
     as much, ``epsilon ||J g||``, as leading directions do, is done again with a smaller step,
-    though not for a change below ``sqrt(u) ||f||``, which rounding would blur.
+    though not for a change below ``sqrt(u) ||f||``, which rounding would blur. Where the function's
+    values are spread over processes, sizes and changes are those of all together, so that all take
+    the same steps.
     """
 
     kernels = "any"
     most_extra = SHORTENED
 
     def __init__(
-        self, function: Function, at: Tensor, chunk_size: int, accuracy: float = 0.01
+        self,
+        function: Function,
+        at: Tensor,
+        chunk_size: int,
+        accuracy: float = 0.01,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Keep what the method needs; ``accuracy`` is the relative agreement of two steps."""
         super().__init__(function, at, chunk_size)
         self.accuracy = accuracy
+        self.ranks = ranks
         self.step: float | None = None
         self._checked = 0.0
         self._extra = 0
@@ -153,8 +162,12 @@ class FiniteDifference(TangentProducts):
 
     def _blurred(self) -> float:
         """The change of the function that rounding makes uncertain to ``sqrt(u)``."""
-        size = torch.linalg.vector_norm(self.function(self.at))
-        return float(size) * math.sqrt(torch.finfo(self.at.dtype).eps)
+        return self._norm(self.function(self.at)) * math.sqrt(torch.finfo(self.at.dtype).eps)
+
+    def _norm(self, values: Tensor) -> float:
+        """The norm of a function value, whose parts all processes have."""
+        norm = torch.linalg.vector_norm(values, dtype=torch.float64)
+        return math.sqrt(self.ranks.sum(norm.square()))
 
     def _within_reach(self, g: Tensor, step: float) -> Tensor:
         """The product, with a step that changes the function about as much as the checked one."""
@@ -179,7 +192,7 @@ class FiniteDifference(TangentProducts):
         ahead = self.function(point).clone()  # a state may be a view of the parameters
         torch.addcmul(self.at, g, epsilon, value=-1, out=point)
         image: Tensor = (ahead - self.function(point)) / (2 * epsilon)
-        return image, float(epsilon * torch.linalg.vector_norm(image))
+        return image, float(epsilon) * self._norm(image)
 
     def _choose_step(self, g: Tensor) -> tuple[float, Tensor, float]:
         """The step, the product with it, and the change that it made."""
@@ -189,10 +202,10 @@ class FiniteDifference(TangentProducts):
         for _ in range(3):
             fine, smaller = self._product(g, step / 10)
             self._extra += 1
-            gap = torch.linalg.vector_norm(coarse - fine) / torch.linalg.vector_norm(fine)
-            if not bool(gap > self.accuracy):  # also passes a product that is zero or not finite
+            gap, size = self._norm(coarse - fine), self._norm(fine)
+            if not gap > self.accuracy * size:  # also passes a product that is zero or not finite
                 return step, coarse, change
-            gaps.append(f"{float(gap):.2g}")
+            gaps.append(f"{gap / size if size else math.inf:.2g}")
             step, coarse, change = step / 10, fine, smaller
         raise FloatingPointError(
             f"finite differences do not settle: a step ten times smaller changes the product by "
@@ -202,7 +215,12 @@ class FiniteDifference(TangentProducts):
 
 
 def make_products(
-    method: str, function: Function, at: Tensor, chunk_size: int, accuracy: float
+    method: str,
+    function: Function,
+    at: Tensor,
+    chunk_size: int,
+    accuracy: float,
+    ranks: Ranks = ALONE,
 ) -> TangentProducts:
     """The products of a method by its name.
 
@@ -212,11 +230,12 @@ def make_products(
         at: The point at which.
         chunk_size: How many tangents to carry at once.
         accuracy: Relative agreement that finite differences must show.
+        ranks: The processes over which the function's values are spread.
 
     Returns:
         The products.
     """
     if method == "finite-difference":
-        return FiniteDifference(function, at, chunk_size, accuracy)
+        return FiniteDifference(function, at, chunk_size, accuracy, ranks)
     kind = ForwardAD if method == "forward-ad" else DoubleBackward
     return kind(function, at, chunk_size)

@@ -39,7 +39,9 @@ SPECTRA = {
 
 
 class Spent(LinearOperator):
-    """A dense Jacobian whose products are counted."""
+    """A dense Jacobian whose products are counted, with tangents of a seed."""
+
+    at_once, seed = 16, 0
 
     def __init__(self, spectrum: Tensor) -> None:
         p = len(spectrum)
@@ -59,19 +61,31 @@ class Spent(LinearOperator):
         return self.dense._rmatmat(Y)
 
 
+    def tangents(self, indices: range) -> Tensor:
+        return draw_tangents(self.input_size, indices, self.seed, dtype=torch.float64)
+
+    def sample(self, indices: range) -> Tensor:
+        return self.matmat(self.tangents(indices))
+
+    def pull(self, u: Tensor) -> Tensor:
+        return self.rmatvec(u)
+
+    def push(self, x: Tensor) -> Tensor:
+        return self.matvec(x)
+
+    def inner(self, index: int, x: Tensor) -> float:
+        return float(self.tangents(range(index, index + 1))[0] @ x)
+
+
 def core() -> CoreGram:
     return CoreGram(random(K, 3, seed=3))
 
 
 def measure(J: Spent, seed: int, tolerance: float = 0.05, budget: int = 96) -> Measured:
-    def draw(indices: range) -> Tensor:
-        return draw_tangents(J.input_size, indices, seed, dtype=torch.float64)
-
-    J.products = 0
+    J.products, J.seed = 0, seed
     return sample_kernel(
         J,
         core(),
-        draw,
         tolerance=tolerance,
         left=lambda: budget - J.products,
         seed=seed,

@@ -1,0 +1,58 @@
+"""Linear algebra of tall matrices whose rows are spread over processes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ntk_monitor.ranks import Ranks
+
+
+def tall_qr(X: Tensor, ranks: Ranks) -> Tensor:
+    """An orthonormal basis of the columns of a matrix.
+
+    Each process takes the QR decomposition of its own rows, and all take that of the triangles,
+    which is as accurate as that of the whole matrix.
+
+    Args:
+        X: This process's rows, shape ``(k_r, d)``.
+        ranks: The processes.
+
+    Returns:
+        This process's rows of the basis, shape ``(k_r, min(k, d))``.
+
+    References:
+        Demmel, Grigori, Hoemmen and Langou, Communication-optimal parallel and sequential QR and
+        LU factorizations, SIAM J. Sci. Comput. 34 (2012).
+    """
+    return _tall_qr(X, ranks)[0]
+
+
+def tall_svd(X: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
+    """The singular triples of a matrix.
+
+    Args:
+        X: This process's rows, shape ``(k_r, d)``.
+        ranks: The processes.
+
+    Returns:
+        This process's rows of ``U``, the singular values, descending, and ``V*``; with
+        ``r = min(k, d)`` of shapes ``(k_r, r)``, ``(r,)`` and ``(r, d)``.
+    """
+    if ranks.size == 1:
+        U, sigma, Vh = torch.linalg.svd(X, full_matrices=False)
+        return U, sigma, Vh
+    Q, R = _tall_qr(X, ranks)
+    U, sigma, Vh = (ranks.first(x) for x in torch.linalg.svd(R, full_matrices=False))
+    return Q @ U, sigma, Vh
+
+
+def _tall_qr(X: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """This process's rows of ``Q``, and ``R``."""
+    Q, R = torch.linalg.qr(X)
+    if ranks.size == 1:
+        return Q, R
+    own = ranks.own(len(R))
+    # The decomposition of one process: others might come to other signs.
+    outer, R = (ranks.first(x) for x in torch.linalg.qr(ranks.join(R)))
+    return Q @ outer[own], R

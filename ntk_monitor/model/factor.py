@@ -1,0 +1,63 @@
+"""The Jacobian of a model as the estimators use it: with random tangents of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ntk_monitor.estimators import draw_tangents
+from ntk_monitor.estimators.pairs import inner_products
+from ntk_monitor.model.derivative import Derivative
+from ntk_monitor.ranks import Ranks
+
+
+class SampledJacobian:
+    """``J`` over parameters that every process has, with tangents from a seed.
+
+    Every process draws the same tangents and computes its own rows of their images; what is pulled
+    back is the sum over processes. An `ntk_monitor.estimators.adaptive.Factor`.
+
+    Attributes:
+        shape_out: ``(B, T, n)`` of this process's rows.
+        dtype: Of images and tangents.
+        device: Of images and tangents.
+    """
+
+    def __init__(self, jacobian: Derivative, ranks: Ranks, seed: int) -> None:
+        """Keep what makes it up.
+
+        Args:
+            jacobian: This process's rows.
+            ranks: The processes.
+            seed: Names the tangents.
+        """
+        self.shape_out = jacobian.shape_out
+        self.dtype: torch.dtype = jacobian.dtype
+        self.device: torch.device = jacobian.device
+        self._jacobian, self._ranks, self._seed = jacobian, ranks, seed
+
+    @property
+    def at_once(self) -> int:
+        """Tangents that are best carried at once."""
+        return self._jacobian.at_once
+
+    def sample(self, indices: range) -> Tensor:
+        """``J g_i``, shape ``(len, B, T, n)``; a product each."""
+        return self._jacobian.matmat(self.tangents(indices))
+
+    def pull(self, u: Tensor) -> Tensor:
+        """``J* u``, shape ``(p,)``; one product."""
+        return self._ranks.sum(self._jacobian.rmatvec(u))
+
+    def push(self, x: Tensor) -> Tensor:
+        """``J x``; one product."""
+        return self._jacobian.matvec(x)
+
+    def inner(self, index: int, x: Tensor) -> float:
+        """``<g_i, x>``."""
+        return float(inner_products(self.tangents(range(index, index + 1)), x[None]))
+
+    def tangents(self, indices: range) -> Tensor:
+        """``g_i``, shape ``(len, p)``."""
+        size, dtype = self._jacobian.input_size, self.dtype
+        return draw_tangents(size, indices, self._seed, dtype=dtype, device=self.device)

@@ -1,0 +1,204 @@
+"""Probes of one batch by several processes, each with a part, and by one; see test_data_parallel."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ntk_monitor.probe import Probe
+from ntk_monitor.ranks import ALONE, RankError, Ranks
+
+METHODS = ("finite-difference", "forward-ad", "double-backward", "exact")
+
+
+class Gru(nn.Module):
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(2, width, batch_first=True)
+        self.readout = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.readout(self.rnn(x)[0])
+
+
+class Experts(nn.Module):
+    """Rows go to one of two experts, by their sign: a process may have rows of one only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 8), nn.Linear(3, 8)
+        self.last = nn.Linear(8, 8)
+        self.readout = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        positive = x[:, 0] > 0
+        h = x.new_zeros(len(x), 8)
+        for expert, rows in ((self.first, positive), (self.second, ~positive)):
+            if rows.any():
+                h = h.index_add(0, rows.nonzero().flatten(), expert(x[rows]))
+        return self.readout(torch.tanh(self.last(torch.tanh(h))))
+
+
+def mlp() -> nn.Module:
+    layers = [nn.Linear(3, 9), nn.Tanh(), nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 4)]
+    return nn.Sequential(*layers)
+
+
+def transformer() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=True)
+    return nn.Sequential(nn.Linear(3, 8), layer, nn.Linear(8, 8), nn.Linear(8, 3))
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(5))
+
+
+def classes(count: int, most: int) -> Tensor:
+    return torch.randint(0, most, (count,), generator=torch.Generator().manual_seed(5))
+
+
+def sorted_rows() -> tuple[Tensor, Tensor]:
+    x = draw(12, 3)
+    x = x[x[:, 0].argsort()]
+    return x, x.flip(1) ** 2
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, Tensor]], dict]] = {
+    "mlp": (mlp, lambda: (draw(13, 3), draw(13, 4)), {}),
+    "classes": (mlp, lambda: (draw(11, 3), classes(11, 4)), {}),
+    "gru": (Gru, lambda: (draw(7, 9, 2), draw(7, 9, 2)), {}),
+    "wide core": (lambda: Gru(40), lambda: (draw(5, 4, 2), draw(5, 4, 2)), {"max_products": 60}),
+    "long": (Gru, lambda: (draw(10, 60, 2).cumsum(1) / 8, draw(10, 60, 2)), {"tolerance": 0.02}),
+    "longer": (lambda: Gru(24), lambda: (draw(8, 90, 2), draw(8, 90, 2)), {}),
+    "transformer": (transformer, lambda: (draw(6, 5, 3), draw(6, 5, 3)), {}),
+    "experts": (Experts, sorted_rows, {"state": "last"}),
+    "modes only": (mlp, lambda: (draw(13, 3), draw(13, 4)), {"tier": "modes"}),
+    "core only": (mlp, lambda: (draw(13, 3), draw(13, 4)), {"tier": "core"}),
+}
+DENSE = {"mlp", "classes", "gru", "experts"}
+
+
+def part(batch: tuple[Tensor, Tensor], ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """As uneven as it can be while each process has something."""
+    count = len(batch[0])
+    edges = [round(count * (i / ranks.size) ** 1.5) for i in range(ranks.size + 1)]
+    return tuple(t[edges[ranks.index] : edges[ranks.index + 1]] for t in batch)  # type: ignore
+
+
+def numbers(probe: Probe, module: nn.Module, batch: Any, ranks: Ranks = ALONE) -> dict[str, Any]:
+    snapshot = probe(module, batch, learning_rate=0.1, ranks=ranks)
+    return {
+        **snapshot.scalars(),
+        "core spectrum": snapshot.core_spectrum.tolist(),
+        "temporal spectrum": snapshot.temporal_spectrum.tolist(),
+        "modes": snapshot.temporal_modes.flatten(1).tolist(),
+        "patterns": snapshot.target_patterns.flatten(1).tolist(),
+        "singular values": [mode.singular_value for mode in snapshot.target_modes],
+        "gains": [mode.gain for mode in snapshot.target_modes],
+        "overlaps": [mode.core_overlap for mode in snapshot.target_modes],
+        "shape": list(snapshot.state_shape),
+        "products": snapshot.products,
+        "method": snapshot.method,
+        "scheme": snapshot.scheme,
+        "adjoint": snapshot.adjoint_error,
+    }
+
+
+def compare(ranks: Ranks) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, (make, draw_batch, settings) in CASES.items():
+        for method in METHODS:
+            if method == "exact" and name not in DENSE:
+                continue
+            torch.manual_seed(3)
+            module = make().double()
+            batch = tuple(t.double() if t.is_floating_point() else t for t in draw_batch())
+            probe = Probe(method=method, dtype=torch.float64, modes=2, **settings)
+            together = numbers(probe, module, part(batch, ranks), ranks)
+            alone = numbers(probe, module, batch) if ranks.index == 0 else None
+            found[f"{name}, {method}"] = {"together": together, "alone": alone}
+    return found
+
+
+def lengths(ranks: Ranks) -> dict[str, Any]:
+    """Processes whose sequences are of other lengths, as padding to the longest gives them."""
+    torch.manual_seed(3)
+    module = Gru().double()
+    x = draw(4, 9, 2).double()
+    T = 9 - 2 * ranks.index
+    probe = Probe(method="forward-ad", dtype=torch.float64)
+    found = numbers(probe, module, (x[:, :T], x[:, :T]), ranks)
+    return {"together": found}
+
+
+def failures(ranks: Ranks) -> dict[str, Any]:
+    """One process fails, at several places; what each of them raises."""
+    found: dict[str, Any] = {}
+    last = ranks.index == ranks.size - 1
+
+    def attempt(name: str, act: Callable[[], object]) -> None:
+        try:
+            act()
+            found[name] = "nothing"
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+
+    torch.manual_seed(3)
+    module, batch = mlp(), (draw(12, 3), draw(12, 4))
+    mine = part(batch, ranks)
+
+    def measure(**changes: Any) -> object:
+        return Probe(method="finite-difference", max_products=60, **changes)(
+            module, mine, ranks=ranks
+        )
+
+    for calls in (0, 1, 2, 3, 12, 30):
+        left = [calls if last else 10**9]
+
+        def fail(module: nn.Module, batch: Any, left: list[int] = left) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError("no luck today")
+            return module(batch[0])
+
+        attempt(f"at forward pass {calls}", lambda fail=fail: measure(forward_fn=fail))
+    attempt("seeds", lambda: measure(seed=int(last)))
+    attempt("settings", lambda: measure(modes=1 + last))
+    attempt("budget", lambda: measure(tier="core" if last else "kernel"))
+    with torch.no_grad():
+        if last:
+            module[0].weight[0, 0] += 1e-6
+    attempt("parameters", measure)
+    with torch.no_grad():
+        if last:
+            module[0].weight[0, 0] = torch.nan
+    attempt("nan", measure)
+    torch.manual_seed(3)
+    module = mlp()
+    attempt("afterwards", measure)
+    return found
+
+
+def main(folder: Path) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    ranks = Ranks(dist.group.WORLD)
+    assert issubclass(RankError, RuntimeError)
+    found = {"compare": compare(ranks), "lengths": lengths(ranks), "failures": failures(ranks)}
+    (folder / f"{ranks.index}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
