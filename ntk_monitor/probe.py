@@ -356,7 +356,7 @@ class Probe:
             coverage=lin.coverage,
             state_shape=(*modes.shape[1:], n),
             state=lin.modules,
-            products=lin.jacobian.products,
+            products=int(-ranks.least(-lin.jacobian.products)),
             seconds=-ranks.least(-deadline.elapsed),
             method="exact" if isinstance(kernel, ExactKernel) else lin.jacobian.method,
             scheme=measured.scheme if isinstance(measured, Measured) else "exact",

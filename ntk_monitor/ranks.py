@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from hashlib import blake2b
 
 import torch
 import torch.distributed as dist
@@ -171,6 +172,22 @@ class Ranks:
         every = torch.zeros(self.size, dtype=torch.int64, device="cpu")
         every[self.index] = count
         return [int(n) for n in self.sum(every)]
+
+    def in_all(self, names: Sequence[str]) -> list[bool]:
+        """Which of some names all processes have.
+
+        Args:
+            names: Those of this process, each once.
+
+        Returns:
+            True for each that all have.
+        """
+        if self.size == 1:
+            return [True] * len(names)
+        digests = [blake2b(name.encode(), digest_size=7).digest() for name in names]
+        mine = torch.tensor([int.from_bytes(d) for d in digests], dtype=torch.int64, device="cpu")
+        every = self.join(mine)
+        return [int((every == digest).sum()) == self.size for digest in mine]
 
     def require_same(self, what: str, checksum: int, remedy: str) -> None:
         """Refuse to go on where the processes differ in what they must have in common.

@@ -14,6 +14,7 @@ from ntk_monitor.estimators.core import CoreGram
 from ntk_monitor.estimators.formulas import at_least_float32, relative_gap
 from ntk_monitor.estimators.pairs import inner_products
 from ntk_monitor.estimators.sketch import MIN_SAMPLES, TangentSketch
+from ntk_monitor.estimators.tangents import draw_tangents
 
 PILOT, TOP_UP = 12, 4
 """Samples of the first round, and the fewest of each further one, which at most doubles them: few
@@ -22,6 +23,8 @@ DIRECTIONS = 10
 """Directions of a round of deflation; each takes two products."""
 EXHAUSTED = 1e-5
 """Share of an image outside of the directions so far, below which a Krylov space is at its end."""
+START = 2**32
+"""Seeds from here on draw starts, and those below it tangents."""
 CAUTION = 1.0
 """Standard deviations of the standard error itself that must fit below the tolerance."""
 
@@ -196,7 +199,7 @@ class _Krylov(Generic[X]):
         """
         self._J, self._sketch = J, sketch
         self._first = sketch.leading_sample(0)
-        self._generator = torch.Generator(device=J.device).manual_seed(seed)
+        self._seed = START + seed
         self._direction = self._random()
 
     def extend(self, directions: int, left: Callable[[], int]) -> None:
@@ -221,9 +224,13 @@ class _Krylov(Generic[X]):
 
     def _random(self) -> Tensor:
         """A direction of its own, where there is none to go on with; shape (1, leading, n)."""
-        like = self._first
-        noise = torch.randn(like.shape, generator=self._generator, device=like.device)
-        return _unit(self._sketch.outside(noise.to(like)))[None]
+        trials, T, n = self._J.shape_out
+        rows, self._seed = self._sketch.rows, self._seed + 1
+        # Trial by trial, so that it does not depend on which process has which.
+        own = rows.ranks.own(trials)
+        noise = draw_tangents(T * n, range(own.start, own.stop), self._seed, device=self._J.device)
+        kept = rows.lead(rows.keep(noise.reshape(trials * T, n).to(self._first)))
+        return _unit(self._sketch.outside(kept))[None]
 
     def _pull(self) -> X:
         """``J* u``."""

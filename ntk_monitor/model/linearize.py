@@ -34,7 +34,7 @@ from ntk_monitor.model.parameters import (
 )
 from ntk_monitor.model.products import METHODS, TangentProducts, make_products
 from ntk_monitor.model.quiet import quiet
-from ntk_monitor.model.sites import PlacedUses, place_uses
+from ntk_monitor.model.sites import PlacedUses, in_every_process, place_uses
 from ntk_monitor.model.state import Call, State, StatePath, StateSource, find_state
 from ntk_monitor.ranks import ALONE, Ranks, checksum
 
@@ -110,7 +110,8 @@ def linearize(
                 f"parameters={idle} do not act on the state {', '.join(found.where.paths)!r}: "
                 "leave them out, or choose a later module with state=..."
             )
-        sites, coverage = found.placed.sites()
+        sizes = {name: forward.tensors[name].numel() for name in found.reached}
+        sites, coverage = in_every_process(*found.placed.sites(), sizes, ranks)
         with torch.no_grad():
             again, outputs = forward.run({}, found.where)
         _require_same(found.h, again)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ntk_monitor.model.operations import READERS, Use
 from ntk_monitor.model.recorder import OUTSIDE, REGISTERED, Record, Recorder, Tap
+from ntk_monitor.ranks import Ranks
 
 Rows = tuple[int, int]
 Order = Literal["batch", "time", "steps"]
@@ -78,6 +80,40 @@ class PlacedUses(NamedTuple):
         )
         shapes = tuple((site.name, site.activity.shape[2], site.units) for site in sites)
         return sites, replace(self.coverage, sites=shapes)
+
+
+def in_every_process(
+    sites: Sequence[WeightSite], coverage: Coverage, sizes: Mapping[str, int], ranks: Ranks
+) -> tuple[tuple[WeightSite, ...], Coverage]:
+    """The sites that all processes have, in the same order.
+
+    An expert that gets all rows in one process has a site there, and none in others.
+
+    Args:
+        sites: Those of this process.
+        coverage: What they cover.
+        sizes: Of parameters, by name.
+        ranks: The processes.
+
+    Returns:
+        The sites, and what they cover.
+    """
+    if ranks.size == 1:
+        return tuple(sites), coverage
+    times: Counter[str] = Counter()
+    names = []
+    for site in sites:
+        name = f"{site.name} {site.activity.shape[2]} {site.units}"
+        times[name] += 1
+        names.append(f"{name} {times[name]}")
+    found = zip(names, sites, ranks.in_all(names), strict=True)
+    kept = [site for _, site, common in sorted(found, key=lambda f: f[0]) if common]
+    lost = {n for s in sites for n in s.parameters} - {n for s in kept for n in s.parameters}
+    reason = "in another process it has no site on the state's rows"
+    left_out = {**coverage.left_out, **dict.fromkeys(sorted(lost), reason)}
+    fraction = 1 - sum(sizes[name] for name in left_out) / sum(sizes.values())
+    shapes = tuple((site.name, site.activity.shape[2], site.units) for site in kept)
+    return tuple(kept), replace(coverage, fraction=fraction, left_out=left_out, sites=shapes)
 
 
 def place_uses(

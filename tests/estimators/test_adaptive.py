@@ -60,7 +60,6 @@ class Spent(LinearOperator):
         self.products += len(Y)
         return self.dense._rmatmat(Y)
 
-
     def tangents(self, indices: range) -> Tensor:
         return draw_tangents(self.input_size, indices, self.seed, dtype=torch.float64)
 

@@ -15,7 +15,7 @@ TIME_LIMIT = 240
 
 
 def start(script: str, size: int, folder: Path) -> list[subprocess.Popen[bytes]]:
-    """The processes; each gets the folder, and its place in the environment as torchrun gives it."""
+    """The processes; each gets the folder, and its place in the environment, as from torchrun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
