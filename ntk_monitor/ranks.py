@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+RIDERS = 61
+"""How many numbers go along with the message before a sum; more have a sum of their own."""
 PIECE = 2**20
 """Entries that a checksum looks at together."""
 
@@ -74,12 +76,20 @@ class Ranks:
         """The sum over all processes, the same to the bit in each.
 
         Args:
-            x: Of the same shape in all.
+            x: Of the same shape in all. Of a few numbers the sum is taken in float64.
 
         Returns:
             The sum, a new tensor unless the process is alone.
         """
-        return x if self.size == 1 else self._reduce(x, dist.ReduceOp.SUM)
+        if self.size == 1:
+            return x
+        if x.numel() <= RIDERS:
+            numbers = self._meet(f"a sum of {tuple(x.shape)}", x.detach().flatten())
+            return numbers.to(x.device, x.dtype).reshape(x.shape)
+        mine = x.detach().to(self._device, copy=True).contiguous()
+        self._meet(f"a sum of {tuple(x.shape)}")
+        dist.all_reduce(mine, group=self._group)
+        return mine.to(x.device)
 
     def total(self, value: float) -> float:
         """The sum of one number over all processes.
@@ -90,7 +100,7 @@ class Ranks:
         Returns:
             The sum.
         """
-        return value if self.size == 1 else float(self.sum(_number(value)))
+        return sum(self._each(value))
 
     def least(self, value: float) -> float:
         """The smallest of one number over all processes.
@@ -101,7 +111,7 @@ class Ranks:
         Returns:
             The smallest.
         """
-        return value if self.size == 1 else float(self._reduce(_number(value), dist.ReduceOp.MIN))
+        return min(self._each(value))
 
     def all(self, truth: bool) -> bool:
         """Whether something holds in all processes.
@@ -169,9 +179,7 @@ class Ranks:
         Returns:
             The counts, by process.
         """
-        every = torch.zeros(self.size, dtype=torch.int64, device="cpu")
-        every[self.index] = count
-        return [int(n) for n in self.sum(every)]
+        return [int(n) for n in self._each(count)]
 
     def in_all(self, names: Sequence[str]) -> list[bool]:
         """Which of some names all processes have.
@@ -184,7 +192,7 @@ class Ranks:
         """
         if self.size == 1:
             return [True] * len(names)
-        digests = [blake2b(name.encode(), digest_size=7).digest() for name in names]
+        digests = [blake2b(name.encode(), digest_size=6).digest() for name in names]
         mine = torch.tensor([int.from_bytes(d) for d in digests], dtype=torch.int64, device="cpu")
         every = self.join(mine)
         return [int((every == digest).sum()) == self.size for digest in mine]
@@ -200,36 +208,52 @@ class Ranks:
         Raises:
             RankError: In all processes, if they differ.
         """
-        if self.size == 1:
-            return
-        ends = torch.tensor([checksum, -checksum], dtype=torch.int64, device="cpu")
-        largest, smallest = self._reduce(ends, dist.ReduceOp.MAX)
-        if int(largest) != -int(smallest):
+        high, low = divmod(checksum, 2**31)
+        if len(set(self._each(high))) > 1 or len(set(self._each(low))) > 1:
             raise RankError(
                 f"the processes that measure together differ in {what}, so that their sums would "
                 f"mean nothing: {remedy}"
             )
 
-    def _reduce(self, x: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
-        mine = x.detach().to(self._device, copy=True).contiguous()
-        self._meet(f"{how} {tuple(x.shape)} {x.dtype}")
-        dist.all_reduce(mine, how, group=self._group)
-        return mine.to(x.device)
+    def _each(self, value: float) -> list[float]:
+        """One number of every process."""
+        if self.size == 1:
+            return [value]
+        every = torch.zeros(self.size, dtype=torch.float64, device="cpu")
+        every[self.index] = value
+        return [float(number) for number in self.sum(every)]
 
-    def _meet(self, what: str, *, failed: bool = False) -> None:
-        """Tell the others where this process is, and hear where they are."""
+    def _meet(self, what: str, riders: Tensor | None = None, *, failed: bool = False) -> Tensor:
+        """Tell the others where this process is, and hear where they are.
+
+        Args:
+            what: What is about to be done.
+            riders: A few numbers, whose sums are wanted.
+            failed: Whether this process will not go on.
+
+        Returns:
+            The sums.
+
+        Raises:
+            RankError: If another process will not go on, or is at another place.
+        """
         self._met += 1
-        place = zlib.crc32(f"{self._met} {what}".encode())
-        said = torch.tensor([failed, place, -place], dtype=torch.int64, device=self._device)
-        dist.all_reduce(said, dist.ReduceOp.MAX, group=self._group)
-        some_failed, largest, smallest = said.tolist()
-        if some_failed and not failed:
+        place = zlib.crc32(f"{self._met} {what}".encode()) % 2**20
+        count = 0 if riders is None else len(riders)
+        said = torch.zeros(3 + RIDERS, dtype=torch.float64, device=self._device)
+        said[:3] = torch.tensor([failed, place, place**2], device="cpu")
+        if riders is not None:
+            said[3 : 3 + count] = riders.to(self._device)
+        dist.all_reduce(said, group=self._group)
+        failures, places, squares = (int(n) for n in said[:3].tolist())
+        if failures and not failed:
             raise RankError("another process that takes part in this measurement failed")
-        if largest != -smallest and not failed:
+        if places**2 != self.size * squares and not failed:  # equal if all places are
             raise RankError(
                 f"the processes that measure together do different things (here: {what}); do they "
                 "have the same settings, and batches of the same kind?"
             )
+        return said[3 : 3 + count]
 
 
 def checksum(*tensors: Tensor) -> int:
@@ -254,7 +278,3 @@ def checksum(*tensors: Tensor) -> int:
 
 ALONE = Ranks()
 """One process that measures for itself."""
-
-
-def _number(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64, device="cpu")
