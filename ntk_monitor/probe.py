@@ -33,7 +33,7 @@ from ntk_monitor.model.linearization import Preconditioner
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.products import ProductMethod
 from ntk_monitor.model.state import StatePath
-from ntk_monitor.ranks import ALONE, Ranks, checksum
+from ntk_monitor.ranks import ALONE, Ranks
 from ntk_monitor.snapshot import Snapshot
 from ntk_monitor.targets import PulledBack, pull_back, target_like, target_modes
 
@@ -276,14 +276,15 @@ class Probe:
         if ranks.size > 1:
             ranks.require_same(
                 "their random tangents",
-                checksum(factor.tangents(range(1))),
+                factor.fingerprint,
                 "give all the same seed, and the same kind of device",
             )
         measured = sample_kernel(factor, core, tolerance=self.tolerance, left=left, seed=seed)
         self._require_adjoint(J, measured.adjoint_error)
         # What worked is tried first from now on; training can make it fail (a step of finite
         # differences across many kinks), and then the next one takes over.
-        self.order = (J.method, *(method for method in self.order if method != J.method))
+        if J.method in self.order:
+            self.order = (J.method, *(method for method in self.order if method != J.method))
         return measured, measured.adjoint_error
 
     def _adjoint_error(self, lin: Linearization, seed: int) -> float:
@@ -305,7 +306,7 @@ class Probe:
             RuntimeError: If they do (for finite differences, by more than the tolerance).
         """
         limit = 10 * math.sqrt(torch.finfo(J.dtype).eps)
-        if J.method == "finite-difference":
+        if J.method in {"finite-difference", "in-place"}:
             limit = max(limit, self.tolerance)
         if error > limit:
             raise RuntimeError(
@@ -422,9 +423,12 @@ def probe(
             each: gains and steps to learn. ``"kernel"`` adds what is sampled.
         method: How ``J g`` is computed: ``"finite-difference"``, in the memory of a forward pass
             and with a step that is checked; ``"forward-ad"`` or ``"double-backward"``, to rounding,
-            in several times the memory. ``"exact"`` forms the dense Jacobian, for small models, at
+            in several times the memory; ``"in-place"``, finite differences on the model's own
+            parameters, which are moved and put back to the last bit, in their arithmetic and
+            without a copy of them. ``"exact"`` forms the dense Jacobian, for small models, at
             ``min(p, k n)`` products. ``"auto"`` takes ``"exact"`` where that fits in
-            ``max_products``, else the first of the others that works.
+            ``max_products``, else the first of the others
+            that works, ``"in-place"`` aside.
         dtype: Arithmetic of the probe; None keeps the model's.
         chunk_size: Tangents carried at once by forward mode; chosen if left out.
         time_limit: Seconds. After four fifths of them there is no further sample, and the numbers

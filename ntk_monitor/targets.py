@@ -193,8 +193,8 @@ def pull_back(
     gains, sizes = [math.nan] * len(overlaps), [math.nan] * len(overlaps)
     scaled_sizes: list[float | None] = [None] * len(overlaps)
     found = lin.pull_back_outputs(errors, preconditioner) if derivatives else ()
-    for i, (q, pulled, size, scaled) in enumerate(found):
-        gains[i] = float(squared_norm(pulled) / ranks.sum(squared_norm(q)))
+    for i, (q, gain, size, scaled) in enumerate(found):
+        gains[i] = float(gain / ranks.sum(squared_norm(q)))
         sizes[i] = float(size)
         if preconditioner is not None:
             scaled_sizes[i] = float(scaled)

@@ -67,6 +67,10 @@ class Factor(Protocol[X]):
     def inner(self, index: int, x: X) -> float:
         """``<g_i, x>``."""
 
+    @property
+    def fingerprint(self) -> int:
+        """A number that tells whether processes have the same tangents."""
+
 
 @dataclass(frozen=True)
 class Measured:

@@ -37,10 +37,25 @@ def draw_tangents(
         >>> bool((both[1] == draw_tangents(3, range(1, 2), seed=7)[0]).all())
         True
     """
-    generator = torch.Generator(device=device)
     tangents = torch.empty(len(indices), size, device=device, dtype=torch.float32)
     for row, index in zip(tangents, indices, strict=True):
-        state = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
-        generator.manual_seed(int(state[0] >> np.uint64(1)))
-        row.normal_(generator=generator)
+        row.normal_(generator=tangent_generator(seed, index, device))
     return tangents.to(dtype)
+
+
+def tangent_generator(
+    seed: int, index: int, device: torch.device | str, *part: int
+) -> torch.Generator:
+    """The generator of one tangent, or of a part of it that is drawn elsewhere.
+
+    Args:
+        seed: Names the family of tangents.
+        index: Which tangent.
+        device: Device on which to draw.
+        *part: Names the part, none for a tangent that is drawn as a whole.
+
+    Returns:
+        A generator at its start.
+    """
+    state = np.random.SeedSequence((seed, index, *part)).generate_state(1, np.uint64)
+    return torch.Generator(device=device).manual_seed(int(state[0] >> np.uint64(1)))

@@ -13,6 +13,7 @@ from ntk_monitor.model.kernels import Kernels
 from ntk_monitor.model.memory import is_out_of_memory, release_memory
 from ntk_monitor.model.products import Function, TangentProducts, make_products
 from ntk_monitor.operators import LinearOperator
+from ntk_monitor.operators.base import Shape
 
 logger = logging.getLogger(__name__)
 
@@ -36,32 +37,31 @@ class Derivative(LinearOperator):
     def __init__(
         self,
         name: str,
-        function: Function,
-        at: Tensor,
+        shape_in: Shape,
         value: Tensor,
         methods: dict[str, TangentProducts],
         quiet: Quiet,
+        pull: Callable[[Tensor], Tensor],
         untrained: Sequence[slice] = (),
     ) -> None:
         """Make the operator.
 
         Args:
             name: How it prints.
-            function: What is differentiated.
-            at: The point, which has the shape of the inputs.
-            value: The function's value there, which has the shape of the outputs.
+            shape_in: Shape of the inputs.
+            value: The function's value at the point, which has the shape of the outputs.
             methods: Tangent products by the name of their method, in the order of preference.
             quiet: Makes the context to compute in.
+            pull: The adjoint product with one tensor.
             untrained: Inputs that the function depends on, and whose derivative is taken as zero,
                 as training takes it (an embedding's padding).
         """
-        super().__init__(tuple(at.shape), tuple(value.shape), value.dtype, value.device)
+        super().__init__(shape_in, tuple(value.shape), value.dtype, value.device)
         self.name = name
         self.products = 0
         self.halved = False
         self._methods = dict(methods)
-        self._function, self._at = function, at.detach()
-        self._quiet = quiet
+        self._quiet, self._pull = quiet, pull
         self._untrained = tuple(untrained)
         self._settled = len(methods) == 1
 
@@ -100,12 +100,16 @@ class Derivative(LinearOperator):
             X = X.clone()
             for entries in self._untrained:
                 X[..., entries] = 0
+        return self._products(lambda products: products(X), len(X))
+
+    def _products(self, compute: Callable[[TangentProducts], Tensor], count: int) -> Tensor:
+        """Some products by the first method that works, counted."""
         while True:
             products = self._methods[self.method]
             before = products.extra_products
             try:
                 with self._quiet(products.kernels):
-                    Y = products(X).detach()
+                    Y = compute(products).detach()
             except (RuntimeError, NotImplementedError, FloatingPointError) as error:
                 self.products += products.extra_products - before
                 if is_out_of_memory(error):
@@ -121,18 +125,13 @@ class Derivative(LinearOperator):
                 self.exclude(self.method)
                 continue
             self._settled = True
-            self.products += len(X) + products.extra_products - before
+            self.products += count + products.extra_products - before
             return Y
 
     def _rmatmat(self, Y: Tensor) -> Tensor:
         self.products += len(Y)
         with self._quiet("reversible"):
             return torch.stack([self._pull(y) for y in Y])
-
-    def _pull(self, y: Tensor) -> Tensor:
-        leaf = self._at.detach().requires_grad_()
-        (pulled,) = torch.autograd.grad(self._function(leaf), leaf, y, materialize_grads=True)
-        return pulled
 
     def __str__(self) -> str:
         return self.name
@@ -158,4 +157,25 @@ def differentiate(
         method: make_products(method, function, at, chunk_size, accuracy=0.01)
         for method in ("forward-ad", "double-backward")
     }
-    return Derivative(name, function, at, value, methods, quiet)
+    shape_in, pull = tuple(at.shape), pulling(function, at)
+    return Derivative(name, shape_in, value, methods, quiet, pull)
+
+
+def pulling(function: Function, at: Tensor) -> Callable[[Tensor], Tensor]:
+    """The adjoint product with the derivative of a function.
+
+    Args:
+        function: What is differentiated.
+        at: The point at which.
+
+    Returns:
+        From a tensor of the function's values to one of its inputs, backward through an
+        evaluation that is recorded for it.
+    """
+
+    def pull(y: Tensor) -> Tensor:
+        leaf = at.detach().requires_grad_()
+        (pulled,) = torch.autograd.grad(function(leaf), leaf, y, materialize_grads=True)
+        return pulled
+
+    return pull

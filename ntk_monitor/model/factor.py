@@ -8,7 +8,7 @@ from torch import Tensor
 from ntk_monitor.estimators import draw_tangents
 from ntk_monitor.estimators.pairs import inner_products
 from ntk_monitor.model.derivative import Derivative
-from ntk_monitor.ranks import Ranks
+from ntk_monitor.ranks import Ranks, checksum
 
 
 class SampledJacobian:
@@ -61,3 +61,8 @@ class SampledJacobian:
         """``g_i``, shape ``(len, p)``."""
         size, dtype = self._jacobian.input_size, self.dtype
         return draw_tangents(size, indices, self._seed, dtype=dtype, device=self.device)
+
+    @property
+    def fingerprint(self) -> int:
+        """A number that tells whether processes have the same tangents."""
+        return checksum(self.tangents(range(1)))

@@ -77,7 +77,7 @@ class ForwardMap:
         self.dtype = dtype
         self._caller = _Caller(module, forward_fn)
         tensors = [*module.named_parameters(), *module.named_buffers()]
-        self.tensors = {name: _copy(tensor, dtype) for name, tensor in tensors}
+        self.tensors = {name: self._taken(tensor) for name, tensor in tensors}
         self._device = next((t.device for _, t in tensors), torch.device("cpu"))
         self._same_dtype = all(t.dtype == self.tensors[n].dtype for n, t in tensors)
         self._noise = torch.get_rng_state(), np.random.get_state(), random.getstate()
@@ -86,6 +86,30 @@ class ForwardMap:
         )
         self._written: list[str] = []
         self._changing: Held | None = None
+
+    def _taken(self, tensor: Tensor) -> Tensor:
+        """What is studied in a tensor's place: a copy of its own; floating ones in ``dtype``."""
+        return tensor.detach().to(self.dtype if tensor.is_floating_point() else None, copy=True)
+
+    def leaves(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Parameters as leaves of the graph of a run to which they are given.
+
+        Args:
+            names: Their names.
+
+        Returns:
+            The leaves by name.
+        """
+        return {name: self.tensors[name].detach().requires_grad_() for name in names}
+
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        """Where to go backward from a run.
+
+        Yields:
+            Nothing.
+        """
+        yield
 
     def record(self, names: Sequence[str]) -> Recorder:
         """Run once, recording every call of a submodule and every use of some parameters.
@@ -96,12 +120,12 @@ class ForwardMap:
         Returns:
             What was recorded.
         """
-        theta = {name: self.tensors[name].detach().requires_grad_() for name in names}
+        theta = self.leaves(names)
         own = {name: self.tensors[name].clone() for name, _ in self.module.named_buffers()}
         versions = {name: t._version for name, t in own.items()}
         constants = {n: t for n, t in self.tensors.items() if n not in theta} | own
         recorder = Recorder(theta, constants.values())
-        with _recording(self.module, recorder), recorder:
+        with recording(self.module, recorder), recorder:
             held = Held(self.module.modules())
             self._call({**self.tensors, **theta, **own})
             self._changing = held.changed()
@@ -150,6 +174,17 @@ class ForwardMap:
         return state.join(whole), outputs
 
     def _call(self, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
+        fresh = {name: tensors[name].clone() for name in self._written if name in tensors}
+        named = {f"module.{name}": tensor for name, tensor in {**tensors, **fresh}.items()}
+        with self._as_at_first():
+            return functional_call(self._caller, named, (self._fresh_batch(),))
+
+    def _fresh_batch(self) -> Any:  # noqa: ANN401
+        return self.batch if self._plain_batch else copy_objects(self.batch)
+
+    @contextmanager
+    def _as_at_first(self) -> Iterator[None]:
+        """Random states and what the module holds as at the first call."""
         require_time()
         torch_state, numpy_state, python_state = self._noise
         torch.set_rng_state(torch_state)
@@ -159,11 +194,8 @@ class ForwardMap:
             torch.cuda.set_rng_state(self._noise_there, self._device)
         if self._changing is not None:
             self._changing.put_back()
-        fresh = {name: tensors[name].clone() for name in self._written if name in tensors}
-        named = {f"module.{name}": tensor for name, tensor in {**tensors, **fresh}.items()}
         with open_checkpoints(keep=self._same_dtype), _default_dtype(self.dtype):
-            batch = self.batch if self._plain_batch else copy_objects(self.batch)
-            return functional_call(self._caller, named, (batch,))
+            yield
 
 
 @contextmanager
@@ -178,11 +210,6 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy of its own; floating ones in ``dtype``."""
-    return tensor.detach().to(dtype if tensor.is_floating_point() else None, copy=True)
 
 
 @contextmanager
@@ -207,8 +234,16 @@ def _without_gradient(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _recording(module: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Tell a recorder of every call of a submodule."""
+def recording(module: nn.Module, recorder: Recorder) -> Iterator[None]:
+    """Tell a recorder of every call of a submodule.
+
+    Args:
+        module: The module.
+        recorder: Who is told.
+
+    Yields:
+        Nothing.
+    """
     handles = []
 
     def watch(path: str, submodule: nn.Module) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ntk_monitor.estimators.adaptive import Factor
 from ntk_monitor.model.batch import (
     main_output,
 )
@@ -18,6 +19,7 @@ from ntk_monitor.model.derivative import Derivative, differentiate
 from ntk_monitor.model.edit import Edit
 from ntk_monitor.model.factor import SampledJacobian
 from ntk_monitor.model.forward import ForwardMap
+from ntk_monitor.model.inplace import InPlaceJacobian, SampledInPlace
 from ntk_monitor.model.kernels import Kernels
 from ntk_monitor.model.parameters import ParameterSpace
 from ntk_monitor.model.products import Function
@@ -86,7 +88,7 @@ class Linearization:
         """How many rows the state has, ``k = B T``."""
         return self.state.shape[0] * self.state.shape[1]
 
-    def factor(self, seed: int) -> SampledJacobian:
+    def factor(self, seed: int) -> Factor[Any]:
         """The Jacobian with random tangents, as the estimators use it.
 
         Args:
@@ -95,6 +97,8 @@ class Linearization:
         Returns:
             The Jacobian.
         """
+        if isinstance(self.jacobian, InPlaceJacobian):
+            return SampledInPlace(self.jacobian, self.ranks, seed)
         return SampledJacobian(self.jacobian, self.ranks, seed)
 
     @property
@@ -251,26 +255,25 @@ class Linearization:
                 out, and zero for a parameter that it lacks.
 
         Yields:
-            For each error, this process's rows of ``q``, shape ``(B, T, n)``, ``J* q`` of shape
-            ``(p,)``, ``||J_y* e||^2``, and ``<J_y* e, D J_y* e>``. The cost is one product per
-            error, and one pass for all.
+            For each error, this process's rows of ``q``, shape ``(B, T, n)``, ``||J* q||^2``,
+            ``||J_y* e||^2``, and ``<J_y* e, D J_y* e>``. The cost is one product per error, and
+            one pass for all.
         """
         h = self.state.clone().requires_grad_()
-        leaves = {n: self._forward.tensors[n].detach() for n in self._trained}
-        theta = {n: leaf.requires_grad_() for n, leaf in leaves.items()}
+        theta = self._forward.leaves(self._trained)
         with self._quiet("reversible"):
             found = main_output(self._forward.run(theta, self._state, Edit(given=h))[1])
             output = None if found is None or not found.requires_grad else self.in_rows(found)
         inputs = [h, *theta.values()]
         for e in errors:
-            gradients: Sequence[Tensor | None] = (
-                [None] * len(inputs)
-                if output is None
-                else torch.autograd.grad(output, inputs, e, retain_graph=True, allow_unused=True)
-            )
+            gradients: Sequence[Tensor | None] = [None] * len(inputs)
+            if output is not None:
+                with self._forward.backward():
+                    gradients = torch.autograd.grad(
+                        output, inputs, e, retain_graph=True, allow_unused=True
+                    )
             q = torch.zeros_like(h) if gradients[0] is None else gradients[0]
-            pulled = self.ranks.sum(self.jacobian.rmatvec(q))
-            through_state = self._space.split(pulled)
+            through_state = self._pulled(q)
             direct = self._sums(dict(zip(theta, gradients[1:], strict=True)))
             size, scaled = torch.zeros(2, dtype=torch.float64, device=h.device)
             for name in theta:
@@ -282,7 +285,15 @@ class Linearization:
                 if preconditioner is not None and name in preconditioner:
                     stepped = preconditioner[name](whole)
                     scaled = scaled + (whole.double() * stepped.double()).sum()
-            yield q, pulled, size, size if preconditioner is None else scaled
+            gain = sum(map(squared_norm, through_state.values()), torch.zeros_like(size))
+            yield q, gain, size, size if preconditioner is None else scaled
+
+    def _pulled(self, q: Tensor) -> dict[str, Tensor]:
+        """``J* q``, summed over processes, a tensor for each parameter."""
+        if isinstance(self.jacobian, InPlaceJacobian):
+            parts = self.jacobian.pull(q)
+            return dict(zip(self.parameters, map(self.ranks.sum, parts), strict=True))
+        return self._space.split(self.ranks.sum(self.jacobian.rmatvec(q)))
 
     def _sums(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """Gradients summed over processes; those that no process has are left out."""

@@ -21,8 +21,9 @@ from ntk_monitor.model.batch import (
     first_tensor,
 )
 from ntk_monitor.model.compiled import plain_module
-from ntk_monitor.model.derivative import Derivative
+from ntk_monitor.model.derivative import Derivative, Quiet, pulling
 from ntk_monitor.model.forward import ForwardMap
+from ntk_monitor.model.inplace import InPlaceJacobian
 from ntk_monitor.model.kernels import Kernels
 from ntk_monitor.model.linearization import Linearization
 from ntk_monitor.model.memory import free_memory
@@ -32,8 +33,9 @@ from ntk_monitor.model.parameters import (
     select_parameters,
     without_match,
 )
-from ntk_monitor.model.products import METHODS, TangentProducts, make_products
+from ntk_monitor.model.products import AUTOMATIC, IN_PLACE, TangentProducts, make_products
 from ntk_monitor.model.quiet import quiet
+from ntk_monitor.model.real import RealForward
 from ntk_monitor.model.sites import PlacedUses, in_every_process, place_uses
 from ntk_monitor.model.state import Call, State, StatePath, StateSource, find_state
 from ntk_monitor.ranks import ALONE, Ranks, checksum
@@ -72,7 +74,7 @@ def linearize(
             require a gradient.
         forward_fn: ``(module, batch) -> outputs``.
         method: One of `METHODS`, or several, of which the first that works on the model is taken;
-            ``"auto"`` for all of them.
+            ``"auto"`` for all but ``"in-place"``, which stands alone.
         dtype: Arithmetic of the linearisation; None keeps the model's.
         chunk_size: Tangents carried at once by forward mode; by default at most 16, fewer where
             they would take more than a tenth of the free memory. Out of memory, it is halved once.
@@ -92,6 +94,10 @@ def linearize(
     """
     module = plain_module(module)
     forward_fn = default_forward if forward_fn is None else forward_fn
+    wanted = AUTOMATIC if method == "auto" else (method,) if isinstance(method, str) else method
+    in_place = IN_PLACE in wanted
+    if in_place and len(wanted) > 1:
+        raise ValueError(f"method={IN_PLACE!r} does not go with others, got {tuple(wanted)}")
 
     def context(kernels: Kernels) -> AbstractContextManager[None]:
         return quiet(module, kernels=kernels)
@@ -101,7 +107,10 @@ def linearize(
         names = select_parameters(module, parameters)
         reference = dict(module.named_parameters())[names[0]]
         dtype = reference.dtype if dtype is None else dtype
-        forward = ForwardMap(module, cast_batch(batch, dtype, reference.device), forward_fn, dtype)
+        if in_place:
+            _require_dtype(module, names, dtype)
+        kind = RealForward if in_place else ForwardMap
+        forward = kind(module, cast_batch(batch, dtype, reference.device), forward_fn, dtype)
         mask = (default_mask if mask_fn is None else mask_fn)(batch)
         found = _survey(forward, names, state, mask, must_fit=mask_fn is not None, ranks=ranks)
         idle = without_match(parameters, found.reached)
@@ -115,11 +124,67 @@ def linearize(
         with torch.no_grad():
             again, outputs = forward.run({}, found.where)
         _require_same(found.h, again)
-    where, reached = found.where, found.reached
-    theta = {name: forward.tensors[name] for name in reached}
     chunk_size = found.chunk_size if chunk_size is None else chunk_size
-    space = ParameterSpace({name: theta[name].shape for name in reached})
-    flat = space.join([theta.pop(name) for name in reached])
+    jacobian: Derivative
+    if isinstance(forward, RealForward):
+        jacobian = InPlaceJacobian(
+            forward,
+            found.reached,
+            found.where,
+            found.h,
+            context,
+            found.untrained,
+            accuracy,
+            ranks,
+        )
+    else:
+        jacobian = _copied(forward, found, context, wanted, chunk_size, accuracy, ranks)
+    return Linearization(
+        state=found.h,
+        outputs=outputs,
+        sites=sites,
+        coverage=coverage,
+        jacobian=jacobian,
+        parameters=found.reached,
+        ranks=ranks,
+        _forward=forward,
+        _state=found.where,
+        _recurrence=found.recurrence,
+        _trained=trained,
+        _space=ParameterSpace({name: forward.tensors[name].shape for name in found.reached}),
+        _chunk_size=chunk_size,
+    )
+
+
+def _require_dtype(module: nn.Module, names: Sequence[str], dtype: torch.dtype) -> None:
+    """Refuse another arithmetic than the parameters' own.
+
+    Raises:
+        ValueError: If it is another.
+    """
+    found = {n: p.dtype for n, p in module.named_parameters() if n in names and p.dtype != dtype}
+    if found:
+        name, own = next(iter(found.items()))
+        raise ValueError(
+            f"method={IN_PLACE!r} works in the arithmetic of the model's own parameters: "
+            f"{name!r} is of {own}, and dtype={dtype} was asked for. Pass dtype=None, choose "
+            "parameters=... of one floating type, or take another method"
+        )
+
+
+def _copied(
+    forward: ForwardMap,
+    found: _Survey,
+    context: Quiet,
+    wanted: Sequence[str],
+    chunk_size: int,
+    accuracy: float,
+    ranks: Ranks,
+) -> Derivative:
+    """The Jacobian over a copy of the parameters in one flat vector."""
+    theta = {name: forward.tensors[name] for name in found.reached}
+    space = ParameterSpace({name: theta[name].shape for name in found.reached})
+    flat = space.join([theta.pop(name) for name in found.reached])
     forward.tensors.update(space.split(flat))  # one copy, not two
     if ranks.size > 1:
         ranks.require_same(
@@ -130,30 +195,14 @@ def linearize(
         )
 
     def state_at(theta: Tensor) -> Tensor:
-        return forward.run(space.split(theta), where)[0]
+        return forward.run(space.split(theta), found.where)[0]
 
-    wanted = METHODS if method == "auto" else (method,) if isinstance(method, str) else method
     methods: dict[str, TangentProducts] = {
         name: make_products(name, state_at, flat, chunk_size, accuracy, ranks) for name in wanted
     }
-    jacobian = Derivative(
-        "J", state_at, flat, found.h, methods, context, space.rows(found.untrained)
-    )
-    return Linearization(
-        state=found.h,
-        outputs=outputs,
-        sites=sites,
-        coverage=coverage,
-        jacobian=jacobian,
-        parameters=reached,
-        ranks=ranks,
-        _forward=forward,
-        _state=where,
-        _recurrence=found.recurrence,
-        _trained=trained,
-        _space=space,
-        _chunk_size=chunk_size,
-    )
+    pull = pulling(state_at, flat)
+    untrained = space.rows(found.untrained)
+    return Derivative("J", (space.size,), found.h, methods, context, pull, untrained)
 
 
 class _Survey(NamedTuple):

@@ -1,0 +1,198 @@
+"""Moving a model's own parameters along a direction, and back to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ntk_monitor.model.shards import PIECE, Direction, Piece, local, pieces
+
+ATTEMPTS = 100
+"""How often putting back is tried again after an interruption."""
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers of as many bytes as floating types."""
+
+
+class _Lost(NamedTuple):
+    """What moving a piece there and back would lose: some entries, or all of them."""
+
+    places: Tensor | None
+    values: Tensor
+
+
+class Displacement:
+    r"""Moves parameters in place to :math:`\theta \pm \epsilon g` and back, without a copy of them.
+
+    After ``s = fl(p + d)``, ``d = fl(eps g)``, the way back ``fl(s - d)`` gives almost every ``p``
+    again, as the direction is drawn or read again. Where it would not, in some entries that pass a
+    power of two, ``p`` is kept: a few per thousand. Each piece knows whether it is moved, so that
+    an interruption at any moment can be undone. A sum over the bits of each piece, taken before and
+    after, proves that they are what they were.
+    """
+
+    def __init__(
+        self, parameters: Sequence[Tensor], untrained: Mapping[int, slice] | None = None
+    ) -> None:
+        """Keep the parameters.
+
+        Args:
+            parameters: Those that are moved, in order; their memory must not overlap.
+            untrained: Entries, by the parameter, that are never moved.
+        """
+        self._parameters, self._untrained = tuple(parameters), dict(untrained or {})
+        self._direction: Direction | None = None
+        self._epsilon = 0.0
+        self._signs: list[int] = []
+        self._lost: list[_Lost | None] = []
+        self._sums: list[int] = []
+        self._pending: tuple[int, Tensor] | None = None
+        self._differing = 0
+
+    def ends(
+        self, direction: Direction, epsilon: float, value: Callable[[], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """What a function of the parameters gives on both sides of where they are.
+
+        Args:
+            direction: Along which they are moved.
+            epsilon: How far.
+            value: The function.
+
+        Returns:
+            Its values at ``theta + epsilon g`` and ``theta - epsilon g``.
+
+        Raises:
+            RuntimeError: If something else wrote to the parameters meanwhile.
+        """
+        count = sum(1 for _ in self._pieces())
+        self._direction, self._epsilon, self._differing = direction, epsilon, 0
+        self._lost, self._sums = [None] * count, [0] * count
+        self._signs = [0] * count
+        try:
+            self._move(1)
+            ahead = value().clone()  # it may be a view of the parameters
+            self._move(-1)
+            behind = value().clone()
+        finally:
+            try:
+                self._put_back()
+            except BaseException:
+                self._put_back()  # interrupted before its first line: nothing is left to chance
+                raise
+        if self._differing:
+            raise RuntimeError(
+                f"{self._differing} pieces of the parameters are not what they were before a "
+                "product in place: forward(), or another thread, wrote to them meanwhile. Load "
+                "them from a checkpoint, and take another method than 'in-place'"
+            )
+        return ahead, behind
+
+    def _pieces(self) -> list[Piece]:
+        return list(pieces([local(p) for p in self._parameters]))
+
+    def _put_back(self) -> None:
+        """Move everything back, however often that is interrupted."""
+        interrupted: BaseException | None = None
+        for _ in range(ATTEMPTS):
+            try:
+                self._move(0)
+            except BaseException as error:
+                interrupted = error
+            else:
+                break
+        if interrupted is not None:
+            raise interrupted
+
+    def _move(self, sign: int) -> None:
+        """Bring every piece to one side, or back."""
+        assert self._direction is not None
+        every = self._pieces()
+        if self._pending is not None:
+            i, original = self._pending
+            every[i].numbers.copy_(original)
+            self._signs[i], self._pending = 0, None
+        if all(s == sign for s in self._signs):
+            return
+        read = self._direction.reader()
+        for i, piece in enumerate(every):
+            g = read(piece)  # in order, needed or not
+            if self._signs[i] != sign:
+                self._move_piece(i, piece, self._delta(g, piece), sign)
+
+    def _move_piece(self, i: int, piece: Piece, delta: Tensor, sign: int) -> None:
+        if self._signs[i] == 0:
+            original = piece.numbers.clone(memory_format=torch.contiguous_format)
+            self._sums[i] = _bit_sum(original)
+        else:
+            original = _moved(piece.numbers, delta, -self._signs[i])
+            _give_back(original, self._lost[i])
+            self._differing += sign == 0 and _bit_sum(original) != self._sums[i]
+        there = _moved(original, delta, sign) if sign else original
+        # From here on an interruption leads back to the original.
+        self._pending = (i, original)
+        piece.numbers.copy_(there)
+        self._lost[i] = _lost(original, there, delta, sign) if sign else None
+        self._signs[i] = sign
+        self._pending = None
+
+    def _delta(self, g: Tensor, piece: Piece) -> Tensor:
+        """``fl(eps g)`` in the arithmetic of the parameter."""
+        dtype = piece.numbers.dtype
+        delta = (g.to(torch.promote_types(g.dtype, dtype)) * self._epsilon).to(dtype)
+        still = self._untrained.get(piece.parameter)
+        if still is not None:
+            delta = delta.contiguous()
+            begin, end = (max(0, at - piece.start) for at in (still.start, still.stop))
+            delta.view(-1)[begin:end] = 0
+        return delta
+
+
+def _moved(numbers: Tensor, delta: Tensor, sign: int) -> Tensor:
+    """``fl(p + d)`` or ``fl(p - d)`` in a tensor of its own."""
+    moved = numbers + delta if sign > 0 else numbers - delta
+    return moved.contiguous()
+
+
+def _lost(original: Tensor, there: Tensor, delta: Tensor, sign: int) -> _Lost | None:
+    """What the way back does not give again."""
+    back = _moved(there, delta, -sign)
+    places = torch.nonzero((_bits(back) != _bits(original)).view(-1)).view(-1)
+    if not len(places):
+        return None
+    if len(places) * (4 + original.element_size()) >= original.numel() * original.element_size():
+        return _Lost(None, original)
+    return _Lost(places.int(), original.view(-1)[places])
+
+
+def _give_back(numbers: Tensor, lost: _Lost | None) -> None:
+    if lost is None:
+        return
+    if lost.places is None:
+        numbers.copy_(lost.values)
+    else:
+        numbers.view(-1)[lost.places.long()] = lost.values
+
+
+def _bits(numbers: Tensor) -> Tensor:
+    return numbers.view(BITS[numbers.element_size()])
+
+
+def _bit_sum(numbers: Tensor) -> int:
+    """A sum over all bits in which every entry counts with its place."""
+    weights = _weights(numbers.device)[: numbers.numel()]
+    return int((_bits(numbers).view(-1).long() * weights).sum())  # wraps around, the same always
+
+
+_known: dict[torch.device, Tensor] = {}
+
+
+def _weights(device: torch.device) -> Tensor:
+    """Odd numbers, one for each entry of a piece."""
+    if device not in _known:
+        generator = torch.Generator(device="cpu").manual_seed(0)
+        drawn = torch.randint(2**62, (PIECE,), generator=generator, device="cpu")
+        _known[device] = (drawn | 1).to(device)
+    return _known[device]

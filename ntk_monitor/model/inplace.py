@@ -1,0 +1,234 @@
+"""Products of a model's Jacobian in the memory of plain calls of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ntk_monitor.model.derivative import Derivative, Quiet
+from ntk_monitor.model.differences import SHORTENED, SMALLEST_POINT, CentralDifferences
+from ntk_monitor.model.displacement import Displacement
+from ntk_monitor.model.parameters import ParameterSpace
+from ntk_monitor.model.products import IN_PLACE, TangentProducts
+from ntk_monitor.model.real import RealForward
+from ntk_monitor.model.shards import (
+    Direction,
+    Gaussian,
+    Given,
+    inner,
+    norm,
+    pieces,
+    require_separate,
+)
+from ntk_monitor.model.state import State
+from ntk_monitor.ranks import ALONE, Ranks, checksum
+
+
+class InPlaceProducts(TangentProducts):
+    """Central finite differences on the model's own parameters: two plain calls a product.
+
+    The parameters are moved in place and put back to the bit (`Displacement`); no vector as long
+    as all of them is made. The step is chosen and checked by `CentralDifferences`.
+    """
+
+    kernels = "any"
+    most_extra = SHORTENED
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        state: Callable[[], Tensor],
+        untrained: Mapping[int, slice],
+        accuracy: float,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """Keep what the method needs.
+
+        Args:
+            parameters: The studied parameters by name, all of one floating type.
+            state: Computes the state by a call of the model.
+            untrained: Entries, by the parameter's number, that are not studied.
+            accuracy: The relative agreement of two steps.
+            ranks: The processes over which the state is spread.
+        """
+        require_separate(parameters)
+        self.chunk_size = 1
+        self._parameters = tuple(parameters.values())
+        self._versions = [p._version for p in self._parameters]
+        self._space = ParameterSpace({name: p.shape for name, p in parameters.items()})
+        self._displacement = Displacement(self._parameters, untrained)
+        self._size = max(norm(self._parameters), SMALLEST_POINT)
+        self._state = state
+        self._differences = CentralDifferences[Direction](
+            self._ends, state, self._parameters[0].dtype, accuracy, ranks
+        )
+
+    @property
+    def extra_products(self) -> int:
+        """Products spent on the step check, and on those that had to be done again."""
+        return self._differences.extra
+
+    def __call__(self, G: Tensor) -> Tensor:
+        """Return ``J G[b]``."""
+        return self.along([Given(list(self._space.split(g).values())) for g in G])
+
+    def along(self, directions: Sequence[Direction]) -> Tensor:
+        """Products with directions in any form.
+
+        Args:
+            directions: The directions.
+
+        Returns:
+            Shape ``(b, B, T, n)``.
+
+        Raises:
+            RuntimeError: If the parameters have been changed since this was made.
+        """
+        if [p._version for p in self._parameters] != self._versions:
+            raise RuntimeError(
+                "the parameters have been changed since the model was linearised, and "
+                "method='in-place' keeps no copy of them: linearize again"
+            )
+        with torch.no_grad():
+            return torch.stack([self._differences(direction) for direction in directions])
+
+    def _ends(self, direction: Direction, step: float) -> tuple[Tensor, Tensor, float]:
+        epsilon = step * self._size / (direction.length or 1.0)
+        return *self._displacement.ends(direction, epsilon, self._state), epsilon
+
+
+class InPlaceJacobian(Derivative):
+    """The Jacobian over a model's own parameters, with products in place.
+
+    Products with flat vectors are for small models. The others take and give a tensor for each
+    parameter: `sample`, `pull`, `push`.
+    """
+
+    def __init__(
+        self,
+        forward: RealForward,
+        names: Sequence[str],
+        where: State,
+        value: Tensor,
+        quiet: Quiet,
+        untrained: Mapping[str, int],
+        accuracy: float,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """Make the operator.
+
+        Args:
+            forward: The model.
+            names: The studied parameters.
+            where: Where the state is.
+            value: The state.
+            quiet: Makes the context to compute in.
+            untrained: Rows of parameters whose derivative is taken as zero.
+            accuracy: The relative agreement of two steps.
+            ranks: The processes over which the state is spread.
+        """
+        self._forward, self._where = forward, where
+        self.parameters = forward.leaves(names)
+        self._space = ParameterSpace({name: p.shape for name, p in self.parameters.items()})
+        rows = {
+            i: slice(untrained[name] * width, (untrained[name] + 1) * width)
+            for i, (name, p) in enumerate(self.parameters.items())
+            if name in untrained
+            for width in [p[0].numel()]
+        }
+        self._in_place = InPlaceProducts(self.parameters, self._run, rows, accuracy, ranks)
+        methods: dict[str, TangentProducts] = {IN_PLACE: self._in_place}
+        super().__init__("J", (self._space.size,), value, methods, quiet, self._pull_flat)
+
+    def sample(self, directions: Sequence[Direction]) -> Tensor:
+        """``J g`` for directions in any form; a product each.
+
+        Args:
+            directions: The directions.
+
+        Returns:
+            Shape ``(b, B, T, n)``.
+        """
+        return self._products(lambda _: self._in_place.along(directions), len(directions))
+
+    def pull(self, u: Tensor) -> list[Tensor]:
+        """``J* u``, a tensor for each parameter; one product.
+
+        Args:
+            u: Shape ``(B, T, n)``.
+
+        Returns:
+            The gradients of ``<u, h>``, in the order of the parameters.
+        """
+        self.products += 1
+        with self._quiet("reversible"):
+            return self._gradients(u)
+
+    def _gradients(self, u: Tensor) -> list[Tensor]:
+        h = self._run()
+        with self._forward.backward():
+            found = torch.autograd.grad(
+                h, list(self.parameters.values()), u, materialize_grads=True
+            )
+        return list(found)
+
+    def _pull_flat(self, u: Tensor) -> Tensor:
+        return self._space.join(self._gradients(u))
+
+    def _run(self) -> Tensor:
+        return self._forward.run({}, self._where)[0]
+
+
+class SampledInPlace:
+    """``J`` over a model's own parameters, with tangents that are drawn as they are needed.
+
+    An `ntk_monitor.estimators.adaptive.Factor` whose directions are a tensor for each parameter.
+
+    Attributes:
+        shape_out: ``(B, T, n)`` of this process's rows.
+        dtype: Of images.
+        device: Of images.
+        at_once: One tangent at a time.
+    """
+
+    at_once = 1
+
+    def __init__(self, jacobian: InPlaceJacobian, ranks: Ranks, seed: int) -> None:
+        """Keep what makes it up.
+
+        Args:
+            jacobian: This process's rows.
+            ranks: The processes.
+            seed: Names the tangents.
+        """
+        self.shape_out = jacobian.shape_out
+        self.dtype: torch.dtype = jacobian.dtype
+        self.device: torch.device = jacobian.device
+        self._jacobian, self._ranks, self._seed = jacobian, ranks, seed
+
+    def sample(self, indices: range) -> Tensor:
+        """``J g_i``, shape ``(len, B, T, n)``; a product each."""
+        return self._jacobian.sample([self._tangent(i) for i in indices])
+
+    def pull(self, u: Tensor) -> list[Tensor]:
+        """``J* u``, a tensor for each parameter; one product."""
+        return [self._ranks.sum(x) for x in self._jacobian.pull(u)]
+
+    def push(self, x: list[Tensor]) -> Tensor:
+        """``J x``; one product."""
+        return self._jacobian.sample([Given(x)])[0]
+
+    def inner(self, index: int, x: list[Tensor]) -> float:
+        """``<g_i, x>``."""
+        return inner(self._tangent(index), x)
+
+    @property
+    def fingerprint(self) -> int:
+        """A number that tells whether processes have the same tangents."""
+        read = self._tangent(0).reader()
+        return checksum(read(next(pieces(list(self._jacobian.parameters.values())))))
+
+    def _tangent(self, index: int) -> Gaussian:
+        return Gaussian(self._seed, index, self._jacobian.input_size, self.device)

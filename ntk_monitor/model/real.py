@@ -1,0 +1,130 @@
+"""The model itself as a function of its parameters, without copies of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ntk_monitor.model.batch import ForwardFn
+from ntk_monitor.model.forward import ForwardMap, recording
+from ntk_monitor.model.held import Held
+from ntk_monitor.model.recorder import Recorder
+from ntk_monitor.model.shards import local
+
+
+class RealForward(ForwardMap):
+    """The map from a module's own parameters to state and outputs, on one fixed batch.
+
+    Calls are ordinary calls of the module. Buffers that one writes are put back after it, with the
+    count of their versions.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        batch: Any,  # noqa: ANN401
+        forward_fn: ForwardFn,
+        dtype: torch.dtype,
+    ) -> None:
+        """Keep what is called.
+
+        Args:
+            module: The module under study.
+            batch: What to call it on, in the arithmetic of the parameters.
+            forward_fn: How to call it.
+            dtype: That arithmetic.
+        """
+        super().__init__(module, batch, forward_fn, dtype)
+        self._forward_fn = forward_fn
+        self._buffers = [_Buffer(buffer) for buffer in module.buffers()]
+
+    def _taken(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
+        return tensor
+
+    def leaves(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """The parameters themselves.
+
+        Args:
+            names: Their names.
+
+        Returns:
+            The parameters by name.
+        """
+        return {name: self.tensors[name] for name in names}
+
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        """Without the parameters' own hooks, one of which may step an optimizer.
+
+        Yields:
+            Nothing.
+        """
+        found = [
+            hooks
+            for p in self.module.parameters()
+            for hooks in (p._backward_hooks, getattr(p, "_post_accumulate_grad_hooks", None))
+            if hooks
+        ]
+        before = [dict(hooks) for hooks in found]
+        try:
+            for hooks in found:
+                hooks.clear()
+            yield
+        finally:
+            for hooks, content in zip(found, before, strict=True):
+                hooks.update(content)
+
+    def record(self, names: Sequence[str]) -> Recorder:
+        """Run once, recording every call of a submodule and every use of some parameters.
+
+        Args:
+            names: The parameters.
+
+        Returns:
+            What was recorded.
+        """
+        theta = self.leaves(names)
+        constants = [tensor for name, tensor in self.tensors.items() if name not in theta]
+        recorder = Recorder(theta, constants)
+        with recording(self.module, recorder), recorder:
+            held = Held(self.module.modules())
+            self._call({})
+            self._changing = held.changed()
+        return recorder
+
+    def _call(self, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
+        if any(tensor is not self.tensors[name] for name, tensor in tensors.items()):
+            raise ValueError(
+                "method='in-place' keeps no copies of the parameters, so this operator is not to "
+                "be had with it: linearize with another method"
+            )
+        with self._as_at_first():
+            try:
+                return self._forward_fn(self.module, self._fresh_batch())
+            finally:
+                self._buffers = [b for b in self._buffers if b.put_back()]
+
+
+class _Buffer:
+    """A buffer at one moment."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        self._buffer, self._version = buffer, buffer._version
+        self._then: Tensor = local(buffer).clone()
+
+    def put_back(self) -> bool:
+        """Put it back; whether there was need to."""
+        if self._buffer._version == self._version and _same(local(self._buffer), self._then):
+            return False
+        local(self._buffer).copy_(self._then)
+        torch._C._autograd._unsafe_set_version_counter((self._buffer,), (self._version,))
+        return True
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a, b) or torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
