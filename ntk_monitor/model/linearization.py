@@ -273,7 +273,7 @@ class Linearization:
                         output, inputs, e, retain_graph=True, allow_unused=True
                     )
             q = torch.zeros_like(h) if gradients[0] is None else gradients[0]
-            through_state = self._pulled(q)
+            through_state, gain = self._pulled(q)
             direct = self._sums(dict(zip(theta, gradients[1:], strict=True)))
             size, scaled = torch.zeros(2, dtype=torch.float64, device=h.device)
             for name in theta:
@@ -285,15 +285,16 @@ class Linearization:
                 if preconditioner is not None and name in preconditioner:
                     stepped = preconditioner[name](whole)
                     scaled = scaled + (whole.double() * stepped.double()).sum()
-            gain = sum(map(squared_norm, through_state.values()), torch.zeros_like(size))
             yield q, gain, size, size if preconditioner is None else scaled
 
-    def _pulled(self, q: Tensor) -> dict[str, Tensor]:
-        """``J* q``, summed over processes, a tensor for each parameter."""
+    def _pulled(self, q: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """``J* q``, summed over processes, a tensor for each parameter; and its squared norm."""
         if isinstance(self.jacobian, InPlaceJacobian):
-            parts = self.jacobian.pull(q)
-            return dict(zip(self.parameters, map(self.ranks.sum, parts), strict=True))
-        return self._space.split(self.ranks.sum(self.jacobian.rmatvec(q)))
+            parts = [self.ranks.sum(part) for part in self.jacobian.pull(q)]
+            sizes = torch.stack([squared_norm(part) for part in parts])
+            return dict(zip(self.parameters, parts, strict=True)), sizes.sum()
+        pulled = self.ranks.sum(self.jacobian.rmatvec(q))
+        return self._space.split(pulled), squared_norm(pulled)
 
     def _sums(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """Gradients summed over processes; those that no process has are left out."""
