@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ntk_monitor.checks import require
 from ntk_monitor.estimators import (
+    Activities,
     CoreGram,
     Estimate,
     ExactKernel,
@@ -77,6 +78,7 @@ class Probe:
         dtype: torch.dtype | str | None = torch.float32,
         chunk_size: int | None = None,
         time_limit: float | None = 120.0,
+        max_memory: int | None = None,
         seed: int = 0,
     ) -> None:
         """Check and keep the settings; one that is out of its range raises a ValueError."""
@@ -103,6 +105,7 @@ class Probe:
             learning_rate,
         )
         require(time_limit is None or time_limit > 0, "time_limit", "seconds, or None", time_limit)
+        require(max_memory is None or max_memory > 0, "max_memory", "bytes, or None", max_memory)
         require(seed >= 0, "seed", "0 or more", seed)
         self.state = state
         self.parameters = parameters
@@ -117,6 +120,7 @@ class Probe:
         self.method = method
         self.dtype = _dtype(dtype)
         self.time_limit = time_limit
+        self.max_memory = max_memory
         self.seed = seed
         self._wanted_chunk_size = chunk_size
         self.reset()
@@ -170,6 +174,7 @@ class Probe:
         with ranks.together(), quiet(module, kernels="any"), deadline.keep():
             lin, core = self._linearize(module, batch, ranks)
             pulled = self._target(batch, lin, core, preconditioner)
+            lin = replace(lin, outputs=None)  # which may be larger than all activations
             if not ranks.all(core.is_finite and bool(torch.isfinite(lin.state).all())):
                 _warn_non_finite("activations", ranks)
                 return self._snapshot(lin, core, pulled, None, math.nan, learning_rate, deadline)
@@ -196,6 +201,7 @@ class Probe:
         ranks: Ranks,
     ) -> tuple[Linearization, CoreGram]:
         """The model's operators and its core; the activity behind the core is not kept."""
+        parts = Activities(ranks)
         lin = linearize(
             module,
             batch,
@@ -208,6 +214,8 @@ class Probe:
             chunk_size=self.chunk_size,
             accuracy=max(self.tolerance, 0.01) / 5,
             ranks=ranks,
+            max_memory=self.max_memory,
+            consume=parts.add,
         )
         missed = [name for name in lin.coverage.missed if name not in self._missed]
         if missed:
@@ -217,9 +225,8 @@ class Probe:
                 f"{', '.join(missed)}; numbers of the core are without them, all others with them",
                 ranks,
             )
-        none = lin.state.new_zeros(math.prod(lin.state.shape[:2]), 0)
-        core = CoreGram(*(site.activity.flatten(0, 1) for site in lin.sites), none, ranks=ranks)
-        return replace(lin, sites=()), core
+        parts.add(lin.state.new_zeros(lin.rows, 0))
+        return lin, CoreGram.of(parts)
 
     def _target(
         self,
@@ -385,6 +392,7 @@ def probe(
     dtype: torch.dtype | str | None = torch.float32,
     chunk_size: int | None = None,
     time_limit: float | None = 120.0,
+    max_memory: int | None = None,
     seed: int = 0,
 ) -> Snapshot:
     """Measure what gradient descent can do to a model's state, on one batch.
@@ -427,13 +435,15 @@ def probe(
             parameters, which are moved and put back to the last bit, in their arithmetic and
             without a copy of them. ``"exact"`` forms the dense Jacobian, for small models, at
             ``min(p, k n)`` products. ``"auto"`` takes ``"exact"`` where that fits in
-            ``max_products``, else the first of the others
-            that works, ``"in-place"`` aside.
+            ``max_products``, else the first of the others that works, ``"in-place"`` aside.
         dtype: Arithmetic of the probe; None keeps the model's.
         chunk_size: Tangents carried at once by forward mode; chosen if left out.
         time_limit: Seconds. After four fifths of them there is no further sample, and the numbers
             have larger errors; after all of them no forward pass begins, and a TimeoutError is
             raised. None for no limit.
+        max_memory: Bytes that the activations which are kept to find the weight sites may take, by
+            default half of the free memory. What needs more takes a few more forward passes, which
+            keep none; the numbers are the same.
         seed: Names the random tangents; the same seed draws the same ones at every probe.
 
     Returns:
@@ -470,6 +480,7 @@ def probe(
         dtype=dtype,
         chunk_size=chunk_size,
         time_limit=time_limit,
+        max_memory=max_memory,
         seed=seed,
     )
     return measure(module, batch)

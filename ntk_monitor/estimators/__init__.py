@@ -11,7 +11,7 @@ generator and returns an `Estimate`.
 """
 
 from ntk_monitor.estimators.adaptive import Measured, sample_kernel
-from ntk_monitor.estimators.core import CoreGram
+from ntk_monitor.estimators.core import Activities, CoreGram
 from ntk_monitor.estimators.exact import ExactKernel
 from ntk_monitor.estimators.formulas import cosine, participation_ratio
 from ntk_monitor.estimators.hutchinson import hutch_plus_plus, hutchinson
@@ -31,6 +31,7 @@ from ntk_monitor.estimators.xtrace import xnystrace, xtrace
 from ntk_monitor.uncertainty import Estimate
 
 __all__ = [
+    "Activities",
     "CoreGram",
     "CumulativeVariance",
     "Eigenpairs",

@@ -16,6 +16,61 @@ ROUNDING = 4
 """Rounding units of the largest eigenvalue within which an eigenvalue may be zero."""
 
 
+class Activities:
+    """The columns of ``V``, shown site by site; what a `CoreGram` needs of them is kept.
+
+    That is the columns themselves while they are no more than the rows, and then their ``V V*``:
+    at most the memory of a matrix of rows by rows.
+
+    Attributes:
+        ranks: The processes over which the rows are spread.
+        kept: The columns, in float32 at least; none once there is a matrix.
+        gram: ``V V*`` in float64, of the rows of all processes; None while columns are kept.
+        own: Where this process's rows are among all.
+        dtype: Arithmetic of the columns.
+    """
+
+    own: slice
+    dtype: torch.dtype
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        """Start without columns.
+
+        Args:
+            ranks: The processes over which the rows are spread.
+        """
+        self.ranks = ranks
+        self.kept: list[Tensor] = []
+        self.gram: Tensor | None = None
+        self._rows, self._columns = 0, 0
+
+    def add(self, V: Tensor) -> None:
+        """Take the columns of one site.
+
+        Args:
+            V: Shape ``(k_r, m_l)``.
+        """
+        V = at_least_float32(V)
+        if not self._rows:
+            self.own, self.dtype = self.ranks.own(len(V)), V.dtype
+            self._rows = sum(self.ranks.counts(len(V)))
+        self._columns += V.shape[1]
+        if self.gram is None and self._columns > self._rows:
+            self.gram = V.new_zeros(self._rows, self._rows, dtype=torch.float64)
+            for earlier in self.kept:
+                self._multiply(self.gram, earlier)
+            self.kept = []
+        if self.gram is None:
+            self.kept.append(V)
+        else:
+            self._multiply(self.gram, V)
+
+    def _multiply(self, gram: Tensor, V: Tensor) -> None:
+        for piece in torch.split(V, PIECE, dim=1):
+            wide = self.ranks.join(piece).double()
+            gram += wide @ wide.T
+
+
 class CoreGram:
     r"""The Gram matrix :math:`G = V V^*` of site activity, all of it exact.
 
@@ -41,19 +96,33 @@ class CoreGram:
             activities: The columns of ``V``, site by site, each of shape ``(k_r, m_l)``.
             ranks: The processes over which the rows are spread.
         """
-        self.ranks = ranks
-        activities = tuple(map(at_least_float32, activities))
-        own = ranks.own(len(activities[0]))
-        columns = sum(V.shape[1] for V in activities)
-        by_columns = columns <= sum(ranks.counts(len(activities[0])))
-        if by_columns:
-            small = ranks.sum(_columns_gram(activities))
-        else:
-            small = _rows_gram(activities, ranks)
+        parts = Activities(ranks)
+        for V in activities:
+            parts.add(V)
+        self._take(parts)
+
+    @classmethod
+    def of(cls, parts: Activities) -> CoreGram:
+        """Take the Gram matrix of activities that were shown one after the other.
+
+        Args:
+            parts: The activities.
+
+        Returns:
+            The Gram matrix.
+        """
+        gram = cls.__new__(cls)
+        gram._take(parts)
+        return gram
+
+    def _take(self, parts: Activities) -> None:
+        self.ranks = ranks = parts.ranks
+        by_columns = parts.gram is None
+        small = ranks.sum(_columns_gram(parts.kept)) if parts.gram is None else parts.gram
         self.norm_squared = small.square().sum()
         self.is_finite = bool(torch.isfinite(self.norm_squared))
         self._trace = small.trace()
-        dtype = activities[0].dtype
+        dtype = parts.dtype
         if self.is_finite:
             values, vectors = (ranks.first(x) for x in torch.linalg.eigh(small.to(dtype)))
         else:
@@ -63,12 +132,12 @@ class CoreGram:
         kept = ~(values <= ROUNDING * torch.finfo(dtype).eps * values[-1:])
         vectors = vectors[:, kept]
         if by_columns:
-            parts = torch.split(vectors.to(dtype), [V.shape[1] for V in activities])
-            self.factor = activities[0] @ parts[0]
-            for V, part in zip(activities[1:], parts[1:], strict=True):
+            split = torch.split(vectors.to(dtype), [V.shape[1] for V in parts.kept])
+            self.factor = parts.kept[0] @ split[0]
+            for V, part in zip(parts.kept[1:], split[1:], strict=True):
                 self.factor += V @ part
         else:
-            self.factor = (vectors[own] * values[kept].sqrt()).to(dtype)
+            self.factor = (vectors[parts.own] * values[kept].sqrt()).to(dtype)
 
     @property
     def effective_rank(self) -> float:
@@ -91,17 +160,6 @@ class CoreGram:
         size = self.ranks.sum(q.double().square().sum())
         largest = self.spectrum[0].to(q.device) if len(self.spectrum) else q.new_zeros(())
         return float(image.square().sum() / (largest * size))
-
-
-def _rows_gram(activities: Sequence[Tensor], ranks: Ranks) -> Tensor:
-    """``V V*`` in float64, of the rows of all processes."""
-    rows = sum(ranks.counts(len(activities[0])))
-    gram = activities[0].new_zeros(rows, rows, dtype=torch.float64)
-    for V in activities:
-        for piece in torch.split(V, PIECE, dim=1):
-            wide = ranks.join(piece).double()
-            gram += wide @ wide.T
-    return gram
 
 
 def _columns_gram(activities: Sequence[Tensor]) -> Tensor:

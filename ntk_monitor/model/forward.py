@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +16,13 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from ntk_monitor.model.batch import ForwardFn, copy_objects, is_plain
+from ntk_monitor.model.collector import Collector
 from ntk_monitor.model.deadline import require_time
 from ntk_monitor.model.edit import Edit
 from ntk_monitor.model.held import Held
 from ntk_monitor.model.kernels import open_checkpoints
 from ntk_monitor.model.recorder import Injector, Recorder
+from ntk_monitor.model.sketched import Sketch, without_saved_tensors
 from ntk_monitor.model.state import Call, State
 
 PLAIN = Edit()
@@ -111,11 +114,16 @@ class ForwardMap:
         """
         yield
 
-    def record(self, names: Sequence[str]) -> Recorder:
+    def record(
+        self, names: Sequence[str], sketch: Sketch | None = None, room: float = math.inf
+    ) -> Recorder:
         """Run once, recording every call of a submodule and every use of some parameters.
 
         Args:
             names: The parameters. What is computed from them carries a graph.
+            sketch: Makes stand-ins for all tensors, none of which is kept then, those that the
+                graph needs to go backward among them; None to keep all.
+            room: Bytes that what is kept of submodules and activity may take.
 
         Returns:
             What was recorded.
@@ -124,13 +132,34 @@ class ForwardMap:
         own = {name: self.tensors[name].clone() for name, _ in self.module.named_buffers()}
         versions = {name: t._version for name, t in own.items()}
         constants = {n: t for n, t in self.tensors.items() if n not in theta} | own
-        recorder = Recorder(theta, constants.values())
-        with recording(self.module, recorder), recorder:
-            held = Held(self.module.modules())
-            self._call({**self.tensors, **theta, **own})
-            self._changing = held.changed()
+        recorder = Recorder(theta, constants.values(), sketch, room)
+        self._record({**self.tensors, **theta, **own}, recorder)
         self._written = [name for name, t in own.items() if t._version != versions[name]]
         return recorder
+
+    def _record(self, tensors: Mapping[str, Tensor], recorder: Recorder) -> None:
+        with ExitStack() as stack:
+            if recorder.sketch is not None:
+                stack.enter_context(without_saved_tensors())
+            stack.enter_context(recording(self.module, recorder))
+            stack.enter_context(recorder)
+            held = Held(self.module.modules())
+            self._call(tensors)
+            self._changing = held.changed()
+
+    def collect(self, collector: Collector, names: Sequence[str], state: State) -> Tensor:
+        """Run once more as when the uses of parameters were recorded, and read their activity.
+
+        Args:
+            collector: Reads it.
+            names: The parameters that were recorded.
+            state: Where the state is read.
+
+        Returns:
+            The state.
+        """
+        with without_saved_tensors(), recording(self.module, collector), collector:
+            return self.run(self.leaves(names), state)[0].detach().clone()
 
     def run(
         self, theta: Mapping[str, Tensor], state: State, edit: Edit = PLAIN
@@ -234,7 +263,7 @@ def _without_gradient(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def recording(module: nn.Module, recorder: Recorder) -> Iterator[None]:
+def recording(module: nn.Module, recorder: Recorder | Collector) -> Iterator[None]:
     """Tell a recorder of every call of a submodule.
 
     Args:

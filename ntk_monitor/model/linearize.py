@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
-from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +16,6 @@ from ntk_monitor.model.batch import (
     cast_batch,
     default_forward,
     default_mask,
-    first_tensor,
 )
 from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.model.derivative import Derivative, Quiet, pulling
@@ -36,14 +33,12 @@ from ntk_monitor.model.parameters import (
 from ntk_monitor.model.products import AUTOMATIC, IN_PLACE, TangentProducts, make_products
 from ntk_monitor.model.quiet import quiet
 from ntk_monitor.model.real import RealForward
-from ntk_monitor.model.sites import PlacedUses, in_every_process, place_uses
-from ntk_monitor.model.state import Call, State, StatePath, StateSource, find_state
+from ntk_monitor.model.state import StatePath
+from ntk_monitor.model.survey import Consumer, Question, Survey, survey
 from ntk_monitor.ranks import ALONE, Ranks, checksum
 
-MAX_CHUNK = 16
-"""Most tangents carried at once: beyond, products hardly become cheaper."""
-MEMORY_SHARE = 0.1
-"""Share of the free memory that the tangents of one pass may take."""
+MEMORY_SHARE = 0.5
+"""Share of the free memory that what a survey of the model keeps may take."""
 
 
 def linearize(
@@ -59,6 +54,8 @@ def linearize(
     accuracy: float = 0.01,
     mask_fn: MaskFn | None = None,
     ranks: Ranks = ALONE,
+    max_memory: int | None = None,
+    consume: Consumer | None = None,
 ) -> Linearization:
     """Linearise the state of a model in its parameters, on one batch.
 
@@ -84,6 +81,11 @@ def linearize(
             with the state's rows. Packed sequences need none.
         ranks: The processes that do the same on batches of their own, all with the same parameters;
             the products of the result are this process's alone.
+        max_memory: Bytes that activations and activity which are kept to find the weight sites may
+            take; by default half of the free memory. What needs more is done in further forward
+            passes that keep neither. ``"in-place"`` does so always.
+        consume: Takes the activity ``V`` of each site, (k, m), as soon as it is known; the result
+            is then without sites.
 
     Returns:
         The state, the outputs, the weight sites, and the operators.
@@ -112,15 +114,15 @@ def linearize(
         kind = RealForward if in_place else ForwardMap
         forward = kind(module, cast_batch(batch, dtype, reference.device), forward_fn, dtype)
         mask = (default_mask if mask_fn is None else mask_fn)(batch)
-        found = _survey(forward, names, state, mask, must_fit=mask_fn is not None, ranks=ranks)
+        question = Question(forward, names, state, mask, mask_fn is not None, ranks, consume)
+        room = MEMORY_SHARE * free_memory(reference.device) if max_memory is None else max_memory
+        found = survey(question, sketched=in_place, room=room)
         idle = without_match(parameters, found.reached)
         if idle:
             raise ValueError(
                 f"parameters={idle} do not act on the state {', '.join(found.where.paths)!r}: "
                 "leave them out, or choose a later module with state=..."
             )
-        sizes = {name: forward.tensors[name].numel() for name in found.reached}
-        sites, coverage = in_every_process(*found.placed.sites(), sizes, ranks)
         with torch.no_grad():
             again, outputs = forward.run({}, found.where)
         _require_same(found.h, again)
@@ -142,8 +144,8 @@ def linearize(
     return Linearization(
         state=found.h,
         outputs=outputs,
-        sites=sites,
-        coverage=coverage,
+        sites=found.sites,
+        coverage=found.coverage,
         jacobian=jacobian,
         parameters=found.reached,
         ranks=ranks,
@@ -174,7 +176,7 @@ def _require_dtype(module: nn.Module, names: Sequence[str], dtype: torch.dtype) 
 
 def _copied(
     forward: ForwardMap,
-    found: _Survey,
+    found: Survey,
     context: Quiet,
     wanted: Sequence[str],
     chunk_size: int,
@@ -203,100 +205,6 @@ def _copied(
     pull = pulling(state_at, flat)
     untrained = space.rows(found.untrained)
     return Derivative("J", (space.size,), found.h, methods, context, pull, untrained)
-
-
-class _Survey(NamedTuple):
-    """What one recorded forward pass tells."""
-
-    where: State
-    h: Tensor
-    reached: tuple[str, ...]
-    placed: PlacedUses
-    recurrence: State | None
-    chunk_size: int
-    untrained: dict[str, int]
-
-
-def _survey(
-    forward: ForwardMap,
-    names: tuple[str, ...],
-    state: StatePath,
-    mask: Tensor | None,
-    *,
-    must_fit: bool,
-    ranks: Ranks,
-) -> _Survey:
-    """Find the state, what reaches it, and its weight sites."""
-    recorder = forward.record(names)
-    weights = [(prod(r.use.rows), r.size) for r in recorder.records]
-    where, h = find_state(forward.module, state, recorder.calls, weights, mask, must_fit=must_fit)
-    graph = _graph(h)
-    here = torch.tensor([id(recorder.theta[name]) in graph for name in names], device="cpu")
-    anywhere = ranks.sum(here.long()) > 0  # an expert may have no rows here
-    reached = tuple(name for name, there in zip(names, anywhere, strict=True) if there)
-    if not reached:
-        raise ValueError(
-            f"no studied parameter reaches the state {', '.join(where.paths)!r}, so gradient "
-            "descent cannot move it: choose a later module with state=..., or other parameters"
-        )
-    placed = place_uses(
-        forward.module, recorder, reached, h, lambda t: t.grad_fn in graph, where.valid
-    )
-    h = h.detach()
-    recurrence = _find_recurrence(where, recorder.calls, h)
-    chunk_size = _affordable_chunk(recorder.calls, h)
-    rows = {name: recorder.untrained(name) for name in reached}
-    untrained = {name: row for name, row in rows.items() if row is not None}
-    return _Survey(where, h, reached, placed, recurrence, chunk_size, untrained)
-
-
-def _affordable_chunk(calls: Sequence[Call], h: Tensor) -> int:
-    """How many tangents fit in memory, judged by the activations of a forward pass."""
-    outputs = [first_tensor(call.output) for call in calls]
-    tensors = [t for t in outputs if isinstance(t, Tensor)]
-    size = 2 * sum(t.numel() * t.element_size() for t in tensors)
-    most = MEMORY_SHARE * free_memory(h.device) / max(size, 1)
-    return int(max(1, min(MAX_CHUNK, most)))
-
-
-def _find_recurrence(state: State, calls: Sequence[Call], h: Tensor) -> State | None:
-    # The state's own module if it is a recurrent layer or a cell; else a submodule of it that is
-    # called once per time step and returns just the state; None if there is no such module.
-    if len(state.sources) > 1:
-        return None
-    (source,) = state.sources
-    if source.recurrent or source.spans:
-        return state
-    steps: dict[str, list[Tensor]] = {}
-    for call in calls:
-        output = first_tensor(call.output)
-        if (
-            call.path.startswith(f"{source.path}.")
-            and isinstance(output, Tensor)
-            and output.ndim == 2
-        ):
-            steps.setdefault(call.path, []).append(output)
-    for path, outputs in steps.items():
-        fits = len(outputs) == h.shape[1] > 1 and outputs[0].shape == h[:, 0].shape
-        if fits and torch.equal(torch.stack(outputs, dim=1), h):
-            return replace(state, sources=(StateSource(path, spans=(1,) * len(outputs)),))
-    return None
-
-
-def _graph(h: Tensor) -> set[Any]:
-    """The nodes and, by id, the leaves of a tensor's graph; costs no product."""
-    seen: set[Any] = set()
-    stack = [h.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            seen.add(id(variable))
-        stack.extend(parent for parent, _ in node.next_functions)
-    return seen
 
 
 def _require_same(h: Tensor, again: Tensor) -> None:

@@ -44,6 +44,7 @@ class Use:
         place: Which of the operation's uses it is.
         untrained: A row of the weight that gets no gradient, though the output depends on it: that
             of an embedding's padding.
+        one_hot: Whether the activity has a column for each entry of the weight that occurs.
     """
 
     weight: Tensor | None
@@ -55,6 +56,7 @@ class Use:
     groups: int = 1
     place: int = 0
     untrained: int | None = None
+    one_hot: bool = False
 
 
 def product(activity: Tensor, weight: Tensor, bias: Tensor | None, place: int = 0) -> Use:
@@ -257,8 +259,8 @@ def read_embedding(
             V = V * (index != untrained).unsqueeze(-1)
         return V.unsqueeze(0)
 
-    use = Use(weight, None, read, _first, tuple(index.shape), weight.shape[1], untrained=untrained)
-    return [use]
+    rows, units = tuple(index.shape), weight.shape[1]
+    return [Use(weight, None, read, _first, rows, units, untrained=untrained, one_hot=True)]
 
 
 def read_index(weight: Tensor, index: Any) -> list[Use]:  # noqa: ANN401
@@ -286,7 +288,8 @@ def read_embedding_bag(index: Tensor, weight: Tensor, *args: Any, **kwargs: Any)
         return V.index_put((bags.bag, inverse), bags.scale.detach(), accumulate=True).unsqueeze(0)
 
     rows, units = (bags.bags,), weight.shape[1]
-    return [Use(weight, None, read, _first, rows, units, untrained=bags.untrained)]
+    untrained = bags.untrained
+    return [Use(weight, None, read, _first, rows, units, untrained=untrained, one_hot=True)]
 
 
 def plain_embedding_bag(index: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:  # noqa: ANN401

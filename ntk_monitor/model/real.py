@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ntk_monitor.model.batch import ForwardFn
-from ntk_monitor.model.forward import ForwardMap, recording
-from ntk_monitor.model.held import Held
-from ntk_monitor.model.recorder import Recorder
+from ntk_monitor.model.forward import ForwardMap
+from ntk_monitor.model.recorder import Recorder, address_of
 from ntk_monitor.model.shards import local
+from ntk_monitor.model.sketched import Sketch
 
 
 class RealForward(ForwardMap):
@@ -79,22 +80,24 @@ class RealForward(ForwardMap):
             for hooks, content in zip(found, before, strict=True):
                 hooks.update(content)
 
-    def record(self, names: Sequence[str]) -> Recorder:
+    def record(
+        self, names: Sequence[str], sketch: Sketch | None = None, room: float = math.inf
+    ) -> Recorder:
         """Run once, recording every call of a submodule and every use of some parameters.
 
         Args:
             names: The parameters.
+            sketch: Makes stand-ins for all tensors; None to keep all.
+            room: Bytes that what is kept may take.
 
         Returns:
             What was recorded.
         """
         theta = self.leaves(names)
         constants = [tensor for name, tensor in self.tensors.items() if name not in theta]
-        recorder = Recorder(theta, constants)
-        with recording(self.module, recorder), recorder:
-            held = Held(self.module.modules())
-            self._call({})
-            self._changing = held.changed()
+        recorder = Recorder(theta, constants, sketch, room)
+        with _following(self.module, theta, recorder):
+            self._record({}, recorder)
         return recorder
 
     def _call(self, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
@@ -108,6 +111,40 @@ class RealForward(ForwardMap):
                 return self._forward_fn(self.module, self._fresh_batch())
             finally:
                 self._buffers = [b for b in self._buffers if b.put_back()]
+
+
+@contextmanager
+def _following(
+    module: nn.Module, theta: Mapping[str, Tensor], recorder: Recorder
+) -> Iterator[None]:
+    """Tell a recorder of tensors that are in the parameters' places during some calls only."""
+    canonical = {id(tensor): name for name, tensor in theta.items()}
+    every = module.named_parameters(remove_duplicate=False)
+    names = {path: canonical[id(p)] for path, p in every if id(p) in canonical}
+    learned: list[list[int]] = []
+
+    def enter(path: str, submodule: nn.Module) -> None:
+        here = []
+        for inner, owner in submodule.named_modules(prefix=path):
+            for local_name, p in owner._parameters.items():
+                name = names.get(f"{inner}.{local_name}" if inner else local_name)
+                address = None if name is None or p is None else address_of(p)
+                if name and p is not None and address and not recorder.knows(address):
+                    recorder.learn_parameter(name, p)
+                    here.append(address)
+        learned.append(here)
+
+    def leave() -> None:
+        for address in learned.pop():
+            recorder.forget_parameter(address)
+
+    with ExitStack() as stack:
+        for path, submodule in module.named_modules():
+            before = submodule.register_forward_pre_hook(lambda m, _, path=path: enter(path, m))
+            after = submodule.register_forward_hook(lambda *_: leave(), always_call=True)
+            stack.callback(before.remove)
+            stack.callback(after.remove)
+        yield
 
 
 class _Buffer:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import types
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from ntk_monitor.model.batch import first_tensor
 from ntk_monitor.model.operations import READERS, Use, perturbed, product
 from ntk_monitor.model.register import registered_uses
+from ntk_monitor.model.sketched import Sketch, TooLargeError
 from ntk_monitor.model.state import RECURRENT, Call
 from ntk_monitor.model.unroll import layer_activity, layer_input
 
@@ -88,25 +91,28 @@ class Record:
         use: The use.
         weight: Where the weight comes from; None if it is not studied.
         bias: Likewise.
-        output: The operation's output, which shows whether the state depends on it.
+        key: Names the use in a pass: of an operation its number, and which of the uses read there;
+            of a layer its path, which of its calls, and the place.
+        output: The operation's output; None where its tensors are not kept.
+        nodes: What the operation returned, in the graph of the pass: where the state comes from.
         label: Names the operation and the part of the weight, the same at every time step.
         call: The number of the operation, or of the layer's call, or `REGISTERED`.
         path: The recurrent layer, if it is one.
         local: The weight's local name there.
         valid: For packed sequences, which steps there are, (B, T).
-        also: What else the operation returned, as a recurrent layer its last states.
     """
 
     use: Use
     weight: Origin | None
     bias: Origin | None
-    output: Tensor
+    key: tuple[Any, ...]
+    output: Tensor | None
+    nodes: tuple[Any, ...]
     label: tuple[Any, ...]
     call: int
     path: str | None = None
     local: str | None = None
     valid: Tensor | None = None
-    also: tuple[Tensor, ...] = ()
 
     @property
     def size(self) -> int:
@@ -152,31 +158,88 @@ class Recorder(Watch):
     normalised weight is still a weight.
 
     Attributes:
-        theta: The studied parameters.
         calls: The calls of submodules that `record_call` was told of.
         records: The uses, in order.
+        sketch: Makes stand-ins for what is returned, or None.
         met: For parameters that meet data in another operation, the name of one such operation.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], constants: Iterable[Tensor]) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        constants: Iterable[Tensor],
+        sketch: Sketch | None = None,
+        room: float = math.inf,
+    ) -> None:
         """Start with what is known.
 
         Args:
             parameters: The studied parameters, as the model will see them.
             constants: Tensors that depend on neither parameters nor data.
+            sketch: Makes stand-ins for what is returned; None to keep tensors and activity.
+            room: Bytes that what is kept may take.
         """
         super().__init__()
-        self.theta = dict(parameters)
         self.calls: list[Call] = []
         self.records: list[Record] = []
         self.met: dict[str, str] = {}
+        self.sketch, self._room = sketch, room
+        self._leaves: dict[int, tuple[str, Tensor]] = {}
         self._layer_calls: Counter[str] = Counter()
         self._origins: dict[int, Origin] = {}
+        self._spans: dict[int, list[tuple[int, int, Origin]]] = {}
         self._alive: list[Tensor] = []  # so that no address is used twice
         for constant in constants:
             self._learn(constant, Origin())
         for name, parameter in parameters.items():
-            self._learn(parameter, Origin((name,)))
+            self.learn_parameter(name, parameter)
+
+    def learn_parameter(self, name: str, tensor: Tensor) -> None:
+        """From now on a tensor is a studied parameter.
+
+        Args:
+            name: The parameter.
+            tensor: The tensor that is in its place, which is a leaf of the graph.
+        """
+        self._leaves[id(tensor)] = (name, tensor)
+        address = address_of(tensor)
+        if not address:
+            return
+        origin, begin = Origin((name,)), tensor.data_ptr()
+        spans = self._spans.setdefault(address, [])
+        spans.append((begin, begin + tensor.numel() * tensor.element_size(), origin))
+        self._learn(tensor, origin)
+
+    def forget_parameter(self, address: int) -> None:
+        """From now on no parameter is in some place.
+
+        Args:
+            address: Where the memory of one was, or of several.
+        """
+        self._spans.pop(address, None)
+        self._origins.pop(address, None)
+
+    def knows(self, address: int) -> bool:
+        """Whether a parameter is in some place.
+
+        Args:
+            address: Of its memory.
+
+        Returns:
+            True if one is.
+        """
+        return address in self._spans
+
+    def reaching(self, graph: Container[Any]) -> set[str]:
+        """The studied parameters in a graph.
+
+        Args:
+            graph: Its nodes, and its leaves by id.
+
+        Returns:
+            Their names.
+        """
+        return {name for leaf, (name, _) in self._leaves.items() if leaf in graph}
 
     def see(self, func: Operation, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Call an operation and look at what it did."""
@@ -229,10 +292,14 @@ class Recorder(Watch):
         Returns:
             Its origin; None if it depends on data.
         """
-        address = _address(tensor)
+        address = address_of(tensor)
         if address is None:
             return None
         found = self._origins.get(address) if address else Origin()
+        spans = self._spans.get(address, ())
+        if len(spans) > 1:  # parameters that share a storage, each with a part of it
+            at = tensor.data_ptr()
+            found = next((o for begin, end, o in spans if begin <= at < end), found)
         if found is not None and found.names and not tensor.requires_grad:
             return Origin()  # detached
         return found
@@ -256,40 +323,54 @@ class Recorder(Watch):
         Args:
             call: The call.
         """
-        self.calls.append(replace(call, uses=len(self.records)))
         with torch._C.DisableTorchFunction():
+            kept = call if self.sketch is None else self.sketch.of(call)
+            self.calls.append(replace(kept, uses=len(self.records)))
+            output = first_tensor(kept.output)
+            if self.sketch is None and isinstance(output, Tensor):
+                self._spend(output.numel() * output.element_size())
+            number = self._layer_calls[call.path]
+            self._layer_calls[call.path] += 1
             if isinstance(call.module, RECURRENT):
-                self._read_layer(call, self._layer_calls[call.path])
-                self._layer_calls[call.path] += 1
+                self._read_layer(call, number)
             for use in registered_uses(call.module, call.args, call.kwargs):
-                self._read_registered(call, use)
+                self._read_registered(call, number, use)
 
-    def _read_registered(self, call: Call, use: Use) -> None:
+    def _read_registered(self, call: Call, number: int, use: Use) -> None:
         output = first_tensor(call.output)
         origins = self._studied(use.weight), self._studied(use.bias)
         if any(origins) and isinstance(output, Tensor) and output.requires_grad:
-            label = (call.path, use.place)
-            self.records.append(Record(use, *origins, output, label, REGISTERED))
+            key, label = (call.path, number, use.place), (call.path, use.place)
+            self.records.append(self._record(use, origins, key, (output,), label, REGISTERED))
 
     def _read_layer(self, call: Call, number: int) -> None:
-        module = call.module
-        assert isinstance(module, RECURRENT)
-        with torch.no_grad():
-            valid = layer_input(call)[1]
-            seen = layer_activity(call, module)
         output, last = call.output
         output = output if isinstance(output, Tensor) else output.data
-        also = tuple(last) if isinstance(last, tuple) else (last,)
-        for local, activity in seen.items():
-            weight = getattr(module, local)
-            bias = getattr(module, local.replace("weight", "bias"), None)
-            use = product(activity, weight, bias)
-            origins = self._studied(weight), self._studied(bias)
+        returned = (output, *(last if isinstance(last, tuple) else (last,)))
+        for local, use, valid in layer_uses(call):
+            origins = self._studied(use.weight), self._studied(use.bias)
             if any(origins) and output.requires_grad:
-                label = (call.path, local)
-                self.records.append(
-                    Record(use, *origins, output, label, number, call.path, local, valid, also)
-                )
+                key, label = (call.path, number, local), (call.path, local)
+                record = self._record(use, origins, key, returned, label, number)
+                self.records.append(replace(record, path=call.path, local=local, valid=valid))
+
+    def _record(
+        self,
+        use: Use,
+        origins: tuple[Origin | None, Origin | None],
+        key: tuple[Any, ...],
+        returned: tuple[Tensor, ...],
+        label: tuple[Any, ...],
+        call: int,
+    ) -> Record:
+        """What is kept of a use."""
+        output: Tensor | None = returned[0]
+        if self.sketch is not None:
+            use, output = replace(use, read=_gone), None
+        else:
+            self._spend(_activity_bytes(use, returned[0]))
+        nodes = tuple(t.grad_fn for t in returned if t.grad_fn is not None)
+        return Record(use, *origins, key, output, nodes, label, call)
 
     def _read(
         self,
@@ -310,7 +391,7 @@ class Recorder(Watch):
         found: list[Record] = []
         places: set[int] = set()
         # Where either factor could be the weight, one that is studied goes before a studied bias.
-        for use in sorted(uses, key=lambda use: self._studied(use.weight) is None):
+        for i, use in sorted(enumerate(uses), key=lambda x: self._studied(x[1].weight) is None):
             weight, bias = self._studied(use.weight), self._studied(use.bias)
             if weight is None and (bias is None or use.place in places):
                 continue
@@ -319,27 +400,66 @@ class Recorder(Watch):
             if use.weight is not None and weight is not None:
                 offset = 0 if weight.derived else use.weight.storage_offset()
                 label += [tuple(use.weight.shape), offset]
-            found.append(Record(use, weight, bias, output, tuple(label), number))
+            found.append(
+                self._record(use, (weight, bias), (number, i), (output,), tuple(label), number)
+            )
         return found
+
+    def _spend(self, size: int) -> None:
+        self._room -= size
+        if self._room < 0:
+            raise TooLargeError("what a pass keeps takes more memory than it may")
 
     def _studied(self, tensor: Tensor | None) -> Origin | None:
         origin = None if tensor is None else self.origin(tensor)
         return origin if origin is not None and origin.names else None
 
     def _learn(self, tensor: Tensor, origin: Origin) -> None:
-        address = _address(tensor)
+        address = address_of(tensor)
         if address:
             self._origins[address] = origin
             self._alive.append(tensor.detach())
 
     def _forget(self, tensor: Tensor) -> None:
-        address = _address(tensor)
+        address = address_of(tensor)
         origin = None if address is None else self._origins.get(address)
         if address and origin is not None and not (origin.names and not origin.derived):
             del self._origins[address]
 
 
-def _address(tensor: Tensor) -> int | None:
+def layer_uses(call: Call) -> Iterator[tuple[str, Use, Tensor | None]]:
+    """The uses of weights in one call of a recurrent layer.
+
+    Args:
+        call: The call.
+
+    Yields:
+        The weight's local name, the use, and which steps there are, for packed sequences.
+    """
+    module = call.module
+    assert isinstance(module, RECURRENT)
+    with torch.no_grad():
+        valid = layer_input(call)[1]
+        seen = layer_activity(call, module)
+    for local, activity in seen.items():
+        bias = getattr(module, local.replace("weight", "bias"), None)
+        yield local, product(activity, getattr(module, local), bias), valid
+
+
+def _activity_bytes(use: Use, output: Tensor) -> int:
+    """What the activity of a use takes at most."""
+    rows = prod(use.rows)
+    columns = 1 if use.weight is None else use.weight.numel() // (use.units * use.groups)
+    if use.one_hot:  # over the entries that occur
+        columns = min(columns, rows)
+    return use.groups * rows * columns * output.element_size()
+
+
+def _gone() -> Tensor:
+    raise RuntimeError("activity is not kept in this pass")
+
+
+def address_of(tensor: Tensor) -> int | None:
     """Where a tensor's numbers are; 0 if it has none, None if it has no storage of its own."""
     try:
         return tensor.untyped_storage().data_ptr()

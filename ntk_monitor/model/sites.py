@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ntk_monitor.model.operations import READERS, Use
+from ntk_monitor.model.operations import READERS
 from ntk_monitor.model.recorder import OUTSIDE, REGISTERED, Record, Recorder, Tap
 from ntk_monitor.ranks import Ranks
 
@@ -63,6 +63,16 @@ class Coverage:
     sites: tuple[tuple[str, int, int], ...] = ()
 
 
+class Dependence(Protocol):
+    """Tells what of the state depends on which rows of an operation."""
+
+    def moves_first_step(self, record: Record) -> bool:
+        """Whether the first time step of the state depends on an operation."""
+
+    def orders(self, records: Sequence[Record]) -> list[Order | None]:
+        """How the rows of operations run over the state's; None if they are others."""
+
+
 class PlacedUses(NamedTuple):
     """The uses of weights that are in the core, without the graph in which they were found."""
 
@@ -71,15 +81,34 @@ class PlacedUses(NamedTuple):
     valid: Tensor | None
     coverage: Coverage
 
-    def sites(self) -> tuple[tuple[WeightSite, ...], Coverage]:
-        """The sites with their activity, which takes memory of its own; and the coverage."""
-        sites = tuple(
-            site
-            for uses, order in self.uses
-            for site in _joined(uses, self.rows, order, self.valid)
-        )
+    def sites(self) -> Iterator[WeightSite]:
+        """The sites one after the other, with their activity, which takes memory of its own."""
+        for uses, order in self.uses:
+            yield from self.joined(uses, order)
+
+    def joined(self, uses: Sequence[Record], order: Order) -> list[WeightSite]:
+        """The sites (one for each group of the weight) of a use, or of one at each time step.
+
+        Args:
+            uses: The uses, one for each time step if there are several.
+            order: How their rows run over the state's.
+
+        Returns:
+            The sites.
+        """
+        return _joined(uses, self.rows, order, self.valid)
+
+    def covered_by(self, sites: Iterable[WeightSite]) -> Coverage:
+        """What all sites cover.
+
+        Args:
+            sites: All of them, in order.
+
+        Returns:
+            The coverage with the sites' shapes.
+        """
         shapes = tuple((site.name, site.activity.shape[2], site.units) for site in sites)
-        return sites, replace(self.coverage, sites=shapes)
+        return replace(self.coverage, sites=shapes)
 
 
 def in_every_process(
@@ -120,8 +149,9 @@ def place_uses(
     module: nn.Module,
     recorder: Recorder,
     names: Sequence[str],
-    h: Tensor,
-    reaching: Callable[[Tensor], bool],
+    rows: Rows,
+    graph: Container[Any],
+    dependence: Dependence,
     valid: Tensor | None = None,
 ) -> PlacedUses:
     """Where the studied parameters multiply activity on the state's rows.
@@ -133,16 +163,16 @@ def place_uses(
         module: The module under study.
         recorder: What was seen in one forward pass.
         names: The studied parameters that reach the state.
-        h: The state, (B, T, n), with the graph of its computation.
-        reaching: Whether the state depends on a tensor of that graph.
+        rows: The state's, ``(B, T)``.
+        graph: The nodes of the state's graph.
+        dependence: Tells more of what depends on what.
         valid: Which rows of the state there are, (B, T); None for all.
 
     Returns:
         The uses in the order of the first of each, and what they cover.
     """
-    rows = (h.shape[0], h.shape[1])
     ordered = sorted(recorder.records, key=lambda r: r.call)
-    records = [r for r in ordered if any(map(reaching, (r.output, *r.also)))]
+    records = [r for r in ordered if any(node in graph for node in r.nodes)]
     told = {name for r in records if r.call == REGISTERED for name in _parameters(r)}
     records = [r for r in records if r.call == REGISTERED or told.isdisjoint(_parameters(r))]
     groups: dict[tuple[object, ...], list[Record]] = {}
@@ -150,13 +180,12 @@ def place_uses(
         groups.setdefault(record.label, []).append(record)
     left_out: dict[str, str] = {}
     placed: list[tuple[Sequence[Record], Order]] = []
-    joined = [uses for group in groups.values() for uses in _steps(group, rows, h)]
-    orders = _orders([uses[0] for uses in joined], rows, h)
+    joined = [uses for group in groups.values() for uses in _steps(group, rows, dependence)]
+    orders = _orders([uses[0] for uses in joined], rows, dependence)
     for i, uses in enumerate(joined):
         order = "batch" if len(uses) > 1 else orders[i]
         if order is not None:
-            none = h.detach().new_empty(0)
-            placed.append(([replace(record, output=none, also=()) for record in uses], order))
+            placed.append(([replace(record, output=None, nodes=()) for record in uses], order))
         else:
             reason = f"its rows {uses[0].use.rows} are not the state's {rows}"
             left_out.update(dict.fromkeys(_parameters(uses[0]), reason))
@@ -185,7 +214,7 @@ def _parameters(record: Record) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for o in origins for name in o.names))
 
 
-def _steps(group: Sequence[Record], rows: Rows, h: Tensor) -> list[list[Record]]:
+def _steps(group: Sequence[Record], rows: Rows, dependence: Dependence) -> list[list[Record]]:
     """Uses with the same label, those of successive time steps together."""
     # A weight that acts once less often than there are steps does so from the second step on, if
     # the first step of the state does not depend on it: that is given from outside, as the initial
@@ -196,30 +225,12 @@ def _steps(group: Sequence[Record], rows: Rows, h: Tensor) -> list[list[Record]]
         return [list(group)]
     if T == 1 or any(r.path is not None or r.use.rows != (B,) for r in group):
         return [[record] for record in group]
-    late = len(group) % (T - 1) == 0 and not _moves_first_step(group[0], h)
+    late = len(group) % (T - 1) == 0 and not dependence.moves_first_step(group[0])
     steps = T - 1 if late else T
     if len(group) % steps:
         return [[record] for record in group]
     each = len(group) // steps
     return [list(group[i::each]) for i in range(each)]
-
-
-def _moves_first_step(record: Record, h: Tensor) -> bool:
-    """Whether the first time step of the state depends on an operation."""
-    (gradient,) = _gradients(h[:, :1], [record])
-    return gradient is not None and bool((gradient != 0).any())
-
-
-def _gradients(part: Tensor, records: Sequence[Record]) -> tuple[Tensor | None, ...]:
-    """The gradients of a random weighting of some of the state in operations' outputs."""
-    if not records:
-        return ()
-    generator = torch.Generator(device=part.device).manual_seed(0)
-    weights = torch.randn(part.shape, generator=generator, device=part.device, dtype=part.dtype)
-    outputs = [record.output for record in records]
-    with torch.enable_grad():
-        total = (part * weights).sum()
-        return torch.autograd.grad(total, outputs, retain_graph=True, allow_unused=True)
 
 
 def _joined(
@@ -252,14 +263,18 @@ def _joined(
 def _columns(record: Record) -> Tensor:
     """The columns of V that studied parameters multiply: activity for a weight, ones for a bias."""
     use = record.use
-    ones = record.output.new_ones(()).expand(use.groups, *use.rows, 1).detach()
-    columns = [ones] if record.bias is not None else []
+    columns = []
+    if record.bias is not None:
+        assert use.bias is not None
+        columns.append(use.bias.detach().new_ones(()).expand(use.groups, *use.rows, 1))
     if record.weight is not None:
         columns.insert(0, use.read().detach())
     return torch.cat(columns, dim=-1)
 
 
-def _orders(records: Sequence[Record], rows: Rows, h: Tensor) -> dict[int, Order | None]:
+def _orders(
+    records: Sequence[Record], rows: Rows, dependence: Dependence
+) -> dict[int, Order | None]:
     """How the rows of each operation run over the state's, by number; None if they are others."""
     found: dict[int, Order | None] = {}
     unclear: list[int] = []
@@ -277,22 +292,8 @@ def _orders(records: Sequence[Record], rows: Rows, h: Tensor) -> dict[int, Order
         else:
             unclear.append(i)
     # Trials do not mix: the rows that the first one depends on are its own.
-    gradients = _gradients(h[:1], [records[i] for i in unclear])
-    for i, gradient in zip(unclear, gradients, strict=True):
-        found[i] = _order_of_first_trial(records[i].use, gradient, rows)
+    found |= zip(unclear, dependence.orders([records[i] for i in unclear]), strict=True)
     return found
-
-
-def _order_of_first_trial(use: Use, gradient: Tensor | None, rows: Rows) -> Order | None:
-    if gradient is None:
-        return None
-    B, T = rows
-    number = torch.arange(B * T, device=gradient.device).reshape(1, *use.rows, 1)
-    numbers = use.write(number.expand(use.groups, *use.rows, use.units))
-    touched = numbers.expand_as(gradient)[gradient != 0]
-    if bool((touched < T).all()):
-        return "batch"
-    return "time" if bool((touched % B == 0).all()) else None
 
 
 def _over_time(steps: Sequence[Tensor], uses: Sequence[Record], count: int) -> Tensor:

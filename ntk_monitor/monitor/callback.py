@@ -126,6 +126,7 @@ class NTKMonitor(Callback):
         dtype: str | torch.dtype | None = "float32",
         chunk_size: int | None = None,
         time_limit: float | None = 120.0,
+        max_memory: int | None = None,
         seed: int = 0,
     ) -> None:
         """Check and keep the settings.
@@ -162,6 +163,8 @@ class NTKMonitor(Callback):
             chunk_size: Tangents carried at once.
             time_limit: Seconds that a probe may take: it then makes do with the samples it has, or
                 fails. A call of a logger that takes longer is the last one of that logger.
+            max_memory: Bytes that activations kept to find the weight sites may take; by default
+                half of the free memory.
             seed: Names the random tangents.
 
         Raises:
@@ -204,6 +207,7 @@ class NTKMonitor(Callback):
             "dtype": dtype,
             "chunk_size": chunk_size,
             "time_limit": time_limit,
+            "max_memory": max_memory,
             "seed": seed,
         }
         self.states = [

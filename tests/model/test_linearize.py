@@ -408,7 +408,7 @@ def test_out_of_memory_halves_the_chunk(
 
 
 def test_chunks_shrink_with_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("ntk_monitor.model.linearize")
+    module = importlib.import_module("ntk_monitor.model.survey")
     monkeypatch.setattr(module, "free_memory", lambda _: 2**17)
     small = linearize(recurrent(nn.GRU), sequences(), dtype=None).jacobian
     assert 1 <= small._methods["forward-ad"].chunk_size < 16

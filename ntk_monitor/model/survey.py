@@ -1,0 +1,326 @@
+"""Where the state is, what reaches it, and where its weights multiply activity."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ntk_monitor.model.batch import first_tensor
+from ntk_monitor.model.collector import Collector, Number
+from ntk_monitor.model.dependence import ByGradient, ByShaking
+from ntk_monitor.model.forward import ForwardMap
+from ntk_monitor.model.memory import free_memory
+from ntk_monitor.model.recorder import Recorder
+from ntk_monitor.model.sites import (
+    Coverage,
+    PlacedUses,
+    Rows,
+    WeightSite,
+    in_every_process,
+    place_uses,
+)
+from ntk_monitor.model.sketched import (
+    GraphNeededError,
+    Sketch,
+    TooLargeError,
+    without_saved_tensors,
+)
+from ntk_monitor.model.state import Call, State, StatePath, StateSource, find_state
+from ntk_monitor.ranks import Ranks
+
+logger = logging.getLogger(__name__)
+
+MAX_CHUNK = 16
+"""Most tangents carried at once: beyond, products hardly become cheaper."""
+MEMORY_SHARE = 0.1
+"""Share of the free memory that the tangents of one pass may take."""
+
+Consumer = Callable[[Tensor], None]
+"""Takes the activity of one site, (k, m)."""
+
+
+class Survey(NamedTuple):
+    """What is known of a model before any product."""
+
+    where: State
+    h: Tensor
+    reached: tuple[str, ...]
+    sites: tuple[WeightSite, ...]
+    coverage: Coverage
+    recurrence: State | None
+    chunk_size: int
+    untrained: Mapping[str, int]
+
+
+class Question(NamedTuple):
+    """What is asked of a model.
+
+    Attributes:
+        forward: The model.
+        names: The studied parameters.
+        state: Where the state is, or ``"auto"``.
+        mask: Which rows of it there are.
+        must_fit: Whether a mask of another shape is an error.
+        ranks: The processes that ask the same.
+        consume: Takes the activity of each site, which is not kept then; None to keep it.
+    """
+
+    forward: ForwardMap
+    names: tuple[str, ...]
+    state: StatePath
+    mask: Tensor | None
+    must_fit: bool
+    ranks: Ranks
+    consume: Consumer | None
+
+
+def survey(question: Question, *, sketched: bool, room: float) -> Survey:
+    """Look at a model in one forward pass that keeps all, or in several that keep little.
+
+    Args:
+        question: What is asked.
+        sketched: Whether to keep little from the start.
+        room: Bytes that may be kept otherwise; what needs more is done with little, if it can be.
+
+    Returns:
+        The answer. Of both ways it is the same, to rounding.
+    """
+    if not sketched:
+        try:
+            return _kept(question, room)
+        except TooLargeError:
+            logger.info("activations take more than %d bytes: weight sites are streamed", room)
+    try:
+        return _streamed(question)
+    except GraphNeededError as error:
+        logger.info("weight sites are not streamed: %s", error)
+        return _kept(question, math.inf)
+
+
+class _Found(NamedTuple):
+    """What one recorded pass tells of the state."""
+
+    where: State
+    h: Tensor
+    graph: set[Any]
+    reached: tuple[str, ...]
+
+    @property
+    def rows(self) -> Rows:
+        return self.h.shape[0], self.h.shape[1]
+
+
+def _find(question: Question, recorder: Recorder) -> _Found:
+    module, names = question.forward.module, question.names
+    weights = [(prod(r.use.rows), r.size) for r in recorder.records]
+    where, h = find_state(
+        module,
+        question.state,
+        recorder.calls,
+        weights,
+        question.mask,
+        must_fit=question.must_fit,
+    )
+    graph = _graph(h)
+    reaching = recorder.reaching(graph)
+    here = torch.tensor([name in reaching for name in names], device="cpu")
+    anywhere = question.ranks.sum(here.long()) > 0  # an expert may have no rows here
+    reached = tuple(name for name, there in zip(names, anywhere, strict=True) if there)
+    if not reached:
+        raise ValueError(
+            f"no studied parameter reaches the state {', '.join(where.paths)!r}, so gradient "
+            "descent cannot move it: choose a later module with state=..., or other parameters"
+        )
+    return _Found(where, h, graph, reached)
+
+
+def _kept(question: Question, room: float) -> Survey:
+    """In one pass, whose graph and activations are kept."""
+    forward = question.forward
+    recorder = forward.record(question.names, room=room)
+    found = _find(question, recorder)
+    placed = place_uses(
+        forward.module,
+        recorder,
+        found.reached,
+        found.rows,
+        found.graph,
+        ByGradient(found.h),
+        found.where.valid,
+    )
+    h = found.h.detach()
+    steps = _steps(found.where, recorder.calls, h)
+    sites, coverage = _seen(question, placed, found.reached)
+    return Survey(
+        found.where,
+        h,
+        found.reached,
+        sites,
+        coverage,
+        _recurrence(found.where, steps, h),
+        _affordable_chunk(recorder.calls, h),
+        _untrained(recorder, found.reached),
+    )
+
+
+def _seen(
+    question: Question, placed: PlacedUses, reached: Sequence[str]
+) -> tuple[tuple[WeightSite, ...], Coverage]:
+    """The sites, none where their activity is consumed; and their coverage."""
+    consume, ranks = question.consume, question.ranks
+    if consume is None or ranks.size > 1:
+        every = tuple(placed.sites())
+        sizes = _sizes(question, reached)
+        sites, coverage = in_every_process(every, placed.covered_by(every), sizes, ranks)
+        if consume is None:
+            return sites, coverage
+        for site in sites:
+            consume(site.activity.flatten(0, 1))
+        return (), coverage
+    shapes = []
+    for site in placed.sites():
+        consume(site.activity.flatten(0, 1))
+        shapes.append(_without_activity(site))
+    return (), placed.covered_by(shapes)
+
+
+def _streamed(question: Question) -> Survey:
+    """In several passes, which keep no graph and no activations."""
+    forward, where = question.forward, None
+    recorder = forward.record(question.names, Sketch())
+    found = _find(question, recorder)
+    where = found.where
+
+    def state_again() -> Tensor:
+        with without_saved_tensors():
+            return forward.run(forward.leaves(question.names), where)[0].detach().clone()
+
+    placed = place_uses(
+        forward.module,
+        recorder,
+        found.reached,
+        found.rows,
+        found.graph,
+        ByShaking(state_again, found.rows),
+        where.valid,
+    )
+    steps = _steps(where, recorder.calls, found.h)
+    chunk_size = _affordable_chunk(recorder.calls, found.h)
+    untrained = _untrained(recorder, found.reached)
+    reached = found.reached
+    del recorder, found
+    h, outputs, sites, coverage = _collected(question, placed, where, reached, list(steps))
+    recurrence = _recurrence(where, {path: outputs[path] for path in steps}, h)
+    return Survey(where, h, reached, sites, coverage, recurrence, chunk_size, untrained)
+
+
+def _collected(
+    question: Question,
+    placed: PlacedUses,
+    where: State,
+    reached: Sequence[str],
+    watched: Sequence[str],
+) -> tuple[Tensor, dict[str, list[Tensor]], tuple[WeightSite, ...], Coverage]:
+    """The state, outputs that are watched, the sites (none if consumed), and their coverage."""
+    ranks, names = question.ranks, question.names
+    elsewhere: set[Number] = set()
+    common: Coverage | None = None
+    if ranks.size > 1:
+        shapes = Collector(placed, lambda *_: None)
+        question.forward.collect(shapes, names, where)
+        every, sizes = shapes.sites, _sizes(question, reached)
+        own = tuple(every.values())
+        kept, common = in_every_process(own, placed.covered_by(own), sizes, ranks)
+        elsewhere = {number for number, site in every.items() if not any(site is k for k in kept)}
+    seen: dict[Number, WeightSite] = {}
+
+    def visit(number: Number, site: WeightSite) -> None:
+        if number in elsewhere:
+            return
+        if question.consume is None:
+            seen[number] = site
+        else:
+            question.consume(site.activity.flatten(0, 1))
+
+    collector = Collector(placed, visit, watched)
+    h = question.forward.collect(collector, names, where)
+    coverage = placed.covered_by(collector.sites.values()) if common is None else common
+    return h, collector.outputs, tuple(site for _, site in sorted(seen.items())), coverage
+
+
+def _without_activity(site: WeightSite) -> WeightSite:
+    return replace(site, activity=site.activity.new_zeros(()).expand(site.activity.shape))
+
+
+def _sizes(question: Question, names: Sequence[str]) -> dict[str, int]:
+    return {name: question.forward.tensors[name].numel() for name in names}
+
+
+def _untrained(recorder: Recorder, names: Sequence[str]) -> dict[str, int]:
+    rows = {name: recorder.untrained(name) for name in names}
+    return {name: row for name, row in rows.items() if row is not None}
+
+
+def _affordable_chunk(calls: Sequence[Call], h: Tensor) -> int:
+    """How many tangents fit in memory, judged by the activations of a forward pass."""
+    outputs = [first_tensor(call.output) for call in calls]
+    tensors = [t for t in outputs if isinstance(t, Tensor)]
+    size = 2 * sum(t.numel() * t.element_size() for t in tensors)
+    most = MEMORY_SHARE * free_memory(h.device) / max(size, 1)
+    return int(max(1, min(MAX_CHUNK, most)))
+
+
+def _steps(state: State, calls: Sequence[Call], h: Tensor) -> dict[str, list[Tensor]]:
+    """What each submodule of the state's returned, where it may be the state step by step."""
+    if len(state.sources) > 1 or state.sources[0].recurrent or state.sources[0].spans:
+        return {}
+    steps: dict[str, list[Tensor]] = {}
+    for call in calls:
+        output = first_tensor(call.output)
+        if (
+            call.path.startswith(f"{state.sources[0].path}.")
+            and isinstance(output, Tensor)
+            and output.ndim == 2
+        ):
+            steps.setdefault(call.path, []).append(output)
+    return {
+        path: outputs
+        for path, outputs in steps.items()
+        if len(outputs) == h.shape[1] > 1 and outputs[0].shape == h[:, 0].shape
+    }
+
+
+def _recurrence(state: State, steps: Mapping[str, Sequence[Tensor]], h: Tensor) -> State | None:
+    # The state's own module if it is a recurrent layer or a cell; else a submodule of it that is
+    # called once per time step and returns just the state; None if there is no such module.
+    if len(state.sources) > 1:
+        return None
+    if state.sources[0].recurrent or state.sources[0].spans:
+        return state
+    for path, outputs in steps.items():
+        if torch.equal(torch.stack(list(outputs), dim=1), h):
+            return replace(state, sources=(StateSource(path, spans=(1,) * len(outputs)),))
+    return None
+
+
+def _graph(h: Tensor) -> set[Any]:
+    """The nodes and, by id, the leaves of a tensor's graph; costs no product."""
+    seen: set[Any] = set()
+    stack = [h.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            seen.add(id(variable))
+        stack.extend(parent for parent, _ in node.next_functions)
+    return seen
