@@ -16,6 +16,8 @@ LEADING_ROWS = (48, 128)
 """Leading directions that may be kept as they are: the fewest that suffice."""
 SKETCHED_ROWS = 64
 """Rows for the sketch of all other directions."""
+RANK = 100
+"""Rounding units of the largest singular value below which a direction is none."""
 SEED = 0
 """Of the sketches."""
 MAX_REMAINDER = 0.01
@@ -133,26 +135,29 @@ def choose_rows(Y: Tensor, ranks: Ranks = ALONE, most: float = math.inf) -> Rows
     start = _noise(k, choices[-1], generator, Y)[own]
     half = len(Y) // 2
     left = _left(_leading(Y[:half], start, ranks), Y[half:], ranks)  # of samples not yet seen
-    count = next((c for c in choices if left[c - 1] <= MAX_REMAINDER), choices[-1])
-    twofold = bool(left[count - 1] > MAX_REMAINDER)
+    remainders = {c: float(left[min(c, len(left)) - 1]) for c in choices}
+    count = next((c for c, rest in remainders.items() if rest <= MAX_REMAINDER), choices[-1])
+    twofold = remainders[count] > MAX_REMAINDER
     if twofold and k <= most:
         return Rows(None, k, ranks=ranks, own=own)
-    each = max(int(most - count) // 2, SKETCHED_ROWS) if twofold else SKETCHED_ROWS
     U = _leading(Y, start, ranks)[:, :count]
+    each = max(int(most - U.shape[1]) // 2, SKETCHED_ROWS) if twofold else SKETCHED_ROWS
     sketches = [_noise(k, each, generator, Y)[own] / math.sqrt(each) for _ in range(1 + twofold)]
     rest = [sketch - U @ ranks.sum(U.T @ sketch) for sketch in sketches]
-    noise = 2 * float(left[count - 1]) / math.sqrt(each) if twofold else 0.0
-    return Rows(torch.cat([U, *rest], dim=1).T, count, twofold, noise, ranks, own)
+    noise = 2 * remainders[count] / math.sqrt(each) if twofold else 0.0
+    return Rows(torch.cat([U, *rest], dim=1).T, U.shape[1], twofold, noise, ranks, own)
 
 
 def _leading(Y: Tensor, start: Tensor, ranks: Ranks) -> Tensor:
-    """Leading directions of samples, the first of them first; this process's rows."""
+    """Leading directions of samples, as many as they have at most; this process's rows."""
     U = start
     for _ in range(2):
         images = ranks.sum(torch.stack([y.T @ U for y in Y]))
         U = tall_qr(sum(y @ image for y, image in zip(Y, images, strict=True)), ranks)
     images = ranks.sum(torch.stack([U.T @ y for y in Y]))
-    return U @ ranks.first(torch.linalg.svd(torch.cat([*images], dim=1)).U)
+    shares = torch.linalg.svd(torch.cat([*images], dim=1), full_matrices=False)
+    U, sizes = U @ ranks.first(shares.U), ranks.first(shares.S)
+    return U[:, sizes > RANK * torch.finfo(sizes.dtype).eps * sizes[0]]
 
 
 def _left(U: Tensor, Y: Tensor, ranks: Ranks) -> Tensor:

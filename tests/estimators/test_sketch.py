@@ -243,6 +243,15 @@ def test_deflation_and_modes_go_on_in_sketched_rows(most: float) -> None:
         assert ours.value == pytest.approx(theirs.value, rel=0.2), name
 
 
+def test_samples_of_few_units_have_few_leading_rows() -> None:
+    Y = long_samples(0.3 ** torch.arange(8.0).double(), 2)[:4]
+    rows = choose_rows(Y)
+    assert rows.W is not None
+    assert rows.leading == 8 < LEADING_ROWS[0]
+    X = random(8, 2, seed=0)
+    torch.testing.assert_close(rows.lead(rows.keep(rows.lift(X))), X)
+
+
 def test_rows_with_a_long_tail_are_not_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
     spectrum = torch.ones(500, dtype=torch.float64)
     found, plain, compressed = temporal_ranks(long_samples(spectrum), monkeypatch)
