@@ -23,6 +23,8 @@ DIRECTIONS = 10
 """Directions of a round of deflation; each takes two products."""
 EXHAUSTED = 1e-5
 """Share of an image outside of the directions so far, below which a Krylov space is at its end."""
+COPIES = 3
+"""How many times as much memory as the samples all that is made of them takes."""
 START = 2**32
 """Seeds from here on draw starts, and those below it tangents."""
 CAUTION = 1.0
@@ -98,6 +100,7 @@ def sample_kernel(
     tolerance: float,
     left: Callable[[], int],
     seed: int = 0,
+    max_memory: float = math.inf,
 ) -> Measured:
     r"""Sample ``A = J J*`` until its numbers are accurate enough, or the budget is spent.
 
@@ -129,6 +132,7 @@ def sample_kernel(
             before each round of tangents or direction, so that one that takes more than its
             products is followed by fewer; the first `MIN_SAMPLES` are taken in any case.
         seed: Names the start of the Krylov space.
+        max_memory: Bytes that the samples may take.
 
     Returns:
         The samples and how they came about.
@@ -139,7 +143,9 @@ def sample_kernel(
         arXiv:2306.12418 (2023), for Nystrom approximation from Krylov spaces.
     """
     used = 0
-    sketch = TangentSketch(core)
+    itemsize = torch.promote_types(J.dtype, torch.float32).itemsize
+    most_entries = max_memory / (COPIES * itemsize * max(left(), MIN_SAMPLES))
+    sketch = TangentSketch(core, most_entries)
 
     def sample(count: int, enough: Callable[[], bool]) -> None:
         nonlocal used

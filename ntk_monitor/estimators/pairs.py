@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+Views = Callable[[Tensor], tuple[Tensor, Tensor]]
 PIECE = 2**14
 """Entries of a row that are converted to float64 at a time."""
 
@@ -36,9 +39,10 @@ def inner_products(X: Tensor, Y: Tensor) -> Tensor:
     return torch.stack([x.double() @ y.double().T for x, y in pieces]).sum(0).cpu()
 
 
-class GramPairs:
+class TemporalPairs:
     """``||Y_i* Y_j||_F^2 = <Y_i Y_i*, Y_j Y_j*>`` over pairs of samples that come in rounds.
 
+    Of two views ``A_i``, ``B_i`` of a sample it is ``<A_i* A_j, B_i* B_j> = <A_i B_i*, A_j B_j*>``.
     With ``Y_i`` of shape ``(a, b)`` the right side costs ``a^2 b`` a sample, whose Gram matrix is
     kept, and is taken when ``a <= 2 b``; the left side costs ``a b^2`` a pair, and refers to the
     samples.
@@ -46,60 +50,122 @@ class GramPairs:
 
     def __init__(self) -> None:
         """Start without samples."""
-        self._kept: list[Tensor] = []
+        self._kept: list[tuple[Tensor, Tensor]] = []
 
-    def extend(self, Y: Tensor) -> Tensor:
+    def extend(self, A: Tensor, B: Tensor) -> Tensor:
         """Add samples.
 
         Args:
-            Y: Shape ``(s, a, b)``.
+            A: One view of each, shape ``(s, a, b)``.
+            B: The other view; the same tensor where there is one.
 
         Returns:
             The pairs of all samples so far with the new ones, shape ``(all, s)``.
         """
-        if Y.shape[1] <= 2 * Y.shape[2]:
-            new = (Y @ Y.transpose(1, 2)).flatten(1)
-            self._kept.append(new)
-            return torch.cat([inner_products(kept, new) for kept in self._kept])
-        self._kept.append(Y)
+        if A.shape[1] <= 2 * A.shape[2]:
+            new = (A @ B.transpose(1, 2)).flatten(1)
+            self._kept.append((new, new))
+            return torch.cat([inner_products(kept, new) for kept, _ in self._kept])
+        self._kept.append((A, B))
         columns = [
-            torch.cat([squared_norms(kept.transpose(1, 2) @ y) for kept in self._kept]) for y in Y
+            torch.cat([_against(one, two, a, b) for one, two in self._kept])
+            for a, b in zip(A, B, strict=True)
         ]
         return torch.stack(columns, dim=1)
+
+
+class SpatialPairs:
+    """``||Y_i Y_j*||_F^2`` over pairs of samples that come in rounds.
+
+    Of two views it is the mean of ``||A_i B_j*||_F^2`` and ``||B_i A_j*||_F^2``. With ``b <= 2 a``
+    the Gram matrices ``Y_i* Y_i`` are kept, else the samples are referred to.
+    """
+
+    def __init__(self) -> None:
+        """Start without samples."""
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    def extend(self, A: Tensor, B: Tensor) -> Tensor:
+        """Add samples; see `TemporalPairs`.
+
+        Args:
+            A: One view of each, shape ``(s, a, b)``.
+            B: The other view; the same tensor where there is one.
+
+        Returns:
+            The pairs of all samples so far with the new ones, shape ``(all, s)``.
+        """
+        if A.shape[2] <= 2 * A.shape[1]:
+            one = (A.transpose(1, 2) @ A).flatten(1)
+            two = one if B is A else (B.transpose(1, 2) @ B).flatten(1)
+            self._kept.append((one, two))
+            pairs = torch.cat([inner_products(kept, two) for kept, _ in self._kept])
+            if B is A:
+                return pairs
+            return (pairs + torch.cat([inner_products(kept, one) for _, kept in self._kept])) / 2
+        self._kept.append((A, B))
+        columns = []
+        for a, b in zip(A, B, strict=True):
+            column = torch.cat([squared_norms(one @ b.T) for one, _ in self._kept])
+            if B is not A:
+                other = torch.cat([squared_norms(two @ a.T) for _, two in self._kept])
+                column = (column + other) / 2
+            columns.append(column)
+        return torch.stack(columns, dim=1)
+
+
+def _against(one: Tensor, two: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``<A_i* a, B_i* b>`` for all samples."""
+    found = one.transpose(1, 2) @ a
+    if one is two:
+        return squared_norms(found)
+    products = found * (two.transpose(1, 2) @ b)
+    return products.double().sum((1, 2)).cpu()
 
 
 class PairMoments:
     """What the moments of a kernel are means of, for all samples and all pairs of them.
 
     Attributes:
-        core: ``F`` of the core ``F F*`` on the samples' rows, shape ``(d, r)``.
         squares: ``||Y_i||_F^2``.
-        core_squares: ``||F* Y_i||_F^2``.
+        core_squares: ``||F* Y_i||_F^2``, with the core ``F F*``.
         pairs: ``<Y_i, Y_j>^2``, ``||Y_i* Y_j||_F^2`` and ``||Y_i Y_j*||_F^2``, shape ``(3, s, s)``.
     """
 
-    def __init__(self, core: Tensor) -> None:
-        """Start without samples."""
-        self.core = core
+    def __init__(self, core: Tensor, views: Views) -> None:
+        """Start without samples.
+
+        Args:
+            core: ``F`` on the samples' rows, shape ``(d, r)``.
+            views: From samples to two views of them, whose noise is independent, or one twice.
+        """
+        self._views, self._core = views, views(core)
         self.squares = torch.empty(0, dtype=torch.float64, device="cpu")
         self.core_squares = torch.empty(0, dtype=torch.float64, device="cpu")
         self.pairs = torch.empty(3, 0, 0, dtype=torch.float64, device="cpu")
-        self._flat: list[Tensor] = []
-        self._temporal, self._spatial = GramPairs(), GramPairs()
+        self._flat: list[tuple[Tensor, Tensor]] = []
+        self._temporal, self._spatial = TemporalPairs(), SpatialPairs()
 
     def extend(self, Y: Tensor) -> None:
         """Add samples, shape ``(s, d, n)``."""
-        old, new = len(self.squares), Y.flatten(1)
-        self.squares = torch.cat([self.squares, squared_norms(Y)])
-        self.core_squares = torch.cat([self.core_squares, squared_norms(self.core.T @ Y)])
-        self._flat.append(new)
-        inner = torch.cat([inner_products(kept, new) for kept in self._flat])
-        columns = torch.stack([
-            inner.square(), self._temporal.extend(Y), self._spatial.extend(Y.transpose(1, 2))
-        ])  # fmt: skip
+        old = len(self.squares)
+        A, B = self._views(Y)
+        squares = squared_norms(A) if A is B else (squared_norms(A) + squared_norms(B)) / 2
+        self.squares = torch.cat([self.squares, squares])
+        self.core_squares = torch.cat([self.core_squares, self._with_core(A, B)])
+        self._flat.append((A.flatten(1), B.flatten(1)))
+        one = torch.cat([inner_products(kept, A.flatten(1)) for kept, _ in self._flat])
+        two = one if A is B else torch.cat([inner_products(k, B.flatten(1)) for _, k in self._flat])
+        columns = torch.stack([one * two, self._temporal.extend(A, B), self._spatial.extend(A, B)])
         count = len(self.squares)
         pairs = torch.zeros(3, count, count, dtype=torch.float64, device="cpu")
         pairs[:, :old, :old] = self.pairs
         pairs[:, :, old:] = columns
         pairs[:, old:, :old] = columns[:, :old].transpose(1, 2)
         self.pairs = pairs
+
+    def _with_core(self, A: Tensor, B: Tensor) -> Tensor:
+        one = self._core[0].T @ A
+        if A is B:
+            return squared_norms(one)
+        return (one * (self._core[1].T @ B)).double().sum((1, 2)).cpu()

@@ -16,7 +16,7 @@ from ntk_monitor.estimators.budget import (
     require_psd,
 )
 from ntk_monitor.estimators.formulas import participation_ratio
-from ntk_monitor.estimators.pairs import GramPairs
+from ntk_monitor.estimators.pairs import TemporalPairs
 from ntk_monitor.operators import LinearOperator
 from ntk_monitor.operators.partial_trace import traced_axes
 from ntk_monitor.uncertainty import Estimate, jackknife, log_jackknife, pair_mean_and_deletes
@@ -110,7 +110,7 @@ def _from_factor(
     _require_nonzero(A, samples)
     squares = samples.square().sum(1).cpu()
     Y = _by_view(samples, A, axes)
-    pairs = GramPairs().extend(Y) if axes else (samples @ samples.T).square().cpu()
+    pairs = TemporalPairs().extend(Y, Y) if axes else (samples @ samples.T).square().cpu()
     return pair_mean_and_deletes(torch.outer(squares, squares)), pair_mean_and_deletes(pairs)
 
 

@@ -16,8 +16,12 @@ LEADING_ROWS = (48, 128)
 """Leading directions that may be kept as they are: the fewest that suffice."""
 SKETCHED_ROWS = 64
 """Rows for the sketch of all other directions."""
+RANK = 100
+"""Rounding units of the largest singular value below which a direction is none."""
+SEED = 0
+"""Of the sketches."""
 MAX_REMAINDER = 0.01
-"""Largest share of the samples' energy that may be left to the sketch."""
+"""Largest share of the samples' energy that may be left to one sketch."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,19 @@ class Rows:
     of at most ``2 e^2 PR(T) / d'`` and a relative noise of about ``2 e / sqrt(d')``: with the
     limits used here 0.04 % and 0.3 %.
 
+    Where a larger remainder must be left, since all rows would take too much memory, there are two
+    sketches of ``d'`` rows, independent of each other, each with the leading directions: the two
+    `views` of a sample. Whatever is of second order in inner products takes one factor from each,
+    and has no bias; its noise of ``2 e / sqrt(d')`` is part of the standard errors.
+
     Where the ``k`` rows are spread over processes, each gives its own rows of ``Y`` and has its own
     columns of ``W``; what is kept is the sum over processes, the same in each.
 
     Attributes:
         W: This process's columns, shape ``(d, k_r)``, or None where all rows are kept.
         leading: How many rows of ``W`` are orthonormal leading directions, or all rows there are.
+        twofold: Whether the others are two sketches.
+        noise: Relative noise that the sketches bring into numbers of second order.
         ranks: The processes.
         own: Which of all rows are this process's; used where all are kept.
 
@@ -49,6 +60,8 @@ class Rows:
 
     W: Tensor | None
     leading: int
+    twofold: bool = False
+    noise: float = 0.0
     ranks: Ranks = ALONE
     own: slice = field(default_factory=lambda: slice(None))
 
@@ -74,6 +87,21 @@ class Rows:
         """
         return kept[..., : self.leading, :]
 
+    def views(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """What is kept, twice, the sketches apart; the same where there are not two.
+
+        Args:
+            kept: Shape ``(..., d, n)``.
+
+        Returns:
+            Both views.
+        """
+        if not self.twofold:
+            return kept, kept
+        leading, sketched = kept[..., : self.leading, :], kept[..., self.leading :, :]
+        one, two = (torch.cat([leading, part], dim=-2) for part in sketched.chunk(2, dim=-2))
+        return one, two
+
     def lift(self, X: Tensor) -> Tensor:
         """From coordinates in the leading directions to all rows; ``lead(keep(lift(X)))`` is ``X``.
 
@@ -86,37 +114,59 @@ class Rows:
         return X[..., self.own, :] if self.W is None else self.W[: self.leading].T @ X
 
 
-def choose_rows(Y: Tensor, ranks: Ranks = ALONE) -> Rows:
+def choose_rows(Y: Tensor, ranks: Ranks = ALONE, most: float = math.inf) -> Rows:
     """Rows for samples like these.
 
     Args:
         Y: The first samples, this process's rows of them, shape ``(s, k_r, n)``.
         ranks: The processes.
+        most: How many may be kept; two sketches of `SKETCHED_ROWS` are kept in any case.
 
     Returns:
-        As few as leave at most `MAX_REMAINDER` of the energy to the sketch, or all where the
-        rows are too few for compression to pay.
+        As few as leave at most `MAX_REMAINDER` of the energy to one sketch; else all; or, where
+        those are too many, as many as may be kept.
     """
     counts, own = ranks.counts(Y.shape[1]), ranks.own(Y.shape[1])
     k, energy = sum(counts), ranks.sum(squared_norms(Y).sum())
     choices = [count for count in LEADING_ROWS if k > 2 * (count + SKETCHED_ROWS)]
     if not choices or not bool(torch.isfinite(energy)):
-        return Rows(None, k, ranks, own)
-    generator = torch.Generator(device=Y.device).manual_seed(0)
-    most = choices[-1]
-    noise = torch.randn(k, most + SKETCHED_ROWS, generator=generator, device=Y.device)[own]
-    U, O = torch.split(noise.to(Y), [most, SKETCHED_ROWS], dim=1)  # noqa: E741
+        return Rows(None, k, ranks=ranks, own=own)
+    generator = torch.Generator(device=Y.device).manual_seed(SEED)
+    start = _noise(k, choices[-1], generator, Y)[own]
+    half = len(Y) // 2
+    left = _left(_leading(Y[:half], start, ranks), Y[half:], ranks)  # of samples not yet seen
+    remainders = {c: float(left[min(c, len(left)) - 1]) for c in choices}
+    count = next((c for c, rest in remainders.items() if rest <= MAX_REMAINDER), choices[-1])
+    twofold = remainders[count] > MAX_REMAINDER
+    if twofold and k <= most:
+        return Rows(None, k, ranks=ranks, own=own)
+    U = _leading(Y, start, ranks)[:, :count]
+    each = max(int(most - U.shape[1]) // 2, SKETCHED_ROWS) if twofold else SKETCHED_ROWS
+    sketches = [_noise(k, each, generator, Y)[own] / math.sqrt(each) for _ in range(1 + twofold)]
+    rest = [sketch - U @ ranks.sum(U.T @ sketch) for sketch in sketches]
+    noise = 2 * remainders[count] / math.sqrt(each) if twofold else 0.0
+    return Rows(torch.cat([U, *rest], dim=1).T, U.shape[1], twofold, noise, ranks, own)
+
+
+def _leading(Y: Tensor, start: Tensor, ranks: Ranks) -> Tensor:
+    """Leading directions of samples, as many as they have at most; this process's rows."""
+    U = start
     for _ in range(2):
         images = ranks.sum(torch.stack([y.T @ U for y in Y]))
         U = tall_qr(sum(y @ image for y, image in zip(Y, images, strict=True)), ranks)
-    # Ritz vectors, so that the first of them lead.
     images = ranks.sum(torch.stack([U.T @ y for y in Y]))
     shares = torch.linalg.svd(torch.cat([*images], dim=1), full_matrices=False)
-    U, captured = U @ ranks.first(shares.U), ranks.first(shares.S).double().square().cumsum(0).cpu()
-    for count in choices:
-        if bool(energy - captured[min(count, len(captured)) - 1] <= MAX_REMAINDER * energy):
-            U = U[:, :count]
-            remainder = O - U @ ranks.sum(U.T @ O)
-            W = torch.cat([U, remainder / math.sqrt(SKETCHED_ROWS)], dim=1).T
-            return Rows(W, count, ranks, own)
-    return Rows(None, k, ranks, own)
+    U, sizes = U @ ranks.first(shares.U), ranks.first(shares.S)
+    return U[:, sizes > RANK * torch.finfo(sizes.dtype).eps * sizes[0]]
+
+
+def _left(U: Tensor, Y: Tensor, ranks: Ranks) -> Tensor:
+    """The share of samples' energy that the first one, two, ... directions leave."""
+    energy = ranks.sum(squared_norms(Y).sum())
+    shares = ranks.sum(torch.stack([U.T @ y for y in Y]))
+    captured = shares.double().square().sum((0, 2)).cumsum(0).cpu()
+    return ranks.first(1 - captured / energy)
+
+
+def _noise(rows: int, columns: int, generator: torch.Generator, like: Tensor) -> Tensor:
+    return torch.randn(rows, columns, generator=generator, device=like.device).to(like)

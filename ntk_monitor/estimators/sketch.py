@@ -52,8 +52,8 @@ class TangentSketch:
             + 2\, E \sum_c \langle F_c, y\rangle^2 + E\langle y_i, y_j\rangle^2
 
     and likewise for the other moments. Time ``O(s^2 k n min(k, n))``, memory ``O(s k n)``. Where
-    ``k`` is long and the first samples hardly leave a few temporal directions, only compressed
-    rows are kept (`Rows`), and memory is ``O(s n)``.
+    ``k`` is long and the first samples hardly leave a few temporal directions, or where memory
+    demands it, only compressed rows are kept (`Rows`), and memory is ``O(s n)``.
 
     The ``k`` rows may be spread over processes, as those of the core are: each then gives its own
     rows of every tensor, and all that is kept is the same in all.
@@ -66,13 +66,15 @@ class TangentSketch:
         Kong and Valiant, Spectrum estimation from samples, Annals of Statistics 45 (2017).
     """
 
-    def __init__(self, core: CoreGram) -> None:
+    def __init__(self, core: CoreGram, most_entries: float = math.inf) -> None:
         """Start without samples.
 
         Args:
             core: The core, on the ``k`` rows of the state.
+            most_entries: How many numbers of a sample may be kept.
         """
         self._gram = core
+        self._most_entries = most_entries
         self._samples: list[Tensor] = []
         self._directions: list[Tensor] = []
         self._pictures: list[Tensor] = []
@@ -101,7 +103,7 @@ class TangentSketch:
                 what is kept.
         """
         if not self._samples:
-            self.rows = choose_rows(Y, self._gram.ranks)
+            self.rows = choose_rows(Y, self._gram.ranks, self._most_entries / Y.shape[2])
         kept = self.rows.keep(Y)
         if self.rows.W is not None and not self.atoms:
             images = sum(y @ x.T for y, x in zip(Y, kept, strict=True))
@@ -210,7 +212,7 @@ class TangentSketch:
     def _pair_moments(self) -> PairMoments:
         """Of atoms and samples, in this order; kept until the samples change by deflation."""
         if self._moments is None:
-            self._moments = PairMoments(self.rows.keep(self._gram.factor))
+            self._moments = PairMoments(self.rows.keep(self._gram.factor), self.rows.views)
             if self.atoms:
                 self._moments.extend(self._atoms)
             for kept in self._samples:
@@ -233,6 +235,7 @@ class TangentSketch:
             core_inner=core[:r].sum() + mean_and_deletes(core[r:]),
             core_norm_squared=self._gram.norm_squared.cpu(),
             units=self._samples[0].shape[2],
+            noise=self.rows.noise,
         )
 
     @property

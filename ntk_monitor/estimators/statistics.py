@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -27,6 +28,7 @@ class KernelStatistics:
         core_inner: ``<A, G (x) I> = <n T, G>``.
         core_norm_squared: ``||G||_F^2``, exact.
         units: ``n``.
+        noise: A relative error of all moments beside that of sampling; see `Rows`.
     """
 
     trace: Estimate
@@ -37,39 +39,48 @@ class KernelStatistics:
     core_inner: Tensor
     core_norm_squared: Tensor
     units: int
+    noise: float = 0.0
 
     @property
     def frobenius_norm(self) -> Estimate:
         """``||A||_F``."""
-        return _estimate(self.norm_squared.sqrt())
+        return self._estimate(self.norm_squared.sqrt())
 
     @property
     def effective_rank(self) -> Estimate:
         """Participation ratio of ``A``."""
-        return _estimate(participation_ratio(self.trace_squared, self.norm_squared))
+        return self._estimate(participation_ratio(self.trace_squared, self.norm_squared))
 
     @property
     def temporal_effective_rank(self) -> Estimate:
         """Participation ratio of ``T``."""
-        return _estimate(participation_ratio(self.trace_squared, self.temporal_norm_squared))
+        return self._estimate(participation_ratio(self.trace_squared, self.temporal_norm_squared))
 
     @property
     def spatial_effective_rank(self) -> Estimate:
         """Participation ratio of ``S``."""
-        return _estimate(participation_ratio(self.trace_squared, self.spatial_norm_squared))
+        return self._estimate(participation_ratio(self.trace_squared, self.spatial_norm_squared))
 
     @property
     def core_cosine(self) -> Estimate:
         """``cos(A, G (x) I_n)``, which equals ``cos(T, G) sqrt(PR(A) / (n PR(T)))``."""
         norm_squared = self.units * self.core_norm_squared
-        return _estimate(cosine(self.core_inner, self.norm_squared, norm_squared))
+        values = cosine(self.core_inner, self.norm_squared, norm_squared)
+        return self._estimate(values, self._cosine_noise)
 
     @property
     def temporal_core_cosine(self) -> Estimate:
         """``cos(T, G)``."""
-        return _estimate(
-            cosine(self.core_inner, self.temporal_norm_squared, self.core_norm_squared)
-        )
+        return self._estimate(self._temporal_cosines, self._cosine_noise)
+
+    @property
+    def _temporal_cosines(self) -> Tensor:
+        return cosine(self.core_inner, self.temporal_norm_squared, self.core_norm_squared)
+
+    @property
+    def _cosine_noise(self) -> float:
+        """Relative noise of an inner product, which does not become less as that does."""
+        return self.noise / float(self._temporal_cosines[0]) if self.noise else 0.0
 
     @property
     def relative_error(self) -> float:
@@ -85,9 +96,10 @@ class KernelStatistics:
         )
         return max(estimate.relative_error for estimate in estimates)
 
-
-def _estimate(values: Tensor) -> Estimate:
-    """An exact number from one value, a jackknifed one from a value and its delete-one values."""
-    if len(values) == 1:
-        return Estimate(float(values[0]))
-    return student(log_jackknife(values.double()), sample_count(values))
+    def _estimate(self, values: Tensor, noise: float | None = None) -> Estimate:
+        """An exact number from one value, a jackknifed one from a value and its delete-one ones."""
+        if len(values) == 1:
+            return Estimate(float(values[0]))
+        found = student(log_jackknife(values.double()), sample_count(values))
+        noise = self.noise if noise is None else noise
+        return Estimate(found.value, math.hypot(found.stderr, noise * found.value))

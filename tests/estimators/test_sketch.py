@@ -16,6 +16,8 @@ from ntk_monitor.estimators import (
     TangentSketch,
     draw_tangents,
 )
+from ntk_monitor.estimators import rows as rows_module
+from ntk_monitor.estimators.pairs import PairMoments, Views
 from ntk_monitor.estimators.rows import LEADING_ROWS, SKETCHED_ROWS, Rows, choose_rows
 from ntk_monitor.estimators.subspace import starting_block, subspace_iteration
 from ntk_monitor.uncertainty import (
@@ -132,7 +134,7 @@ def temporal_ranks(Y: Tensor, monkeypatch: pytest.MonkeyPatch) -> tuple[Estimate
     found, plain = TangentSketch(V), TangentSketch(V)
     found.extend(Y[:6])
     found.extend(Y[6:])
-    monkeypatch.setattr(sketch_module, "choose_rows", lambda Y, ranks: Rows(None, Y.shape[1]))
+    monkeypatch.setattr(sketch_module, "choose_rows", lambda Y, ranks, most: Rows(None, Y.shape[1]))
     plain.extend(Y)
     ranks = [s.statistics.temporal_effective_rank for s in (found, plain)]
     return ranks[0], ranks[1], found.rows.W is not None
@@ -164,6 +166,90 @@ def test_temporal_eigenpairs_are_those_of_all_samples(units: int, tail: float) -
     torch.testing.assert_close(values, exact.flip(0)[:8], rtol=1e-5, atol=0)
     overlaps = (modes * vectors.flip(1)[:, :8]).sum(0).abs()
     torch.testing.assert_close(overlaps, torch.ones(8).double(), rtol=1e-4, atol=0)
+
+
+def limited(Y: Tensor, most_entries: float) -> TangentSketch:
+    """A sketch of samples of which not all rows may be kept."""
+    V = torch.stack([torch.ones(600), torch.linspace(-1, 1, 600)], dim=1).double()
+    sketch = TangentSketch(CoreGram(V), most_entries)
+    sketch.extend(Y[:6])
+    sketch.extend(Y[6:])
+    return sketch
+
+
+VIEWS = ("temporal_effective_rank", "spatial_effective_rank", "effective_rank", "core_cosine")
+
+
+@pytest.mark.parametrize("units", [10, 30, 900])
+def test_rows_that_are_too_many_are_sketched_twice(units: int) -> None:
+    tail = torch.cat([0.6 ** torch.arange(20.0), torch.full((400,), 2e-3)]).double()
+    Y = long_samples(tail, units)
+    whole = limited(Y, math.inf)
+    assert whole.rows.W is None
+    rows = 400
+    found = limited(Y, rows * units)
+    assert found.rows.twofold
+    assert found.rows.W is not None
+    assert 0.9 * rows <= len(found.rows.W) <= rows
+    later = Y[6:]
+    left = 1 - float(found.rows.lead(found.rows.keep(later)).square().sum() / later.square().sum())
+    assert found.rows.noise == pytest.approx(2 * left / math.sqrt((rows - 128) // 2), rel=0.3)
+    assert 0.01 < found.rows.noise < 0.1
+    for name in (*VIEWS, "trace", "frobenius_norm", "temporal_core_cosine"):
+        ours, theirs = (getattr(s.statistics, name) for s in (found, whole))
+        noise = found.rows.noise if "cosine" not in name else found.statistics._cosine_noise
+        assert abs(ours.value / theirs.value - 1) < 2 * noise, name
+        assert ours.stderr >= found.rows.noise * ours.value or name == "trace", name
+
+
+def test_two_sketches_have_no_bias_where_one_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    Y = long_samples(torch.ones(500, dtype=torch.float64), 20)
+    whole = limited(Y, math.inf).statistics
+    ratios: dict[str, list[float]] = {name: [] for name in ("both", "one")}
+    for seed in range(12):
+        monkeypatch.setattr(rows_module, "SEED", seed)
+        found = limited(Y, 300 * 20)
+        both = found.rows.views
+
+        def one(kept: Tensor, both: Views = both) -> tuple[Tensor, Tensor]:
+            return (both(kept)[0],) * 2
+
+        for kind, view in (("both", both), ("one", one)):
+            moments = PairMoments(found.rows.keep(found._gram.factor), view)
+            moments.extend(found.rows.keep(Y))
+            norm = pair_mean_and_deletes(moments.pairs[1])[0]
+            ratios[kind].append(float(norm / whole.temporal_norm_squared[0]))
+    unbiased, biased = (torch.tensor(ratios[kind]) for kind in ("both", "one"))
+    error = float(unbiased.std()) / math.sqrt(len(unbiased))
+    assert abs(float(unbiased.mean()) - 1) < 4 * error
+    assert error < 0.05
+    assert float(biased.mean()) > 1.3
+
+
+@pytest.mark.parametrize("most", [math.inf, 400 * 30])
+def test_deflation_and_modes_go_on_in_sketched_rows(most: float) -> None:
+    tail = torch.cat([0.6 ** torch.arange(20.0), torch.full((400,), 2e-3)]).double()
+    Y = long_samples(tail, 30)
+    found, plain = limited(Y, most), limited(Y, math.inf)
+    J = Y[:8].flatten(1).T
+    U = random(1, 600, 30, seed=3)
+    for sketch in (found, plain):
+        kept = sketch.rows.lead(sketch.rows.keep(U))
+        lifted = sketch.rows.lift(kept)
+        sketch.deflate(kept, (lifted.flatten(1) @ J @ J.T).reshape(1, 600, 30))
+        assert sketch.atoms == 1
+    for name in VIEWS:
+        ours, theirs = (getattr(s.statistics, name) for s in (found, plain))
+        assert ours.value == pytest.approx(theirs.value, rel=0.2), name
+
+
+def test_samples_of_few_units_have_few_leading_rows() -> None:
+    Y = long_samples(0.02 ** torch.arange(6.0).double(), 2)[:4]
+    rows = choose_rows(Y)
+    assert rows.W is not None
+    assert rows.leading == 6 < LEADING_ROWS[0]
+    X = random(6, 2, seed=0)
+    torch.testing.assert_close(rows.lead(rows.keep(rows.lift(X))), X)
 
 
 def test_rows_with_a_long_tail_are_not_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +426,7 @@ def test_deflation_twice_keeps_its_accuracy_in_compressed_rows(
 
     found = twice()
     assert found.rows.W is not None
-    monkeypatch.setattr(sketch_module, "choose_rows", lambda Y, ranks: Rows(None, Y.shape[1]))
+    monkeypatch.setattr(sketch_module, "choose_rows", lambda Y, ranks, most: Rows(None, Y.shape[1]))
     plain = twice()
     assert plain.atoms == found.atoms == 4
     for name in ("trace", "effective_rank", "spatial_effective_rank", "core_cosine"):
