@@ -32,7 +32,8 @@ from ntk_monitor.model.deadline import Deadline
 from ntk_monitor.model.derivative import Derivative
 from ntk_monitor.model.linearization import Preconditioner
 from ntk_monitor.model.parameters import ParameterFilter
-from ntk_monitor.model.products import ProductMethod
+from ntk_monitor.model.products import IN_PLACE, ProductMethod
+from ntk_monitor.model.spread import is_sharded, reshard
 from ntk_monitor.model.state import StatePath
 from ntk_monitor.ranks import ALONE, Ranks
 from ntk_monitor.snapshot import Snapshot
@@ -171,6 +172,7 @@ class Probe:
         """
         deadline = Deadline(self.time_limit)
         module = plain_module(module)
+        reshard(module)
         with ranks.together(), quiet(module, kernels="any"), deadline.keep():
             lin, core = self._linearize(module, batch, ranks)
             pulled = self._target(batch, lin, core, preconditioner)
@@ -202,6 +204,9 @@ class Probe:
     ) -> tuple[Linearization, CoreGram]:
         """The model's operators and its core; the activity behind the core is not kept."""
         parts = Activities(ranks)
+        wanted: str | Sequence[str] = self.method
+        if not is_sharded(module) and self.method in {"auto", "exact"}:
+            wanted = self.order
         lin = linearize(
             module,
             batch,
@@ -209,7 +214,7 @@ class Probe:
             parameters=self.parameters,
             forward_fn=self.forward_fn,
             mask_fn=self.mask_fn,
-            method=self.order if self.method in {"auto", "exact"} else self.method,
+            method=wanted,
             dtype=self.dtype,
             chunk_size=self.chunk_size,
             accuracy=max(self.tolerance, 0.01) / 5,
@@ -271,7 +276,8 @@ class Probe:
         values = ranks.total(math.prod(J.shape_out))
         exact_cost = min(math.prod(J.shape_in), values) + 2
         affordable = exact_cost <= max_products - J.products
-        if self.method == "exact" or (self.method == "auto" and affordable):
+        whole = J.method != IN_PLACE
+        if self.method == "exact" or (self.method == "auto" and affordable and whole):
             J.defer("finite-difference")
             return ExactKernel(_dense(lin, values), core), self._adjoint_error(lin, seed)
 

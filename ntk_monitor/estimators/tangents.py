@@ -1,10 +1,67 @@
-"""Random directions in parameter space, reproducible one by one."""
+"""Random directions in parameter space, reproducible one by one and piece by piece."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+CPU_BLOCK, OTHER_BLOCK = 2**12, 2**22
+"""Entries with a generator of their own: a GPU draws few numbers no faster than many."""
+GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+WORD = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """One random direction, any stretch of which can be drawn by itself.
+
+    Its entries depend on the seed, the index and their place alone, so that processes which hold
+    parts of the parameters draw parts of the same direction, however many there are.
+
+    Attributes:
+        size: Number of entries.
+        index: Which direction of its family.
+        seed: Names the family.
+        device: Device on which to draw; a GPU draws other numbers than a CPU.
+    """
+
+    size: int
+    index: int
+    seed: int
+    device: torch.device | str = "cpu"
+
+    def draw(self, start: int, count: int) -> Tensor:
+        """Successive entries.
+
+        Args:
+            start: The first of them.
+            count: How many.
+
+        Returns:
+            Shape ``(count,)``, in float32.
+        """
+        entries = torch.empty(count, device=self.device, dtype=torch.float32)
+        generator = torch.Generator(device=self.device)
+        length = CPU_BLOCK if entries.device.type == "cpu" else OTHER_BLOCK
+        for block in range(start // length, -(-(start + count) // length)):
+            begin, end = block * length, min((block + 1) * length, self.size)
+            generator.manual_seed(_mixed(self._base + block * GOLDEN))
+            first, last = max(begin, start), min(end, start + count)
+            into = entries[first - start : last - start]
+            if len(into) == end - begin:
+                into.normal_(generator=generator)
+            else:  # of a block, part of the whole
+                whole = entries.new_empty(end - begin).normal_(generator=generator)
+                into.copy_(whole[first - begin : last - begin])
+        return entries
+
+    @property
+    def _base(self) -> int:
+        state = np.random.SeedSequence((self.seed, self.index)).generate_state(1, np.uint64)
+        return int(state[0])
 
 
 def draw_tangents(
@@ -15,7 +72,7 @@ def draw_tangents(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Draw standard normal tangents, each from a generator of its own.
+    """Draw standard normal tangents; see `Tangent`.
 
     Tangent ``i`` depends on ``(seed, i)`` alone: a later probe that draws the same indices sees
     the same directions, whatever the chunk size or the number of samples. These common random
@@ -37,25 +94,15 @@ def draw_tangents(
         >>> bool((both[1] == draw_tangents(3, range(1, 2), seed=7)[0]).all())
         True
     """
-    tangents = torch.empty(len(indices), size, device=device, dtype=torch.float32)
+    tangents = torch.empty(len(indices), size, device=device, dtype=dtype)
     for row, index in zip(tangents, indices, strict=True):
-        row.normal_(generator=tangent_generator(seed, index, device))
-    return tangents.to(dtype)
+        row.copy_(Tangent(size, index, seed, device).draw(0, size))
+    return tangents
 
 
-def tangent_generator(
-    seed: int, index: int, device: torch.device | str, *part: int
-) -> torch.Generator:
-    """The generator of one tangent, or of a part of it that is drawn elsewhere.
-
-    Args:
-        seed: Names the family of tangents.
-        index: Which tangent.
-        device: Device on which to draw.
-        *part: Names the part, none for a tangent that is drawn as a whole.
-
-    Returns:
-        A generator at its start.
-    """
-    state = np.random.SeedSequence((seed, index, *part)).generate_state(1, np.uint64)
-    return torch.Generator(device=device).manual_seed(int(state[0] >> np.uint64(1)))
+def _mixed(word: int) -> int:
+    """A seed whose every bit depends on every bit of a word; Steele, Lea and Flood (2014)."""
+    word &= WORD
+    word = (word ^ (word >> 30)) * MIX_1 & WORD
+    word = (word ^ (word >> 27)) * MIX_2 & WORD
+    return (word ^ (word >> 31)) >> 1

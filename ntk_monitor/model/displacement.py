@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ntk_monitor.model.shards import PIECE, Direction, Piece, local, pieces
+from ntk_monitor.model.shards import PIECE, Direction, Piece, pieces
 
 ATTEMPTS = 100
 """How often putting back is tried again after an interruption."""
@@ -91,7 +91,7 @@ class Displacement:
         return ahead, behind
 
     def _pieces(self) -> list[Piece]:
-        return list(pieces([local(p) for p in self._parameters]))
+        return list(pieces(self._parameters))
 
     def _put_back(self) -> None:
         """Move everything back, however often that is interrupted."""

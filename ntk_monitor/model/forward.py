@@ -22,8 +22,10 @@ from ntk_monitor.model.edit import Edit
 from ntk_monitor.model.held import Held
 from ntk_monitor.model.kernels import open_checkpoints
 from ntk_monitor.model.recorder import Injector, Recorder
+from ntk_monitor.model.shards import dots
 from ntk_monitor.model.sketched import Sketch, without_saved_tensors
 from ntk_monitor.model.state import Call, State
+from ntk_monitor.ranks import Ranks
 
 PLAIN = Edit()
 """A forward pass as it is."""
@@ -105,14 +107,56 @@ class ForwardMap:
         """
         return {name: self.tensors[name].detach().requires_grad_() for name in names}
 
-    @contextmanager
-    def backward(self) -> Iterator[None]:
-        """Where to go backward from a run.
+    keeps_graph = True
+    """Whether one run serves several calls of `gradients`."""
 
-        Yields:
-            Nothing.
+    def gradients(
+        self, value: Tensor, inputs: Mapping[str, Tensor], u: Tensor
+    ) -> dict[str, Tensor | None]:
+        """Go backward from what a run computed.
+
+        Args:
+            value: Computed from the inputs.
+            inputs: Leaves of the run's graph.
+            u: Of the value's shape.
+
+        Returns:
+            The gradients of ``<u, value>``, None for what it does not depend on.
         """
-        yield
+        found = torch.autograd.grad(
+            value, list(inputs.values()), u, retain_graph=True, allow_unused=True
+        )
+        return dict(zip(inputs, found, strict=True))
+
+    def summed(self, gradients: Mapping[str, Tensor | None], ranks: Ranks) -> dict[str, Tensor]:
+        """Gradients summed over processes.
+
+        Args:
+            gradients: This process's, by the parameters' names.
+            ranks: The processes.
+
+        Returns:
+            The sums; of what no process has a gradient there is none.
+        """
+        here = torch.tensor([g is not None for g in gradients.values()], device="cpu")
+        anywhere = ranks.sum(here.long()) > 0
+        return {
+            name: ranks.sum(torch.zeros_like(self.tensors[name]) if g is None else g)
+            for (name, g), there in zip(gradients.items(), anywhere, strict=True)
+            if there
+        }
+
+    def inner(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+        """The inner product of two directions in parameter space.
+
+        Args:
+            a: A tensor for each of some parameters, by name.
+            b: Likewise.
+
+        Returns:
+            The sum of all products, taken in float64.
+        """
+        return sum(dots(list(a.values()), [b[name] for name in a]))
 
     def record(
         self, names: Sequence[str], sketch: Sketch | None = None, room: float = math.inf

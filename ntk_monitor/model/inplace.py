@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ntk_monitor.estimators.tangents import CPU_BLOCK, Tangent
 from ntk_monitor.model.derivative import Derivative, Quiet
 from ntk_monitor.model.differences import SHORTENED, SMALLEST_POINT, CentralDifferences
 from ntk_monitor.model.displacement import Displacement
@@ -19,9 +20,9 @@ from ntk_monitor.model.shards import (
     Given,
     inner,
     norm,
-    pieces,
     require_separate,
 )
+from ntk_monitor.model.spread import Spread
 from ntk_monitor.model.state import State
 from ntk_monitor.ranks import ALONE, Ranks, checksum
 
@@ -42,6 +43,7 @@ class InPlaceProducts(TangentProducts):
         state: Callable[[], Tensor],
         untrained: Mapping[int, slice],
         accuracy: float,
+        spread: Spread,
         ranks: Ranks = ALONE,
     ) -> None:
         """Keep what the method needs.
@@ -51,6 +53,7 @@ class InPlaceProducts(TangentProducts):
             state: Computes the state by a call of the model.
             untrained: Entries, by the parameter's number, that are not studied.
             accuracy: The relative agreement of two steps.
+            spread: How the parameters are spread.
             ranks: The processes over which the state is spread.
         """
         require_separate(parameters)
@@ -59,7 +62,8 @@ class InPlaceProducts(TangentProducts):
         self._versions = [p._version for p in self._parameters]
         self._space = ParameterSpace({name: p.shape for name, p in parameters.items()})
         self._displacement = Displacement(self._parameters, untrained)
-        self._size = max(norm(self._parameters), SMALLEST_POINT)
+        self._spread = spread
+        self._size = max(norm(self._parameters, spread), SMALLEST_POINT)
         self._state = state
         self._differences = CentralDifferences[Direction](
             self._ends, state, self._parameters[0].dtype, accuracy, ranks
@@ -72,7 +76,7 @@ class InPlaceProducts(TangentProducts):
 
     def __call__(self, G: Tensor) -> Tensor:
         """Return ``J G[b]``."""
-        return self.along([Given(list(self._space.split(g).values())) for g in G])
+        return self.along([Given(list(self._space.split(g).values()), self._spread) for g in G])
 
     def along(self, directions: Sequence[Direction]) -> Tensor:
         """Products with directions in any form.
@@ -138,7 +142,11 @@ class InPlaceJacobian(Derivative):
             if name in untrained
             for width in [p[0].numel()]
         }
-        self._in_place = InPlaceProducts(self.parameters, self._run, rows, accuracy, ranks)
+        self.spread = forward.spread(self.parameters.values())
+        self._in_place = InPlaceProducts(
+            self.parameters, self._run, rows, accuracy, self.spread, ranks
+        )
+        self._ranks = ranks
         methods: dict[str, TangentProducts] = {IN_PLACE: self._in_place}
         super().__init__("J", (self._space.size,), value, methods, quiet, self._pull_flat)
 
@@ -154,7 +162,7 @@ class InPlaceJacobian(Derivative):
         return self._products(lambda _: self._in_place.along(directions), len(directions))
 
     def pull(self, u: Tensor) -> list[Tensor]:
-        """``J* u``, a tensor for each parameter; one product.
+        """``J* u``, a tensor for each parameter, summed over processes; one product.
 
         Args:
             u: Shape ``(B, T, n)``.
@@ -164,18 +172,17 @@ class InPlaceJacobian(Derivative):
         """
         self.products += 1
         with self._quiet("reversible"):
-            return self._gradients(u)
-
-    def _gradients(self, u: Tensor) -> list[Tensor]:
-        h = self._run()
-        with self._forward.backward():
-            found = torch.autograd.grad(
-                h, list(self.parameters.values()), u, materialize_grads=True
-            )
-        return list(found)
+            found = self._forward.gradients(self._run(), self.parameters, u)
+            summed = self._forward.summed(found, self._ranks)
+        return [
+            summed[name] if name in summed else torch.zeros_like(p)
+            for name, p in self.parameters.items()
+        ]
 
     def _pull_flat(self, u: Tensor) -> Tensor:
-        return self._space.join(self._gradients(u))
+        found = self._forward.gradients(self._run(), self.parameters, u)
+        pairs = ((found[name], p) for name, p in self.parameters.items())
+        return self._space.join([torch.zeros_like(p) if g is None else g for g, p in pairs])
 
     def _run(self) -> Tensor:
         return self._forward.run({}, self._where)[0]
@@ -195,18 +202,17 @@ class SampledInPlace:
 
     at_once = 1
 
-    def __init__(self, jacobian: InPlaceJacobian, ranks: Ranks, seed: int) -> None:
+    def __init__(self, jacobian: InPlaceJacobian, seed: int) -> None:
         """Keep what makes it up.
 
         Args:
             jacobian: This process's rows.
-            ranks: The processes.
             seed: Names the tangents.
         """
         self.shape_out = jacobian.shape_out
         self.dtype: torch.dtype = jacobian.dtype
         self.device: torch.device = jacobian.device
-        self._jacobian, self._ranks, self._seed = jacobian, ranks, seed
+        self._jacobian, self._spread, self._seed = jacobian, jacobian.spread, seed
 
     def sample(self, indices: range) -> Tensor:
         """``J g_i``, shape ``(len, B, T, n)``; a product each."""
@@ -214,21 +220,21 @@ class SampledInPlace:
 
     def pull(self, u: Tensor) -> list[Tensor]:
         """``J* u``, a tensor for each parameter; one product."""
-        return [self._ranks.sum(x) for x in self._jacobian.pull(u)]
+        return self._jacobian.pull(u)
 
     def push(self, x: list[Tensor]) -> Tensor:
         """``J x``; one product."""
-        return self._jacobian.sample([Given(x)])[0]
+        return self._jacobian.sample([Given(x, self._spread)])[0]
 
     def inner(self, index: int, x: list[Tensor]) -> float:
         """``<g_i, x>``."""
-        return inner(self._tangent(index), x)
+        return inner(self._tangent(index), x, self._spread)
 
     @property
     def fingerprint(self) -> int:
         """A number that tells whether processes have the same tangents."""
-        read = self._tangent(0).reader()
-        return checksum(read(next(pieces(list(self._jacobian.parameters.values())))))
+        size = self._spread.offsets[-1]
+        return checksum(Tangent(size, 0, self._seed, self.device).draw(0, min(size, CPU_BLOCK)))
 
     def _tangent(self, index: int) -> Gaussian:
-        return Gaussian(self._seed, index, self._jacobian.input_size, self.device)
+        return Gaussian(self._seed, index, self._spread, self.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +38,8 @@ from ntk_monitor.operators import (
 )
 from ntk_monitor.ranks import Ranks
 
+STATE = "the state"
+"""Stands for the state among the names of parameters."""
 Preconditioner = Mapping[str, Callable[[Tensor], Tensor]]
 """The linear map by which an optimizer multiplies the gradient of each parameter, by its name."""
 
@@ -98,7 +100,7 @@ class Linearization:
             The Jacobian.
         """
         if isinstance(self.jacobian, InPlaceJacobian):
-            return SampledInPlace(self.jacobian, self.ranks, seed)
+            return SampledInPlace(self.jacobian, seed)
         return SampledJacobian(self.jacobian, self.ranks, seed)
 
     @property
@@ -240,7 +242,7 @@ class Linearization:
 
     def pull_back_outputs(
         self, errors: Tensor, preconditioner: Preconditioner | None = None
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, float, float, float]]:
         r"""Pull error signals on the outputs back to the state and to all trained parameters.
 
         With outputs ``y(h, theta)`` and an error ``e``, both results are exact:
@@ -259,53 +261,48 @@ class Linearization:
             ``||J_y* e||^2``, and ``<J_y* e, D J_y* e>``. The cost is one product per error, and
             one pass for all.
         """
-        h = self.state.clone().requires_grad_()
-        theta = self._forward.leaves(self._trained)
-        with self._quiet("reversible"):
-            found = main_output(self._forward.run(theta, self._state, Edit(given=h))[1])
-            output = None if found is None or not found.requires_grad else self.in_rows(found)
-        inputs = [h, *theta.values()]
+        forward, given = self._forward, None
         for e in errors:
-            gradients: Sequence[Tensor | None] = [None] * len(inputs)
-            if output is not None:
-                with self._forward.backward():
-                    gradients = torch.autograd.grad(
-                        output, inputs, e, retain_graph=True, allow_unused=True
-                    )
-            q = torch.zeros_like(h) if gradients[0] is None else gradients[0]
-            through_state, gain = self._pulled(q)
-            direct = self._sums(dict(zip(theta, gradients[1:], strict=True)))
-            size, scaled = torch.zeros(2, dtype=torch.float64, device=h.device)
-            for name in theta:
-                parts = [g for g in (direct.get(name), through_state.get(name)) if g is not None]
-                if not parts:
-                    continue
-                whole = sum(parts[1:], parts[0])
-                size = size + squared_norm(whole)
-                if preconditioner is not None and name in preconditioner:
-                    stepped = preconditioner[name](whole)
-                    scaled = scaled + (whole.double() * stepped.double()).sum()
-            yield q, gain, size, size if preconditioner is None else scaled
+            if given is None or not forward.keeps_graph:
+                given = self._outputs_given_state()
+            q, direct = self._directly(*given, e)
+            through_state = self._pulled(q)
+            gain = forward.inner(through_state, through_state)
+            whole = {n: g + direct[n] if n in direct else g for n, g in through_state.items()}
+            whole = {**direct, **whole}
+            size = forward.inner(whole, whole)
+            if preconditioner is None:
+                yield q, gain, size, size
+                continue
+            stepped = {n: preconditioner[n](g) for n, g in whole.items() if n in preconditioner}
+            yield q, gain, size, forward.inner({n: whole[n] for n in stepped}, stepped)
 
-    def _pulled(self, q: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """``J* q``, summed over processes, a tensor for each parameter; and its squared norm."""
+    def _outputs_given_state(self) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The outputs, None if nothing moves them, and what they are computed from."""
+        theta = self._forward.leaves(self._trained)
+        leaf = self.state.clone().requires_grad_()
+        with self._quiet("reversible"):
+            found = main_output(self._forward.run(theta, self._state, Edit(given=leaf))[1])
+        output = None if found is None or not found.requires_grad else self.in_rows(found)
+        return {STATE: leaf, **theta}, output
+
+    def _directly(
+        self, leaves: Mapping[str, Tensor], output: Tensor | None, e: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """This process's ``q``, and gradients past the state, summed over processes."""
+        found: dict[str, Tensor | None] = dict.fromkeys(leaves)
+        if output is not None:
+            with self._quiet("reversible"):
+                found = self._forward.gradients(output, leaves, e)
+        q = found.pop(STATE)
+        q = torch.zeros_like(leaves[STATE]) if q is None else q
+        return q, self._forward.summed(found, self.ranks)
+
+    def _pulled(self, q: Tensor) -> dict[str, Tensor]:
+        """``J* q``, summed over processes, a tensor for each parameter."""
         if isinstance(self.jacobian, InPlaceJacobian):
-            parts = [self.ranks.sum(part) for part in self.jacobian.pull(q)]
-            sizes = torch.stack([squared_norm(part) for part in parts])
-            return dict(zip(self.parameters, parts, strict=True)), sizes.sum()
-        pulled = self.ranks.sum(self.jacobian.rmatvec(q))
-        return self._space.split(pulled), squared_norm(pulled)
-
-    def _sums(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-        """Gradients summed over processes; those that no process has are left out."""
-        here = torch.tensor([g is not None for g in gradients.values()], device="cpu")
-        anywhere = self.ranks.sum(here.long()) > 0
-        zeros = torch.zeros_like
-        return {
-            name: self.ranks.sum(zeros(self._forward.tensors[name]) if g is None else g)
-            for (name, g), there in zip(gradients.items(), anywhere, strict=True)
-            if there
-        }
+            return dict(zip(self.parameters, self.jacobian.pull(q), strict=True))
+        return self._space.split(self.ranks.sum(self.jacobian.rmatvec(q)))
 
     def _quiet(self, kernels: Kernels) -> AbstractContextManager[None]:
         return quiet(self._forward.module, kernels=kernels)

@@ -32,7 +32,8 @@ from ntk_monitor.model.parameters import (
 )
 from ntk_monitor.model.products import AUTOMATIC, IN_PLACE, TangentProducts, make_products
 from ntk_monitor.model.quiet import quiet
-from ntk_monitor.model.real import RealForward
+from ntk_monitor.model.real import RealForward, ShardedForward
+from ntk_monitor.model.spread import is_sharded, reshard
 from ntk_monitor.model.state import StatePath
 from ntk_monitor.model.survey import Consumer, Question, Survey, survey
 from ntk_monitor.ranks import ALONE, Ranks, checksum
@@ -97,13 +98,22 @@ def linearize(
     module = plain_module(module)
     forward_fn = default_forward if forward_fn is None else forward_fn
     wanted = AUTOMATIC if method == "auto" else (method,) if isinstance(method, str) else method
+    sharded = is_sharded(module)
+    if sharded and method == "auto":
+        wanted = (IN_PLACE,)
     in_place = IN_PLACE in wanted
+    if sharded and not in_place:
+        raise ValueError(
+            f"the parameters of {type(module).__name__} are sharded, so that no process has all of "
+            f"them: method={IN_PLACE!r} works on the parts, got method={method!r}"
+        )
     if in_place and len(wanted) > 1:
         raise ValueError(f"method={IN_PLACE!r} does not go with others, got {tuple(wanted)}")
 
     def context(kernels: Kernels) -> AbstractContextManager[None]:
         return quiet(module, kernels=kernels)
 
+    reshard(module)
     with context("reversible"):
         trained = select_parameters(module, None)
         names = select_parameters(module, parameters)
@@ -111,8 +121,13 @@ def linearize(
         dtype = reference.dtype if dtype is None else dtype
         if in_place:
             _require_dtype(module, names, dtype)
-        kind = RealForward if in_place else ForwardMap
-        forward = kind(module, cast_batch(batch, dtype, reference.device), forward_fn, dtype)
+        batch_here = cast_batch(batch, dtype, reference.device)
+        forward: ForwardMap
+        if sharded:
+            forward = ShardedForward(module, batch_here, forward_fn, dtype, ranks)
+        else:
+            kind = RealForward if in_place else ForwardMap
+            forward = kind(module, batch_here, forward_fn, dtype)
         mask = (default_mask if mask_fn is None else mask_fn)(batch)
         question = Question(forward, names, state, mask, mask_fn is not None, ranks, consume)
         room = MEMORY_SHARE * free_memory(reference.device) if max_memory is None else max_memory

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ntk_monitor.model.batch import ForwardFn
 from ntk_monitor.model.forward import ForwardMap
 from ntk_monitor.model.recorder import Recorder, address_of
-from ntk_monitor.model.shards import local
+from ntk_monitor.model.shards import dots, local
 from ntk_monitor.model.sketched import Sketch
+from ntk_monitor.model.spread import Spread, averaged_by, place_of, reshard
+from ntk_monitor.ranks import Ranks
 
 
 class RealForward(ForwardMap):
@@ -58,27 +62,34 @@ class RealForward(ForwardMap):
         """
         return {name: self.tensors[name] for name in names}
 
-    @contextmanager
-    def backward(self) -> Iterator[None]:
-        """Without the parameters' own hooks, one of which may step an optimizer.
+    def spread(self, parameters: Iterable[Tensor]) -> Spread:
+        """How parameters are spread over processes.
 
-        Yields:
-            Nothing.
+        Args:
+            parameters: The parameters.
+
+        Returns:
+            Where this process's parts are.
         """
-        found = [
-            hooks
-            for p in self.module.parameters()
-            for hooks in (p._backward_hooks, getattr(p, "_post_accumulate_grad_hooks", None))
-            if hooks
-        ]
-        before = [dict(hooks) for hooks in found]
-        try:
-            for hooks in found:
-                hooks.clear()
-            yield
-        finally:
-            for hooks, content in zip(found, before, strict=True):
-                hooks.update(content)
+        return Spread([place_of(p) for p in parameters])
+
+    def gradients(
+        self, value: Tensor, inputs: Mapping[str, Tensor], u: Tensor
+    ) -> dict[str, Tensor | None]:
+        """Go backward from what a run computed; see `ForwardMap.gradients`.
+
+        The parameters' own hooks, one of which may step an optimizer, are not called.
+
+        Args:
+            value: Computed from the inputs.
+            inputs: Leaves of the run's graph.
+            u: Of the value's shape.
+
+        Returns:
+            The gradients of ``<u, value>``, None for what it does not depend on.
+        """
+        with _without_hooks(self.module):
+            return super().gradients(value, inputs, u)
 
     def record(
         self, names: Sequence[str], sketch: Sketch | None = None, room: float = math.inf
@@ -114,6 +125,25 @@ class RealForward(ForwardMap):
 
 
 @contextmanager
+def _without_hooks(module: nn.Module) -> Iterator[None]:
+    """Take the hooks of parameters away for a while."""
+    found = [
+        hooks
+        for p in module.parameters()
+        for hooks in (p._backward_hooks, getattr(p, "_post_accumulate_grad_hooks", None))
+        if hooks
+    ]
+    before = [dict(hooks) for hooks in found]
+    try:
+        for hooks in found:
+            hooks.clear()
+        yield
+    finally:
+        for hooks, content in zip(found, before, strict=True):
+            hooks.update(content)
+
+
+@contextmanager
 def _following(
     module: nn.Module, theta: Mapping[str, Tensor], recorder: Recorder
 ) -> Iterator[None]:
@@ -145,6 +175,85 @@ def _following(
             stack.callback(before.remove)
             stack.callback(after.remove)
         yield
+
+
+class ShardedForward(RealForward):
+    """The map from parameters of which each process has a part, on each process's own batch.
+
+    Calls and backward passes are those of training, in which the processes give one another what
+    they lack; all make the same ones.
+    """
+
+    keeps_graph = False
+
+    def __init__(
+        self,
+        module: nn.Module,
+        batch: Any,  # noqa: ANN401
+        forward_fn: ForwardFn,
+        dtype: torch.dtype,
+        ranks: Ranks,
+    ) -> None:
+        """Keep what is called.
+
+        Args:
+            module: The module under study.
+            batch: What to call it on.
+            forward_fn: How to call it.
+            dtype: Arithmetic of the parameters.
+            ranks: The processes over which batches and parameters are spread.
+        """
+        super().__init__(module, batch, forward_fn, dtype)
+        self._ranks = ranks
+
+    def spread(self, parameters: Iterable[Tensor]) -> Spread:
+        """How parameters are spread over processes; see `RealForward.spread`."""
+        return replace(super().spread(parameters), ranks=self._ranks)
+
+    def gradients(
+        self, value: Tensor, inputs: Mapping[str, Tensor], u: Tensor
+    ) -> dict[str, Tensor | None]:
+        """Go backward as training does; see `ForwardMap.gradients`.
+
+        Args:
+            value: Computed from the inputs.
+            inputs: Leaves of the run's graph, whose ``.grad`` is none.
+            u: Of the value's shape.
+
+        Returns:
+            The gradients; of sharded parameters summed over processes.
+        """
+        factors = averaged_by(self.module, self._ranks.size)
+        try:
+            with _without_hooks(self.module):
+                torch.autograd.backward(value, u)
+            found: dict[str, Tensor | None] = {}
+            for name, leaf in inputs.items():
+                found[name] = None if leaf.grad is None else leaf.grad * factors.get(name, 1.0)
+            return found
+        finally:
+            for leaf in [*self.module.parameters(), *inputs.values()]:
+                leaf.grad = None
+            reshard(self.module)
+
+    def inner(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+        """The inner product of two directions in parameter space; see `ForwardMap.inner`."""
+        found = dots(list(a.values()), [b[name] for name in a])
+        return self.spread(self.tensors[name] for name in a).total(found)
+
+    def summed(self, gradients: Mapping[str, Tensor | None], ranks: Ranks) -> dict[str, Tensor]:
+        """Gradients summed over processes; see `ForwardMap.summed`."""
+        whole = {n: g for n, g in gradients.items() if not isinstance(self.tensors[n], DTensor)}
+        parts = {n: g for n, g in gradients.items() if n not in whole and g is not None}
+        return {**super().summed(whole, ranks), **parts}
+
+    def _call(self, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
+        reshard(self.module)
+        try:
+            return super()._call(tensors)
+        finally:
+            if not torch.is_grad_enabled():  # else going backward needs what was gathered
+                reshard(self.module)
 
 
 class _Buffer:

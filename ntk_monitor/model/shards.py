@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from ntk_monitor.estimators.tangents import tangent_generator
+from ntk_monitor.estimators.tangents import Tangent
+from ntk_monitor.model.spread import Spread
 
 PIECE = 2**18
 """Most entries of a parameter that are looked at together."""
-BLOCK = 2**16
-"""Random numbers that are drawn together."""
-LEAST = 16
-"""Fewest numbers that torch draws in the way of many."""
 
 
 def local(parameter: Tensor) -> Tensor:
@@ -33,7 +32,8 @@ def local(parameter: Tensor) -> Tensor:
     Returns:
         The numbers themselves, not a copy.
     """
-    return parameter.data
+    numbers = parameter.data
+    return numbers.to_local() if isinstance(numbers, DTensor) else numbers
 
 
 class Piece(NamedTuple):
@@ -42,16 +42,18 @@ class Piece(NamedTuple):
     Attributes:
         numbers: The entries themselves.
         parameter: Which parameter.
-        start: Where they begin in it, read row by row.
+        start: Where they begin in this process's part of it, read row by row.
+        part: The shape of that part.
     """
 
     numbers: Tensor
     parameter: int
     start: int
+    part: torch.Size
 
 
 def pieces(tensors: Sequence[Tensor]) -> Iterator[Piece]:
-    """Cut tensors into views of at most `PIECE` entries.
+    """Cut this process's parts of tensors into views of at most `PIECE` entries.
 
     Args:
         tensors: Any tensors, whatever their layout.
@@ -59,10 +61,10 @@ def pieces(tensors: Sequence[Tensor]) -> Iterator[Piece]:
     Yields:
         The pieces, each tensor's row by row; the same for all tensors of the same shapes.
     """
-    for i, tensor in enumerate(tensors):
+    for i, tensor in enumerate(map(local, tensors)):
         start = 0
         for numbers in _cut(tensor):
-            yield Piece(numbers, i, start)
+            yield Piece(numbers, i, start, tensor.shape)
             start += numbers.numel()
 
 
@@ -97,71 +99,55 @@ class Direction(Protocol):
 
 @dataclass(frozen=True)
 class Gaussian:
-    """A random direction, drawn whenever it is read.
-
-    On the CPU its entries are those of `draw_tangents`; on a GPU, which draws many numbers in
-    another way than few, they are others with the same law.
+    """A random direction, drawn whenever it is read; its entries are those of `draw_tangents`.
 
     Attributes:
         seed: Names the family of directions.
         index: Which of them.
-        size: How many entries it has.
+        spread: How the parameters are spread.
         device: Where to draw.
     """
 
     seed: int
     index: int
-    size: int
+    spread: Spread
     device: torch.device
 
     @property
     def length(self) -> float:
         """The root of the expected squared norm."""
-        return math.sqrt(self.size)
+        return math.sqrt(self.spread.offsets[-1])
 
     def reader(self) -> Reader:
         """Begin to draw."""
-        generator = tangent_generator(self.seed, self.index, self.device)
-        stream = _Stream(generator, self.size)
-        return lambda piece: stream.take(piece.numbers.numel()).reshape(piece.numbers.shape)
+        spread = self.spread
+        tangent = Tangent(spread.offsets[-1], self.index, self.seed, self.device)
 
+        def read(piece: Piece) -> Tensor:
+            place, offset = spread.places[piece.parameter], spread.offsets[piece.parameter]
+            found = place.stretches(piece.part, piece.start, piece.numbers.numel())
+            drawn = [tangent.draw(offset + begin, count) for begin, count in found]
+            return torch.cat(drawn).reshape(piece.numbers.shape)
 
-class _Stream:
-    """Successive random numbers, the same however few are taken at a time."""
-
-    def __init__(self, generator: torch.Generator, size: int) -> None:
-        self._generator, self._left = generator, size
-        self._ready = torch.empty(0, device=generator.device)
-
-    def take(self, count: int) -> Tensor:
-        parts = []
-        while count > len(self._ready):
-            parts.append(self._ready)
-            count -= len(self._ready)
-            # Torch draws the last few numbers of a tensor anew, so they must be the last of all.
-            size = BLOCK if self._left >= BLOCK + LEAST else self._left
-            self._ready = self._ready.new_empty(size).normal_(generator=self._generator)
-            self._left -= size
-        parts.append(self._ready[:count])
-        self._ready = self._ready[count:]
-        return torch.cat(parts)
+        return read
 
 
 class Given:
     """A direction that is held in memory, as a gradient is."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], spread: Spread) -> None:
         """Keep it.
 
         Args:
             tensors: For each parameter, a tensor of its shape.
+            spread: How they are spread.
         """
-        self.tensors = tuple(local(t) for t in tensors)
+        self.tensors, self._spread = tuple(tensors), spread
 
-    @property
+    @cached_property
     def length(self) -> float:
         """Its norm."""
-        return norm(self.tensors)
+        return norm(self.tensors, self._spread)
 
     def reader(self) -> Reader:
         """Begin to read it."""
@@ -169,36 +155,51 @@ class Given:
         return lambda _: next(own).numbers
 
 
-def norm(tensors: Sequence[Tensor]) -> float:
+def norm(tensors: Sequence[Tensor], spread: Spread) -> float:
     """The norm of several tensors together.
 
     Args:
         tensors: The tensors.
+        spread: How they are spread.
 
     Returns:
         The root of the sum of all squares, taken in float64.
     """
-    squares = (
-        torch.linalg.vector_norm(piece.numbers, dtype=torch.float64).square()
-        for piece in pieces([local(t) for t in tensors])
-    )
-    return math.sqrt(sum(squares))
+    return math.sqrt(spread.total(dots(tensors, tensors)))
 
 
-def inner(direction: Direction, tensors: Sequence[Tensor]) -> float:
+def dots(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[float]:
+    """The inner products of this process's parts of pairs of tensors.
+
+    Args:
+        a: Some tensors.
+        b: As many, of the same shapes.
+
+    Returns:
+        The sums of all products, taken in float64.
+    """
+    found = [0.0] * len(a)
+    for one, two in zip(pieces(a), pieces(b), strict=True):
+        found[one.parameter] += float((one.numbers.double() * two.numbers.double()).sum())
+    return found
+
+
+def inner(direction: Direction, tensors: Sequence[Tensor], spread: Spread) -> float:
     """The inner product of a direction with tensors.
 
     Args:
         direction: The direction.
         tensors: One for each parameter.
+        spread: How they are spread.
 
     Returns:
         The sum of all products, taken in float64.
     """
-    read, total = direction.reader(), 0.0
-    for piece in pieces([local(t) for t in tensors]):
-        total += float((read(piece).double() * piece.numbers.double()).sum())
-    return total
+    read, products = direction.reader(), [0.0] * len(tensors)
+    for piece in pieces(tensors):
+        product = read(piece).double() * piece.numbers.double()
+        products[piece.parameter] += float(product.sum())
+    return spread.total(products)
 
 
 def require_separate(parameters: Mapping[str, Tensor]) -> None:

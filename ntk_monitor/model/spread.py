@@ -1,0 +1,177 @@
+"""Parameters of which each process has a part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Shard
+
+from ntk_monitor.ranks import ALONE, Ranks
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether no process has all numbers of a module's parameters.
+
+    Args:
+        module: The module.
+
+    Returns:
+        True if a parameter is a ``DTensor``, as `fully_shard` and tensor parallelism make them.
+    """
+    return any(isinstance(p, DTensor) for p in module.parameters())
+
+
+def reshard(module: nn.Module) -> None:
+    """Let go of gathered parameters, so that the module's own are the parts again.
+
+    `fully_shard` keeps those of the outermost module from a forward pass to the next; what is
+    written to the parts is seen only after they were let go of.
+
+    Args:
+        module: The module.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def averaged_by(module: nn.Module, size: int) -> dict[str, float]:
+    """By what `fully_shard` divides the sum of gradients over processes.
+
+    Args:
+        module: The module.
+        size: How many processes have batches of their own.
+
+    Returns:
+        The divisors by the parameters' names; of others there is a sum.
+    """
+    found: dict[str, float] = {}
+    for path, part in module.named_modules():
+        if isinstance(part, FSDPModule):
+            group = getattr(part._get_fsdp_state(), "_fsdp_param_group", None)
+            chosen = getattr(group, "gradient_divide_factor", None)
+            names = (name for name, p in module.named_parameters() if isinstance(p, DTensor))
+            inside = [name for name in names if not path or name.startswith(f"{path}.")]
+            found.update(dict.fromkeys(inside, float(chosen or size)))  # the innermost counts
+    return found
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process's part of a parameter is in the whole.
+
+    Attributes:
+        shape: The whole.
+        offsets: The first index of the part along each axis.
+        copies: How many processes have the same part.
+    """
+
+    shape: torch.Size
+    offsets: tuple[int, ...]
+    copies: int = 1
+
+    def stretches(self, part: Sequence[int], start: int, count: int) -> Iterator[tuple[int, int]]:
+        """Where successive entries of the part are in the whole, both read row by row.
+
+        Args:
+            part: The part's shape.
+            start: The first of them in the part.
+            count: How many.
+
+        Yields:
+            Beginnings in the whole, and lengths.
+        """
+        # The last axes that the part has in full make up one stretch with the one before them.
+        axis = len(part)
+        while axis > 0 and part[axis - 1] == self.shape[axis - 1]:
+            axis -= 1
+        own = math.prod(part[max(axis - 1, 0) :])
+        while count:
+            row, within = divmod(start, own)
+            taken = min(own - within, count)
+            yield self._beginning(part, row, max(axis - 1, 0)) + within, taken
+            start, count = start + taken, count - taken
+
+    def _beginning(self, part: Sequence[int], row: int, axes: int) -> int:
+        """Where a row of the part begins in the whole, rows being numbered over the first axes."""
+        indices = []
+        for length in reversed(part[:axes]):
+            row, index = divmod(row, length)
+            indices.append(index)
+        indices = [*reversed(indices), *[0] * (len(part) - axes)]
+        found = 0
+        for index, offset, length in zip(indices, self.offsets, self.shape, strict=True):
+            found = found * length + offset + index
+        return found
+
+
+def place_of(parameter: Tensor) -> Place:
+    """Where this process's part of a parameter is.
+
+    Args:
+        parameter: The parameter; one that is not a ``DTensor`` is there in full.
+
+    Returns:
+        The place.
+
+    Raises:
+        ValueError: If the parts of the parameter are neither rows nor copies.
+    """
+    if not isinstance(parameter, DTensor):
+        return Place(parameter.shape, (0,) * parameter.ndim)
+    mesh, copies = parameter.device_mesh, 1
+    offsets, lengths = [0] * parameter.ndim, list(parameter.shape)
+    for axis, placement in enumerate(parameter.placements):
+        size, index = mesh.size(axis), mesh.get_local_rank(axis)
+        if placement.is_replicate():
+            copies *= size
+        elif type(placement) is Shard:
+            dim = placement.dim
+            each = -(-lengths[dim] // size)  # as torch.chunk has it
+            begin = min(index * each, lengths[dim])
+            lengths[dim] = min(each, lengths[dim] - begin)
+            offsets[dim] += begin
+        else:
+            raise ValueError(
+                f"a parameter of shape {tuple(parameter.shape)} is placed as {placement}, and "
+                "method='in-place' knows parameters that are sharded along an axis, or copied: "
+                "shard them so, or leave them out with parameters=..."
+            )
+    return Place(parameter.shape, tuple(offsets), copies)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How parameters are spread over processes.
+
+    Attributes:
+        places: Where this process's part of each parameter is, in order.
+        ranks: The processes that have parts.
+    """
+
+    places: Sequence[Place]
+    ranks: Ranks = ALONE
+
+    @cached_property
+    def offsets(self) -> list[int]:
+        """Where each parameter begins in the flat vector of all, and where that ends."""
+        return [0, *accumulate(place.shape.numel() for place in self.places)]
+
+    def total(self, numbers: Iterable[float]) -> float:
+        """The sum over all parameters of a number, copies counted once.
+
+        Args:
+            numbers: Of this process's part of each parameter, in order.
+
+        Returns:
+            The sum, the same in every process.
+        """
+        pairs = zip(numbers, self.places, strict=True)
+        return self.ranks.total(sum(number / place.copies for number, place in pairs))
