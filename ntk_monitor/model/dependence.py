@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ntk_monitor.model.operations import READERS
 from ntk_monitor.model.recorder import REGISTERED, Record, Watch
 from ntk_monitor.model.sites import Order, Rows
 from ntk_monitor.model.sketched import GraphNeededError
@@ -124,7 +125,7 @@ class _Shaker(Watch):
     def see(self, func: Any, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Call an operation, and add noise to its output, to the first one of several."""
         output = func(*args, **kwargs)
-        for record, which in self._rows.get(number, []):
+        for record, which in self._rows.get(number, []) if name in READERS else ():
             several = isinstance(output, tuple)
             first = output[0] if several else output
             with torch._C.DisableTorchFunction():
