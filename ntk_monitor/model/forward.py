@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
@@ -323,7 +324,9 @@ def recording(module: nn.Module, recorder: Recorder | Collector) -> Iterator[Non
         def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401
             recorder.record_call(Call(path, submodule, args, kwargs, output))
 
-        handles.append(submodule.register_forward_hook(hook, with_kwargs=True))
+        # Before the parameters that were gathered for the call are let go of.
+        first = isinstance(submodule, FSDPModule)
+        handles.append(submodule.register_forward_hook(hook, with_kwargs=True, prepend=first))
 
     try:
         for path, submodule in module.named_modules():

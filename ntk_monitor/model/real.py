@@ -205,6 +205,7 @@ class ShardedForward(RealForward):
         """
         super().__init__(module, batch, forward_fn, dtype)
         self._ranks = ranks
+        self._averaged = averaged_by(module, ranks.size)
 
     def spread(self, parameters: Iterable[Tensor]) -> Spread:
         """How parameters are spread over processes; see `RealForward.spread`."""
@@ -223,13 +224,14 @@ class ShardedForward(RealForward):
         Returns:
             The gradients; of sharded parameters summed over processes.
         """
-        factors = averaged_by(self.module, self._ranks.size)
         try:
             with _without_hooks(self.module):
                 torch.autograd.backward(value, u)
             found: dict[str, Tensor | None] = {}
             for name, leaf in inputs.items():
-                found[name] = None if leaf.grad is None else leaf.grad * factors.get(name, 1.0)
+                found[name] = (
+                    None if leaf.grad is None else leaf.grad * self._averaged.get(name, 1.0)
+                )
             return found
         finally:
             for leaf in [*self.module.parameters(), *inputs.values()]:
