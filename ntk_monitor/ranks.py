@@ -32,6 +32,8 @@ class Ranks:
     Attributes:
         index: Which of the processes this is, from 0.
         size: How many there are.
+        everyone: All that keep together; more than these where only some have the same part of
+            the parameters, see `within`.
     """
 
     def __init__(
@@ -46,7 +48,24 @@ class Ranks:
         self._group, self._device = group, torch.device(device)
         self.index = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
+        self.everyone = self
         self._met = 0
+
+    def within(self, group: dist.ProcessGroup) -> Ranks:
+        """Some of these processes, who have sums of their own while all of these keep together.
+
+        With tensor parallelism several processes have the same batch. Those with the same part of
+        the parameters and other batches sum among themselves.
+
+        Args:
+            group: Of this process; all are in one of as many.
+
+        Returns:
+            The processes of the group.
+        """
+        some = Ranks(group, self._device)
+        some.everyone = self
+        return some
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -58,6 +77,10 @@ class Ranks:
         Raises:
             RankError: If another process failed, or does something else.
         """
+        if self.everyone is not self:
+            with self.everyone.together():
+                yield
+            return
         if self.size == 1:
             yield
             return
@@ -83,11 +106,11 @@ class Ranks:
         """
         if self.size == 1:
             return x
-        if x.numel() <= RIDERS:
+        if x.numel() <= RIDERS and self.everyone is self:
             numbers = self._meet(f"a sum of {tuple(x.shape)}", x.detach().flatten())
             return numbers.to(x.device, x.dtype).reshape(x.shape)
         mine = x.detach().to(self._device, copy=True).contiguous()
-        self._meet(f"a sum of {tuple(x.shape)}")
+        self.everyone._meet(f"a sum of {tuple(x.shape)}")
         dist.all_reduce(mine, group=self._group)
         return mine.to(x.device)
 
@@ -100,7 +123,7 @@ class Ranks:
         Returns:
             The sum.
         """
-        return sum(self._each(value))
+        return sum(self.each(value))
 
     def least(self, value: float) -> float:
         """The smallest of one number over all processes.
@@ -111,7 +134,7 @@ class Ranks:
         Returns:
             The smallest.
         """
-        return min(self._each(value))
+        return min(self.each(value))
 
     def all(self, truth: bool) -> bool:
         """Whether something holds in all processes.
@@ -179,7 +202,7 @@ class Ranks:
         Returns:
             The counts, by process.
         """
-        return [int(n) for n in self._each(count)]
+        return [int(n) for n in self.each(count)]
 
     def in_all(self, names: Sequence[str]) -> list[bool]:
         """Which of some names all processes have.
@@ -209,14 +232,21 @@ class Ranks:
             RankError: In all processes, if they differ.
         """
         high, low = divmod(checksum, 2**31)
-        if len(set(self._each(high))) > 1 or len(set(self._each(low))) > 1:
+        if len(set(self.each(high))) > 1 or len(set(self.each(low))) > 1:
             raise RankError(
                 f"the processes that measure together differ in {what}, so that their sums would "
                 f"mean nothing: {remedy}"
             )
 
-    def _each(self, value: float) -> list[float]:
-        """One number of every process."""
+    def each(self, value: float) -> list[float]:
+        """One number of every process.
+
+        Args:
+            value: This process's.
+
+        Returns:
+            All of them, by process.
+        """
         if self.size == 1:
             return [value]
         every = torch.zeros(self.size, dtype=torch.float64, device="cpu")

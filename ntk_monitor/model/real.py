@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -158,10 +157,14 @@ def _following(
         for inner, owner in submodule.named_modules(prefix=path):
             for local_name, p in owner._parameters.items():
                 name = names.get(f"{inner}.{local_name}" if inner else local_name)
-                address = None if name is None or p is None else address_of(p)
-                if name and p is not None and address and not recorder.knows(address):
-                    recorder.learn_parameter(name, p)
+                if name is None or p is None or p is theta[name]:
+                    continue
+                address = address_of(p)
+                if address and not recorder.knows(address):
                     here.append(address)
+                    recorder.learn_parameter(name, p)
+                elif address is None:  # of a kind without memory of its own: a leaf all the same
+                    recorder.learn_parameter(name, p)
         learned.append(here)
 
     def leave() -> None:
@@ -209,7 +212,8 @@ class ShardedForward(RealForward):
 
     def spread(self, parameters: Iterable[Tensor]) -> Spread:
         """How parameters are spread over processes; see `RealForward.spread`."""
-        return replace(super().spread(parameters), ranks=self._ranks)
+        everyone = self._ranks.everyone
+        return Spread([place_of(p, everyone.size) for p in parameters], everyone)
 
     def gradients(
         self, value: Tensor, inputs: Mapping[str, Tensor], u: Tensor

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from ntk_monitor.ranks import ALONE, Ranks
 
@@ -112,11 +113,12 @@ class Place:
         return found
 
 
-def place_of(parameter: Tensor) -> Place:
+def place_of(parameter: Tensor, processes: int = 1) -> Place:
     """Where this process's part of a parameter is.
 
     Args:
-        parameter: The parameter; one that is not a ``DTensor`` is there in full.
+        parameter: The parameter; one that is not a ``DTensor`` is everywhere in full.
+        processes: How many there are.
 
     Returns:
         The place.
@@ -125,14 +127,17 @@ def place_of(parameter: Tensor) -> Place:
         ValueError: If the parts of the parameter are neither rows nor copies.
     """
     if not isinstance(parameter, DTensor):
-        return Place(parameter.shape, (0,) * parameter.ndim)
-    mesh, copies = parameter.device_mesh, 1
+        return Place(parameter.shape, (0,) * parameter.ndim, processes)
+    mesh = parameter.device_mesh
+    copies = max(processes // mesh.size(), 1)
     offsets, lengths = [0] * parameter.ndim, list(parameter.shape)
-    for axis, placement in enumerate(parameter.placements):
+    # What was sharded first is so in a way that takes account of it, and comes after the others.
+    axes = sorted(enumerate(parameter.placements), key=lambda a: isinstance(a[1], _StridedShard))
+    for axis, placement in axes:
         size, index = mesh.size(axis), mesh.get_local_rank(axis)
         if placement.is_replicate():
             copies *= size
-        elif type(placement) is Shard:
+        elif isinstance(placement, (Shard, _StridedShard)):
             dim = placement.dim
             each = -(-lengths[dim] // size)  # as torch.chunk has it
             begin = min(index * each, lengths[dim])
