@@ -33,7 +33,7 @@ from ntk_monitor.model.derivative import Derivative
 from ntk_monitor.model.linearization import Preconditioner
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.products import IN_PLACE, ProductMethod
-from ntk_monitor.model.spread import is_sharded, reshard
+from ntk_monitor.model.spread import is_sharded
 from ntk_monitor.model.state import StatePath
 from ntk_monitor.ranks import ALONE, Ranks
 from ntk_monitor.snapshot import Snapshot
@@ -172,7 +172,6 @@ class Probe:
         """
         deadline = Deadline(self.time_limit)
         module = plain_module(module)
-        reshard(module)
         with ranks.together(), quiet(module, kernels="any"), deadline.keep():
             lin, core = self._linearize(module, batch, ranks)
             pulled = self._target(batch, lin, core, preconditioner)
@@ -283,7 +282,7 @@ class Probe:
 
         def left() -> int:
             in_time = deadline.left(J.products, SAMPLING_SHARE)
-            return int(ranks.least(min(max_products - J.products - J.most_extra, in_time)))
+            return int(ranks.everyone.least(min(max_products - J.products - J.most_extra, in_time)))
 
         factor = lin.factor(seed)
         if ranks.size > 1:
@@ -371,7 +370,7 @@ class Probe:
             state_shape=(*modes.shape[1:], n),
             state=lin.modules,
             products=int(-ranks.least(-lin.jacobian.products)),
-            seconds=-ranks.least(-deadline.elapsed),
+            seconds=-ranks.everyone.least(-deadline.elapsed),
             method="exact" if isinstance(kernel, ExactKernel) else lin.jacobian.method,
             scheme=measured.scheme if isinstance(measured, Measured) else "exact",
             tier=self.tier,

@@ -220,6 +220,15 @@ class Ranks:
         every = self.join(mine)
         return [int((every == digest).sum()) == self.size for digest in mine]
 
+    def meet(self, what: str) -> None:
+        """Make sure that all processes are here; one that is not makes all raise a `RankError`.
+
+        Args:
+            what: What is about to be done.
+        """
+        if self.everyone.size > 1:
+            self.everyone._meet(what)
+
     def require_same(self, what: str, checksum: int, remedy: str) -> None:
         """Refuse to go on where the processes differ in what they must have in common.
 

@@ -33,7 +33,7 @@ from ntk_monitor.model.parameters import (
 from ntk_monitor.model.products import AUTOMATIC, IN_PLACE, TangentProducts, make_products
 from ntk_monitor.model.quiet import quiet
 from ntk_monitor.model.real import RealForward, ShardedForward
-from ntk_monitor.model.spread import is_sharded, reshard
+from ntk_monitor.model.spread import is_sharded
 from ntk_monitor.model.state import StatePath
 from ntk_monitor.model.survey import Consumer, Question, Survey, survey
 from ntk_monitor.ranks import ALONE, Ranks, checksum
@@ -113,7 +113,6 @@ def linearize(
     def context(kernels: Kernels) -> AbstractContextManager[None]:
         return quiet(module, kernels=kernels)
 
-    reshard(module)
     with context("reversible"):
         trained = select_parameters(module, None)
         names = select_parameters(module, parameters)

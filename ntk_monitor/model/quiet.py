@@ -16,6 +16,7 @@ from torch.nn.modules import module as _hooks
 from ntk_monitor.model.compiled import unwrapped
 from ntk_monitor.model.held import Held
 from ntk_monitor.model.kernels import Kernels, enable_mkldnn, kernels_for
+from ntk_monitor.model.spread import reshard
 
 Guard = Callable[[nn.Module], AbstractContextManager[None]]
 
@@ -74,6 +75,23 @@ def random_states(module: nn.Module) -> Iterator[None]:
         finally:
             np.random.set_state(numpy_state)
             random.setstate(python_state)
+
+
+@contextmanager
+def parts(module: nn.Module) -> Iterator[None]:
+    """Sharded parameters: whatever was gathered of them is let go of.
+
+    Args:
+        module: Whose parameters.
+
+    Yields:
+        Nothing.
+    """
+    reshard(module)
+    try:
+        yield
+    finally:
+        reshard(module)
 
 
 @contextmanager
@@ -232,5 +250,9 @@ FLAGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 }
 """Flags of the process, each with how it is read and written."""
 
-GUARDS: tuple[Guard, ...] = (random_states, flags, gradients, attributes, unwrapped, evaluation)
+GUARDS: tuple[Guard, ...] = (
+    parts,
+    *(random_states, flags, gradients, attributes, unwrapped, evaluation),
+    parts,  # before `attributes` puts back which parameters there are
+)
 """What is put back after a probe, in the order of entry."""

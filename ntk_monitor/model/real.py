@@ -229,6 +229,7 @@ class ShardedForward(RealForward):
             The gradients; of sharded parameters summed over processes.
         """
         try:
+            self._ranks.meet("a backward pass")
             with _without_hooks(self.module):
                 torch.autograd.backward(value, u)
             found: dict[str, Tensor | None] = {}
@@ -255,6 +256,7 @@ class ShardedForward(RealForward):
 
     def _call(self, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
         reshard(self.module)
+        self._ranks.meet("a call of the model")  # in which nobody could hear of a failure
         try:
             return super()._call(tensors)
         finally:

@@ -86,11 +86,16 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, Tenso
 DENSE = {"mlp", "classes", "gru", "experts"}
 
 
+def edges(count: int, size: int) -> list[int]:
+    """Where the parts of several processes begin and end: uneven, and none without any."""
+    return [round(count * (i / size) ** 1.5) for i in range(size + 1)]
+
+
 def part(batch: tuple[Tensor, Tensor], ranks: Ranks) -> tuple[Tensor, Tensor]:
-    """As uneven as it can be while each process has something."""
-    count = len(batch[0])
-    edges = [round(count * (i / ranks.size) ** 1.5) for i in range(ranks.size + 1)]
-    return tuple(t[edges[ranks.index] : edges[ranks.index + 1]] for t in batch)  # type: ignore
+    """The trials of this process."""
+    own = slice(*edges(len(batch[0]), ranks.size)[ranks.index : ranks.index + 2])
+    x, y = batch
+    return x[own], y[own]
 
 
 def numbers(probe: Probe, module: nn.Module, batch: Any, ranks: Ranks = ALONE) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def gap(name: str, ours: Any, theirs: Any) -> float:
 
 
 def test_they_find_what_one_process_finds(found: Found) -> None:
-    assert len(found[0]["compare"]) >= 20
+    assert len(found[0]["compare"]) >= 4
     for case, both in found[0]["compare"].items():
         together, alone = both["together"], both["alone"]
         assert together.keys() == alone.keys()

@@ -1,0 +1,191 @@
+"""Probes of models of which each process has a part, and of the same models whole."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+from ntk_monitor.model import linearize
+from ntk_monitor.monitor.optimizers import preconditioner
+from ntk_monitor.probe import Probe
+from ntk_monitor.ranks import ALONE, Ranks
+from ranks.data_parallel import CASES, draw, edges, mlp, numbers, part
+
+SHARDED = ("mlp", "classes", "gru", "wide core", "long", "transformer", "modes only", "core only")
+
+
+def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """Some submodules by themselves, the others with the whole."""
+    for child in list(module.children())[::2]:
+        fully_shard(child, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    return module
+
+
+def made(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(3)
+    return make().double()
+
+
+def local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def state_of(module: nn.Module) -> list[Any]:
+    """Everything that a probe must leave as it was, this process's part."""
+    with torch.no_grad():
+        return [
+            (name, type(p).__name__, local(p).tolist(), None if p.grad is None else id(p.grad))
+            for name, p in module.named_parameters()
+        ]
+
+
+def compare(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in SHARDED if ranks.size == 2 else SHARDED[:4]:
+        make, draw_batch, settings = CASES[name]
+        batch = tuple(t.double() if t.is_floating_point() else t for t in draw_batch())
+        probe = Probe(dtype=torch.float64, modes=2, **settings)
+        module = shard(made(make), mesh)
+        before = state_of(module)
+        together = numbers(probe, module, part(batch, ranks), ranks)
+        assert state_of(module) == before
+        alone = None
+        if ranks.index == 0:
+            probe = Probe(method="in-place", dtype=torch.float64, modes=2, **settings)
+            alone = numbers(probe, made(make), batch)
+        found[f"{name}, in-place"] = {"together": together, "alone": alone}
+    return found
+
+
+def tensor_parallel(world: Ranks) -> dict[str, Any]:
+    """Processes with the same batch that have parts of each layer, and pairs of such."""
+    pairs = world.size // 2
+    names = ("data_parallel", "tensor_parallel")
+    mesh = init_device_mesh("cpu", (pairs, 2), mesh_dim_names=names)
+    ranks = world.within(mesh["data_parallel"].get_group())
+
+    def make() -> nn.Module:
+        layers = [nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 4)]
+        return nn.Sequential(*layers)
+
+    module = made(make)
+    plan: Any = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+    parallelize_module(module, mesh["tensor_parallel"], plan)
+    if pairs > 1:
+        shard(module, mesh["data_parallel"])
+    batch = draw(13, 3).double(), draw(13, 4).double()
+    settings: Any = {"state": "2", "dtype": torch.float64, "modes": 2}
+    before = state_of(module)
+    together = numbers(Probe(**settings), module, part(batch, ranks), ranks)
+    assert state_of(module) == before
+    alone = None
+    if world.index == 0:
+        alone = numbers(Probe(method="in-place", **settings), made(make), batch)
+    return {"together": together, "alone": alone}
+
+
+def training(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
+    """Weights after training with probes and without, and what Adam makes of the modes."""
+    batch = draw(12, 3).double(), draw(12, 4).double()
+    x, y = part(batch, ranks)
+    found: dict[str, Any] = {}
+    for watched in (False, True):
+        module = shard(made(mlp), mesh)
+        optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+        for step in range(4):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(module(x), y).backward()
+            if watched and step == 2:  # between the backward pass and the step
+                Probe(max_products=40, dtype=None)(module, (x, y), ranks=ranks)
+            optimizer.step()
+            if watched and step == 1:
+                scales = preconditioner([optimizer], module)
+                assert scales is not None
+                lin = linearize(module, x, dtype=torch.float64, ranks=ranks)
+                errors = torch.ones(1, len(x), 1, 4, dtype=torch.float64)
+                found["sharded"] = next(iter(lin.pull_back_outputs(errors, scales)))[1:]
+        found["watched" if watched else "plain"] = [local(p).tolist() for p in module.parameters()]
+    module = made(mlp)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        parts = [slice(*pair) for pair in pairwise(edges(len(batch[0]), ranks.size))]
+        losses = [nn.functional.mse_loss(module(batch[0][p]), batch[1][p]) for p in parts]
+        (sum(losses) / len(losses)).backward()  # type: ignore[union-attr]
+        optimizer.step()
+    lin = linearize(module, batch[0], dtype=torch.float64, method="in-place")
+    errors = torch.ones(1, len(batch[0]), 1, 4, dtype=torch.float64)
+    scales = preconditioner([optimizer], module)
+    found["whole"] = next(iter(lin.pull_back_outputs(errors, scales)))[1:]
+    return found
+
+
+def failures(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
+    """What each process raises where one fails between calls of the model, or asks in vain."""
+    found: dict[str, Any] = {}
+    last = ranks.index == ranks.size - 1
+    batch = part((draw(12, 3), draw(12, 4)), ranks)
+    torch.manual_seed(3)
+    module = shard(mlp(), mesh)
+
+    def attempt(name: str, **settings: Any) -> None:
+        try:
+            Probe(max_products=60, **settings)(module, batch, ranks=ranks)
+            found[name] = "nothing"
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+
+    def target(batch: Any) -> Tensor:
+        if last:
+            raise OSError("no luck today")
+        return batch[1]
+
+    before = state_of(module)
+    attempt("target", target_fn=target)
+    attempt("method", method="forward-ad")
+    attempt("exact", method="exact")
+    attempt("arithmetic", dtype=torch.float64)
+    attempt("seeds", seed=int(last))
+    attempt("alone")
+    found["unchanged"] = state_of(module) == before
+    return found
+
+
+def main(folder: Path) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    ranks = Ranks(dist.group.WORLD)
+    mesh = init_device_mesh("cpu", (ranks.size,))
+    found = {
+        "compare": compare(ranks, mesh),
+        "tensor parallel": tensor_parallel(ranks),
+        "training": training(ranks, mesh),
+        "failures": failures(ranks, mesh),
+    }
+    assert ALONE.size == 1
+    (folder / f"{ranks.index}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,70 @@
+"""Several processes, each with a part of the parameters and of the batch, find what one finds."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from ranks.launch import run
+from ranks.test_data_parallel import (
+    Found,
+    gap,
+    test_all_have_the_same_numbers,
+    test_they_find_what_one_process_finds,
+)
+
+__all__ = ["test_all_have_the_same_numbers", "test_they_find_what_one_process_finds"]
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return run("sharded.py", request.param, tmp_path_factory.mktemp("sharded"))
+
+
+def test_with_tensor_parallelism_all_but_the_core_is_known(found: Found) -> None:
+    both = found[0]["tensor parallel"]
+    core = {"core/effective_rank", "core spectrum", "overlaps", "adjoint", "ntk/probe_seconds"}
+    for name, number in both["alone"].items():
+        if "core_cosine" in name or name in core:
+            continue
+        if isinstance(number, str):
+            assert both["together"][name] == number
+        else:
+            assert gap(name, both["together"][name], number) <= 1e-4, name
+    assert math.isnan(both["together"]["core/effective_rank"])
+    for other in found[1:]:
+        ours, theirs = both["together"], other["tensor parallel"]["together"]
+        assert {k: str(v) for k, v in ours.items()} == {k: str(v) for k, v in theirs.items()}
+
+
+def test_parts_are_what_is_differentiated(found: Found) -> None:
+    methods = {both["together"]["method"] for both in found[0]["compare"].values()}
+    assert methods == {"in-place"}
+
+
+def test_training_is_the_same(found: Found) -> None:
+    for process in found:
+        assert process["training"]["watched"] == process["training"]["plain"]
+    parts = [process["training"]["plain"] for process in found]
+    assert parts[0] != parts[1]
+
+
+def test_the_optimizer_is_read_from_its_parts(found: Found) -> None:
+    for process in found:
+        ours, whole = process["training"]["sharded"], process["training"]["whole"]
+        assert ours == pytest.approx(whole, rel=1e-6)
+        assert ours[1] != pytest.approx(ours[2], rel=0.01)
+
+
+def test_failures_and_refusals_are_everybodys(found: Found) -> None:
+    for process in found:
+        failures = process["failures"]
+        for name in ("method", "exact"):
+            assert "are sharded, so that no process has all" in failures[name]
+        assert "works in the arithmetic of the model's own parameters" in failures["arithmetic"]
+        assert "differ in their random tangents" in failures["seeds"]
+        assert failures["alone"] == "nothing"
+        assert failures["unchanged"]
+    assert found[0]["failures"]["target"].startswith("RankError: another process")
+    assert found[-1]["failures"]["target"] == "OSError: no luck today"
