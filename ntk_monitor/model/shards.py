@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ntk_monitor.estimators.tangents import tangent_generator
 
-PIECE = 2**18
+PIECE = 2**16
 """Most entries of a parameter that are looked at together."""
 BLOCK = 2**16
 """Random numbers that are drawn together."""
