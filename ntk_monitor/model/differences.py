@@ -41,7 +41,7 @@ class CentralDifferences(Generic[Direction]):
 
     def __init__(
         self,
-        ends: Callable[[Direction, float], tuple[Tensor, Tensor, float]],
+        difference: Callable[[Direction, float], tuple[Tensor, float]],
         value: Callable[[], Tensor],
         dtype: torch.dtype,
         accuracy: float,
@@ -50,14 +50,14 @@ class CentralDifferences(Generic[Direction]):
         """Keep what is differentiated.
 
         Args:
-            ends: From a direction and ``eta`` to the function's values ahead and behind, and
-                ``epsilon``.
+            difference: From a direction and ``eta`` to the difference between the function's
+                values ahead and behind, a tensor of its own, and ``epsilon``.
             value: The function's value at the point itself.
             dtype: Arithmetic in which the point is moved.
             accuracy: The relative agreement of two steps.
             ranks: The processes over which the function's values are spread.
         """
-        self._ends, self._value = ends, value
+        self._difference, self._value = difference, value
         self._rounding = torch.finfo(dtype).eps
         self._accuracy, self._ranks = accuracy, ranks
         self._step: float | None = None
@@ -95,8 +95,8 @@ class CentralDifferences(Generic[Direction]):
 
     def _product(self, g: Direction, step: float) -> tuple[Tensor, float]:
         """The product, and by how much the function changed for it."""
-        ahead, behind, epsilon = self._ends(g, step)
-        image = (ahead - behind) / (2 * epsilon)
+        difference, epsilon = self._difference(g, step)
+        image = difference.div_(2 * epsilon)
         return image, epsilon * self._norm(image)
 
     def _choose_step(self, g: Direction) -> tuple[float, Tensor, float]:

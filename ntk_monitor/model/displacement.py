@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ntk_monitor.model.ledger import Entry, Ledger
 from ntk_monitor.model.shards import PIECE, Direction, Piece, pieces
 
 ATTEMPTS = 100
@@ -19,8 +20,9 @@ BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class _Lost(NamedTuple):
     """What moving a piece there and back would lose: some entries, or all of them."""
 
-    places: Tensor | None
-    values: Tensor
+    ledger: Ledger
+    places: Entry | None
+    values: Entry
 
 
 class Displacement:
@@ -50,11 +52,12 @@ class Displacement:
         self._sums: list[int] = []
         self._pending: tuple[int, Tensor] | None = None
         self._differing = 0
+        self._ledger: Ledger | None = None
 
-    def ends(
+    def difference(
         self, direction: Direction, epsilon: float, value: Callable[[], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """What a function of the parameters gives on both sides of where they are.
+    ) -> Tensor:
+        """By how much a function of the parameters differs on both sides of where they are.
 
         Args:
             direction: Along which they are moved.
@@ -62,7 +65,7 @@ class Displacement:
             value: The function.
 
         Returns:
-            Its values at ``theta + epsilon g`` and ``theta - epsilon g``.
+            Its value at ``theta + epsilon g`` less that at ``theta - epsilon g``.
 
         Raises:
             RuntimeError: If something else wrote to the parameters meanwhile.
@@ -73,9 +76,9 @@ class Displacement:
         self._signs = [0] * count
         try:
             self._move(1)
-            ahead = value().clone()  # it may be a view of the parameters
+            difference = value().clone()  # it may be a view of the parameters
             self._move(-1)
-            behind = value().clone()
+            difference -= value()
         finally:
             try:
                 self._put_back()
@@ -88,7 +91,7 @@ class Displacement:
                 "product in place: forward(), or another thread, wrote to them meanwhile. Load "
                 "them from a checkpoint, and take another method than 'in-place'"
             )
-        return ahead, behind
+        return difference
 
     def _pieces(self) -> list[Piece]:
         return list(pieces(self._parameters))
@@ -116,6 +119,7 @@ class Displacement:
             self._signs[i], self._pending = 0, None
         if all(s == sign for s in self._signs):
             return
+        self._ledger = Ledger(every[0].numbers.device) if sign else None
         read = self._direction.reader()
         for i, piece in enumerate(every):
             g = read(piece)  # in order, needed or not
@@ -134,9 +138,22 @@ class Displacement:
         # From here on an interruption leads back to the original.
         self._pending = (i, original)
         piece.numbers.copy_(there)
-        self._lost[i] = _lost(original, there, delta, sign) if sign else None
+        self._lost[i] = self._find_lost(original, there, delta, sign) if sign else None
         self._signs[i] = sign
         self._pending = None
+
+    def _find_lost(self, original: Tensor, there: Tensor, delta: Tensor, sign: int) -> _Lost | None:
+        """What the way back does not give again."""
+        assert self._ledger is not None
+        back = _moved(there, delta, -sign)
+        places = torch.nonzero((_bits(back) != _bits(original)).view(-1)).view(-1)
+        if not len(places):
+            return None
+        size = original.element_size()
+        if len(places) * (4 + size) >= original.numel() * size:
+            return _Lost(self._ledger, None, self._ledger.keep(original))
+        values = original.view(-1)[places]
+        return _Lost(self._ledger, self._ledger.keep(places.int()), self._ledger.keep(values))
 
     def _delta(self, g: Tensor, piece: Piece) -> Tensor:
         """``fl(eps g)`` in the arithmetic of the parameter."""
@@ -156,24 +173,14 @@ def _moved(numbers: Tensor, delta: Tensor, sign: int) -> Tensor:
     return moved.contiguous()
 
 
-def _lost(original: Tensor, there: Tensor, delta: Tensor, sign: int) -> _Lost | None:
-    """What the way back does not give again."""
-    back = _moved(there, delta, -sign)
-    places = torch.nonzero((_bits(back) != _bits(original)).view(-1)).view(-1)
-    if not len(places):
-        return None
-    if len(places) * (4 + original.element_size()) >= original.numel() * original.element_size():
-        return _Lost(None, original)
-    return _Lost(places.int(), original.view(-1)[places])
-
-
 def _give_back(numbers: Tensor, lost: _Lost | None) -> None:
     if lost is None:
         return
+    values = lost.ledger.read(lost.values)
     if lost.places is None:
-        numbers.copy_(lost.values)
+        numbers.view(-1).copy_(values)
     else:
-        numbers.view(-1)[lost.places.long()] = lost.values
+        numbers.view(-1)[lost.ledger.read(lost.places).long()] = values
 
 
 def _bits(numbers: Tensor) -> Tensor:

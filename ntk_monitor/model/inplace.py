@@ -66,7 +66,7 @@ class InPlaceProducts(TangentProducts):
         self._size = max(norm(self._parameters, spread), SMALLEST_POINT)
         self._state = state
         self._differences = CentralDifferences[Direction](
-            self._ends, state, self._parameters[0].dtype, accuracy, ranks
+            self._difference, state, self._parameters[0].dtype, accuracy, ranks
         )
 
     @property
@@ -96,11 +96,12 @@ class InPlaceProducts(TangentProducts):
                 "method='in-place' keeps no copy of them: linearize again"
             )
         with torch.no_grad():
-            return torch.stack([self._differences(direction) for direction in directions])
+            images = [self._differences(direction) for direction in directions]
+            return images[0][None] if len(images) == 1 else torch.stack(images)
 
-    def _ends(self, direction: Direction, step: float) -> tuple[Tensor, Tensor, float]:
+    def _difference(self, direction: Direction, step: float) -> tuple[Tensor, float]:
         epsilon = step * self._size / (direction.length or 1.0)
-        return *self._displacement.ends(direction, epsilon, self._state), epsilon
+        return self._displacement.difference(direction, epsilon, self._state), epsilon
 
 
 class InPlaceJacobian(Derivative):

@@ -127,7 +127,7 @@ class FiniteDifference(TangentProducts):
         """Keep what the method needs; ``accuracy`` is the relative agreement of two steps."""
         super().__init__(function, at, chunk_size)
         self._differences = CentralDifferences[Tensor](
-            self._ends, lambda: function(self.at), self.at.dtype, accuracy, ranks
+            self._difference, lambda: function(self.at), self.at.dtype, accuracy, ranks
         )
 
     @property
@@ -140,14 +140,14 @@ class FiniteDifference(TangentProducts):
         with torch.no_grad():
             return torch.stack([self._differences(g) for g in G])
 
-    def _ends(self, g: Tensor, step: float) -> tuple[Tensor, Tensor, float]:
+    def _difference(self, g: Tensor, step: float) -> tuple[Tensor, float]:
         size = torch.linalg.vector_norm(self.at).clamp(min=SMALLEST_POINT)
         length = torch.linalg.vector_norm(g)
         epsilon = step * size / torch.where(length > 0, length, 1.0)
         point = torch.addcmul(self.at, g, epsilon)
         ahead = self.function(point).clone()  # a state may be a view of the parameters
         torch.addcmul(self.at, g, epsilon, value=-1, out=point)
-        return ahead, self.function(point), float(epsilon)
+        return ahead.sub_(self.function(point)), float(epsilon)
 
 
 def make_products(

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from ntk_monitor.estimators.tangents import Tangent
 from ntk_monitor.model.spread import Spread
 
-PIECE = 2**18
+PIECE = 2**16
 """Most entries of a parameter that are looked at together."""
 
 

@@ -332,7 +332,7 @@ def find_state(
         if len(steps) > 1:
             source = replace(source, spans=tuple(step.shape[1] for step in steps))
         sources.append(source)
-        parts.append(torch.cat(steps, dim=1))
+        parts.append(steps[0] if len(steps) == 1 else torch.cat(steps, dim=1))
         output = first_tensor(next(call.output for call in calls if call.path == path))
         if isinstance(output, PackedSequence) and len(steps) == 1:
             mask, must_fit = unpack(output)[1], True
