@@ -22,16 +22,13 @@ from ntk_monitor.monitor import StallWarning
 from ntk_monitor.probe import Probe
 
 RANK = int(os.environ.get("LOCAL_RANK", "0"))
-FAST: dict[str, Any] = {"max_products": 16, "modes": 1, "tolerance": 1.0, "max_overhead": None}
-HONEST = Probe.__call__
+SETTINGS: dict[str, Any] = {"max_products": 16, "modes": 1, "tolerance": 1.0}
+FAST: dict[str, Any] = {**SETTINGS, "max_overhead": None}
+LINEARIZE = Probe._linearize
 
 
 def broken(*_: Any, **__: Any) -> Any:
     raise RuntimeError("no luck today")
-
-
-def never_here(*_: Any, **__: Any) -> Any:
-    raise AssertionError("only the first process probes")
 
 
 class Ears(Callback):
@@ -73,27 +70,46 @@ def run(name: str, folder: Path, callbacks: list[Any]) -> dict[str, Any]:
     return {
         "weights": [p.double().sum().item() for p in module.parameters()],
         "losses": [float(loss) for loss in module.losses],
+        "seen": module.seen,
         "metrics": metrics,
         "heard": ears.heard,
         "steps": trainer.global_step,
         "warnings": [str(w.message) for w in caught if str(w.message).startswith("NTKMonitor")],
         "alerts": sum(isinstance(w.message, StallWarning) for w in caught),
+        "failures": sum(c.failures.count for c in callbacks if isinstance(c, NTKMonitor)),
         "error": error,
     }
+
+
+def only_in(rank: int) -> None:
+    """Have probes fail in one process; in none if it is -1."""
+    Probe._linearize = broken if rank == RANK else LINEARIZE  # type: ignore[method-assign]
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     found = {"plain": run("plain", folder, [])}
-    Probe.__call__ = HONEST if RANK == 0 else never_here  # type: ignore[method-assign]
-    found["watched"] = run("watched", folder, [NTKMonitor(2, **FAST), StallAlert(1)])
+    watching = NTKMonitor(2, **FAST)
+    found["watched"] = run("watched", folder, [watching, StallAlert(1)])
+    batches = watching.state_dict()["batches"]
+    found["watched"]["kept"] = [float(x.double().sum()) for x, _ in batches]
+    found["watched"]["own"] = found["watched"]["seen"][0]
     found["val"] = run("val", folder, [NTKMonitor(2, probe_batch="val", **FAST)])
     found["dear"] = run("dear", folder, [NTKMonitor(2, **{**FAST, "max_overhead": 1e-6})])
     stop = StallAlert(1, learned_threshold=1.0, level=0.999, horizon=1, actions=("stop",))
     found["stopped"] = run("stopped", folder, [NTKMonitor(1, **FAST), stop])
-    Probe.__call__ = broken if RANK == 0 else never_here  # type: ignore[method-assign]
-    found["broken"] = run("broken", folder, [NTKMonitor(2, **FAST)])
-    found["raised"] = run("raised", folder, [NTKMonitor(2, on_error="raise", **FAST)])
+    one = next(iter(loader(1, shuffle=False)))
+    found["same"] = run("same", folder, [NTKMonitor(2, probe_batch=one, **FAST)])
+    torch.manual_seed(0)
+    module = Module("dropout")
+    module.configure_model()
+    torch.manual_seed(1)
+    found["same"]["alone"] = [Probe(**SETTINGS)(module, one, learning_rate=0.01).trace.value]
+    for rank in (0, 1):
+        only_in(rank)
+        found[f"broken in {rank}"] = run(f"broken{rank}", folder, [NTKMonitor(2, **FAST)])
+        raising = NTKMonitor(2, on_error="raise", **FAST)
+        found[f"raised in {rank}"] = run(f"raised{rank}", folder, [raising])
     (folder / f"{RANK}.json").write_text(json.dumps(found))
     if torch.distributed.is_initialized():  # a process that leaves early would abort the other one
         torch.distributed.barrier()
