@@ -9,6 +9,7 @@ without Lightning and returns a `Snapshot`.
 from typing import TYPE_CHECKING, Any
 
 from ntk_monitor.model import linearize, weight_sites
+from ntk_monitor.monitor import Monitor
 from ntk_monitor.probe import Probe, probe
 from ntk_monitor.snapshot import Snapshot, TargetMode
 from ntk_monitor.uncertainty import Estimate
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Estimate",
+    "Monitor",
     "NTKMonitor",
     "Probe",
     "Snapshot",

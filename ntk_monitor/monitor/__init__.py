@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ntk_monitor.monitor.delivery import Alert
 from ntk_monitor.monitor.detector import StallDetector, StallWarning
+from ntk_monitor.monitor.plain import Monitor
 
 if TYPE_CHECKING:
     from ntk_monitor.monitor.alert import StallAlert
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Alert",
+    "Monitor",
     "NTKMonitor",
     "ProbeListener",
     "StallAlert",

@@ -203,11 +203,14 @@ class BaseMonitor:
             state_dict: What `state_dict` gave, now or in another version.
         """
         with reading_state(self.who, state_dict, STATE_VERSION, self._begin):
-            state_dict = _upgraded(state_dict)
-            self.schedule.load_state_dict(state_dict["schedule"])
-            for state, order in zip(self.states, state_dict["methods"], strict=False):
-                state.probe.prefer(order)
-            self.kept.load_state_dict(state_dict)
+            self._restore(_upgraded(state_dict))
+
+    def _restore(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state of this version, or raise an error."""
+        self.schedule.load_state_dict(state_dict["schedule"])
+        for state, order in zip(self.states, state_dict["methods"], strict=False):
+            state.probe.prefer(order)
+        self.kept.load_state_dict(state_dict)
 
     def _require_states(self, module: nn.Module) -> None:
         """Refuse a state that is not a module of the model.
