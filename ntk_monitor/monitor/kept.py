@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -54,8 +54,16 @@ class KeptBatch:
         Args:
             batch: The batch.
         """
+        self.fetch(lambda: batch)
+
+    def fetch(self, make: Callable[[], Any]) -> None:
+        """Make a batch and copy it; a failure is one of the next probe, as in `keep`.
+
+        Args:
+            make: Makes the batch.
+        """
         try:
-            self.content = keep_batch(batch)
+            self.content = keep_batch(make())
         except Exception as error:
             self._error = error
 
