@@ -96,6 +96,7 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
         if self.alert is not None:
             self.alert.open(self._host)
         self.schedule.start(self.steps, self.epoch)
+        self._fetch(kwargs)
         if not self._begun:
             self._probe(state, control, kwargs, first=True)
         return control
@@ -139,8 +140,7 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
         """Take a planned probe, with what a hook was given."""
         if self._host is None:
             return
-        if self._wants("train"):
-            self.kept.fetch(lambda: first_batch(given["train_dataloader"]))
+        self._fetch(given)  # once more, if it has failed
         before = self.snapshot
         self._visit(self._host, self.steps, first=first)
         if self.snapshot is not before:
@@ -149,6 +149,11 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
                 self._own.save()
         if self.should_stop:
             control.should_training_stop = True
+
+    def _fetch(self, given: dict[str, Any]) -> None:
+        """Keep the first batch of the training, if it is the one to probe on."""
+        if self._wants("train"):
+            self.kept.fetch(lambda: first_batch(given["train_dataloader"]))
 
     def _remember(self, state: Any, control: Any) -> Any:  # noqa: ANN401
         """What a checkpoint holds; the batch is found again in the data."""
