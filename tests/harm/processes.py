@@ -5,6 +5,7 @@ Run by test_processes.py, twice at once; the last argument is the folder to writ
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -15,9 +16,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from torch.nn.parallel import DistributedDataParallel
 
-from harm.worlds import Module, loader
-from ntk_monitor import NTKMonitor, StallAlert
+from harm.worlds import B, Dropout, Module, N, T, loader
+from ntk_monitor import Monitor, NTKMonitor, StallAlert
 from ntk_monitor.monitor import StallWarning
 from ntk_monitor.probe import Probe
 
@@ -81,6 +83,30 @@ def run(name: str, folder: Path, callbacks: list[Any]) -> dict[str, Any]:
     }
 
 
+def loop(*, watched: bool) -> dict[str, Any]:
+    """A loop of one's own, as under torchrun."""
+    torch.manual_seed(0)
+    model = DistributedDataParallel(Dropout())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(RANK)
+    batches = [torch.randn(B, T, N, generator=generator) for _ in range(4)]
+    torch.manual_seed(1)
+    heard: list[tuple[int, float]] = []
+    monitor = Monitor(2, on_probe=lambda shot, step: heard.append((step, shot.trace.value)), **FAST)
+    with contextlib.ExitStack() as stack:
+        if watched:
+            batch = (batches[0], batches[0])
+            stack.enter_context(monitor.attach(model, optimizer, batch=batch, total_steps=4))
+        for x in batches:
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            if watched:
+                monitor.step()
+    weights = [p.double().sum().item() for p in model.parameters()]
+    return {"weights": weights, "heard": heard, "random": torch.rand(1).item()}
+
+
 def only_in(rank: int) -> None:
     """Have probes fail in one process; in none if it is -1."""
     Probe._linearize = broken if rank == RANK else LINEARIZE  # type: ignore[method-assign]
@@ -105,6 +131,8 @@ def main(folder: Path) -> None:
     module.configure_model()
     torch.manual_seed(1)
     found["same"]["alone"] = [Probe(**SETTINGS)(module, one, learning_rate=0.01).trace.value]
+    found["loop"] = loop(watched=True)
+    found["plain loop"] = loop(watched=False)
     for rank in (0, 1):
         only_in(rank)
         found[f"broken in {rank}"] = run(f"broken{rank}", folder, [NTKMonitor(2, **FAST)])

@@ -76,14 +76,23 @@ def test_training_is_the_same(both: tuple[Path, list[dict[str, Any]]]) -> None:
 
 # Until `Probe.__call__` uses its argument ``ranks``, each process has the numbers of its own batch.
 @pytest.mark.xfail(not SPREAD, reason="probes of several processes are not there yet", strict=True)
-@pytest.mark.parametrize(("name", "probes"), [("watched", 5), ("val", 5), ("dear", 1)])
+@pytest.mark.parametrize(("name", "probes"), [("watched", 5), ("val", 5), ("dear", 1), ("loop", 3)])
 def test_every_process_has_the_same_numbers(name: str, probes: int, both: Any) -> None:
     first, second = (found[name] for found in both[1])
+    assert first["heard"] == second["heard"]
+    assert len(first["heard"]) == probes
+    if name == "loop":
+        return
     ours = {k: v for k, v in first["metrics"].items() if k not in WALL_CLOCK}
     assert ours == {k: v for k, v in second["metrics"].items() if k not in WALL_CLOCK}
     assert "ntk/trace" in ours
-    assert first["heard"] == second["heard"]
-    assert len(first["heard"]) == probes
+
+
+def test_a_loop_of_ones_own_is_the_same(both: Any) -> None:
+    for found in both[1]:
+        for what in ("weights", "random"):
+            assert found["loop"][what] == found["plain loop"][what]
+        assert [step for step, _ in found["loop"]["heard"]] == [0, 2, 4]
 
 
 def test_every_process_probes_at_the_same_steps(both: Any) -> None:
