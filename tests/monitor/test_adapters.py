@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -212,8 +213,9 @@ def test_numbers_are_in_the_history_and_beside_those_of_the_trainer(tmp_path: Pa
 def test_a_transformers_run_cut_in_two_goes_on(tmp_path: Path) -> None:
     def run(folder: Path, *, stop: int | None = None, resume: bool = False) -> tuple[Run, Any]:
         seen = Run(folder)
-        ours = NTKTrainerCallback(2, on_probe=seen.hear, alert=StallAlert(horizon=9), **FAST)
-        settings = {"save_strategy": "steps", "save_steps": 3}
+        ours = NTKTrainerCallback(3, on_probe=seen.hear, alert=StallAlert(horizon=9), **FAST)
+        # In the second epoch, whose first batch is another one.
+        settings = {"save_strategy": "steps", "save_steps": 8, "max_steps": 12}
         trainer = Trainer(
             gpt(), arguments(folder, **settings), train_dataset=Texts(), callbacks=[ours]
         )
@@ -226,17 +228,18 @@ def test_a_transformers_run_cut_in_two_goes_on(tmp_path: Path) -> None:
                 return control
 
             ours.on_step_end = on_step_end
-        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-3") if resume else None)
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-8") if resume else None)
         return seen, ours
 
     whole, whole_monitor = run(tmp_path / "whole")
-    first, _ = run(tmp_path / "cut", stop=3)
+    first, _ = run(tmp_path / "cut", stop=8)
     second, monitor = run(tmp_path / "cut", resume=True)
-    assert [step for step, _ in first.seen + second.seen] == [0, 2, 4, 6]
+    assert [step for step, _ in first.seen] == [0, 3, 6]
+    assert [step for step, _ in second.seen] == [9, 12]
     assert first.seen + second.seen == whole.seen
     assert monitor.alert.state_dict() == whole_monitor.alert.state_dict()
-    state = json.loads((tmp_path / "cut" / "checkpoint-3" / "trainer_state.json").read_text())
-    assert state["stateful_callbacks"]["ntk_monitor"]["steps"] == 3
+    state = json.loads((tmp_path / "cut" / "checkpoint-8" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["ntk_monitor"]["steps"] == 8
 
 
 def test_the_first_batch_is_read_without_a_trace() -> None:
@@ -347,6 +350,7 @@ def test_all_is_closed_when_a_training_raises(tmp_path: Path) -> None:
     model, optimizer, batch = linear()
     watch = alert()
     closed: list[bool] = []
+    threads = threading.active_count()  # a writer has one of its own
     watch.close = lambda: closed.append(True)  # type: ignore[method-assign]
     monitor = Monitor(1, alert=watch, **FAST)
     with (
@@ -355,6 +359,7 @@ def test_all_is_closed_when_a_training_raises(tmp_path: Path) -> None:
     ):
         raise KeyboardInterrupt
     assert closed == [True]
+    assert threading.active_count() == threads
     assert "ntk/trace" in scalars(tmp_path)
     with pytest.raises(RuntimeError, match="watches no training"):
         monitor.step(batch)
