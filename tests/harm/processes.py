@@ -83,8 +83,8 @@ def run(name: str, folder: Path, callbacks: list[Any]) -> dict[str, Any]:
     }
 
 
-def loop(*, watched: bool) -> dict[str, Any]:
-    """A loop of one's own, as under torchrun."""
+def loop(*, watched: bool, cut: bool = False) -> dict[str, Any]:
+    """A loop of one's own, as under torchrun; cut in two, with a state that the first wrote."""
     torch.manual_seed(0)
     model = DistributedDataParallel(Dropout())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -92,12 +92,23 @@ def loop(*, watched: bool) -> dict[str, Any]:
     batches = [torch.randn(B, T, N, generator=generator) for _ in range(4)]
     torch.manual_seed(1)
     heard: list[tuple[int, float]] = []
-    monitor = Monitor(2, on_probe=lambda shot, step: heard.append((step, shot.trace.value)), **FAST)
+
+    def monitor_of() -> Monitor:
+        return Monitor(2, on_probe=lambda shot, i: heard.append((i, shot.trace.value)), **FAST)
+
+    monitor = monitor_of()
     with contextlib.ExitStack() as stack:
         if watched:
             batch = (batches[0], batches[0])
             stack.enter_context(monitor.attach(model, optimizer, batch=batch, total_steps=4))
-        for x in batches:
+        for i, x in enumerate(batches):
+            if cut and i == 3:
+                state = [monitor.state_dict()]
+                torch.distributed.broadcast_object_list(state)
+                stack.close()
+                monitor = monitor_of()
+                monitor.load_state_dict(state[0])
+                stack.enter_context(monitor.attach(model, optimizer, total_steps=4))
             optimizer.zero_grad()
             model(x).square().mean().backward()
             optimizer.step()
@@ -132,6 +143,7 @@ def main(folder: Path) -> None:
     torch.manual_seed(1)
     found["same"]["alone"] = [Probe(**SETTINGS)(module, one, learning_rate=0.01).trace.value]
     found["loop"] = loop(watched=True)
+    found["cut loop"] = loop(watched=True, cut=True)
     found["plain loop"] = loop(watched=False)
     for rank in (0, 1):
         only_in(rank)

@@ -95,6 +95,11 @@ def test_a_loop_of_ones_own_is_the_same(both: Any) -> None:
         assert [step for step, _ in found["loop"]["heard"]] == [0, 2, 4]
 
 
+def test_a_loop_cut_in_two_measures_the_same_batches(both: Any) -> None:
+    for found in both[1]:
+        assert found["cut loop"] == found["loop"]
+
+
 def test_every_process_probes_at_the_same_steps(both: Any) -> None:
     for name, steps in {"watched": [0, 2, 4, 6, 8], "val": [0, 2, 4, 6, 8], "dear": [0]}.items():
         for found in both[1]:
