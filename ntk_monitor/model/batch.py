@@ -15,6 +15,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from ntk_monitor.ranks import checksum
+
 ForwardFn = Callable[[nn.Module, Any], Any]
 TargetFn = Callable[[Any], Tensor | None]
 MaskFn = Callable[[Any], Tensor | None]
@@ -254,15 +256,12 @@ def fingerprint(batch: Any) -> int | None:  # noqa: ANN401
         batch: Nested tuples, lists, mappings or dataclasses of tensors; or an object of the user's.
 
     Returns:
-        A checksum of 32 bits over all tensors, or, where there are none, over what pickle writes;
-        None where that cannot be had.
+        A checksum over all tensors, or, where there are none, over what pickle writes; None where
+        that cannot be had.
     """
-    total = 0
+    tensors = tensors_of(batch)
     try:
-        for tensor in tensors_of(batch):
-            content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            total = zlib.crc32(content.numpy().tobytes(), total)
-        return total or zlib.crc32(pickle.dumps(batch))
+        return checksum(*tensors) if tensors else zlib.crc32(pickle.dumps(batch))
     except Exception:
         return None
 

@@ -44,9 +44,12 @@ class KeptBatch:
         Returns:
             True if it is.
         """
-        if not (isinstance(self.choice, str) and self.choice == kind):
-            return False
-        return self.content is None and self._parts is None and self._error is None
+        return (
+            self._is(kind) and self.content is None and self._parts is None and self._error is None
+        )
+
+    def _is(self, kind: str) -> bool:
+        return isinstance(self.choice, str) and self.choice == kind
 
     def keep(self, batch: Any) -> None:  # noqa: ANN401
         """Copy a batch; if that fails, the next probe fails of it, in all processes together.
@@ -109,14 +112,14 @@ class KeptBatch:
         own = torch.tensor([-1 - ranks.index if found is None else found], device="cpu")
         self._alike = len(set(ranks.join(own).tolist())) == 1
         plain = is_plain(self.content)
-        if not self._alike and self.choice == "train" and ranks.all(plain):
+        if not self._alike and self._is("train") and ranks.all(plain):
             small = ranks.total(size_of(self.content)) <= MOST_BYTES
             self._parts = host.gathered(on_cpu(self.content)) if small else None
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it: of several processes, all that they measure."""
         several = self._alike is False
-        kept = isinstance(self.choice, str) and self.choice == "train" and not several
+        kept = self._is("train") and not several
         return {
             "batch": self.content if kept and is_plain(self.content) else None,
             "batches": self._parts,

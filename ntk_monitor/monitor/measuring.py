@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from ntk_monitor.model.linearization import Preconditioner
 from ntk_monitor.monitor.followed import FollowedState
@@ -11,7 +12,6 @@ from ntk_monitor.monitor.host import Host
 from ntk_monitor.monitor.kept import KeptBatch
 from ntk_monitor.monitor.optimizers import learning_rate, preconditioner
 from ntk_monitor.probe import Probe
-from ntk_monitor.ranks import RankError
 from ntk_monitor.snapshot import Snapshot
 
 FEWEST_PRODUCTS = 16
@@ -44,32 +44,26 @@ def measure(
         A snapshot for each state, the same in all processes; none where there is no batch yet.
         Whatever fails in one process is raised there, and a `RankError` in the others.
     """
-    found: tuple[Snapshot, ...] = ()
-    failure: Exception | None = None
-    apart = False
-    try:
-        batch, ranks = kept.for_probe(host)
-        apart = ranks.size < host.ranks.size
-        if batch is not None:
-            rate, scales = optimization(states[0].probe, host)
-            most = most_products(states[0].probe, host, len(states), max_overhead)
-            with host.muted():
-                found = tuple(
-                    state.probe(
-                        host.module,
-                        batch,
-                        learning_rate=rate,
-                        preconditioner=scales,
-                        seed=state.probe.seed + redraws,
-                        max_products=most,
-                        ranks=ranks,
-                    )
-                    for state in states
-                )
-    except Exception as error:
-        failure = error
-    if not host.ranks.all(failure is None):
-        raise failure or RankError("another process that takes part in this probe failed")
+    batch, ranks = kept.for_probe(host)
+    if batch is None:
+        return ()
+    rate, scales = optimization(states[0].probe, host)
+    most = most_products(states[0].probe, host, len(states), max_overhead)
+    apart = ranks.size < host.ranks.size
+    # A probe hears of the failures in its own processes; these are not its own.
+    with host.muted(), host.ranks.together() if apart else nullcontext():
+        found = tuple(
+            state.probe(
+                host.module,
+                batch,
+                learning_rate=rate,
+                preconditioner=scales,
+                seed=state.probe.seed + redraws,
+                max_products=most,
+                ranks=ranks,
+            )
+            for state in states
+        )
     return host.shared(found) if apart else found
 
 

@@ -148,6 +148,8 @@ def main(folder: Path) -> None:
     for rank in (0, 1):
         only_in(rank)
         found[f"broken in {rank}"] = run(f"broken{rank}", folder, [NTKMonitor(2, **FAST)])
+        apart = NTKMonitor(2, probe_batch=one, **FAST)
+        found[f"broken apart in {rank}"] = run(f"apart{rank}", folder, [apart])
         raising = NTKMonitor(2, on_error="raise", **FAST)
         found[f"raised in {rank}"] = run(f"raised{rank}", folder, [raising])
     (folder / f"{RANK}.json").write_text(json.dumps(found))
