@@ -171,9 +171,9 @@ class Counting(NTKMonitor):
 
     probes = 0
 
-    def _publish(self, *args: Any) -> None:  # noqa: ANN401
+    def on_probe(self, *_: Any) -> None:  # noqa: ANN401
+        """Count one more."""
         self.probes += 1
-        super()._publish(*args)
 
 
 def trainer(steps: int, callbacks: list[Callback], folder: str) -> Trainer:

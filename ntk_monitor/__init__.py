@@ -6,14 +6,20 @@ which gradient descent moves its state (the global empirical NTK) and the core t
 without Lightning and returns a `Snapshot`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from ntk_monitor.model import linearize, weight_sites
-from ntk_monitor.monitor import NTKMonitor, StallAlert
+from ntk_monitor.monitor import Monitor
 from ntk_monitor.probe import Probe, probe
 from ntk_monitor.snapshot import Snapshot, TargetMode
 from ntk_monitor.uncertainty import Estimate
 
+if TYPE_CHECKING:
+    from ntk_monitor.monitor import NTKMonitor, StallAlert
+
 __all__ = [
     "Estimate",
+    "Monitor",
     "NTKMonitor",
     "Probe",
     "Snapshot",
@@ -23,3 +29,12 @@ __all__ = [
     "probe",
     "weight_sites",
 ]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    """What needs Lightning, which is imported only when it is asked for."""
+    if name not in {"NTKMonitor", "StallAlert"}:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ntk_monitor import monitor  # noqa: PLC0415
+
+    return getattr(monitor, name)

@@ -1,6 +1,8 @@
 """Imports point one way."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import ntk_monitor
@@ -41,19 +43,44 @@ def test_every_layer_imports_only_from_lower_ones() -> None:
     assert seen == set(ORDER)
 
 
+LIGHTNING = {
+    "checkpoints.py",
+    "cli.py",
+    "models/gru.py",
+    "monitor/alert.py",
+    "monitor/callback.py",
+    "monitor/trainers.py",
+    "tasks/memory_pro.py",
+}
+
+
 def test_only_the_lightning_side_imports_lightning() -> None:
+    found = set()
     for path in ROOT.rglob("*.py"):
-        layer = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        if layer in {
-            "checks",
-            "uncertainty",
-            "ranks",
-            "operators",
-            "estimators",
-            "model",
-            "snapshot",
-            "targets",
-            "probe",
-            "views",
-        }:
-            assert "lightning.pytorch" not in path.read_text(), path
+        nodes = [n for n in ast.walk(ast.parse(path.read_text())) if not isinstance(n, ast.alias)]
+        names = {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}
+        names |= {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+        if {name.partition(".")[0] for name in names} & {"lightning", "pytorch_lightning"}:
+            found.add(path.relative_to(ROOT).as_posix())
+    assert found == LIGHTNING
+
+
+def test_all_else_is_imported_without_lightning() -> None:
+    """Whatever it imports in turn, too; ``transformers`` stands for its Trainer."""
+    skipped = {*LIGHTNING, "monitor/transformers.py", "views/dashboard/plugin.py"}
+    paths = [path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path.name != "__init__.py"]
+    modules = [
+        "ntk_monitor." + ".".join(path.with_suffix("").parts)
+        for path in paths
+        if path.as_posix() not in skipped and path.parts[0] not in {"models", "tasks"}
+    ]
+    code = f"""
+import importlib, sys
+for name in {sorted(modules)}:
+    importlib.import_module(name)
+heavy = {{"lightning", "pytorch_lightning", "lightning_fabric", "accelerate"}}
+print(sorted(heavy & set(sys.modules)), "transformers.trainer" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[] False"

@@ -16,8 +16,13 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 def test_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = MemoryProDataModule(trials=4, batch_size=2, evaluation_trials=2)
+    model = GRURegression(hidden_size=4)
+    mean_squared = torch.nn.functional.mse_loss
     names = {
-        "model": GRURegression(hidden_size=4),
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.01),
+        "loader": [(torch.randn(2, 6, 3), torch.randn(2, 6, 3))],
+        "compute_loss": lambda batch: mean_squared(model(batch[0]), batch[1]),
         "datamodule": data,
         "inputs": torch.randn(2, 6, 3),
         "targets": torch.randn(2, 6, 3),
@@ -28,6 +33,7 @@ def test_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for snippet in snippets:
         exec(snippet.replace("max_epochs=50", "max_epochs=1"), names)
     assert names["snapshot"].is_finite
+    assert names["monitor"].snapshot.is_finite
     assert names["trainer"].callbacks[0].snapshot.is_finite
 
 

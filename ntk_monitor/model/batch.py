@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pickle
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -12,6 +14,8 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from ntk_monitor.ranks import checksum
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 TargetFn = Callable[[Any], Tensor | None]
@@ -217,6 +221,61 @@ def is_plain(batch: Any) -> bool:  # noqa: ANN401
     if type(batch) is dict:
         return all(type(k) is str for k in batch) and all(map(is_plain, batch.values()))
     return type(batch) in {torch.Tensor, int, float, bool, str, type(None)}
+
+
+def tensors_of(batch: Any) -> list[Tensor]:  # noqa: ANN401
+    """The tensors of a batch, in order.
+
+    Args:
+        batch: Nested tuples, lists, mappings or dataclasses of tensors.
+
+    Returns:
+        The tensors; those in other objects are not found.
+    """
+    found: list[Tensor] = []
+    apply_to_collection(batch, Tensor, found.append)
+    return found
+
+
+def size_of(batch: Any) -> int:  # noqa: ANN401
+    """The memory of a batch's tensors.
+
+    Args:
+        batch: Nested tuples, lists, mappings or dataclasses of tensors.
+
+    Returns:
+        Bytes.
+    """
+    return sum(tensor.nbytes for tensor in tensors_of(batch))
+
+
+def fingerprint(batch: Any) -> int | None:  # noqa: ANN401
+    """A number that tells whether two batches hold the same numbers.
+
+    Args:
+        batch: Nested tuples, lists, mappings or dataclasses of tensors; or an object of the user's.
+
+    Returns:
+        A checksum over all tensors, or, where there are none, over what pickle writes; None where
+        that cannot be had.
+    """
+    tensors = tensors_of(batch)
+    try:
+        return checksum(*tensors) if tensors else zlib.crc32(pickle.dumps(batch))
+    except Exception:
+        return None
+
+
+def on_cpu(batch: Any) -> Any:  # noqa: ANN401
+    """Move every tensor of a batch to the CPU.
+
+    Args:
+        batch: Nested tuples, lists, mappings or dataclasses of tensors.
+
+    Returns:
+        The same structure.
+    """
+    return apply_to_collection(batch, Tensor, Tensor.cpu)
 
 
 def cast_batch(batch: Any, dtype: torch.dtype, device: torch.device) -> Any:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""Compiled models, as they were written."""
+"""Wrapped models, as they were written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def unwrapped(module: nn.Module) -> Iterator[None]:
 
 
 def plain_module(module: nn.Module) -> nn.Module:
-    """The module inside what `torch.compile` or data parallelism wraps around it.
+    """The module inside what `torch.compile`, data parallelism or Fabric wraps around it.
 
     Args:
         module: Wrapped or not.
@@ -41,11 +41,17 @@ def plain_module(module: nn.Module) -> nn.Module:
         The module as it was written.
     """
     while True:
-        parallel = isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-        inner = getattr(module, "module" if parallel else "_orig_mod", None)
+        inner = getattr(module, _inner_name(module), None)
         if not isinstance(inner, nn.Module):
             return module
         module = inner
+
+
+def _inner_name(module: nn.Module) -> str:
+    """The attribute that a wrapper, if it is one, keeps the wrapped module under."""
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return "module"
+    return "_original_module" if "_original_module" in module._modules else "_orig_mod"
 
 
 def plain_name(name: str) -> str:

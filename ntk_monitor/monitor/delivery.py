@@ -14,10 +14,8 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any, Literal
 
-from lightning.fabric.utilities.cloud_io import get_filesystem
-
 from ntk_monitor.monitor.failures import Failures
-from ntk_monitor.monitor.sinks import Severity
+from ntk_monitor.monitor.sinks import Severity, file_system
 
 Kind = Literal["stalled", "recovered", "not moving"]
 Reason = Literal["core", "propagator", "learning rate", "gradient noise"]
@@ -54,7 +52,7 @@ class Delivery:
     """Sends alerts through channels of which none can harm another, or the training.
 
     Attributes:
-        folder: Where ``alerts.jsonl`` is written, on any file system that Lightning knows, or None.
+        folder: Where ``alerts.jsonl`` is written, on any file system that fsspec knows, or None.
     """
 
     def __init__(
@@ -101,7 +99,7 @@ class Delivery:
     def _append(self, alert: Alert) -> None:
         assert self.folder is not None
         line = json.dumps({"time": time.time(), **asdict(alert)}) + "\n"
-        files = get_filesystem(self.folder)
+        files = file_system(self.folder)
         files.makedirs(self.folder, exist_ok=True)
         path = f"{self.folder}/{FILE}"
         try:

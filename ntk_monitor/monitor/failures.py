@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+import torch.distributed as dist
 
 OnError = Literal["warn", "raise", "disable"]
 FAILURES_IN_A_ROW = 3
@@ -24,6 +26,7 @@ class Failures:
 
     Attributes:
         what: What it is, for messages.
+        who: Whose it is, likewise.
         on_error: ``"warn"`` of the first failure, and give up after three in a row; ``"disable"``,
             give up at the first; or ``"raise"``.
         count: Failures so far.
@@ -33,6 +36,7 @@ class Failures:
 
     what: str
     on_error: OnError
+    who: str = "NTKMonitor"
     count: int = 0
     in_a_row: int = 0
     enabled: bool = True
@@ -72,8 +76,8 @@ class Failures:
     def _tell(self, how: str, where: str) -> None:
         consequence = "it will be tried again" if self.enabled else "it is now switched off"
         say(
-            f"NTKMonitor: {self.what} {how}; training goes on, and {consequence}. "
-            f"NTKMonitor(on_error='raise') would stop here.\n{where}".rstrip()
+            f"{self.who}: {self.what} {how}; training goes on, and {consequence}. "
+            f"{self.who}(on_error='raise') would stop here.\n{where}".rstrip()
         )
 
 
@@ -84,10 +88,19 @@ def say(message: str, category: type[Warning] = UserWarning) -> None:
         message: What to say.
         category: Of the warning.
     """
+    if not _is_first_process():
+        logger.info(message)
+        return
     try:
-        rank_zero_warn(message, category=category)
+        warnings.warn(message, category, stacklevel=4)
     except Warning:
         logger.warning(message)
+
+
+def _is_first_process() -> bool:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    return not int(os.environ.get("RANK", "0"))  # as torchrun has it
 
 
 @contextmanager

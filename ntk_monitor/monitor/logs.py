@@ -1,4 +1,4 @@
-"""Numbers, pictures and text to whatever loggers a Trainer has."""
+"""Numbers, pictures and text to whatever loggers a training has."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Trainer
 
 from ntk_monitor.monitor.failures import Failures, OnError
+from ntk_monitor.monitor.host import Logs
 from ntk_monitor.monitor.sinks import Severity, Sink, sink_of
 from ntk_monitor.views import own_style
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Reporter:
-    """Sends what was measured to every logger of a Trainer that works.
+    """Sends what was measured to every logger of a training that works.
 
     A logger that fails is tried again at the next probe, and left out after three failures without
     a success in logging numbers between them; so is, at once, one that takes longer than the time
@@ -26,28 +26,32 @@ class Reporter:
 
     Attributes:
         on_error: See `Failures`.
+        who: Reports, for messages.
         time_limit: Seconds that one call may take, or None; it is not interrupted, but is the last.
     """
 
-    def __init__(self, on_error: OnError, time_limit: float | None) -> None:
+    def __init__(
+        self, on_error: OnError, time_limit: float | None, who: str = "NTKMonitor"
+    ) -> None:
         """Begin with all loggers."""
         self.on_error = on_error
+        self.who = who
         self.time_limit = time_limit
         self._failures: dict[int, Failures] = {}
         self._sinks: dict[int, Sink] = {}
 
-    def scalars(self, trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
+    def scalars(self, logs: Logs, scalars: Mapping[str, float], step: int) -> None:
         """Send numbers, also to ``callback_metrics`` for other callbacks.
 
         ``LightningModule.log`` would drop numbers that arrive between two multiples of
         ``log_every_n_steps``, so the loggers are called directly.
 
         Args:
-            trainer: The Trainer.
+            logs: Where to.
             scalars: Numbers by tag.
             step: Where on the x-axis.
         """
-        trainer.callback_metrics.update({
+        logs.callback_metrics.update({
             tag: torch.tensor(v, device="cpu") for tag, v in scalars.items()
         })
 
@@ -55,13 +59,13 @@ class Reporter:
             logger.log_metrics(dict(scalars), step=step)
             self._of(logger).succeeded()  # pictures may be nothing that a logger takes: no success
 
-        self._send(trainer, send)
+        self._send(logs, send)
 
-    def figures(self, trainer: Trainer, figures: Mapping[str, Figure], step: int) -> None:
+    def figures(self, logs: Logs, figures: Mapping[str, Figure], step: int) -> None:
         """Send pictures to the loggers that take them.
 
         Args:
-            trainer: The Trainer.
+            logs: Where to.
             figures: Matplotlib figures by tag.
             step: Where on the x-axis.
         """
@@ -70,40 +74,40 @@ class Reporter:
             with own_style():
                 sink.figures(logger, figures, step)
 
-        self._to_sinks(trainer, draw)
+        self._to_sinks(logs, draw)
 
     def text(
-        self, trainer: Trainer, tag: str, text: str, step: int, severity: Severity = "warning"
+        self, logs: Logs, tag: str, text: str, step: int, severity: Severity = "warning"
     ) -> None:
         """Send Markdown to the loggers that take it.
 
         Args:
-            trainer: The Trainer.
+            logs: Where to.
             tag: Under which tag.
             text: Markdown.
             step: Where on the x-axis.
             severity: How much it matters, for loggers that have alerts.
         """
-        self._to_sinks(trainer, lambda logger, sink: sink.text(logger, tag, text, step, severity))
+        self._to_sinks(logs, lambda logger, sink: sink.text(logger, tag, text, step, severity))
 
-    def takes_figures(self, trainer: Trainer) -> bool:
+    def takes_figures(self, logs: Logs) -> bool:
         """Whether some logger keeps figures, so that drawing them is worth while.
 
         Args:
-            trainer: The Trainer.
+            logs: Where to.
 
         Returns:
             True in the first process, if one does.
         """
         found: list[bool] = []
-        self._to_sinks(trainer, lambda logger, sink: found.append(sink.takes_figures(logger)))
+        self._to_sinks(logs, lambda logger, sink: found.append(sink.takes_figures(logger)))
         return any(found)
 
-    def write(self, trainer: Trainer, method: str, use: Callable[[Any], object]) -> None:
+    def write(self, logs: Logs, method: str, use: Callable[[Any], object]) -> None:
         """Use the summary writers of the loggers that have one with some method.
 
         Args:
-            trainer: The Trainer.
+            logs: Where to.
             method: Name of the ``SummaryWriter`` method that is needed.
             use: What to do with each.
         """
@@ -113,13 +117,13 @@ class Reporter:
             if callable(getattr(writer, method, None)):
                 use(writer)
 
-        self._send(trainer, send)
+        self._send(logs, send)
 
     def _of(self, logger: Any) -> Failures:  # noqa: ANN401
         what = f"logging to {type(logger).__name__}"
-        return self._failures.setdefault(id(logger), Failures(what, self.on_error))
+        return self._failures.setdefault(id(logger), Failures(what, self.on_error, self.who))
 
-    def _to_sinks(self, trainer: Trainer, use: Callable[[Any, Sink], object]) -> None:
+    def _to_sinks(self, logs: Logs, use: Callable[[Any, Sink], object]) -> None:
         """Use the sink of every logger, in the first process: only there a logger has its own."""
 
         def send(logger: Any) -> None:  # noqa: ANN401
@@ -127,11 +131,11 @@ class Reporter:
                 self._sinks[id(logger)] = sink_of(logger)
             use(logger, self._sinks[id(logger)])
 
-        if trainer.is_global_zero:
-            self._send(trainer, send)
+        if logs.is_global_zero:
+            self._send(logs, send)
 
-    def _send(self, trainer: Trainer, send: Callable[[Any], object]) -> None:
-        for logger in trainer.loggers:
+    def _send(self, logs: Logs, send: Callable[[Any], object]) -> None:
+        for logger in logs.loggers:
             failures = self._of(logger)
             if not failures.enabled:
                 continue

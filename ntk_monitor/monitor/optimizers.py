@@ -15,6 +15,20 @@ from ntk_monitor.model.linearization import Preconditioner
 Step = Callable[[Tensor], Tensor]
 
 
+def plain_optimizer(optimizer: Optimizer) -> Optimizer:
+    """The optimizer inside what Fabric or accelerate wraps around it.
+
+    Args:
+        optimizer: Wrapped or not.
+
+    Returns:
+        The optimizer that steps.
+    """
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
+
+
 def learning_rate(optimizers: Sequence[Optimizer]) -> float | None:
     r"""The present learning rate: of the first group of parameters that has one above 0.
 

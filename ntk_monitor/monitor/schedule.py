@@ -9,12 +9,32 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ntk_monitor.checks import require
+
 Plan = Literal["steps", "log", "epochs"] | Sequence[int]
 """``"steps"``: every N optimizer steps. ``"log"``: at steps 2, 3, 4, 6, 8, 12, 16, ..., twice per
 doubling. ``"epochs"``: at the first step of every epoch. A list: at these steps."""
 RESERVE = 0.2
 """Share of the allowance that is left for what no clock of the monitor sees: the caches that a
 probe leaves cold, its hooks between probes."""
+
+
+def require_plan(every_n_steps: int, max_overhead: float | None, plan: Plan) -> None:
+    """Refuse settings of a schedule that are out of their range with a ValueError.
+
+    Args:
+        every_n_steps: See `Schedule`, as for the others.
+        max_overhead: A share in (0, 1], or None.
+        plan: The name of a plan, or steps of at least 1.
+    """
+    require(every_n_steps >= 1, "every_n_steps", "at least 1", every_n_steps)
+    possible = max_overhead is None or 0 < max_overhead <= 1
+    require(possible, "max_overhead", "a share of wall time in (0, 1], or None", max_overhead)
+    if isinstance(plan, str):
+        known = plan in {"steps", "log", "epochs"}
+        require(known, "plan", "'steps', 'log', 'epochs' or a list of steps", plan)
+    else:
+        require(bool(plan) and min(plan) >= 1, "plan", "a list of steps of at least 1", plan)
 
 
 @dataclass

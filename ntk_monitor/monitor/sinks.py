@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from lightning.fabric.utilities.cloud_io import get_filesystem
+import fsspec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,7 +84,7 @@ class CSVSink(Sink):
         return bool(logger.log_dir)
 
     def figures(self, logger: Any, figures: Mapping[str, Figure], step: int) -> None:  # noqa: ANN401, D102
-        files = get_filesystem(logger.log_dir)
+        files = file_system(logger.log_dir)
         for tag, figure in figures.items():
             picture = io.BytesIO()  # a file then holds all of it or, for a moment, nothing
             figure.savefig(picture, format="png")
@@ -171,6 +171,18 @@ def sink_of(logger: Any) -> Sink:  # noqa: ANN401
         if kind.__name__ in SINKS and kind.__module__.partition(".")[0] in LIGHTNING:
             return SINKS[kind.__name__]()
     return WriterSink()
+
+
+def file_system(path: str) -> Any:  # noqa: ANN401
+    """The file system of a path or an address.
+
+    Args:
+        path: A folder here, or an address such as ``s3://bucket/runs``.
+
+    Returns:
+        The file system, of fsspec.
+    """
+    return fsspec.url_to_fs(path)[0]
 
 
 def file_of(tag: str, step: int, ending: str) -> str:

@@ -1,19 +1,107 @@
-"""What a monitor asks of a Trainer, and of the processes that train together."""
+"""A Lightning Trainer as a host."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import nn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-T = TypeVar("T")
+from ntk_monitor.monitor.delivery import run_folder
+from ntk_monitor.monitor.host import Host, world
+from ntk_monitor.ranks import ALONE, Ranks
+from ntk_monitor.snapshot import Snapshot
+
 SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 """Strategies under which no process has all parameters."""
+
+
+@runtime_checkable
+class ProbeListener(Protocol):
+    """A callback that wants to see every snapshot."""
+
+    def on_probe(
+        self, trainer: Trainer, pl_module: LightningModule, snapshot: Snapshot, step: int
+    ) -> None:
+        """Called after each probe; ``step`` is its place on the loggers' x-axis."""
+
+
+class TrainerHost(Host):
+    """A Trainer, for the time of one hook."""
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        """Take both as a hook gets them."""
+        self.trainer = trainer
+        self.module: LightningModule = module
+
+    @property
+    def global_step(self) -> int:  # noqa: D102
+        return self.trainer.global_step
+
+    @property
+    def current_epoch(self) -> int:  # noqa: D102
+        return self.trainer.current_epoch
+
+    @property
+    def planned_steps(self) -> float:  # noqa: D102
+        return planned_steps(self.trainer)
+
+    def planned_batches(self, step: int) -> float:  # noqa: D102
+        return planned_batches(self.trainer, step)
+
+    @property
+    def optimizers(self) -> Sequence[Optimizer]:  # noqa: D102
+        return self.trainer.optimizers
+
+    @property
+    def loggers(self) -> Sequence[Any]:  # noqa: D102
+        return self.trainer.loggers
+
+    @property
+    def callback_metrics(self) -> MutableMapping[str, Tensor]:  # noqa: D102
+        return self.trainer.callback_metrics
+
+    @property
+    def is_global_zero(self) -> bool:  # noqa: D102
+        return self.trainer.is_global_zero
+
+    @cached_property
+    def ranks(self) -> Ranks:  # noqa: D102
+        if self.trainer.world_size == 1:
+            return ALONE
+        return world(self.trainer.strategy.root_device)
+
+    @property
+    def run_folder(self) -> str | None:  # noqa: D102
+        folder = self.trainer.log_dir
+        first = next(iter(self.trainer.loggers), None)
+        if first is None or not self.trainer.is_global_zero:
+            return None
+        return run_folder(first, folder)
+
+    def stop(self) -> None:  # noqa: D102
+        self.trainer.should_stop = True
+
+    def inform(self, message: str) -> None:  # noqa: D102
+        rank_zero_info(message)
+
+    def muted(self) -> AbstractContextManager[None]:  # noqa: D102
+        return muted(self.trainer, self.module)
+
+    def tell(self, snapshot: Snapshot, step: int) -> None:  # noqa: D102
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ProbeListener):
+                callback.on_probe(self.trainer, self.module, snapshot, step)
+
+    def make_batch(self, make: Callable[..., Any]) -> Any:  # noqa: ANN401, D102
+        return make(self.trainer, self.module)
 
 
 def require_whole_model(trainer: Trainer) -> None:
@@ -37,19 +125,6 @@ def require_whole_model(trainer: Trainer) -> None:
         f"{reason}: supported are one device and strategy='ddp' (all its variants); or leave the "
         "monitor out and use `ntk_monitor.probe` on checkpoints"
     )
-
-
-def shared(trainer: Trainer, value: T) -> T:
-    """What the first process has, in every process.
-
-    Args:
-        trainer: The Trainer.
-        value: Of the first process; that of others is not looked at.
-
-    Returns:
-        The first process's value.
-    """
-    return value if trainer.world_size == 1 else trainer.strategy.broadcast(value)
 
 
 def planned_steps(trainer: Trainer) -> float:

@@ -5,6 +5,7 @@ Run by test_processes.py, twice at once; the last argument is the folder to writ
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -15,23 +16,21 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from torch.nn.parallel import DistributedDataParallel
 
-from harm.worlds import Module, loader
-from ntk_monitor import NTKMonitor, StallAlert
+from harm.worlds import B, Dropout, Module, N, T, loader
+from ntk_monitor import Monitor, NTKMonitor, StallAlert
 from ntk_monitor.monitor import StallWarning
 from ntk_monitor.probe import Probe
 
 RANK = int(os.environ.get("LOCAL_RANK", "0"))
-FAST: dict[str, Any] = {"max_products": 16, "modes": 1, "tolerance": 1.0, "max_overhead": None}
-HONEST = Probe.__call__
+SETTINGS: dict[str, Any] = {"max_products": 16, "modes": 1, "tolerance": 1.0}
+FAST: dict[str, Any] = {**SETTINGS, "max_overhead": None}
+LINEARIZE = Probe._linearize
 
 
 def broken(*_: Any, **__: Any) -> Any:
     raise RuntimeError("no luck today")
-
-
-def never_here(*_: Any, **__: Any) -> Any:
-    raise AssertionError("only the first process probes")
 
 
 class Ears(Callback):
@@ -73,27 +72,86 @@ def run(name: str, folder: Path, callbacks: list[Any]) -> dict[str, Any]:
     return {
         "weights": [p.double().sum().item() for p in module.parameters()],
         "losses": [float(loss) for loss in module.losses],
+        "seen": module.seen,
         "metrics": metrics,
         "heard": ears.heard,
         "steps": trainer.global_step,
         "warnings": [str(w.message) for w in caught if str(w.message).startswith("NTKMonitor")],
         "alerts": sum(isinstance(w.message, StallWarning) for w in caught),
+        "failures": sum(c.failures.count for c in callbacks if isinstance(c, NTKMonitor)),
         "error": error,
     }
+
+
+def loop(*, watched: bool, cut: bool = False) -> dict[str, Any]:
+    """A loop of one's own, as under torchrun; cut in two, with a state that the first wrote."""
+    torch.manual_seed(0)
+    model = DistributedDataParallel(Dropout())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(RANK)
+    batches = [torch.randn(B, T, N, generator=generator) for _ in range(4)]
+    torch.manual_seed(1)
+    heard: list[tuple[int, float]] = []
+
+    def monitor_of() -> Monitor:
+        return Monitor(2, on_probe=lambda shot, i: heard.append((i, shot.trace.value)), **FAST)
+
+    monitor = monitor_of()
+    with contextlib.ExitStack() as stack:
+        if watched:
+            batch = (batches[0], batches[0])
+            stack.enter_context(monitor.attach(model, optimizer, batch=batch, total_steps=4))
+        for i, x in enumerate(batches):
+            if cut and i == 3:
+                state = [monitor.state_dict()]
+                torch.distributed.broadcast_object_list(state)
+                stack.close()
+                monitor = monitor_of()
+                monitor.load_state_dict(state[0])
+                stack.enter_context(monitor.attach(model, optimizer, total_steps=4))
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            if watched:
+                monitor.step()
+    weights = [p.double().sum().item() for p in model.parameters()]
+    return {"weights": weights, "heard": heard, "random": torch.rand(1).item()}
+
+
+def only_in(rank: int) -> None:
+    """Have probes fail in one process; in none if it is -1."""
+    Probe._linearize = broken if rank == RANK else LINEARIZE  # type: ignore[method-assign]
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     found = {"plain": run("plain", folder, [])}
-    Probe.__call__ = HONEST if RANK == 0 else never_here  # type: ignore[method-assign]
-    found["watched"] = run("watched", folder, [NTKMonitor(2, **FAST), StallAlert(1)])
+    watching = NTKMonitor(2, **FAST)
+    found["watched"] = run("watched", folder, [watching, StallAlert(1)])
+    batches = watching.state_dict()["batches"]
+    found["watched"]["kept"] = [float(x.double().sum()) for x, _ in batches]
+    found["watched"]["own"] = found["watched"]["seen"][0]
     found["val"] = run("val", folder, [NTKMonitor(2, probe_batch="val", **FAST)])
     found["dear"] = run("dear", folder, [NTKMonitor(2, **{**FAST, "max_overhead": 1e-6})])
     stop = StallAlert(1, learned_threshold=1.0, level=0.999, horizon=1, actions=("stop",))
     found["stopped"] = run("stopped", folder, [NTKMonitor(1, **FAST), stop])
-    Probe.__call__ = broken if RANK == 0 else never_here  # type: ignore[method-assign]
-    found["broken"] = run("broken", folder, [NTKMonitor(2, **FAST)])
-    found["raised"] = run("raised", folder, [NTKMonitor(2, on_error="raise", **FAST)])
+    one = next(iter(loader(1, shuffle=False)))
+    found["same"] = run("same", folder, [NTKMonitor(2, probe_batch=one, **FAST)])
+    torch.manual_seed(0)
+    module = Module("dropout")
+    module.configure_model()
+    torch.manual_seed(1)
+    found["same"]["alone"] = [Probe(**SETTINGS)(module, one, learning_rate=0.01).trace.value]
+    found["loop"] = loop(watched=True)
+    found["cut loop"] = loop(watched=True, cut=True)
+    found["plain loop"] = loop(watched=False)
+    for rank in (0, 1):
+        only_in(rank)
+        found[f"broken in {rank}"] = run(f"broken{rank}", folder, [NTKMonitor(2, **FAST)])
+        apart = NTKMonitor(2, probe_batch=one, **FAST)
+        found[f"broken apart in {rank}"] = run(f"apart{rank}", folder, [apart])
+        raising = NTKMonitor(2, on_error="raise", **FAST)
+        found[f"raised in {rank}"] = run(f"raised{rank}", folder, [raising])
     (folder / f"{RANK}.json").write_text(json.dumps(found))
     if torch.distributed.is_initialized():  # a process that leaves early would abort the other one
         torch.distributed.barrier()

@@ -45,7 +45,8 @@ FAST: dict[str, Any] = {"max_products": 16, "modes": 1, "tolerance": 1.0, "max_o
 FAST |= {"learning_rate": 0.01}
 KIND = "dropout"
 quieting = sys.modules["ntk_monitor.model.quiet"]
-callback_module = sys.modules["ntk_monitor.monitor.callback"]
+kept_module = sys.modules["ntk_monitor.monitor.kept"]
+publisher_module = sys.modules["ntk_monitor.monitor.publisher"]
 linearize_module = sys.modules["ntk_monitor.model.linearize"]
 probe_module = sys.modules["ntk_monitor.probe"]
 
@@ -79,7 +80,7 @@ def said(caught: list[warnings.WarningMessage]) -> list[str]:
 
 Patch = tuple[Any, str]
 STAGES: dict[str, Patch] = {
-    "keeping the batch": (callback_module, "keep_batch"),
+    "keeping the batch": (kept_module, "keep_batch"),
     "entering the quiet context": (quieting, "kernels_for"),
     "casting the batch": (linearize_module, "cast_batch"),
     "forward pass": (ForwardMap, "record"),
@@ -90,15 +91,15 @@ STAGES: dict[str, Patch] = {
     "adjoint product": (Derivative, "_pull"),
     "sampling": (probe_module, "sample_kernel"),
     "snapshot": (Probe, "_snapshot"),
-    "introduction": (callback_module, "introduction"),
+    "introduction": (publisher_module, "introduction"),
     "metrics": (FollowedState, "scalars"),
     "numbers to a logger": (TensorBoardLogger, "log_metrics"),
     "layout to a logger": (SummaryWriter, "add_custom_scalars"),
-    "drawing figures": (callback_module, "snapshot_figures"),
+    "drawing figures": (publisher_module, "snapshot_figures"),
     "figures to a logger": (SummaryWriter, "add_figure"),
     "figures to a file": (CSVSink, "figures"),
-    "record": (callback_module, "snapshot_record"),
-    "record to a logger": (callback_module, "write_record"),
+    "record": (publisher_module, "snapshot_record"),
+    "record to a logger": (publisher_module, "write_record"),
     "another callback": (Listener, "on_probe"),
     "the alert": (Alert, "on_probe"),
 }
@@ -403,7 +404,8 @@ KILLED = Path(__file__).with_name("killed.py")
 
 
 def test_a_killed_process_leaves_nothing_half_written(tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(KILLED.parents[1])}
+    folders = os.pathsep.join(map(str, (KILLED.parents[1], KILLED.parents[2])))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": folders}
     done = subprocess.run(
         [sys.executable, str(KILLED), str(tmp_path)],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Two processes train together; the first measures, both have the result."""
+"""Two processes train together; both measure, and both have the result."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {
-        "PYTHONPATH": str(SCRIPT.parents[1]),
+        "PYTHONPATH": os.pathsep.join(map(str, (SCRIPT.parents[1], SCRIPT.parents[2]))),
         "OMP_NUM_THREADS": "1",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -59,24 +59,60 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
     return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
+OWN = {"ntk/overhead"}
+
+
 def test_training_is_the_same(both: tuple[Path, list[dict[str, Any]]]) -> None:
     for found in both[1]:
-        for name in ("watched", "val", "dear", "broken"):
+        for name in ("watched", "val", "dear", "same", "broken in 0", "broken in 1"):
             for what in ("weights", "losses", "steps"):
                 assert found[name][what] == found["plain"][what], name
     assert both[1][0]["plain"]["weights"] == both[1][1]["plain"]["weights"]
     assert both[1][0]["plain"]["losses"] != both[1][1]["plain"]["losses"]
 
 
-def test_every_process_has_the_numbers_of_the_first(both: Any) -> None:
-    first, second = both[1]
-    for name, probes in {"watched": 5, "val": 5, "dear": 1}.items():
-        ours = {k: v for k, v in first[name]["metrics"].items() if "/" in k}
-        assert ours == second[name]["metrics"]
-        assert "ntk/trace" in ours
-        assert first[name]["heard"] == second[name]["heard"]
-        assert len(first[name]["heard"]) == probes
-    assert first["watched"]["metrics"]["alert/mode_1"] in {0.0, 1.0}
+@pytest.mark.parametrize(("name", "probes"), [("watched", 5), ("val", 5), ("dear", 1), ("loop", 3)])
+def test_every_process_has_the_same_numbers(name: str, probes: int, both: Any) -> None:
+    first, second = (found[name] for found in both[1])
+    assert first["heard"] == second["heard"]
+    assert len(first["heard"]) == probes
+    if name == "loop":
+        return
+    ours = {k: v for k, v in first["metrics"].items() if k not in OWN}
+    assert ours == {k: v for k, v in second["metrics"].items() if k not in OWN}
+    assert "ntk/trace" in ours
+
+
+def test_a_loop_of_ones_own_is_the_same(both: Any) -> None:
+    for found in both[1]:
+        for what in ("weights", "random"):
+            assert found["loop"][what] == found["plain loop"][what]
+        assert [step for step, _ in found["loop"]["heard"]] == [0, 2, 4]
+
+
+def test_a_loop_cut_in_two_measures_the_same_batches(both: Any) -> None:
+    for found in both[1]:
+        assert found["cut loop"] == found["loop"]
+
+
+def test_every_process_probes_at_the_same_steps(both: Any) -> None:
+    for name, steps in {"watched": [0, 2, 4, 6, 8], "val": [0, 2, 4, 6, 8], "dear": [0]}.items():
+        for found in both[1]:
+            assert [step for step, _ in found[name]["heard"]] == steps
+    assert both[1][0]["watched"]["metrics"]["alert/mode_1"] in {0.0, 1.0}
+
+
+def test_each_process_keeps_its_own_batch_and_a_checkpoint_all(both: Any) -> None:
+    first, second = (found["watched"] for found in both[1])
+    assert first["kept"] == second["kept"] == [first["own"], second["own"]]
+    assert first["own"] != second["own"]
+
+
+def test_a_batch_that_all_have_counts_once(both: Any) -> None:
+    first, second = (found["same"] for found in both[1])
+    assert first["heard"] == second["heard"]
+    assert len(first["heard"]) == 5
+    assert first["heard"][0][1] == pytest.approx(first["alone"][0], rel=1e-6)
 
 
 def test_there_is_one_set_of_records(both: Any) -> None:
@@ -87,18 +123,26 @@ def test_there_is_one_set_of_records(both: Any) -> None:
     assert len(list((both[0] / "watched").iterdir())) == 1
 
 
-def test_a_failure_in_the_first_process_hangs_nobody(both: Any) -> None:
-    first, second = both[1]
-    assert len(first["broken"]["warnings"]) == 2
-    assert "no luck today" in first["broken"]["warnings"][0]
-    assert second["broken"]["warnings"] == []
-    assert first["broken"]["heard"] == second["broken"]["heard"] == []
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("how", ["broken", "broken apart"])
+def test_a_failure_in_one_process_hangs_nobody_and_is_one_for_all(
+    how: str, rank: int, both: Any
+) -> None:
+    first, second = (found[f"{how} in {rank}"] for found in both[1])
+    assert len(first["warnings"]) == 2
+    assert "switched off" in first["warnings"][1]
+    said = "no luck today" if rank == 0 else "another process that takes part"
+    assert said in first["warnings"][0]
+    assert second["warnings"] == []
+    assert first["heard"] == second["heard"] == []
+    assert first["failures"] == second["failures"] == 3
 
 
-def test_a_failure_that_is_to_be_raised_is_raised_in_every_process(both: Any) -> None:
-    for found in both[1]:
-        assert "no luck today" in found["raised"]["error"]
-        assert "a probe failed in the first process" in found["raised"]["error"]
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_failure_that_is_to_be_raised_is_raised_in_every_process(rank: int, both: Any) -> None:
+    for i, found in enumerate(both[1]):
+        said = "no luck today" if i == rank else "another process that takes part"
+        assert said in found[f"raised in {rank}"]["error"]
 
 
 def test_an_alert_that_stops_stops_every_process(both: Any) -> None:

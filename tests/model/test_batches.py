@@ -11,6 +11,7 @@ from zoo.layers import reals
 
 from ntk_monitor import linearize, probe
 from ntk_monitor.model import default_target
+from ntk_monitor.model.batch import fingerprint, on_cpu, size_of
 
 B, T, M, N = 3, 4, 2, 5
 EXACT: dict[str, Any] = {"method": "exact", "dtype": None}
@@ -153,3 +154,29 @@ def test_a_lazy_module_before_its_first_batch_is_refused() -> None:
     net = nn.Sequential(nn.LazyLinear(3), nn.Tanh())
     with pytest.raises(ValueError, match=r"0\.weight.*not initialised yet.*one batch"):
         probe(net, torch.zeros(2, 4))
+
+
+class Opaque:
+    """Tensors where nobody looks."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+
+@pytest.mark.parametrize("wrap", [tuple, list, lambda xs: {"x": xs[0], "y": xs[1]}, Opaque])
+def test_a_fingerprint_tells_batches_apart(wrap: Any) -> None:
+    x, y = pair()
+    other = x.clone()
+    other[0, 0, 0] += 1e-6
+    found = fingerprint(wrap((x.clone(), y.clone())))
+    assert found is not None
+    assert found == fingerprint(wrap((x.clone(), y.clone())))
+    assert found != fingerprint(wrap((other, y.clone())))
+    assert fingerprint((x.bool(), y.bfloat16(), x.new_zeros(()))) is not None
+    assert fingerprint((lambda: 0,)) is None  # which cannot be pickled
+
+
+def test_the_size_of_a_batch_is_that_of_its_tensors() -> None:
+    x, y = pair()
+    assert size_of({"x": x, "more": [y], "name": "other"}) == x.nbytes + y.nbytes
+    assert on_cpu((x, "name"))[1] == "name"

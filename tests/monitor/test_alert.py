@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from ntk_monitor import Estimate, NTKMonitor, StallAlert, TargetMode
 from ntk_monitor.monitor import Alert, StallWarning
-from ntk_monitor.monitor.alert import reason_of
 from ntk_monitor.monitor.delivery import run_folder
+from ntk_monitor.monitor.reasons import reason_of
 from ntk_monitor.monitor.trainers import planned_batches
 
 
@@ -173,7 +173,7 @@ def test_changes_of_state_are_recorded_with_and_without_an_alert(
 ) -> None:
     records: list[tuple[int, dict[str, Any]]] = []
     monkeypatch.setattr(
-        "ntk_monitor.monitor.alert.write_record",
+        "ntk_monitor.monitor.detector.write_record",
         lambda writer, tag, record, step: records.append((step, record)),
     )
     trainer.loggers = [SimpleNamespace(

@@ -376,7 +376,7 @@ def test_validation_outside_of_training_gives_no_probe_batch() -> None:
     trainer.validate(module, data(2, shuffle=False), verbose=False)
     trainer.test(module, data(2, shuffle=False), verbose=False)
     trainer.predict(module, data(2, shuffle=False))
-    assert monitor._batch is None
+    assert monitor.kept.content is None
     assert monitor.snapshot is None
 
 

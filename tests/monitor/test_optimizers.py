@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from ntk_monitor import NTKMonitor, probe
+from ntk_monitor.monitor.measuring import optimization
 from ntk_monitor.monitor.optimizers import learning_rate, preconditioner
 from ntk_monitor.probe import Probe
 
@@ -190,10 +191,10 @@ def test_one_that_cannot_be_read_costs_no_probe(monkeypatch: pytest.MonkeyPatch)
     def broken(*_: Any) -> None:
         raise KeyError("exp_avg_sq")
 
-    monkeypatch.setattr("ntk_monitor.monitor.callback.preconditioner", broken)
-    trainer: Any = SimpleNamespace(optimizers=[SGD(model().parameters(), lr=0.1)])
-    module: Any = model()
-    assert NTKMonitor()._optimization(trainer, module) == (0.1, None)
+    monkeypatch.setattr("ntk_monitor.monitor.measuring.preconditioner", broken)
+    net = model()
+    host: Any = SimpleNamespace(optimizers=[SGD(net.parameters(), lr=0.1)], module=net)
+    assert optimization(Probe(), host) == (0.1, None)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,304 @@
+"""What all monitors have in common: when to probe, and what becomes of it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import nn
+from torchmetrics import MetricCollection
+
+from ntk_monitor.checks import require
+from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
+from ntk_monitor.model.compiled import plain_name
+from ntk_monitor.model.parameters import ParameterFilter
+from ntk_monitor.model.quiet import random_states
+from ntk_monitor.monitor.failures import Failures, OnError, reading_state
+from ntk_monitor.monitor.followed import (
+    FollowedState,
+    NamedStates,
+    metrics_by_tag,
+    named_states,
+    paths_of,
+)
+from ntk_monitor.monitor.host import Host
+from ntk_monitor.monitor.kept import KeptBatch
+from ntk_monitor.monitor.logs import Reporter
+from ntk_monitor.monitor.measuring import FEWEST_PRODUCTS, measure, most_products
+from ntk_monitor.monitor.publisher import Publisher
+from ntk_monitor.monitor.schedule import Schedule, require_plan
+from ntk_monitor.probe import Probe, Tier
+from ntk_monitor.snapshot import Snapshot
+
+STATE_VERSION = 2
+
+
+class BaseMonitor:
+    """Probes a training whenever that is due; knows a training only as a `Host`.
+
+    Attributes:
+        states: The states that are followed, each with its latest ``snapshot`` and its ``metrics``;
+            ``metrics.compute()`` pools all snapshots since training began or was resumed.
+        failures: How many probes failed, and whether there will be more.
+    """
+
+    who: ClassVar[str] = "NTKMonitor"
+    """Its name in messages."""
+    batches: ClassVar[tuple[str, ...]] = ("train", "val")
+    """Batches of the training's own that it can keep."""
+    maker: ClassVar[str] = "(trainer, module) -> batch"
+    """What a function that makes the probe batch takes."""
+
+    def __init__(
+        self,
+        every_n_steps: int = 100,
+        max_overhead: float | None = 0.02,
+        probe_batch: Any = "train",  # noqa: ANN401
+        on_error: OnError = "warn",
+        figures: bool = True,
+        *,
+        plan: Literal["steps", "log", "epochs"] | list[int] = "steps",
+        redraw_every_n_epochs: int | None = None,
+        state: NamedStates = "auto",
+        parameters: ParameterFilter = None,
+        forward_fn: ForwardFn | None = None,
+        target_fn: TargetFn | None = None,
+        mask_fn: MaskFn | None = None,
+        modes: int = 3,
+        learning_rate: float | None = None,
+        tolerance: float = 0.05,
+        max_products: int = 96,
+        tier: Tier = "kernel",
+        method: str = "auto",
+        dtype: str | torch.dtype | None = "float32",
+        chunk_size: int | None = None,
+        time_limit: float | None = 120.0,
+        max_memory: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Check and keep the settings; one that is out of its range raises a ValueError.
+
+        Args:
+            every_n_steps: Optimizer steps from probe to probe.
+            max_overhead: Largest share of wall time to spend in probes; where the interval would
+                cost more, probes are skipped, and this is said once. None for no limit.
+            probe_batch: What to probe on: ``"train"`` or ``"val"`` for the first batch that the
+                Trainer draws there (cloned and kept), a batch, or ``(trainer, module) -> batch``.
+            on_error: What to do when a probe fails: ``"warn"`` once and go on (after three
+                failures in a row, stop probing), ``"disable"`` probing at the first failure, or
+                ``"raise"``. Likewise for each logger.
+            figures: Draw figures for loggers that take them.
+            plan: When to probe: ``"steps"``, every ``every_n_steps``; ``"log"``, twice per doubling
+                of the step; ``"epochs"``, at the start of each; or a list of steps.
+            redraw_every_n_epochs: Draw new random tangents every so many epochs. With fixed ones
+                (None) successive probes share their sampling error, which hides nothing of a
+                trend; the jump at a redraw shows how uncertain the level is.
+            state: See `probe`, as for all that follow. Several states by name,
+                ``{"encoder": "encoder.rnn", "decoder": "decoder.rnn"}``, are measured one after the
+                other, each under tags that begin with its name; alerts look at the first.
+            parameters: Which parameters to study.
+            forward_fn: How to call the module on a batch.
+            target_fn: How to read the target off a batch.
+            mask_fn: How to read off a batch what is padding.
+            modes: How many target modes to follow.
+            learning_rate: For steps to learn; read off the first optimizer if left out.
+            tolerance: Wanted relative standard error.
+            max_products: Most products a probe may spend.
+            tier: How far a probe goes; figures need all of it.
+            method: How products are computed.
+            dtype: Arithmetic of the probe.
+            chunk_size: Tangents carried at once.
+            time_limit: Seconds that a probe may take: it then makes do with the samples it has, or
+                fails. A call of a logger that takes longer is the last one of that logger.
+            max_memory: Bytes that activations kept to find the weight sites may take; by default
+                half of the free memory.
+            seed: Names the random tangents.
+        """
+        require_plan(every_n_steps, max_overhead, plan)
+        known = not isinstance(probe_batch, str) or probe_batch in self.batches
+        choices = f"{', '.join(map(repr, self.batches))}, a batch, or a callable {self.maker}"
+        require(known, "probe_batch", choices, probe_batch)
+        draws = redraw_every_n_epochs is None or redraw_every_n_epochs >= 1
+        require(draws, "redraw_every_n_epochs", "at least 1, or None", redraw_every_n_epochs)
+        ways = get_args(OnError)
+        require(on_error in ways, "on_error", "'warn', 'raise' or 'disable'", on_error)
+        settings: dict[str, Any] = {
+            "parameters": parameters,
+            "forward_fn": forward_fn,
+            "target_fn": target_fn,
+            "mask_fn": mask_fn,
+            "modes": modes,
+            "learning_rate": learning_rate,
+            "tolerance": tolerance,
+            "max_products": max_products,
+            "tier": tier,
+            "method": method,
+            "dtype": dtype,
+            "chunk_size": chunk_size,
+            "time_limit": time_limit,
+            "max_memory": max_memory,
+            "seed": seed,
+        }
+        self.states = [
+            FollowedState(name, Probe(state=path, **settings), metrics_by_tag(modes, tier))
+            for name, path in named_states(state).items()
+        ]
+        self.schedule = Schedule(every_n_steps, max_overhead, plan)
+        self.redraw_every_n_epochs = redraw_every_n_epochs
+        self.kept = KeptBatch(probe_batch)
+        self.on_error = on_error
+        self.figures = figures
+        self.time_limit = time_limit
+        self._wanted_state = state
+        self._begin()
+
+    def _begin(self) -> None:
+        """A training begins: nothing is known of it yet."""
+        self.failures = Failures("a probe", self.on_error, self.who)
+        self._publisher = Publisher(
+            self.schedule, self.on_error, self.time_limit, figures=self.figures, who=self.who
+        )
+        self.schedule.reset()
+        for state in self.states:
+            state.reset()
+        self.kept = KeptBatch(self.probe_batch)
+        self._begun = False
+
+    @property
+    def probe_batch(self) -> Any:  # noqa: ANN401
+        """What to probe on."""
+        return self.kept.choice
+
+    @property
+    def probe(self) -> Probe:
+        """The measurement of the (first) state."""
+        return self.states[0].probe
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The latest snapshot of the (first) state, or None."""
+        return self.states[0].snapshot
+
+    @property
+    def metrics(self) -> MetricCollection:
+        """The torchmetrics of the (first) state."""
+        return self.states[0].metrics
+
+    @property
+    def reporter(self) -> Reporter:
+        """Sends numbers, pictures and words to the loggers."""
+        return self._publisher.reporter
+
+    def state_dict(self) -> dict[str, Any]:
+        """The monitor's state in plain types and tensors."""
+        return {
+            "version": STATE_VERSION,
+            "schedule": self.schedule.state_dict(),
+            "methods": [list(state.probe.order) for state in self.states],
+            **self.kept.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint was written; what cannot be read is warned of and begins anew.
+
+        A monitor that had switched itself off tries again.
+
+        Args:
+            state_dict: What `state_dict` gave, now or in another version.
+        """
+        with reading_state(self.who, state_dict, STATE_VERSION, self._begin):
+            self._restore(_upgraded(state_dict))
+
+    def _restore(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state of this version, or raise an error."""
+        self.schedule.load_state_dict(state_dict["schedule"])
+        for state, order in zip(self.states, state_dict["methods"], strict=False):
+            state.probe.prefer(order)
+        self.kept.load_state_dict(state_dict)
+
+    def _require_states(self, module: nn.Module) -> None:
+        """Refuse a state that is not a module of the model.
+
+        Raises:
+            ValueError: If one is not.
+        """
+        paths = [plain_name(path) for path, _ in module.named_modules()]
+        wanted = [path for state in self.states for path in paths_of(state.probe.state)]
+        unknown = [path for path in wanted if plain_name(path) not in {"auto", *paths}]
+        if unknown:
+            raise ValueError(
+                f"{self.who}(state=...): {', '.join(map(repr, unknown))} is not a module of "
+                f"{type(module).__name__}; its modules are {', '.join(filter(None, paths))}"
+            )
+
+    def _wants(self, kind: str) -> bool:
+        return self.kept.wants(kind) and self.failures.enabled
+
+    def _visit(self, host: Host, step: int, *, first: bool) -> None:
+        """A planned probe: all processes take it, unless the first one finds it too dear."""
+        self._begun = True
+        started = self.schedule.clock()
+        try:
+            # Which processes have given up, or would have to wait, is not known to the others.
+            ready = self.failures.enabled and (
+                first or not host.is_global_zero or self._affords(host)
+            )
+            if not host.ranks.all(ready):
+                return
+            snapshots = self._measure(host)
+        except Exception as error:
+            self.schedule.record(self.schedule.clock() - started)
+            self.failures.failed(error)
+            return
+        if snapshots:
+            self._publish(host, snapshots, step, started)
+
+    def _affords(self, host: Host) -> bool:
+        """Whether a probe may be taken now; when first not, this is said."""
+        affordable = self.schedule.affords(self.schedule.last)
+        if not affordable:
+            self.schedule.skipped += 1
+            if self.schedule.skipped == 1:
+                host.inform(
+                    f"{self.who}: a probe takes {self.schedule.last:.2g} s; to stay within "
+                    f"max_overhead={self.schedule.max_overhead:.1%} of the time, there will be "
+                    "fewer than planned"
+                )
+        return affordable
+
+    def _measure(self, host: Host) -> tuple[Snapshot, ...]:
+        every = self.redraw_every_n_epochs
+        redraws = host.current_epoch // every if every else 0
+        share = self.schedule.max_overhead
+        return measure(host, self.states, self.kept, redraws=redraws, max_overhead=share)
+
+    def _publish(
+        self, host: Host, snapshots: tuple[Snapshot, ...], step: int, started: float
+    ) -> None:
+        """Everything that becomes of snapshots; loggers and listeners may draw random numbers."""
+        try:
+            share = self.schedule.max_overhead
+            most = most_products(self.probe, host, len(self.states), share)
+            with random_states(host.module):
+                self._publisher.publish(
+                    host,
+                    self.states,
+                    snapshots,
+                    step,
+                    started,
+                    figures_first=most > FEWEST_PRODUCTS,
+                )
+        except Exception as error:
+            self.failures.failed(error)
+        else:
+            self.failures.succeeded()
+        finally:
+            self.schedule.record(self.schedule.clock() - started)
+
+
+def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
+    """A state of another version, with what is known of it."""
+    if state.get("version") == STATE_VERSION or "schedule" in state:
+        return state
+    known = {name: state[name] for name in ("seen", "spent", "last") if name in state}
+    return {"schedule": known, "methods": [], "batch": state.get("batch")}

@@ -1,0 +1,136 @@
+"""The batch that all probes of a training are taken on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from ntk_monitor.checks import require
+from ntk_monitor.model import quiet
+from ntk_monitor.model.batch import fingerprint, is_plain, keep_batch, on_cpu, size_of
+from ntk_monitor.monitor.host import Host
+from ntk_monitor.ranks import ALONE, Ranks
+
+MOST_BYTES = 2**26
+"""Size of the batches of all processes up to which a checkpoint keeps them."""
+
+
+class KeptBatch:
+    """The probe batch: which one is wanted, and, once it has come, a copy of it.
+
+    Where several processes train together, each keeps its own.
+
+    Attributes:
+        choice: ``"train"``, ``"val"``, a batch, or a function that makes one.
+        content: The copy, or None.
+    """
+
+    def __init__(self, choice: Any) -> None:  # noqa: ANN401
+        """Begin without a batch."""
+        self.choice = choice
+        self.content: Any = None
+        self._parts: list[Any] | None = None
+        self._alike: bool | None = None
+        self._error: Exception | None = None
+
+    def wants(self, kind: str) -> bool:
+        """Whether the first batch of a kind is still to be kept.
+
+        Args:
+            kind: ``"train"`` or ``"val"``.
+
+        Returns:
+            True if it is.
+        """
+        return (
+            self._is(kind) and self.content is None and self._parts is None and self._error is None
+        )
+
+    def _is(self, kind: str) -> bool:
+        return isinstance(self.choice, str) and self.choice == kind
+
+    def keep(self, batch: Any) -> None:  # noqa: ANN401
+        """Copy a batch; if that fails, the next probe fails of it, in all processes together.
+
+        Args:
+            batch: The batch.
+        """
+        self.fetch(lambda: batch)
+
+    def fetch(self, make: Callable[[], Any]) -> None:
+        """Make a batch and copy it; a failure is one of the next probe, as in `keep`.
+
+        Args:
+            make: Makes the batch.
+        """
+        try:
+            self.content = keep_batch(make())
+        except Exception as error:
+            self._error = error
+
+    def for_probe(self, host: Host) -> tuple[Any, Ranks]:
+        """The batch, and the processes that measure it together.
+
+        Args:
+            host: The training.
+
+        Returns:
+            The batch, or None where one of the processes has none yet. This process alone where all
+            have the same batch: together they would count each of its rows several times.
+        """
+        ranks = host.ranks
+        with ranks.together():
+            if self.content is None:
+                self.content = self._found(host)
+            if not ranks.all(self.content is not None):
+                return None, ALONE
+            if ranks.size > 1 and self._alike is None:
+                self._compare(host)
+        return self.content, ALONE if self._alike else ranks
+
+    def _found(self, host: Host) -> Any:  # noqa: ANN401
+        """The batch, if it need not come from the training's own."""
+        if self._error is not None:
+            error, self._error = self._error, None  # the next batch is tried again
+            raise error
+        if self._parts is not None:  # of a checkpoint of as many processes
+            parts, self._parts = self._parts, None
+            return parts[host.ranks.index] if len(parts) == host.ranks.size else None
+        if isinstance(self.choice, str):
+            return None
+        if not callable(self.choice):
+            return keep_batch(self.choice)
+        with quiet(host.module):
+            return keep_batch(host.make_batch(self.choice))
+
+    def _compare(self, host: Host) -> None:
+        """See whether all processes have the same batch; if not, and they are small, share them."""
+        ranks = host.ranks
+        found = fingerprint(self.content)
+        own = torch.tensor([-1 - ranks.index if found is None else found], device="cpu")
+        self._alike = len(set(ranks.join(own).tolist())) == 1
+        plain = is_plain(self.content)
+        if not self._alike and self._is("train") and ranks.all(plain):
+            small = ranks.total(size_of(self.content)) <= MOST_BYTES
+            self._parts = host.gathered(on_cpu(self.content)) if small else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: of several processes, all that they measure."""
+        several = self._alike is False
+        kept = self._is("train") and not several
+        return {
+            "batch": self.content if kept and is_plain(self.content) else None,
+            "batches": self._parts,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the batch of a checkpoint.
+
+        Args:
+            state: What `state_dict` gave.
+        """
+        parts = state.get("batches")
+        require(parts is None or isinstance(parts, list), "batches", "a list, or None", parts)
+        self.content, self._parts, self._alike = state["batch"], parts, None

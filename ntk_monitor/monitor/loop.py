@@ -1,0 +1,167 @@
+"""A training of which the monitor keeps count itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ntk_monitor.checks import require
+from ntk_monitor.model.compiled import plain_module
+from ntk_monitor.monitor.base import BaseMonitor
+from ntk_monitor.monitor.detector import StallDetector
+from ntk_monitor.monitor.host import Host, world
+from ntk_monitor.monitor.optimizers import plain_optimizer
+from ntk_monitor.monitor.writers import folder_of
+from ntk_monitor.ranks import Ranks
+from ntk_monitor.snapshot import Snapshot
+
+OnProbe = Callable[[Snapshot, int], object]
+
+
+class LoopMonitor(BaseMonitor):
+    """A monitor that keeps count of a training itself, and tells its alert and one function.
+
+    Attributes:
+        alert: Judges the target modes after each probe, or None.
+        on_probe: Called with each snapshot and its step, or None.
+        steps: Optimizer steps so far.
+        epoch: The epoch, from 0.
+        total_steps: Optimizer steps of the whole training; infinite where that is not known.
+        should_stop: Whether the alert asks for the end of the training.
+    """
+
+    batches: ClassVar[tuple[str, ...]] = ("train",)
+    maker: ClassVar[str] = "module -> batch"
+
+    def __init__(
+        self,
+        every_n_steps: int = 100,
+        *,
+        alert: StallDetector | None = None,
+        on_probe: OnProbe | None = None,
+        **settings: Any,  # noqa: ANN401
+    ) -> None:
+        """Check and keep the settings; one that is out of its range raises a ValueError.
+
+        Args:
+            every_n_steps: Optimizer steps from probe to probe.
+            alert: A `StallAlert`, to be told when a part of the target is out of reach.
+            on_probe: Called with each snapshot and its step.
+            **settings: Those of `NTKMonitor`; ``probe_batch`` is ``"train"``, the first batch that
+                comes, a batch, or a function ``module -> batch``.
+        """
+        super().__init__(every_n_steps, **settings)
+        known = alert is None or isinstance(alert, StallDetector)
+        require(known, "alert", "a StallAlert, or None", alert)
+        require(on_probe is None or callable(on_probe), "on_probe", "a function, or None", on_probe)
+        watched = alert is None or self.probe.modes > 0
+        require(watched, "modes", "at least 1 for an alert to watch", self.probe.modes)
+        self.alert = alert
+        self.on_probe = on_probe
+
+    def _begin(self) -> None:
+        super()._begin()
+        self.steps = self.epoch = 0
+        self.total_steps = math.inf
+        self.should_stop = False
+        self.latest: dict[str, Tensor] = {}
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The latest numbers by tag, as they were logged."""
+        return {tag: float(value) for tag, value in self.latest.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The monitor's state, with that of its alert, in plain types and tensors."""
+        alert = None if self.alert is None else self.alert.state_dict()
+        return {**super().state_dict(), "steps": self.steps, "alert": alert}
+
+    def _restore(self, state_dict: dict[str, Any]) -> None:
+        super()._restore(state_dict)
+        self.steps = int(state_dict["steps"])
+        self._begun = self.steps > 0
+        if self.alert is not None and state_dict.get("alert") is not None:
+            self.alert.load_state_dict(state_dict["alert"])
+
+    def _require_end(self, name: str) -> None:
+        """Refuse an alert that could not know how many steps remain with a ValueError."""
+        known = self.alert is None or self.alert.horizon or math.isfinite(self.total_steps)
+        remedy = "the number of optimizer steps, since the alert compares steps to learn with those"
+        remedy += " that remain (or give StallAlert(horizon=...))"
+        require(bool(known), name, remedy, None)
+
+
+class LoopHost(Host):
+    """A training of which a monitor keeps count itself."""
+
+    def __init__(
+        self,
+        monitor: LoopMonitor,
+        module: nn.Module,
+        optimizers: Sequence[Optimizer],
+        loggers: Sequence[Any],
+        log_dir: str | None,
+        device: Any = None,  # noqa: ANN401
+    ) -> None:
+        """Take the parts of a training; only the first process has loggers."""
+        self._monitor = monitor
+        self.module = plain_module(module)
+        self._optimizers = [plain_optimizer(optimizer) for optimizer in optimizers]
+        parameter = next(self.module.parameters(), None)
+        own = "cpu" if parameter is None else parameter.device
+        self._ranks = world(own if device is None else device)
+        self._loggers = list(loggers) if self.is_global_zero else []
+        self._log_dir = log_dir
+
+    @property
+    def global_step(self) -> int:  # noqa: D102
+        return self._monitor.steps
+
+    @property
+    def current_epoch(self) -> int:  # noqa: D102
+        return self._monitor.epoch
+
+    @property
+    def planned_steps(self) -> float:  # noqa: D102
+        return self._monitor.total_steps
+
+    @property
+    def optimizers(self) -> Sequence[Optimizer]:  # noqa: D102
+        return self._optimizers
+
+    @property
+    def loggers(self) -> list[Any]:  # noqa: D102
+        return self._loggers
+
+    @property
+    def callback_metrics(self) -> MutableMapping[str, Tensor]:  # noqa: D102
+        return self._monitor.latest
+
+    @property
+    def is_global_zero(self) -> bool:  # noqa: D102
+        return self._ranks.index == 0
+
+    @property
+    def ranks(self) -> Ranks:  # noqa: D102
+        return self._ranks
+
+    @property
+    def run_folder(self) -> str | None:  # noqa: D102
+        return folder_of(self._loggers, self._log_dir)
+
+    def stop(self) -> None:  # noqa: D102
+        self._monitor.should_stop = True
+
+    def tell(self, snapshot: Snapshot, step: int) -> None:  # noqa: D102
+        monitor = self._monitor
+        if monitor.alert is not None:
+            monitor.alert.judge(self, monitor, snapshot, step)
+        if monitor.on_probe is not None:
+            monitor.on_probe(snapshot, step)
+
+    def make_batch(self, make: Callable[..., Any]) -> Any:  # noqa: ANN401, D102
+        return make(self.module)

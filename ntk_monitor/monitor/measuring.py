@@ -1,0 +1,105 @@
+"""One probe of a training: every state, in every process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from ntk_monitor.model.linearization import Preconditioner
+from ntk_monitor.monitor.followed import FollowedState
+from ntk_monitor.monitor.host import Host
+from ntk_monitor.monitor.kept import KeptBatch
+from ntk_monitor.monitor.optimizers import learning_rate, preconditioner
+from ntk_monitor.probe import Probe
+from ntk_monitor.snapshot import Snapshot
+
+FEWEST_PRODUCTS = 16
+"""Products that a probe may have however short the training."""
+SERIES = 8
+"""Probes that a training should be able to pay for: a number that is followed says more than one
+number that is accurate, so where whole probes would be fewer, each is smaller."""
+
+logger = logging.getLogger(__name__)
+
+
+def measure(
+    host: Host,
+    states: Sequence[FollowedState],
+    kept: KeptBatch,
+    *,
+    redraws: int,
+    max_overhead: float | None,
+) -> tuple[Snapshot, ...]:
+    """Measure every state, in all processes together.
+
+    Args:
+        host: The training.
+        states: What is followed.
+        kept: The batch.
+        redraws: How often new tangents were drawn.
+        max_overhead: Share of the training that probes may take, or None.
+
+    Returns:
+        A snapshot for each state, the same in all processes; none where there is no batch yet.
+        Whatever fails in one process is raised there, and a `RankError` in the others.
+    """
+    batch, ranks = kept.for_probe(host)
+    if batch is None:
+        return ()
+    rate, scales = optimization(states[0].probe, host)
+    most = most_products(states[0].probe, host, len(states), max_overhead)
+    apart = ranks.size < host.ranks.size
+    # A probe hears of the failures in its own processes; these are not its own.
+    with host.muted(), host.ranks.together() if apart else nullcontext():
+        found = tuple(
+            state.probe(
+                host.module,
+                batch,
+                learning_rate=rate,
+                preconditioner=scales,
+                seed=state.probe.seed + redraws,
+                max_products=most,
+                ranks=ranks,
+            )
+            for state in states
+        )
+    return host.shared(found) if apart else found
+
+
+def optimization(probe: Probe, host: Host) -> tuple[float | None, Preconditioner | None]:
+    """What the optimizers do; one that cannot be read costs these numbers, and no probe.
+
+    Args:
+        probe: The measurement.
+        host: The training.
+
+    Returns:
+        The learning rate, and what the optimizers multiply the gradient with; see `optimizers`.
+    """
+    rate, scales = probe.learning_rate, None
+    try:
+        rate = rate or learning_rate(host.optimizers)
+        if probe.modes and probe.tier != "core":
+            scales = preconditioner(host.optimizers, host.module)
+    except Exception as error:
+        logger.info("the optimizers could not be read: %r", error)
+    return rate, scales
+
+
+def most_products(probe: Probe, host: Host, states: int, max_overhead: float | None) -> int:
+    """What one of `SERIES` probes may cost, a product being an optimizer step at most.
+
+    Args:
+        probe: The measurement.
+        host: The training.
+        states: How many states are measured.
+        max_overhead: Share of the training that probes may take, or None for all they want.
+
+    Returns:
+        Products.
+    """
+    if max_overhead is None:
+        return probe.max_products
+    affordable = max_overhead * host.planned_steps / SERIES / states
+    return int(min(max(affordable, FEWEST_PRODUCTS), probe.max_products))

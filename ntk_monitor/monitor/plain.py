@@ -1,0 +1,193 @@
+"""The monitor of a training loop of one's own, with or without Fabric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any, ClassVar
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.tensorboard import SummaryWriter
+
+from ntk_monitor.checks import require
+from ntk_monitor.monitor.failures import Failures
+from ntk_monitor.monitor.host import require_whole
+from ntk_monitor.monitor.loop import LoopHost, LoopMonitor
+from ntk_monitor.monitor.writers import SummaryWriterLogger, loggers_of
+
+
+class Monitor(LoopMonitor):
+    """Measure and log what gradient descent can do to a model's state, in a loop of one's own.
+
+    What `NTKMonitor` is to a Lightning Trainer: a probe before the first optimizer step, and then
+    every ``every_n_steps`` steps, on one fixed batch; training is bit for bit what it would be
+    without the monitor, and no failure of a probe or of a logger ends it. In a process group of
+    several processes all of them call everything alike; each keeps its own batch, and they measure
+    these together.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
+        ... )
+        >>> x = torch.randn(16, 3)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> monitor = Monitor(every_n_steps=5)
+        >>> with monitor.attach(model, optimizer, batch=(x, x[:, :1]), total_steps=10):
+        ...     for _ in range(10):
+        ...         loss = torch.nn.functional.mse_loss(model(x), x[:, :1])
+        ...         optimizer.zero_grad()
+        ...         loss.backward()
+        ...         optimizer.step()
+        ...         monitor.step()
+        >>> monitor.steps, monitor.snapshot.state_shape, "ntk/core_cosine" in monitor.numbers
+        (10, (16, 1, 8), True)
+    """
+
+    who: ClassVar[str] = "Monitor"
+    _host: LoopHost | None = None
+    _resumed: bool = False
+
+    @contextmanager
+    def attach(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer] = (),
+        *,
+        batch: Any = None,  # noqa: ANN401
+        total_steps: int | None = None,
+        log_dir: str | PathLike[str] | None = None,
+        logger: Any = None,  # noqa: ANN401
+        fabric: Any = None,  # noqa: ANN401
+    ) -> Iterator[Monitor]:
+        """Watch a training for as long as the context lasts; each begins anew.
+
+        To go on with an interrupted training, `load_state_dict` before this.
+
+        Args:
+            model: The model, wrapped for data parallelism, compiled or set up by Fabric as it may
+                be.
+            optimizer: Its optimizer, or several; without one there are no steps to learn.
+            batch: The first batch, to probe on before the first step. Without it the batch of the
+                first `step` is kept, and probed on after that.
+            total_steps: Optimizer steps of the whole training, for the alert and for probes that
+                are as dear as it can pay for.
+            log_dir: Folder for event files, if there is no logger, and for ``alerts.jsonl``.
+            logger: A ``SummaryWriter``, a logger of Lightning or Fabric, or a list of these.
+            fabric: The Fabric that trains: its loggers, where there is neither ``logger`` nor
+                ``log_dir``.
+
+        Yields:
+            This monitor.
+
+        Raises:
+            RuntimeError: If the monitor is attached already.
+        """
+        if self._host is not None:
+            raise RuntimeError(
+                "Monitor.attach: this monitor watches a training already; leave its context first, "
+                "or make another Monitor"
+            )
+        require(isinstance(model, nn.Module), "model", "a torch.nn.Module", model)
+        require_whole(model)
+        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        good = all(isinstance(each, Optimizer) for each in optimizers)
+        require(good, "optimizer", "a torch.optim.Optimizer, or a list of them", optimizer)
+        some = total_steps is None or total_steps >= 1
+        require(some, "total_steps", "at least 1 optimizer step, or None", total_steps)
+        loggers = loggers_of(logger)
+        if fabric is not None and not loggers and log_dir is None:
+            loggers = loggers_of(list(fabric.loggers))
+        folder = None if log_dir is None else str(log_dir)
+        device = None if fabric is None else fabric.device
+        host = LoopHost(self, model, optimizers, loggers, folder, device)
+        self._start(host, math.inf if total_steps is None else total_steps)
+        own = self._own_writer(host, folder, loggers)
+        self._host = host
+        try:
+            self._open(host, batch)
+            yield self
+        finally:
+            self._host = None
+            self._close(host, own)
+
+    def step(self, batch: Any = None, *, epoch: int | None = None) -> None:  # noqa: ANN401
+        """Say that an optimizer step was taken; probes if that makes one due.
+
+        Args:
+            batch: What the step was taken on; the first is kept to probe on, if there is none yet.
+            epoch: The epoch, from 0, for ``plan="epochs"`` and ``redraw_every_n_epochs``.
+
+        Raises:
+            RuntimeError: Outside of `attach`.
+            ValueError: If there is nothing to probe on.
+        """
+        if self._host is None:
+            raise RuntimeError(
+                "Monitor.step: this monitor watches no training; call it inside "
+                "`with monitor.attach(model, optimizer): ...`"
+            )
+        if self.kept.wants("train"):
+            if batch is None:
+                raise ValueError(
+                    "batch must be what this step was taken on, since there is nothing to probe on "
+                    "yet, got None: call monitor.step(batch), or monitor.attach(..., batch=batch)"
+                )
+            self.kept.keep(batch)
+        self.steps += 1
+        self.epoch = self.epoch if epoch is None else epoch
+        due = self.schedule.crosses(self.steps, self.epoch)
+        if due or not self._begun:
+            self._visit(self._host, self.steps, first=not self._begun)
+
+    def _restore(self, state_dict: dict[str, Any]) -> None:
+        super()._restore(state_dict)
+        self._resumed = True
+
+    def _start(self, host: LoopHost, total_steps: float) -> None:
+        """Begin anew, unless a state was loaded, and check what depends on the training."""
+        if not self._resumed:
+            self._begin()
+            if self.alert is not None:
+                self.alert.begin()
+        self._resumed = False
+        self.total_steps = total_steps
+        self._require_end("total_steps")
+        self._require_states(host.module)
+
+    def _own_writer(
+        self, host: LoopHost, folder: str | None, loggers: list[Any]
+    ) -> SummaryWriterLogger | None:
+        """A writer of our own, where there is a folder and no logger."""
+        if loggers or folder is None or not host.is_global_zero:
+            return None
+        own = SummaryWriterLogger(SummaryWriter(folder))
+        host.loggers.append(own)
+        return own
+
+    def _open(self, host: LoopHost, batch: Any) -> None:  # noqa: ANN401
+        """The clock runs; the probe before the first step, if there is something to probe on."""
+        if self.alert is not None:
+            self.alert.open(host)
+        self.schedule.start(self.steps, self.epoch)
+        if batch is not None and self._wants("train"):
+            self.kept.keep(batch)
+        if not self._begun and not self.kept.wants("train"):
+            self._visit(host, self.steps, first=True)
+
+    def _close(self, host: LoopHost, own: SummaryWriterLogger | None) -> None:
+        """Whatever happened: all that was logged is in files, and alerts are on their way."""
+        failures = Failures("ending a logger", "warn", self.who)
+        for logger in host.loggers:
+            try:
+                getattr(logger, "save", lambda: None)()
+            except Exception as error:
+                failures.failed(error)
+        if own is not None:
+            own.experiment.close()
+        if self.alert is not None:
+            self.alert.close()

@@ -1,0 +1,109 @@
+"""What becomes of a snapshot: all that loggers take, and word to those who listen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ntk_monitor.monitor.failures import OnError
+from ntk_monitor.monitor.followed import FollowedState
+from ntk_monitor.monitor.host import Host
+from ntk_monitor.monitor.logs import Reporter
+from ntk_monitor.monitor.schedule import Schedule
+from ntk_monitor.snapshot import Snapshot
+from ntk_monitor.views import band_scalars, custom_scalars_layout, introduction, snapshot_figures
+from ntk_monitor.views.record import SNAPSHOT_TAG, snapshot_record, write_record
+
+FIGURE_SECONDS = 0.3
+"""What drawing the figures takes, until it has been measured."""
+
+
+class Publisher:
+    """Publishes the snapshots of one training.
+
+    Attributes:
+        reporter: The loggers.
+        schedule: Says what figures may cost.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        on_error: OnError,
+        time_limit: float | None,
+        *,
+        figures: bool,
+        who: str,
+    ) -> None:
+        """Begin a training."""
+        self.schedule = schedule
+        self.reporter = Reporter(on_error, time_limit, who)
+        self._figures = figures
+        self._figure_seconds = FIGURE_SECONDS
+        self._laid_out = False
+
+    def publish(
+        self,
+        host: Host,
+        states: list[FollowedState],
+        snapshots: tuple[Snapshot, ...],
+        step: int,
+        started: float,
+        *,
+        figures_first: bool,
+    ) -> None:
+        """Publish the snapshots of one probe, and tell those who listen of the first.
+
+        Args:
+            host: The training.
+            states: What was measured.
+            snapshots: The results, in the same order.
+            step: Where on the loggers' x-axis.
+            started: When the probe began, by the schedule's clock.
+            figures_first: Whether figures may be drawn before the first step.
+        """
+        overhead = self.schedule.overhead
+        for state, snapshot in zip(states, snapshots, strict=True):
+            if state.snapshot is None:
+                host.inform(introduction(snapshot))
+            scalars = {f"{state.prefix}{tag}": v for tag, v in state.scalars(snapshot).items()}
+            scalars["ntk/overhead"] = overhead
+            self.reporter.scalars(host, scalars, step)
+            self._lay_out(host, states)
+            self._write(host, state, snapshot, step)
+            if self._figures and snapshot.trace.is_finite and self.reporter.takes_figures(host):
+                seconds = self.schedule.clock() - started + self._figure_seconds
+                if figures_first if host.global_step == 0 else self.schedule.affords(seconds):
+                    self._draw(host, state, snapshot, step)
+            if state is states[0]:
+                host.tell(snapshot, step)
+
+    def _lay_out(self, host: Host, states: list[FollowedState]) -> None:
+        """TensorBoard's layout with error bands, once."""
+        if self._laid_out:
+            return
+        layout = custom_scalars_layout(states[0].probe.modes, [state.prefix for state in states])
+        self.reporter.write(
+            host, "add_custom_scalars", lambda writer: writer.add_custom_scalars(layout)
+        )
+        self._laid_out = True
+
+    def _write(self, host: Host, state: FollowedState, snapshot: Snapshot, step: int) -> None:
+        """Error bands, and the record for the NTK tab."""
+        bands = {f"{state.prefix}{tag}": v for tag, v in band_scalars(snapshot).items()}
+
+        def add_bands(writer: Any) -> None:  # noqa: ANN401
+            for tag, value in bands.items():
+                writer.add_scalar(tag, value, global_step=step)
+
+        def add_record(writer: Any) -> None:  # noqa: ANN401
+            write_record(writer, f"{state.prefix}{SNAPSHOT_TAG}", snapshot_record(snapshot), step)
+
+        self.reporter.write(host, "add_custom_scalars", add_bands)
+        self.reporter.write(host, "_get_file_writer", add_record)
+
+    def _draw(self, host: Host, state: FollowedState, snapshot: Snapshot, step: int) -> None:
+        now = self.schedule.clock()
+        figures = snapshot_figures(snapshot)
+        named = {f"{state.prefix}{tag}": figure for tag, figure in figures.items()}
+        self.reporter.figures(host, named, step)
+        self._figure_seconds = self.schedule.clock() - now

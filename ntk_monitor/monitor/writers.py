@@ -1,0 +1,82 @@
+"""Whatever a user calls a logger, as one that a monitor can write to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ntk_monitor.checks import require
+
+
+class SummaryWriterLogger:
+    """A ``SummaryWriter`` as a logger of Lightning's kind.
+
+    Attributes:
+        experiment: The writer.
+    """
+
+    def __init__(self, writer: Any) -> None:  # noqa: ANN401
+        """Take a writer of torch or tensorboardX."""
+        self.experiment = writer
+
+    @property
+    def log_dir(self) -> str | None:
+        """The folder of its files."""
+        writer = self.experiment
+        return getattr(writer, "log_dir", None) or getattr(writer, "logdir", None)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Write numbers.
+
+        Args:
+            metrics: Numbers by tag.
+            step: Where on the x-axis.
+        """
+        for tag, value in metrics.items():
+            self.experiment.add_scalar(tag, value, global_step=step)
+
+    def save(self) -> None:
+        """Have all of it in the file."""
+        self.experiment.flush()
+
+
+def loggers_of(logger: Any) -> list[Any]:  # noqa: ANN401
+    """The loggers of an argument.
+
+    Args:
+        logger: A logger of Lightning or Fabric, a ``SummaryWriter``, the ``TensorBoardCallback`` of
+            the transformers library, a list of these, or None.
+
+    Returns:
+        The loggers, each with ``log_metrics(metrics, step=step)``; those that are none raise a
+        ValueError.
+    """
+    if logger is None:
+        return []
+    if isinstance(logger, (list, tuple)):
+        return [each for item in logger for each in loggers_of(item)]
+    if callable(getattr(logger, "log_metrics", None)):
+        return [logger]
+    writer = getattr(logger, "tb_writer", logger)
+    require(
+        callable(getattr(writer, "add_scalar", None)),
+        "logger",
+        "a logger with log_metrics(metrics, step=step), a SummaryWriter, or a list of these",
+        logger,
+    )
+    return [SummaryWriterLogger(writer)]
+
+
+def folder_of(loggers: list[Any], log_dir: str | None) -> str | None:
+    """The folder of a run.
+
+    Args:
+        loggers: Its loggers.
+        log_dir: The folder that was asked for.
+
+    Returns:
+        That, else the folder that the first logger names, or None.
+    """
+    first = next(iter(loggers), None)
+    found = log_dir or getattr(first, "log_dir", None) or getattr(first, "save_dir", None)
+    return None if found is None else str(found)
