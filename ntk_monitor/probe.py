@@ -286,7 +286,7 @@ class Probe:
 
         factor = lin.factor(seed)
         if ranks.size > 1:
-            ranks.require_same(
+            ranks.everyone.require_same(
                 "their random tangents",
                 factor.fingerprint,
                 "give all the same seed, and the same kind of device",
@@ -536,7 +536,7 @@ def _warn_non_finite(what: str, ranks: Ranks) -> None:
 
 
 def _warn(what: str, ranks: Ranks) -> None:
-    if ranks.index:
+    if ranks.everyone.index:
         return
     message = f"ntk_monitor: {what}"
     try:

@@ -50,15 +50,17 @@ class Ranks:
         self.size = 1 if group is None else dist.get_world_size(group)
         self.everyone = self
         self._met = 0
+        self._together = False
 
-    def within(self, group: dist.ProcessGroup) -> Ranks:
+    def within(self, group: dist.ProcessGroup | None) -> Ranks:
         """Some of these processes, who have sums of their own while all of these keep together.
 
         With tensor parallelism several processes have the same batch. Those with the same part of
         the parameters and other batches sum among themselves.
 
         Args:
-            group: Of this process; all are in one of as many.
+            group: Of this process; all are in one of as many. None where each has sums for itself,
+                since all have the same batch.
 
         Returns:
             The processes of the group.
@@ -71,6 +73,8 @@ class Ranks:
     def together(self) -> Iterator[None]:
         """What all processes do at once; if it fails in one, it fails in all.
 
+        Inside another such context it is part of that.
+
         Yields:
             Nothing.
 
@@ -81,19 +85,21 @@ class Ranks:
             with self.everyone.together():
                 yield
             return
-        if self.size == 1:
+        if self.size == 1 or self._together:
             yield
             return
-        self._met = 0
+        self._met, self._together = 0, True
         try:
             yield
+            self._meet("the end")
         except RankError:  # all have it
             raise
         except BaseException:
             with suppress(RuntimeError):  # the others may be gone
                 self._meet("the end", failed=True)
             raise
-        self._meet("the end")
+        finally:
+            self._together = False
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum over all processes, the same to the bit in each.
@@ -106,7 +112,7 @@ class Ranks:
         """
         if self.size == 1:
             return x
-        if x.numel() <= RIDERS and self.everyone is self:
+        if x.numel() <= RIDERS and x.is_floating_point() and self.everyone is self:
             numbers = self._meet(f"a sum of {tuple(x.shape)}", x.detach().flatten())
             return numbers.to(x.device, x.dtype).reshape(x.shape)
         mine = x.detach().to(self._device, copy=True).contiguous()

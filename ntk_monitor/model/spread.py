@@ -10,6 +10,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
@@ -41,6 +42,36 @@ def reshard(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
+
+
+def of_batches(module: nn.Module, everyone: Ranks) -> Ranks:
+    """The processes that have batches of their own.
+
+    Those that share the parts of one layer by tensor parallelism have the same batch.
+
+    Args:
+        module: The module.
+        everyone: All processes that train it.
+
+    Returns:
+        All of them, or those with which this one sums over batches.
+    """
+    if everyone.size == 1 or not is_sharded(module):
+        return everyone
+    meshes = [mesh for part in module.modules() if (mesh := _mesh(part)) is not None]
+    if not meshes:  # tensor parallelism alone
+        return everyone.within(None)
+    mesh = meshes[0]
+    return everyone if mesh.size() == everyone.size else everyone.within(mesh.get_group())
+
+
+def _mesh(part: nn.Module) -> DeviceMesh | None:
+    """Over which processes `fully_shard` spreads the parameters of a module."""
+    if not isinstance(part, FSDPModule):
+        return None
+    group = getattr(part._get_fsdp_state(), "_fsdp_param_group", None)
+    mesh: DeviceMesh | None = None if group is None else group.mesh_info.mesh
+    return mesh
 
 
 def averaged_by(module: nn.Module, size: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ from ntk_monitor.monitor.trainers import (
     ProbeListener,
     TrainerHost,
     batches_that_stepped,
-    require_whole_model,
+    require_known_strategy,
 )
 
 __all__ = ["NTKMonitor", "ProbeListener"]
@@ -65,7 +65,7 @@ class NTKMonitor(BaseMonitor, Callback):
         del pl_module
         if stage != "fit":
             return
-        require_whole_model(trainer)
+        require_known_strategy(trainer)
         if self.kept.choice == "val" and trainer.limit_val_batches == 0:
             raise MisconfigurationException(
                 "NTKMonitor(probe_batch='val') needs validation batches, and the Trainer has "

@@ -15,8 +15,8 @@ from ntk_monitor.ranks import ALONE, Ranks
 from ntk_monitor.snapshot import Snapshot
 
 T = TypeVar("T")
-SHARDED = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine")
-"""Classes, by name, of modules of which no process has all parameters."""
+UNKNOWN = ("FullyShardedDataParallel", "DeepSpeedEngine")
+"""Classes, by name, of modules that shard parameters in a way that probes do not know."""
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Host(Logs, Protocol):
         Returns:
             The first process's value.
         """
-        if self.ranks.size == 1:
+        if self.ranks.everyone.size == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values)
@@ -115,8 +115,8 @@ class Host(Logs, Protocol):
         Returns:
             The values, by process.
         """
-        values = [value] * self.ranks.size
-        if self.ranks.size > 1:
+        values = [value] * self.ranks.everyone.size
+        if len(values) > 1:
             dist.all_gather_object(values, value)
         return values
 
@@ -148,20 +148,21 @@ def world(device: Any) -> Ranks:  # noqa: ANN401
     return Ranks(dist.group.WORLD, device)
 
 
-def require_whole(module: nn.Module) -> None:
-    """Refuse a model of which this process does not have all parameters.
+def require_known(module: nn.Module) -> None:
+    """Refuse a model whose parameters are spread over processes in an unknown way.
 
     Args:
         module: The model.
 
     Raises:
-        ValueError: If it is sharded.
+        ValueError: If they are.
     """
     kinds = {kind.__name__ for part in module.modules() for kind in type(part).__mro__}
-    sharded = next((name for name in SHARDED if name in kinds), None)
-    if sharded is not None:
+    unknown = next((name for name in UNKNOWN if name in kinds), None)
+    if unknown is not None:
         raise ValueError(
-            f"model must be whole in every process, got one that is sharded ({sharded}): supported "
-            "are one device and DistributedDataParallel; or leave the monitor out and use "
-            "`ntk_monitor.probe` on checkpoints"
+            f"model must be whole in every process, or sharded by fully_shard or tensor "
+            f"parallelism, got one that is sharded by {unknown}: supported beside one device are "
+            "DistributedDataParallel, torch.distributed.fsdp.fully_shard and parallelize_module; "
+            "or leave the monitor out and use `ntk_monitor.probe` on checkpoints"
         )

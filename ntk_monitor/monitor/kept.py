@@ -88,7 +88,7 @@ class KeptBatch:
                 return None, ALONE
             if ranks.size > 1 and self._alike is None:
                 self._compare(host)
-        return self.content, ALONE if self._alike else ranks
+        return self.content, ranks.within(None) if self._alike else ranks
 
     def _found(self, host: Host) -> Any:  # noqa: ANN401
         """The batch, if it need not come from the training's own."""
@@ -97,7 +97,8 @@ class KeptBatch:
             raise error
         if self._parts is not None:  # of a checkpoint of as many processes
             parts, self._parts = self._parts, None
-            return parts[host.ranks.index] if len(parts) == host.ranks.size else None
+            everyone = host.ranks.everyone
+            return parts[everyone.index] if len(parts) == everyone.size else None
         if isinstance(self.choice, str):
             return None
         if not callable(self.choice):

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from ntk_monitor.checks import require
 from ntk_monitor.model.compiled import plain_module
+from ntk_monitor.model.spread import of_batches
 from ntk_monitor.monitor.base import BaseMonitor
 from ntk_monitor.monitor.detector import StallDetector
 from ntk_monitor.monitor.host import Host, world
@@ -113,7 +114,7 @@ class LoopHost(Host):
         self._optimizers = [plain_optimizer(optimizer) for optimizer in optimizers]
         parameter = next(self.module.parameters(), None)
         own = "cpu" if parameter is None else parameter.device
-        self._ranks = world(own if device is None else device)
+        self._ranks = of_batches(self.module, world(own if device is None else device))
         self._loggers = list(loggers) if self.is_global_zero else []
         self._log_dir = log_dir
 
@@ -143,7 +144,7 @@ class LoopHost(Host):
 
     @property
     def is_global_zero(self) -> bool:  # noqa: D102
-        return self._ranks.index == 0
+        return self._ranks.everyone.index == 0
 
     @property
     def ranks(self) -> Ranks:  # noqa: D102

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 from ntk_monitor.model.linearization import Preconditioner
 from ntk_monitor.monitor.followed import FollowedState
@@ -50,8 +49,7 @@ def measure(
     rate, scales = optimization(states[0].probe, host)
     most = most_products(states[0].probe, host, len(states), max_overhead)
     apart = ranks.size < host.ranks.size
-    # A probe hears of the failures in its own processes; these are not its own.
-    with host.muted(), host.ranks.together() if apart else nullcontext():
+    with host.muted(), ranks.together():
         found = tuple(
             state.probe(
                 host.module,

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ntk_monitor.checks import require
 from ntk_monitor.monitor.failures import Failures
-from ntk_monitor.monitor.host import require_whole
+from ntk_monitor.monitor.host import require_known
 from ntk_monitor.monitor.loop import LoopHost, LoopMonitor
 from ntk_monitor.monitor.writers import SummaryWriterLogger, loggers_of
 
@@ -93,7 +93,7 @@ class Monitor(LoopMonitor):
                 "or make another Monitor"
             )
         require(isinstance(model, nn.Module), "model", "a torch.nn.Module", model)
-        require_whole(model)
+        require_known(model)
         optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         good = all(isinstance(each, Optimizer) for each in optimizers)
         require(good, "optimizer", "a torch.optim.Optimizer, or a list of them", optimizer)

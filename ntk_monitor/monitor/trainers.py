@@ -14,13 +14,20 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ntk_monitor.model.spread import of_batches
 from ntk_monitor.monitor.delivery import run_folder
 from ntk_monitor.monitor.host import Host, world
 from ntk_monitor.ranks import ALONE, Ranks
 from ntk_monitor.snapshot import Snapshot
 
-SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
-"""Strategies under which no process has all parameters."""
+KNOWN = ("DDPStrategy", "ModelParallelStrategy")
+"""Strategies for several processes."""
+UNKNOWN = {
+    "FSDPStrategy": "shards parameters into flat ones (ModelParallelStrategy with fully_shard is "
+    "what torch has in its place)",
+    "DeepSpeedStrategy": "keeps parameters where only its own engine knows them",
+}
+"""Strategies under which there are no probes, and why."""
 
 
 @runtime_checkable
@@ -76,7 +83,7 @@ class TrainerHost(Host):
     def ranks(self) -> Ranks:  # noqa: D102
         if self.trainer.world_size == 1:
             return ALONE
-        return world(self.trainer.strategy.root_device)
+        return of_batches(self.module, world(self.trainer.strategy.root_device))
 
     @property
     def run_folder(self) -> str | None:  # noqa: D102
@@ -104,26 +111,27 @@ class TrainerHost(Host):
         return make(self.trainer, self.module)
 
 
-def require_whole_model(trainer: Trainer) -> None:
-    """Refuse a strategy under which the first process does not have the whole model.
+def require_known_strategy(trainer: Trainer) -> None:
+    """Refuse a strategy whose processes cannot measure together.
 
     Args:
         trainer: The Trainer.
 
     Raises:
-        MisconfigurationException: If its strategy shards the model, or is an unknown one for
-            several processes.
+        MisconfigurationException: If it is one that spreads parameters in an unknown way, or an
+            unknown one for several processes.
     """
     strategy = trainer.strategy
     names = [kind.__name__ for kind in type(strategy).__mro__]
-    sharded = next((name for name in SHARDING if name in names), None)
-    if sharded is None and (trainer.world_size == 1 or "DDPStrategy" in names):
+    unknown = next((name for name in UNKNOWN if name in names), None)
+    if unknown is None and (trainer.world_size == 1 or any(name in names for name in KNOWN)):
         return
-    reason = "shards the model" if sharded else f"runs {trainer.world_size} processes"
+    reason = UNKNOWN.get(unknown or "", f"runs {trainer.world_size} processes in an unknown way")
     raise MisconfigurationException(
-        f"NTKMonitor needs the whole model in the first process, and {type(strategy).__name__} "
-        f"{reason}: supported are one device and strategy='ddp' (all its variants); or leave the "
-        "monitor out and use `ntk_monitor.probe` on checkpoints"
+        f"NTKMonitor cannot measure under {type(strategy).__name__}, which {reason}: supported are "
+        "one device, strategy='ddp' (all its variants), and ModelParallelStrategy with fully_shard "
+        "or tensor parallelism in configure_model(); or leave the monitor out and use "
+        "`ntk_monitor.probe` on checkpoints"
     )
 
 

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ntk_monitor.model.quiet import random_states
 from ntk_monitor.monitor.detector import StallDetector
-from ntk_monitor.monitor.host import require_whole
+from ntk_monitor.monitor.host import require_known
 from ntk_monitor.monitor.loop import LoopHost, LoopMonitor, OnProbe
 from ntk_monitor.monitor.writers import SummaryWriterLogger, loggers_of
 
@@ -84,7 +84,7 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
         """Check the settings against the training, and probe before the first step."""
         if self._host is not None:
             self._close()  # the training before has ended without a word
-        require_whole(kwargs["model"])
+        require_known(kwargs["model"])
         self._start(state)
         folder = str(self.log_dir or os.path.join(args.output_dir, FOLDER))
         if state.is_hyper_param_search:

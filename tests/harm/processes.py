@@ -16,10 +16,13 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from harm.worlds import B, Dropout, Module, N, T, loader
 from ntk_monitor import Monitor, NTKMonitor, StallAlert
+from ntk_monitor.model.shards import local
 from ntk_monitor.monitor import StallWarning
 from ntk_monitor.probe import Probe
 
@@ -43,10 +46,21 @@ class Ears(Callback):
         self.heard.append((step, snapshot.trace.value))
 
 
-def run(name: str, folder: Path, callbacks: list[Any]) -> dict[str, Any]:
+class Sharded(Module):
+    """Its recurrent layer and its readout are sharded one by one."""
+
+    def configure_model(self) -> None:
+        if self.body is None:
+            super().configure_model()
+            for part in (self.body, self.readout):
+                fully_shard(part, mesh=self.device_mesh["data_parallel"])
+
+
+def run(name: str, folder: Path, callbacks: list[Any], *, sharded: bool = False) -> dict[str, Any]:
     ears = Ears()
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
     trainer = Trainer(
-        strategy="ddp",
+        strategy=strategy if sharded else "ddp",
         devices=2,
         accelerator="cpu",
         max_epochs=2,
@@ -60,7 +74,7 @@ def run(name: str, folder: Path, callbacks: list[Any]) -> dict[str, Any]:
         callbacks=[*callbacks, ears],
     )
     torch.manual_seed(1)
-    module = Module("dropout")
+    module = Sharded("dropout") if sharded else Module("dropout")
     error = ""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -70,7 +84,7 @@ def run(name: str, folder: Path, callbacks: list[Any]) -> dict[str, Any]:
             error = str(found)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if "/" in k}
     return {
-        "weights": [p.double().sum().item() for p in module.parameters()],
+        "weights": [local(p).double().sum().item() for p in module.parameters()],
         "losses": [float(loss) for loss in module.losses],
         "seen": module.seen,
         "metrics": metrics,
@@ -142,6 +156,10 @@ def main(folder: Path) -> None:
     module.configure_model()
     torch.manual_seed(1)
     found["same"]["alone"] = [Probe(**SETTINGS)(module, one, learning_rate=0.01).trace.value]
+    found["plain sharded"] = run("plain_sharded", folder, [], sharded=True)
+    watching = [NTKMonitor(2, **FAST), StallAlert(1)]
+    found["sharded"] = run("sharded", folder, watching, sharded=True)
+    found["sharded"]["method"] = watching[0].snapshot.method
     found["loop"] = loop(watched=True)
     found["cut loop"] = loop(watched=True, cut=True)
     found["plain loop"] = loop(watched=False)

@@ -16,7 +16,7 @@ import pytest
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ntk_monitor.monitor.trainers import require_whole_model
+from ntk_monitor.monitor.trainers import require_known_strategy
 
 SCRIPT = Path(__file__).with_name("processes.py")
 TIME_LIMIT = 240
@@ -150,22 +150,35 @@ def test_an_alert_that_stops_stops_every_process(both: Any) -> None:
     assert 0 < first["stopped"]["steps"] == second["stopped"]["steps"] < first["plain"]["steps"]
 
 
+def test_sharded_parameters_are_measured_and_trained_the_same(both: Any) -> None:
+    for found in both[1]:
+        for what in ("weights", "losses", "steps"):
+            assert found["sharded"][what] == found["plain sharded"][what]
+        assert found["sharded"]["warnings"] == []
+        assert len(found["sharded"]["heard"]) == 5
+    first, second = (found["sharded"] for found in both[1])
+    assert first["heard"] == second["heard"]
+    assert first["method"] == second["method"] == "in-place"
+    # The first probe is one of the same parameters and batches as with DDP, by another method.
+    assert first["heard"][0][1] == pytest.approx(both[1][0]["watched"]["heard"][0][1], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("strategy", "world_size", "name"),
     [
-        (FSDPStrategy(), 1, "FSDPStrategy shards the model"),
-        (FSDPStrategy(), 2, "FSDPStrategy shards the model"),
-        (ModelParallelStrategy(), 2, "ModelParallelStrategy shards the model"),
-        (type("DeepSpeedStrategy", (), {})(), 1, "DeepSpeedStrategy shards the model"),
-        (type("Mine", (), {})(), 4, "Mine runs 4 processes"),
+        (FSDPStrategy(), 1, "FSDPStrategy, which shards parameters into flat ones"),
+        (FSDPStrategy(), 2, "FSDPStrategy, which shards parameters into flat ones"),
+        (type("DeepSpeedStrategy", (), {})(), 1, "DeepSpeedStrategy, which keeps parameters"),
+        (type("Mine", (), {})(), 4, "Mine, which runs 4 processes in an unknown way"),
     ],
 )
 def test_other_strategies_are_refused(strategy: Any, world_size: int, name: str) -> None:
     trainer: Any = SimpleNamespace(strategy=strategy, world_size=world_size)
-    with pytest.raises(MisconfigurationException, match=f"{name}: supported are one device and"):
-        require_whole_model(trainer)
+    with pytest.raises(MisconfigurationException, match=f"{name}.*: supported are one device"):
+        require_known_strategy(trainer)
 
 
 def test_supported_strategies_are_not() -> None:
-    for strategy, size in [(DDPStrategy(), 2), (type("Mine", (), {})(), 1)]:
-        require_whole_model(SimpleNamespace(strategy=strategy, world_size=size))
+    known = [(DDPStrategy(), 2), (ModelParallelStrategy(), 2), (type("Mine", (), {})(), 1)]
+    for strategy, size in known:
+        require_known_strategy(SimpleNamespace(strategy=strategy, world_size=size))
