@@ -29,7 +29,9 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
-@pytest.mark.parametrize("method", ["finite-difference", "forward-ad", "double-backward", "exact"])
+@pytest.mark.parametrize(
+    "method", ["finite-difference", "in-place", "forward-ad", "double-backward", "exact"]
+)
 def test_memory_is_flat_over_many_probes(method: str) -> None:
     case = CASES["gru"]
     model, batch = case.make_model(), case.make_batch()

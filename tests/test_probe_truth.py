@@ -58,7 +58,9 @@ def test_exact_method_is_dense_truth(case: Case) -> None:
     assert snapshot.adjoint_error < 1e-10
 
 
-@pytest.mark.parametrize("method", ["forward-ad", "double-backward", "finite-difference", "exact"])
+@pytest.mark.parametrize(
+    "method", ["forward-ad", "double-backward", "finite-difference", "in-place", "exact"]
+)
 def test_target_modes_are_exact_with_every_method(case: Case, method: str) -> None:
     snapshot, wanted = measure(case, method=method, max_products=64, modes=2), exact(case)
     assert len(snapshot.target_modes) == 2

@@ -75,16 +75,16 @@ class Displacement:
         self._lost, self._sums = [None] * count, [0] * count
         self._signs = [0] * count
         try:
-            self._move(1)
-            difference = value().clone()  # it may be a view of the parameters
-            self._move(-1)
-            difference -= value()
-        finally:
             try:
+                self._move(1)
+                difference = value().clone()  # it may be a view of the parameters
+                self._move(-1)
+                difference -= value()
+            finally:
                 self._put_back()
-            except BaseException:
-                self._put_back()  # interrupted before its first line: nothing is left to chance
-                raise
+        except BaseException:
+            self._put_back()  # does nothing, unless the first time was interrupted before its start
+            raise
         if self._differing:
             raise RuntimeError(
                 f"{self._differing} pieces of the parameters are not what they were before a "

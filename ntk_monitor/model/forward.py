@@ -179,7 +179,11 @@ class ForwardMap:
         constants = {n: t for n, t in self.tensors.items() if n not in theta} | own
         recorder = Recorder(theta, constants.values(), sketch, room)
         self._record({**self.tensors, **theta, **own}, recorder)
-        self._written = [name for name, t in own.items() if t._version != versions[name]]
+        self._written = [
+            name
+            for name, t in own.items()
+            if t._version != versions[name] or not _same(t, self.tensors[name])
+        ]
         return recorder
 
     def _record(self, tensors: Mapping[str, Tensor], recorder: Recorder) -> None:
@@ -270,6 +274,10 @@ class ForwardMap:
             self._changing.put_back()
         with open_checkpoints(keep=self._same_dtype), _default_dtype(self.dtype):
             yield
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a, b) or torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
 
 
 @contextmanager

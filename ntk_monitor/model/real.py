@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.func import functional_call
 
 from ntk_monitor.model.batch import ForwardFn
 from ntk_monitor.model.forward import ForwardMap
 from ntk_monitor.model.recorder import Recorder, address_of
-from ntk_monitor.model.shards import dots, local
-from ntk_monitor.model.sketched import Sketch
+from ntk_monitor.model.shards import dots
 from ntk_monitor.model.spread import Spread, averaged_by, place_of, reshard
 from ntk_monitor.ranks import Ranks
 
@@ -23,8 +22,7 @@ from ntk_monitor.ranks import Ranks
 class RealForward(ForwardMap):
     """The map from a module's own parameters to state and outputs, on one fixed batch.
 
-    Calls are ordinary calls of the module. Buffers that one writes are put back after it, with the
-    count of their versions.
+    Calls are ordinary calls of the module, with copies in place of the buffers that they write.
     """
 
     def __init__(
@@ -43,8 +41,8 @@ class RealForward(ForwardMap):
             dtype: That arithmetic.
         """
         super().__init__(module, batch, forward_fn, dtype)
-        self._forward_fn = forward_fn
-        self._buffers = [_Buffer(buffer) for buffer in module.buffers()]
+        self._buffers = {name for name, _ in module.named_buffers()}
+        self._trained = [(p, p.requires_grad) for p in module.parameters()]
 
     def _taken(self, tensor: Tensor) -> Tensor:
         """The tensor itself."""
@@ -90,37 +88,26 @@ class RealForward(ForwardMap):
         with _without_hooks(self.module):
             return super().gradients(value, inputs, u)
 
-    def record(
-        self, names: Sequence[str], sketch: Sketch | None = None, room: float = math.inf
-    ) -> Recorder:
-        """Run once, recording every call of a submodule and every use of some parameters.
-
-        Args:
-            names: The parameters.
-            sketch: Makes stand-ins for all tensors; None to keep all.
-            room: Bytes that what is kept may take.
-
-        Returns:
-            What was recorded.
-        """
-        theta = self.leaves(names)
-        constants = [tensor for name, tensor in self.tensors.items() if name not in theta]
-        recorder = Recorder(theta, constants, sketch, room)
-        with _following(self.module, theta, recorder):
-            self._record({}, recorder)
-        return recorder
+    def _record(self, tensors: Mapping[str, Tensor], recorder: Recorder) -> None:
+        with _following(self.module, recorder):
+            super()._record(tensors, recorder)
 
     def _call(self, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
-        if any(tensor is not self.tensors[name] for name, tensor in tensors.items()):
+        fresh = {name: tensors[name].clone() for name in self._written}
+        others = {n: t for n, t in {**tensors, **fresh}.items() if t is not self.tensors[n]}
+        if not others.keys() <= self._buffers:
             raise ValueError(
                 "method='in-place' keeps no copies of the parameters, so this operator is not to "
                 "be had with it: linearize with another method"
             )
+        named = {f"module.{name}": tensor for name, tensor in others.items()}
         with self._as_at_first():
             try:
-                return self._forward_fn(self.module, self._fresh_batch())
-            finally:
-                self._buffers = [b for b in self._buffers if b.put_back()]
+                return functional_call(self._caller, named, (self._fresh_batch(),))
+            finally:  # a forward pass that freezes parameters has made a graph of them before
+                for parameter, requires_grad in self._trained:
+                    if parameter.requires_grad != requires_grad:
+                        parameter.requires_grad_(requires_grad)
 
 
 @contextmanager
@@ -143,11 +130,9 @@ def _without_hooks(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _following(
-    module: nn.Module, theta: Mapping[str, Tensor], recorder: Recorder
-) -> Iterator[None]:
+def _following(module: nn.Module, recorder: Recorder) -> Iterator[None]:
     """Tell a recorder of tensors that are in the parameters' places during some calls only."""
-    canonical = {id(tensor): name for name, tensor in theta.items()}
+    canonical = {id(tensor): name for name, tensor in recorder.theta.items()}
     every = module.named_parameters(remove_duplicate=False)
     names = {path: canonical[id(p)] for path, p in every if id(p) in canonical}
     learned: list[list[int]] = []
@@ -157,7 +142,7 @@ def _following(
         for inner, owner in submodule.named_modules(prefix=path):
             for local_name, p in owner._parameters.items():
                 name = names.get(f"{inner}.{local_name}" if inner else local_name)
-                if name is None or p is None or p is theta[name]:
+                if name is None or p is None or p is recorder.theta[name]:
                     continue
                 address = address_of(p)
                 if address and not recorder.knows(address):
@@ -262,23 +247,3 @@ class ShardedForward(RealForward):
         finally:
             if not torch.is_grad_enabled():  # else going backward needs what was gathered
                 reshard(self.module)
-
-
-class _Buffer:
-    """A buffer at one moment."""
-
-    def __init__(self, buffer: Tensor) -> None:
-        self._buffer, self._version = buffer, buffer._version
-        self._then: Tensor = local(buffer).clone()
-
-    def put_back(self) -> bool:
-        """Put it back; whether there was need to."""
-        if self._buffer._version == self._version and _same(local(self._buffer), self._then):
-            return False
-        local(self._buffer).copy_(self._then)
-        torch._C._autograd._unsafe_set_version_counter((self._buffer,), (self._version,))
-        return True
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a, b) or torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))

@@ -160,6 +160,7 @@ class Recorder(Watch):
     Attributes:
         calls: The calls of submodules that `record_call` was told of.
         records: The uses, in order.
+        theta: The studied parameters as they were given.
         sketch: Makes stand-ins for what is returned, or None.
         met: For parameters that meet data in another operation, the name of one such operation.
     """
@@ -180,6 +181,7 @@ class Recorder(Watch):
             room: Bytes that what is kept may take.
         """
         super().__init__()
+        self.theta = dict(parameters)
         self.calls: list[Call] = []
         self.records: list[Record] = []
         self.met: dict[str, str] = {}

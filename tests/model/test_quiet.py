@@ -231,7 +231,7 @@ def flags() -> Iterator[None]:
 def test_an_unruly_model_is_probed_without_a_trace() -> None:
     net = Unruly()
     before = disturbed(net)
-    for method in ("finite-difference", "double-backward"):
+    for method in ("finite-difference", "double-backward", "in-place"):
         whole = nn.Sequential(net)
         found = probe(whole, batch()[0], state="0", method=method, max_products=24, modes=0)
         assert found.trace.is_finite
