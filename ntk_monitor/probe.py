@@ -31,6 +31,7 @@ from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.model.deadline import Deadline
 from ntk_monitor.model.derivative import Derivative
 from ntk_monitor.model.linearization import Preconditioner
+from ntk_monitor.model.memory import free_memory
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.products import IN_PLACE, ProductMethod
 from ntk_monitor.model.spread import is_sharded
@@ -49,6 +50,8 @@ PREFERENCE: tuple[ProductMethod, ...] = ("finite-difference", "forward-ad", "dou
 in the memory of one and with any kernel, and are far more precise than sampling needs."""
 SAMPLING_SHARE = 0.8
 """Share of the time limit after which a probe makes do with the samples that it has."""
+MEMORY_SHARE = 0.5
+"""Share of the free memory that the samples may take."""
 DENSE_LIMIT = 2**28
 """Most entries that a dense Jacobian may have."""
 
@@ -291,7 +294,10 @@ class Probe:
                 factor.fingerprint,
                 "give all the same seed, and the same kind of device",
             )
-        measured = sample_kernel(factor, core, tolerance=self.tolerance, left=left, seed=seed)
+        room = self.max_memory or MEMORY_SHARE * free_memory(lin.state.device)
+        measured = sample_kernel(
+            factor, core, tolerance=self.tolerance, left=left, seed=seed, max_memory=room
+        )
         self._require_adjoint(J, measured.adjoint_error)
         # What worked is tried first from now on; training can make it fail (a step of finite
         # differences across many kinks), and then the next one takes over.
@@ -446,9 +452,10 @@ def probe(
         time_limit: Seconds. After four fifths of them there is no further sample, and the numbers
             have larger errors; after all of them no forward pass begins, and a TimeoutError is
             raised. None for no limit.
-        max_memory: Bytes that the activations which are kept to find the weight sites may take, by
-            default half of the free memory. What needs more takes a few more forward passes, which
-            keep none; the numbers are the same.
+        max_memory: Bytes that the activations which are kept to find the weight sites may take, and
+            then again the samples; by default half of the free memory. Activations that need more
+            take a few more forward passes, which keep none, and the numbers are the same; samples
+            are kept in fewer rows, and the standard errors hold what that costs.
         seed: Names the random tangents; the same seed draws the same ones at every probe.
 
     Returns:

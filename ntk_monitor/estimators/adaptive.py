@@ -144,7 +144,7 @@ def sample_kernel(
     """
     used = 0
     itemsize = torch.promote_types(J.dtype, torch.float32).itemsize
-    most_entries = max_memory / (COPIES * itemsize * max(left(), MIN_SAMPLES))
+    most_entries = core.ranks.least(max_memory) / (COPIES * itemsize * max(left(), MIN_SAMPLES))
     sketch = TangentSketch(core, most_entries)
 
     def sample(count: int, enough: Callable[[], bool]) -> None:

@@ -110,8 +110,8 @@ class BaseMonitor:
             chunk_size: Tangents carried at once.
             time_limit: Seconds that a probe may take: it then makes do with the samples it has, or
                 fails. A call of a logger that takes longer is the last one of that logger.
-            max_memory: Bytes that activations kept to find the weight sites may take; by default
-                half of the free memory.
+            max_memory: Bytes that activations kept to find the weight sites may take, and then
+                again the samples; by default half of the free memory.
             seed: Names the random tangents.
         """
         require_plan(every_n_steps, max_overhead, plan)
