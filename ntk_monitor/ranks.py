@@ -32,6 +32,7 @@ class Ranks:
     Attributes:
         index: Which of the processes this is, from 0.
         size: How many there are.
+        given: Bytes that this process has given to sums.
         everyone: All that keep together; more than these where only some have the same part of
             the parameters, see `within`.
     """
@@ -49,6 +50,7 @@ class Ranks:
         self.index = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
         self.everyone = self
+        self.given = 0
         self._met = 0
         self._together = False
 
@@ -117,6 +119,7 @@ class Ranks:
             return numbers.to(x.device, x.dtype).reshape(x.shape)
         mine = x.detach().to(self._device, copy=True).contiguous()
         self.everyone._meet(f"a sum of {tuple(x.shape)}")
+        self.given += mine.numel() * mine.element_size()
         dist.all_reduce(mine, group=self._group)
         return mine.to(x.device)
 
@@ -289,6 +292,7 @@ class Ranks:
         said[:3] = torch.tensor([failed, place, place**2], device="cpu")
         if riders is not None:
             said[3 : 3 + count] = riders.to(self._device)
+        self.given += said.numel() * said.element_size()
         dist.all_reduce(said, group=self._group)
         failures, places, squares = (int(n) for n in said[:3].tolist())
         if failures and not failed:

@@ -30,7 +30,7 @@ from ntk_monitor.monitor.logs import Reporter
 
 STAGES: dict[str, tuple[Any, str]] = {
     "forward pass": (ForwardMap, "record"),
-    "product": (Derivative, "_pull"),
+    "product": (Derivative, "_rmatmat"),
     "metrics": (FollowedState, "scalars"),
     "numbers": (Reporter, "scalars"),
     "figures": (Reporter, "figures"),

@@ -48,6 +48,7 @@ quieting = sys.modules["ntk_monitor.model.quiet"]
 kept_module = sys.modules["ntk_monitor.monitor.kept"]
 publisher_module = sys.modules["ntk_monitor.monitor.publisher"]
 linearize_module = sys.modules["ntk_monitor.model.linearize"]
+survey_module = sys.modules["ntk_monitor.model.survey"]
 probe_module = sys.modules["ntk_monitor.probe"]
 
 
@@ -84,11 +85,11 @@ STAGES: dict[str, Patch] = {
     "entering the quiet context": (quieting, "kernels_for"),
     "casting the batch": (linearize_module, "cast_batch"),
     "forward pass": (ForwardMap, "record"),
-    "finding the state": (linearize_module, "find_state"),
-    "finding weight sites": (linearize_module, "place_uses"),
+    "finding the state": (survey_module, "find_state"),
+    "finding weight sites": (survey_module, "place_uses"),
     "target": (probe_module, "pull_back"),
     "tangent product": (Derivative, "_matmat"),
-    "adjoint product": (Derivative, "_pull"),
+    "adjoint product": (Derivative, "_rmatmat"),
     "sampling": (probe_module, "sample_kernel"),
     "snapshot": (Probe, "_snapshot"),
     "introduction": (publisher_module, "introduction"),
@@ -253,13 +254,13 @@ def test_a_wedged_probe_ends_at_its_time_limit(
 
 
 def test_a_slow_probe_makes_do_with_fewer_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = FiniteDifference._product
+    honest = FiniteDifference._difference
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         time.sleep(0.02)
         return honest(*args, **kwargs)
 
-    monkeypatch.setattr(FiniteDifference, "_product", slow)
+    monkeypatch.setattr(FiniteDifference, "_difference", slow)
     module = Module(KIND)
     module.configure_model()
     settings = {"tolerance": 1e-3, "max_products": 90, "method": "finite-difference", "modes": 0}
@@ -339,9 +340,9 @@ def test_a_request_to_end_is_heard_after_the_probe(
 ) -> None:
     honest = ForwardMap.record
 
-    def record(*args: Any) -> Any:
+    def record(*args: Any, **kwargs: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return honest(*args)
+        return honest(*args, **kwargs)
 
     monkeypatch.setattr(ForwardMap, "record", record)
     before = signal.getsignal(signal.SIGTERM)
