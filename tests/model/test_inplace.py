@@ -1,7 +1,7 @@
 """Products in place: the numbers of a copy, and parameters that are what they were to the bit."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -15,6 +15,7 @@ from ntk_monitor.estimators import draw_tangents
 from ntk_monitor.model import displacement, shards
 from ntk_monitor.model.displacement import Displacement
 from ntk_monitor.model.shards import Gaussian, Given, inner, pieces
+from ntk_monitor.model.spread import Spread, place_of
 
 CPU = torch.device("cpu")
 
@@ -23,8 +24,12 @@ def bits(tensors: list[Tensor]) -> list[bytes]:
     return [t.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for t in tensors]
 
 
+def spread_of(parameters: Sequence[Tensor]) -> Spread:
+    return Spread([place_of(p) for p in parameters])
+
+
 def tangent(parameters: list[Tensor], seed: int = 0) -> Gaussian:
-    return Gaussian(seed, 0, sum(p.numel() for p in parameters), CPU)
+    return Gaussian(seed, 0, spread_of(parameters), CPU)
 
 
 def vectors(net: nn.Module, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -104,10 +109,10 @@ def test_every_tier_in_place(tier: str) -> None:
 def test_tangents_drawn_piece_by_piece_are_those_drawn_at_once(size: int) -> None:
     wanted = draw_tangents(size, range(3, 4), 7)[0]
     cuts = [t.clone() for t in torch.tensor_split(torch.zeros(size), 3)]
-    read = Gaussian(7, 3, size, CPU).reader()
+    read = Gaussian(7, 3, spread_of(cuts), CPU).reader()
     assert torch.equal(torch.cat([read(piece) for piece in pieces(cuts)]), wanted)
     given = [torch.randn(len(cut), generator=torch.Generator().manual_seed(1)) for cut in cuts]
-    product = inner(Gaussian(7, 3, size, CPU), given)
+    product = inner(Gaussian(7, 3, spread_of(cuts), CPU), given, spread_of(cuts))
     assert product == pytest.approx(float(wanted.double() @ torch.cat(given).double()))
 
 
@@ -196,7 +201,8 @@ def test_little_is_kept_to_come_back() -> None:
 
 def test_a_direction_in_memory_moves_as_far_as_it_says() -> None:
     parameters = [nn.Parameter(torch.randn(7, 5)), nn.Parameter(torch.randn(3))]
-    given = Given([torch.randn(7, 5), torch.randn(3)])
+    tensors = [torch.randn(7, 5), torch.randn(3)]
+    given = Given(tensors, spread_of(tensors))
     flat = torch.cat([t.flatten() for t in given.tensors])
     assert given.length == pytest.approx(float(flat.norm()))
     seen: list[Tensor] = []
