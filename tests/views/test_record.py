@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ntk_monitor import Estimate, NTKMonitor, Snapshot
 from ntk_monitor.models import GRURegression
-from ntk_monitor.monitor import callback
+from ntk_monitor.monitor import publisher
 from ntk_monitor.tasks import MemoryProDataModule
 from ntk_monitor.views.dashboard.checks import checked_changes, checked_snapshot
 from ntk_monitor.views.dashboard.data import NOBODY, DashboardData
@@ -207,7 +207,7 @@ def test_a_record_that_fails_harms_nothing(tmp_path: Path, monkeypatch: pytest.M
     def fail(snapshot: Snapshot) -> None:
         raise RuntimeError("no record today")
 
-    monkeypatch.setattr(callback, "snapshot_record", fail)
+    monkeypatch.setattr(publisher, "snapshot_record", fail)
     with pytest.warns(UserWarning, match="no record today"):
         trainer = fit(tmp_path)
     assert trainer.global_step == 2
