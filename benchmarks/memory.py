@@ -78,7 +78,8 @@ def products(module: nn.Module, batch: Batch) -> None:
     parts = Activities()
     lin = linearize(module, batch, method="in-place", consume=parts.add)
     CoreGram.of(parts)
-    replace(lin, outputs=None).factor(0).sample(range(2))
+    lin = replace(lin, outputs=None)
+    lin.factor(0).sample(range(2))
 
 
 def probing(method: str, tier: str) -> Callable[[nn.Module, Batch], None]:
@@ -117,7 +118,7 @@ def tidy() -> None:
 def measure(workload: str, case: str) -> dict[str, int]:
     """Bytes of the parameters, and at the peak, both beyond those before the model."""
     torch.manual_seed(0)
-    inference(nn.Linear(8, 8), torch.randn(8, 8))  # libraries load at their first use
+    CASES[case](*mlp(8, 4))  # libraries load at their first use
     tidy()
     before = status("VmRSS")
     module, batch = WORKLOADS[workload]()
