@@ -1,13 +1,17 @@
 """Probes leave nothing behind, however many there are."""
 
 import gc
+import sys
+from typing import Any
 
 import pytest
 import torch
 from conftest import CASES
 from monitor.helpers import fit
+from torch import Tensor, nn
 
-from ntk_monitor import NTKMonitor, Snapshot
+from ntk_monitor import NTKMonitor, Snapshot, probe
+from ntk_monitor.estimators.sketch import TangentSketch
 from ntk_monitor.model.memory import free_memory
 from ntk_monitor.probe import Probe
 
@@ -19,6 +23,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::ntk_monitor.monitor.StallWarning",
 )
 PROBES = 200
+probe_module: Any = sys.modules["ntk_monitor.probe"]
 
 
 def live_bytes() -> int:
@@ -74,3 +79,40 @@ def test_memory_is_flat_on_a_gpu() -> None:
             before = torch.cuda.memory_allocated()
     assert torch.cuda.memory_allocated() == before
     assert free_memory(torch.device("cuda")) > 0
+
+
+def tokens_model() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """A transformer on random tokens: no few leading rows, a core of more columns than rows."""
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=True, norm_first=True)
+    encoder = nn.TransformerEncoder(block, 1, enable_nested_tensor=False)
+    tokens = torch.randint(0, 50, (12, 48))
+    net = nn.Sequential(nn.Embedding(50, 32), encoder, nn.Linear(32, 50))
+    return net, (tokens, tokens.roll(-1, 1))
+
+
+def test_samples_keep_to_max_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[TangentSketch] = []
+    honest = probe_module.sample_kernel
+
+    def spied(*args: Any, **kwargs: Any) -> Any:
+        measured = honest(*args, **kwargs)
+        kept.append(measured.sketch)
+        return measured
+
+    monkeypatch.setattr(probe_module, "sample_kernel", spied)
+    net, batch = tokens_model()
+    settings: dict[str, Any] = {"tolerance": 0.0, "max_products": 60, "modes": 1}
+    whole = probe(net, batch, max_memory=2**30, **settings)
+    limit = 4 * 60 * 3 * 300 * 32
+    little = probe(net, batch, max_memory=limit, **settings)
+    assert kept[0].rows.W is None
+    assert kept[1].rows.twofold
+    sizes = [sum(4 * sample.numel() for sample in sketch._samples) for sketch in kept]
+    assert sizes[0] > limit / 3 >= sizes[1]
+    for name in ("effective_rank", "temporal_effective_rank", "spatial_effective_rank", "trace",
+                 "core_cosine", "temporal_core_cosine", "frobenius_norm"):  # fmt: skip
+        ours, theirs = getattr(little, name), getattr(whole, name)
+        assert abs(ours.value - theirs.value) < 2 * ours.stderr, name
+        assert ours.stderr > theirs.stderr or name == "trace"
+    assert whole.core_effective_rank == pytest.approx(little.core_effective_rank)
