@@ -423,3 +423,18 @@ def test_automatic_methods_never_work_in_place() -> None:
     for method in ("auto", "exact"):
         assert probe(net, vectors(net), method=method).method != "in-place"
     assert "in-place" not in linearize(net, vectors(net)).jacobian._methods
+
+
+def test_a_forward_pass_that_does_not_repeat_itself_is_refused() -> None:
+    class Growing(nn.Sequential):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Growing.calls += 1
+            return super().forward(Growing.calls * x)
+
+    net = Growing(*small())
+    before = bits(list(net.parameters()))
+    with pytest.raises(ValueError, match="a forward pass that repeats itself"):
+        probe(net, vectors(net), method="in-place")
+    assert bits(list(net.parameters())) == before
