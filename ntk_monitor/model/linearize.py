@@ -140,6 +140,8 @@ def linearize(
         with torch.no_grad():
             again, outputs = forward.run({}, found.where)
         _require_same(found.h, again)
+        if sharded:
+            _require_whole(found, ranks)
     chunk_size = found.chunk_size if chunk_size is None else chunk_size
     jacobian: Derivative
     if isinstance(forward, RealForward):
@@ -219,6 +221,22 @@ def _copied(
     pull = pulling(state_at, flat)
     untrained = space.rows(found.untrained)
     return Derivative("J", (space.size,), found.h, methods, context, pull, untrained)
+
+
+def _require_whole(found: Survey, ranks: Ranks) -> None:
+    """Refuse a state of which processes with the same batch have other parts.
+
+    Raises:
+        ValueError: If they do.
+    """
+    everyone = ranks.everyone
+    batches, states = everyone.each(ranks.index), everyone.each(checksum(found.h) % 2**52)
+    if len(set(zip(batches, states, strict=True))) > len(set(batches)):
+        raise ValueError(
+            f"the state {', '.join(found.where.paths)!r} differs between processes with the same "
+            "batch: tensor parallelism gives each some of its features. Choose with state=... a "
+            "module whose output is whole in each process"
+        )
 
 
 def _require_same(h: Tensor, again: Tensor) -> None:

@@ -96,6 +96,11 @@ def tensor_parallel(world: Ranks) -> dict[str, Any]:
     before = state_of(module)
     together = numbers(Probe(**settings), module, part(batch, ranks), ranks)
     assert state_of(module) == before
+    try:
+        Probe(**{**settings, "state": "0"})(module, part(batch, ranks), ranks=ranks)
+        together["in parts"] = "nothing"
+    except ValueError as error:
+        together["in parts"] = str(error)
     alone = None
     if world.index == 0:
         alone = numbers(Probe(method="in-place", **settings), made(make), batch)

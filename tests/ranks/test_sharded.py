@@ -33,6 +33,7 @@ def test_with_tensor_parallelism_all_but_the_core_is_known(found: Found) -> None
         else:
             assert gap(name, both["together"][name], number) <= 1e-4, name
     assert math.isnan(both["together"]["core/effective_rank"])
+    assert "the state '0' differs between processes" in both["together"]["in parts"]
     for other in found[1:]:
         ours, theirs = both["together"], other["tensor parallel"]["together"]
         assert {k: str(v) for k, v in ours.items()} == {k: str(v) for k, v in theirs.items()}
