@@ -96,8 +96,9 @@ def test_products_agree_with_finite_differences(name: str) -> None:
     assert float((forward - backward).abs() / torch.linalg.vector_norm(product)) < 1e-4
 
 
-UNSETTLED = {"orthogonal weight", "LightningTransformer"}
-"""Models in which finite differences of single precision do not settle, in place or not."""
+UNSETTLED = {"orthogonal weight", "LightningTransformer", "ResNet"}
+"""Models in which finite differences of single precision, in place or not, do not settle along some
+or all tangents."""
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in UNSETTLED])
