@@ -1,6 +1,7 @@
 """What a product costs as models grow: time against forward passes, and bytes between processes.
 
 Run with ``python benchmarks/scaling.py``; one thread, a language model like GPT-2 of several sizes.
+With ``--device cuda`` on one GPU: products in place, of GPT-2 and of how deep a one they fit.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ SIZES = {  # layers, width, heads, vocabulary
     "30 M": (6, 512, 8, 22000),
     "100 M": (12, 768, 12, 20000),
 }
+GPT2 = (12, 768, 12, 50257)
 METHODS = ("finite-difference", "in-place")
 PORT = "29547"
 
 
-def model(size: str, steps: int) -> nn.Module:
-    """A language model of a size, as it is initialised."""
-    layers, width, heads, words = SIZES[size]
+def model(shape: tuple[int, int, int, int], steps: int) -> nn.Module:
+    """A language model of a shape, as it is initialised."""
+    layers, width, heads, words = shape
     torch.manual_seed(0)
     config = GPT2Config(
         n_layer=layers, n_embd=width, n_head=heads, vocab_size=words, n_positions=max(steps, 64),
@@ -46,10 +48,10 @@ def model(size: str, steps: int) -> nn.Module:
     return GPT2LMHeadModel(config).eval()
 
 
-def tokens(size: str, trials: int, steps: int) -> dict[str, Tensor]:
+def tokens(words: int, trials: int, steps: int) -> dict[str, Tensor]:
     """A batch."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(SIZES[size][3], (trials, steps), generator=generator)
+    ids = torch.randint(words, (trials, steps), generator=generator)
     return {"input_ids": ids, "labels": ids.roll(-1, 1)}
 
 
@@ -57,54 +59,90 @@ def seconds(act: Callable[[], Any], repeats: int) -> float:
     """The median time of a call."""
     found = []
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = now()
         act()
-        found.append(time.perf_counter() - started)
+        found.append(now() - started)
     return statistics.median(found)
+
+
+def now() -> float:
+    """Seconds, once all that was asked of a GPU is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def times(repeats: int, trials: int, steps: int) -> list[dict[str, Any]]:
     """Seconds of forward passes and of products, and of what a probe does beside its products."""
     rows = []
-    for size in SIZES:
-        module, batch = model(size, steps), tokens(size, trials, steps)
-
-        def forward(module: nn.Module = module, batch: dict[str, Tensor] = batch) -> None:
-            with torch.no_grad():
-                module(batch["input_ids"])
-
-        forward()
-        row: dict[str, Any] = {
-            "size": size,
-            "parameters": sum(p.numel() for p in module.parameters()),
-        }
+    for size, shape in SIZES.items():
+        module, ids = model(shape, steps), tokens(shape[3], trials, steps)["input_ids"]
+        row: dict[str, Any] = {"size": size, "parameters": count(module)}
         for method in METHODS:
-            parts = Activities()
-            lin = linearize(
-                module, {"input_ids": batch["input_ids"]}, method=method, consume=parts.add
-            )
-            parts.add(lin.state.new_zeros(lin.rows, 0))
-            started = time.perf_counter()
-            CoreGram.of(parts)
-            row["core"] = time.perf_counter() - started
-            factor = lin.factor(0)
-            factor.sample(range(1))  # chooses the step
-            plain, products, backs = [], [], []
-            for i in range(1, repeats + 1):  # in turn, since the machine's speed changes
-                plain.append(seconds(forward, 2))
-                products.append(seconds(lambda i=i, f=factor: f.sample(range(i, i + 1)), 1))
-            u = torch.randn_like(lin.state)
-            backs = [seconds(lambda f=factor, u=u: f.pull(u), 1) for _ in range(2)]
-            ratio = statistics.median(p / (2 * f) for p, f in zip(products, plain, strict=True))
-            row[method] = {
-                "forward": statistics.median(plain),
-                "product": statistics.median(products),
-                "over two forward passes": ratio,
-                "adjoint over forward": min(backs) / statistics.median(plain),
-            }
+            row[method], row["core"] = measured(module, ids, method, repeats)
         rows.append(row)
         print(row, flush=True)
     return rows
+
+
+def measured(
+    module: nn.Module, ids: Tensor, method: str, repeats: int
+) -> tuple[dict[str, float], float]:
+    """Seconds of what a probe does by a method, and of the core's spectrum."""
+
+    def forward() -> None:
+        with torch.no_grad():
+            module(ids)
+
+    forward()
+    parts = Activities()
+    lin = linearize(module, {"input_ids": ids}, method=method, consume=parts.add)
+    parts.add(lin.state.new_zeros(lin.rows, 0))
+    core = seconds(lambda: CoreGram.of(parts), 1)
+    factor = lin.factor(0)
+    factor.sample(range(1))  # chooses the step
+    plain, products = [], []
+    for i in range(1, repeats + 1):  # in turn, since the machine's speed changes
+        plain.append(seconds(forward, 2))
+        products.append(seconds(lambda i=i: factor.sample(range(i, i + 1)), 1))
+    u = torch.randn_like(lin.state)
+    backs = [seconds(lambda: factor.pull(u), 1) for _ in range(2)]
+    ratio = statistics.median(p / (2 * f) for p, f in zip(products, plain, strict=True))
+    return {
+        "forward": statistics.median(plain),
+        "product": statistics.median(products),
+        "over two forward passes": ratio,
+        "adjoint over forward": min(backs) / statistics.median(plain),
+    }, core
+
+
+def on_gpu(repeats: int, trials: int, steps: int, shape: tuple[int, int, int, int]) -> list[Any]:
+    """Products in place of models with twice the layers each time; the last is too large."""
+    rows: list[Any] = []
+    ids = tokens(shape[3], trials, steps)["input_ids"].cuda()
+    while True:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        row: dict[str, Any] = {"layers": shape[0]}
+        try:
+            with torch.device("cuda"):
+                module = model(shape, steps)
+            row["parameters"] = count(module)
+            row["in-place"], row["core"] = measured(module, ids, "in-place", repeats)
+        except torch.OutOfMemoryError:
+            row["out of memory"] = True
+        row["peak bytes"] = torch.cuda.max_memory_allocated()
+        module = None
+        rows.append(row)
+        print(row, flush=True)
+        if "out of memory" in row:
+            return rows
+        shape = (2 * shape[0], *shape[1:])
+
+
+def count(module: nn.Module) -> int:
+    """How many parameters there are."""
+    return sum(p.numel() for p in module.parameters())
 
 
 def wire(size: str, trials: int, steps: int, products: int) -> None:
@@ -113,8 +151,8 @@ def wire(size: str, trials: int, steps: int, products: int) -> None:
     dist.init_process_group("gloo")
     ranks = Ranks(dist.group.WORLD)
     share = slice(ranks.index, None, ranks.size)
-    batch = {name: t[share] for name, t in tokens(size, trials, steps).items()}
-    module = model(size, steps)
+    batch = {name: t[share] for name, t in tokens(SIZES[size][3], trials, steps).items()}
+    module = model(SIZES[size], steps)
     rows = []
     for tier in ("core", "modes", "kernel"):
         before = ranks.given
@@ -122,8 +160,7 @@ def wire(size: str, trials: int, steps: int, products: int) -> None:
         snapshot = probe(module, batch, ranks=ranks)
         rows.append((tier, ranks.given - before, snapshot.products, snapshot.scheme))
     if ranks.index == 0:
-        p = sum(q.numel() for q in module.parameters())
-        print("p", p, "state", snapshot.state_shape, rows, flush=True)
+        print("p", count(module), "state", snapshot.state_shape, rows, flush=True)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -132,15 +169,23 @@ def main() -> None:
     """Measure, in this process and in two of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--trials", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--trials", type=int, help="2, or 8 on a GPU")
+    parser.add_argument("--steps", type=int, help="64, or 512 on a GPU")
     arguments = parser.parse_args()
+    gpu = arguments.device == "cuda"
+    trials = arguments.trials or (8 if gpu else 2)
+    steps = arguments.steps or (512 if gpu else 64)
+    if gpu:
+        rows = on_gpu(arguments.repeats, trials, steps, GPT2)
+        save("scaling_gpu", {"trials": trials, "steps": steps, "rows": rows})
+        return
     if "RANK" in os.environ:
         wire("0.9 M", 16, 32, 40)
         return
     torch.set_num_threads(1)
-    rows = times(arguments.repeats, arguments.trials, arguments.steps)
-    save("scaling", {"trials": arguments.trials, "steps": arguments.steps, "rows": rows})
+    rows = times(arguments.repeats, trials, steps)
+    save("scaling", {"trials": trials, "steps": steps, "rows": rows})
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": PORT, "WORLD_SIZE": "2"}
     started = [
         subprocess.Popen(

@@ -1,17 +1,27 @@
 """Probes on a GPU say what they say on the CPU."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import CASES
 from harm.evidence import Witness, differences, evidence
 from harm.worlds import MODELS, World, train
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
-from ntk_monitor import NTKMonitor, probe
+from ntk_monitor import NTKMonitor, linearize, probe
+from ntk_monitor.estimators import draw_tangents
+from ntk_monitor.model.shards import Gaussian, pieces
+from ntk_monitor.model.spread import Spread, place_of
+from ntk_monitor.probe import Probe
+from ntk_monitor.ranks import Ranks
 
+DEVICE, BACKEND = "cuda", "nccl"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
@@ -94,3 +104,88 @@ def test_out_of_memory_on_a_gpu_costs_a_probe_and_no_more() -> None:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert torch.cuda.memory_allocated() == before
     assert probe(net, x).is_finite
+
+
+def bits(module: nn.Module) -> list[bytes]:
+    every = [p.detach().cpu().contiguous().flatten() for p in module.parameters()]
+    return [p.view(torch.uint8).numpy().tobytes() for p in every]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_products_in_place_are_those_of_a_copy_and_leave_no_trace(name: str) -> None:
+    case = CASES[name]
+    model = case.make_model().to(DEVICE)
+    batch = tuple(t.to(DEVICE) for t in case.make_batch())
+    before = bits(model)
+    ours, copied = (
+        linearize(model, batch, method=method, state=case.state, dtype=None)
+        for method in ("in-place", "finite-difference")
+    )
+    torch.testing.assert_close(
+        ours.factor(3).sample(range(4)), copied.factor(3).sample(range(4)), rtol=1e-6, atol=1e-7
+    )
+    u = torch.randn_like(ours.state)
+    pulled, wanted = ours.factor(3).pull(u), copied.factor(3).pull(u)
+    torch.testing.assert_close(torch.cat([x.flatten() for x in pulled]), wanted)
+    assert ours.factor(3).inner(2, pulled) == pytest.approx(copied.factor(3).inner(2, wanted))
+    assert probe(model, batch, method="in-place", state=case.state, dtype=None).is_finite
+    assert bits(model) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_of_low_precision_are_put_back_to_the_bit(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(32, 700), nn.Tanh(), nn.Linear(700, 200), nn.Linear(200, 2)]
+    model = nn.Sequential(*layers).to(DEVICE, dtype)
+    before = bits(model)
+    x = torch.randn(8, 32, device=DEVICE, dtype=dtype)
+    linearize(model, x, method="in-place", dtype=None, accuracy=10.0).factor(0).sample(range(3))
+    assert bits(model) == before
+
+
+def test_tangents_drawn_piece_by_piece_are_those_drawn_at_once() -> None:
+    """A GPU draws in blocks of 2^22 entries, in which parameters begin and end anywhere."""
+    sizes = (2**22 + 17, 3 * 2**21, 5)
+    parameters = [torch.zeros(size, device=DEVICE) for size in sizes]
+    wanted = draw_tangents(sum(sizes), range(3, 4), 7, device=DEVICE)[0]
+    spread = Spread([place_of(p) for p in parameters])
+    read = Gaussian(7, 3, spread, torch.device(DEVICE)).reader()
+    found = torch.cat([read(piece).flatten() for piece in pieces(parameters)])
+    assert torch.equal(found, wanted)
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[Ranks]:
+    """The only process of a group."""
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group(BACKEND, store=store, rank=0, world_size=1)
+    yield Ranks(dist.group.WORLD, DEVICE)
+    dist.destroy_process_group()
+
+
+def mlp() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 9), nn.Tanh(), nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 4)]
+    return nn.Sequential(*layers).double().to(DEVICE), torch.randn(6, 3).double().to(DEVICE)
+
+
+def test_processes_meet_on_the_device(group: Ranks) -> None:
+    riders = torch.tensor([1.5, -2.0], device=DEVICE)
+    assert group._meet("here", riders).tolist() == [1.5, -2.0]
+    assert group.given > 0
+    module, x = mlp()
+    measure = Probe(dtype=None, learning_rate=0.1)
+    ours, alone = measure(module, x, ranks=group), measure(module, x)
+    assert ours.trace == alone.trace
+
+
+def test_a_sharded_model_on_one_device_has_the_numbers_of_a_whole_one(group: Ranks) -> None:
+    module, x = mlp()
+    wanted = Probe(method="in-place", dtype=None, learning_rate=0.1)(module, x).scalars()
+    for part in (module[0], module):
+        fully_shard(part, mesh=init_device_mesh(DEVICE, (1,)))
+    found = Probe(dtype=None, learning_rate=0.1)(module, x, ranks=group)
+    assert found.method == "in-place"
+    for tag, number in found.scalars().items():
+        if tag != "ntk/probe_seconds":
+            assert number == pytest.approx(wanted[tag], rel=1e-6, abs=1e-9), tag

@@ -44,7 +44,8 @@ class Use:
         place: Which of the operation's uses it is.
         untrained: A row of the weight that gets no gradient, though the output depends on it: that
             of an embedding's padding.
-        one_hot: Whether the activity has a column for each entry of the weight that occurs.
+        entries: Where the activity has a column for each entry of the weight that occurs, gives
+            these entries, ascending; else None.
     """
 
     weight: Tensor | None
@@ -56,7 +57,7 @@ class Use:
     groups: int = 1
     place: int = 0
     untrained: int | None = None
-    one_hot: bool = False
+    entries: Callable[[], Tensor] | None = None
 
 
 def product(activity: Tensor, weight: Tensor, bias: Tensor | None, place: int = 0) -> Use:
@@ -260,7 +261,8 @@ def read_embedding(
         return V.unsqueeze(0)
 
     rows, units = tuple(index.shape), weight.shape[1]
-    return [Use(weight, None, read, _first, rows, units, untrained=untrained, one_hot=True)]
+    entries = partial(torch.unique, index)
+    return [Use(weight, None, read, _first, rows, units, untrained=untrained, entries=entries)]
 
 
 def read_index(weight: Tensor, index: Any) -> list[Use]:  # noqa: ANN401
@@ -288,8 +290,8 @@ def read_embedding_bag(index: Tensor, weight: Tensor, *args: Any, **kwargs: Any)
         return V.index_put((bags.bag, inverse), bags.scale.detach(), accumulate=True).unsqueeze(0)
 
     rows, units = (bags.bags,), weight.shape[1]
-    untrained = bags.untrained
-    return [Use(weight, None, read, _first, rows, units, untrained=untrained, one_hot=True)]
+    untrained, entries = bags.untrained, partial(torch.unique, bags.entries)
+    return [Use(weight, None, read, _first, rows, units, untrained=untrained, entries=entries)]
 
 
 def plain_embedding_bag(index: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:  # noqa: ANN401

@@ -452,7 +452,7 @@ def _activity_bytes(use: Use, output: Tensor) -> int:
     """What the activity of a use takes at most."""
     rows = prod(use.rows)
     columns = 1 if use.weight is None else use.weight.numel() // (use.units * use.groups)
-    if use.one_hot:  # over the entries that occur
+    if use.entries is not None:  # over the entries that occur
         columns = min(columns, rows)
     return use.groups * rows * columns * output.element_size()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from ntk_monitor.model.operations import READERS
 from ntk_monitor.model.recorder import OUTSIDE, REGISTERED, Record, Recorder, Tap
-from ntk_monitor.ranks import Ranks
 
 Rows = tuple[int, int]
 Order = Literal["batch", "time", "steps"]
@@ -35,6 +33,7 @@ class WeightSite:
             of two) rather than being one. The core then says where the weight could move the
             state, and less than that may be within reach of the parameters.
         tap: Where those outputs are in a forward pass.
+        entries: Of an embedding, the entry that each column stands for, ascending; else None.
     """
 
     name: str
@@ -43,6 +42,20 @@ class WeightSite:
     units: int
     derived: bool
     tap: Tap
+    entries: Tensor | None = None
+
+    def over(self, entries: Tensor | None) -> WeightSite:
+        """The same site with columns for more entries of an embedding.
+
+        Args:
+            entries: All that the site has and more, ascending; None for those that it has.
+
+        Returns:
+            The site; columns of entries that do not occur are zero.
+        """
+        if entries is None or self.entries is None:
+            return self
+        return replace(self, activity=_over(self.activity, self.entries, entries), entries=entries)
 
 
 @dataclass(frozen=True)
@@ -109,40 +122,6 @@ class PlacedUses(NamedTuple):
         """
         shapes = tuple((site.name, site.activity.shape[2], site.units) for site in sites)
         return replace(self.coverage, sites=shapes)
-
-
-def in_every_process(
-    sites: Sequence[WeightSite], coverage: Coverage, sizes: Mapping[str, int], ranks: Ranks
-) -> tuple[tuple[WeightSite, ...], Coverage]:
-    """The sites that all processes have, in the same order.
-
-    An expert that gets all rows in one process has a site there, and none in others.
-
-    Args:
-        sites: Those of this process.
-        coverage: What they cover.
-        sizes: Of parameters, by name.
-        ranks: The processes.
-
-    Returns:
-        The sites, and what they cover.
-    """
-    if ranks.size == 1:
-        return tuple(sites), coverage
-    times: Counter[str] = Counter()
-    names = []
-    for site in sites:
-        name = f"{site.name} {site.activity.shape[2]} {site.units}"
-        times[name] += 1
-        names.append(f"{name} {times[name]}")
-    found = zip(names, sites, ranks.in_all(names), strict=True)
-    kept = [site for _, site, common in sorted(found, key=lambda f: f[0]) if common]
-    lost = {n for s in sites for n in s.parameters} - {n for s in kept for n in s.parameters}
-    reason = "in another process it has no site on the state's rows"
-    left_out = {**coverage.left_out, **dict.fromkeys(sorted(lost), reason)}
-    fraction = 1 - sum(sizes[name] for name in left_out) / sum(sizes.values())
-    shapes = tuple((site.name, site.activity.shape[2], site.units) for site in kept)
-    return tuple(kept), replace(coverage, fraction=fraction, left_out=left_out, sites=shapes)
 
 
 def place_uses(
@@ -238,7 +217,8 @@ def _joined(
 ) -> list[WeightSite]:
     """The sites (one for each group of the weight) of a use, or of one at each time step."""
     first, stepped = uses[0], len(uses) > 1
-    activities = [_columns(record) for record in uses]
+    entries = _entries(uses)
+    activities = [_columns(record, entries) for record in uses]
     names = _parameters(first)
     sites = []
     for g in range(first.use.groups):
@@ -256,11 +236,25 @@ def _joined(
             _Write(uses, g, order, rows[1]),
         )
         derived = first.weight is not None and first.weight.derived
-        sites.append(WeightSite(names[0], names, V, first.use.units, derived, tap))
+        sites.append(WeightSite(names[0], names, V, first.use.units, derived, tap, entries))
     return sites
 
 
-def _columns(record: Record) -> Tensor:
+def _entries(uses: Sequence[Record]) -> Tensor | None:
+    """The entries of an embedding that occur in any of its uses."""
+    found = [r.use.entries() for r in uses if r.use.entries is not None]
+    return None if not found else torch.unique(torch.cat(found))
+
+
+def _over(V: Tensor, own: Tensor, entries: Tensor) -> Tensor:
+    """Columns for all entries of an embedding, from those for some of them."""
+    if len(own) == len(entries):
+        return V
+    places = torch.searchsorted(entries, own)
+    return V.new_zeros(*V.shape[:-1], len(entries)).index_copy(-1, places, V)
+
+
+def _columns(record: Record, entries: Tensor | None) -> Tensor:
     """The columns of V that studied parameters multiply: activity for a weight, ones for a bias."""
     use = record.use
     columns = []
@@ -268,7 +262,10 @@ def _columns(record: Record) -> Tensor:
         assert use.bias is not None
         columns.append(use.bias.detach().new_ones(()).expand(use.groups, *use.rows, 1))
     if record.weight is not None:
-        columns.insert(0, use.read().detach())
+        V = use.read().detach()
+        if entries is not None and use.entries is not None:
+            V = _over(V, use.entries(), entries)
+        columns.insert(0, V)
     return torch.cat(columns, dim=-1)
 
 

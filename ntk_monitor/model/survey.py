@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ntk_monitor.model.batch import first_tensor
 from ntk_monitor.model.collector import Collector, Number
+from ntk_monitor.model.common import in_every_process
 from ntk_monitor.model.dependence import ByGradient, ByShaking
 from ntk_monitor.model.forward import ForwardMap
 from ntk_monitor.model.memory import free_memory
@@ -23,7 +24,6 @@ from ntk_monitor.model.sites import (
     PlacedUses,
     Rows,
     WeightSite,
-    in_every_process,
     place_uses,
 )
 from ntk_monitor.model.sketched import (
@@ -178,7 +178,8 @@ def _seen(
     if consume is None or ranks.size > 1:
         every = tuple(placed.sites())
         sizes = _sizes(question, reached)
-        sites, coverage = in_every_process(every, placed.covered_by(every), sizes, ranks)
+        common, coverage = in_every_process(every, placed.covered_by(every), sizes, ranks)
+        sites = tuple(every[number].over(entries) for number, entries in common.items())
         if consume is None:
             return sites, coverage
         for site in sites:
@@ -230,20 +231,22 @@ def _collected(
 ) -> tuple[Tensor, dict[str, list[Tensor]], tuple[WeightSite, ...], Coverage]:
     """The state, outputs that are watched, the sites (none if consumed), and their coverage."""
     ranks, names = question.ranks, question.names
-    elsewhere: set[Number] = set()
+    kept: dict[Number, Tensor | None] | None = None
     common: Coverage | None = None
     if ranks.size > 1:
         shapes = Collector(placed, lambda *_: None)
         question.forward.collect(shapes, names, where)
         every, sizes = shapes.sites, _sizes(question, reached)
-        own = tuple(every.values())
-        kept, common = in_every_process(own, placed.covered_by(own), sizes, ranks)
-        elsewhere = {number for number, site in every.items() if not any(site is k for k in kept)}
+        own, numbers = tuple(every.values()), list(every)
+        found, common = in_every_process(own, placed.covered_by(own), sizes, ranks)
+        kept = {numbers[i]: entries for i, entries in found.items()}
     seen: dict[Number, WeightSite] = {}
 
     def visit(number: Number, site: WeightSite) -> None:
-        if number in elsewhere:
-            return
+        if kept is not None:
+            if number not in kept:
+                return
+            site = site.over(kept[number])
         if question.consume is None:
             seen[number] = site
         else:

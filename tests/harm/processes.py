@@ -137,6 +137,13 @@ def only_in(rank: int) -> None:
     Probe._linearize = broken if rank == RANK else LINEARIZE  # type: ignore[method-assign]
 
 
+def too_dear_in(rank: int) -> NTKMonitor:
+    """A monitor that could not pay for a second probe in one of the processes."""
+    monitor = NTKMonitor(2, **{**FAST, "max_overhead": 0.9})
+    monitor.schedule.affords = lambda _: rank != RANK  # type: ignore[method-assign]
+    return monitor
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     found = {"plain": run("plain", folder, [])}
@@ -147,6 +154,8 @@ def main(folder: Path) -> None:
     found["watched"]["own"] = found["watched"]["seen"][0]
     found["val"] = run("val", folder, [NTKMonitor(2, probe_batch="val", **FAST)])
     found["dear"] = run("dear", folder, [NTKMonitor(2, **{**FAST, "max_overhead": 1e-6})])
+    for rank in (0, 1):
+        found[f"dear in {rank}"] = run(f"dear{rank}", folder, [too_dear_in(rank)])
     stop = StallAlert(1, learned_threshold=1.0, level=0.999, horizon=1, actions=("stop",))
     found["stopped"] = run("stopped", folder, [NTKMonitor(1, **FAST), stop])
     one = next(iter(loader(1, shuffle=False)))

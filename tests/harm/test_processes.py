@@ -102,6 +102,18 @@ def test_every_process_probes_at_the_same_steps(both: Any) -> None:
     assert both[1][0]["watched"]["metrics"]["alert/mode_1"] in {0.0, 1.0}
 
 
+@pytest.mark.parametrize(("rank", "steps"), [(0, [0]), (1, [0, 2, 4, 6, 8])])
+def test_the_first_process_decides_what_is_too_dear(rank: int, steps: list[int], both: Any) -> None:
+    for found in both[1]:
+        dear = found[f"dear in {rank}"]
+        assert [step for step, _ in dear["heard"]] == steps
+        assert dear["warnings"] == []
+        for what in ("weights", "losses", "steps"):
+            assert dear[what] == found["plain"][what]
+    first, second = (found[f"dear in {rank}"] for found in both[1])
+    assert first["heard"] == second["heard"]
+
+
 def test_each_process_keeps_its_own_batch_and_a_checkpoint_all(both: Any) -> None:
     first, second = (found["watched"] for found in both[1])
     assert first["kept"] == second["kept"] == [first["own"], second["own"]]

@@ -226,3 +226,23 @@ def test_a_layer_of_which_only_the_last_state_goes_on_is_outside_not_missed(
     assert [site.name for site in lin.sites] == ["hidden.weight"]
     assert lin.coverage.missed == ()
     assert "its rows (3, 5) are not the state's (3, 1)" in lin.coverage.left_out["rnn.weight_hh_l0"]
+
+
+def test_an_embedding_that_is_called_at_each_step_is_one_site_over_all_its_entries() -> None:
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.cell = nn.Embedding(9, 4), nn.GRUCell(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h, states = self.words.weight.new_zeros(len(x), 5), []
+            for word in x.unbind(1):
+                h = self.cell(self.words(word), h)
+                states.append(h)
+            return torch.stack(states, 1)
+
+    x = torch.tensor([[3, 1, 1], [0, 3, 8], [3, 1, 7]])
+    sites = {site.name: site for site in linearize(Decoder().double(), x, dtype=None).sites}
+    V = sites["words.weight"].activity
+    assert V.shape == (3, 3, 5)
+    assert torch.equal(V, nn.functional.one_hot(x, 9).double()[..., [0, 1, 3, 7, 8]])

@@ -29,6 +29,20 @@ class Gru(nn.Module):
         return self.readout(self.rnn(x)[0])
 
 
+class Words(nn.Module):
+    """Words of a vocabulary of which each process sees others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(12, 5, padding_idx=0), nn.Embedding(4, 5)
+        self.rnn = nn.GRU(5, 6, batch_first=True)
+        self.readout = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        embedded = self.words(x) + self.places(torch.arange(x.shape[1]))
+        return self.readout(self.rnn(embedded)[0])
+
+
 class Experts(nn.Module):
     """Rows go to one of two experts, by their sign: a process may have rows of one only."""
 
@@ -71,6 +85,10 @@ def sorted_rows() -> tuple[Tensor, Tensor]:
     return x, x.flip(1) ** 2
 
 
+def sorted_words() -> tuple[Tensor, Tensor]:
+    return classes(32, 12).sort().values.reshape(8, 4), draw(8, 4, 2)
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, Tensor]], dict]] = {
     "mlp": (mlp, lambda: (draw(13, 3), draw(13, 4)), {}),
     "classes": (mlp, lambda: (draw(11, 3), classes(11, 4)), {}),
@@ -80,6 +98,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, Tenso
     "longer": (lambda: Gru(24), lambda: (draw(8, 90, 2), draw(8, 90, 2)), {}),
     "transformer": (transformer, lambda: (draw(6, 5, 3), draw(6, 5, 3)), {}),
     "experts": (Experts, sorted_rows, {"state": "last"}),
+    "words": (Words, sorted_words, {}),
+    "words, streamed": (Words, sorted_words, {"max_memory": 2**12}),
     "modes only": (mlp, lambda: (draw(13, 3), draw(13, 4)), {"tier": "modes"}),
     "core only": (mlp, lambda: (draw(13, 3), draw(13, 4)), {"tier": "core"}),
 }

@@ -28,7 +28,17 @@ from ntk_monitor.probe import Probe
 from ntk_monitor.ranks import ALONE, Ranks
 from ranks.data_parallel import CASES, draw, edges, mlp, numbers, part
 
-SHARDED = ("mlp", "classes", "gru", "wide core", "long", "transformer", "modes only", "core only")
+SHARDED = (
+    "mlp",
+    "classes",
+    "gru",
+    "wide core",
+    "long",
+    "transformer",
+    "words",
+    "modes only",
+    "core only",
+)
 
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
