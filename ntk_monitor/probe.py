@@ -52,6 +52,8 @@ SAMPLING_SHARE = 0.8
 """Share of the time limit after which a probe makes do with the samples that it has."""
 MEMORY_SHARE = 0.5
 """Share of the free memory that the samples may take."""
+EXACT_ROWS = 2048
+"""Most rows of a state whose temporal view ``"auto"`` decomposes in full."""
 DENSE_LIMIT = 2**28
 """Most entries that a dense Jacobian may have."""
 
@@ -243,9 +245,11 @@ class Probe:
         preconditioner: Preconditioner | None,
     ) -> PulledBack | None:
         target, output = (self.target_fn or default_target)(batch), lin.output
-        if target is None or output is None or not self.modes:
-            return None
         ranks = lin.ranks
+        if not self.modes or not ranks.all(target is not None and output is not None):
+            return None
+        assert target is not None
+        assert output is not None
         try:
             placed = target_like(target, output, lin)
         except ValueError as error:
@@ -278,7 +282,7 @@ class Probe:
         values = ranks.total(math.prod(J.shape_out))
         exact_cost = min(math.prod(J.shape_in), values) + 2
         affordable = exact_cost <= max_products - J.products
-        whole = J.method != IN_PLACE
+        whole = J.method != IN_PLACE and sum(ranks.counts(lin.rows)) <= EXACT_ROWS
         if self.method == "exact" or (self.method == "auto" and affordable and whole):
             J.defer("finite-difference")
             return ExactKernel(_dense(lin, values), core), self._adjoint_error(lin, seed)
@@ -529,7 +533,15 @@ def _dense(lin: Linearization, values: float) -> Tensor:
             f"{math.prod(J.shape_in)} entries, more than the {DENSE_LIMIT} that fit: use "
             "method='auto', a smaller batch, or fewer parameters"
         )
-    return at_least_float32(J.to_dense()).flatten(0, 1).permute(2, 0, 1).contiguous()
+    size_in, size_out = math.prod(J.shape_in), math.prod(J.shape_out)
+    if size_in <= values:  # of all processes: all must go the same way
+        basis = torch.eye(size_in, dtype=J.dtype, device=J.device)
+        columns = J.matmat(basis.reshape(size_in, *J.shape_in)).flatten(1, 2)
+    else:
+        basis = torch.eye(size_out, dtype=J.dtype, device=J.device)
+        rows = J.rmatmat(basis.reshape(size_out, *J.shape_out)).flatten(1)
+        columns = rows.T.reshape(size_in, lin.rows, -1)
+    return at_least_float32(columns).contiguous()
 
 
 def _unknown(units: int) -> KernelStatistics:

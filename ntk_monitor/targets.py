@@ -109,11 +109,13 @@ def target_like(target: Tensor, output: Tensor, lin: Linearization) -> Target:
     given, classes = target, None
     if not target.is_floating_point():
         occurring = torch.unique(target[target >= 0]).long()
-        if occurring.numel() and int(occurring[-1]) >= output.shape[2]:
+        fits = not occurring.numel() or int(occurring[-1]) < output.shape[2]
+        if not lin.ranks.all(fits):
             raise ValueError(
                 f"class indices must lie in [0, {output.shape[2]}), or be negative for what does "
-                f"not count; got values from {int(target.min())} to {int(target.max())}: pass "
-                "target_fn"
+                f"not count; got values from {int(target.min())} to {int(target.max())}"
+                + (" here, and others in another process" if fits else "")
+                + ": pass target_fn"
             )
         here = torch.zeros(output.shape[2], dtype=torch.int64, device=target.device)
         here[occurring] = 1
@@ -125,7 +127,7 @@ def target_like(target: Tensor, output: Tensor, lin: Linearization) -> Target:
     target = target.to(output.device, output.dtype)
     columns = output.shape[2] if classes is None else len(classes)
     placed = lin.in_rows(target) if target.ndim > 1 else target
-    if placed.shape != (*output.shape[:2], columns):
+    if not lin.ranks.all(placed.shape == (*output.shape[:2], columns)):
         raise ValueError(
             f"the target must have the shape of the outputs, {tuple(output.shape)} as (B, T, o), "
             f"or hold class indices for it; got {tuple(given.shape)} of {given.dtype}: pass "

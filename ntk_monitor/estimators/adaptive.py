@@ -13,8 +13,9 @@ from torch import Tensor
 from ntk_monitor.estimators.core import CoreGram
 from ntk_monitor.estimators.formulas import at_least_float32, relative_gap
 from ntk_monitor.estimators.pairs import inner_products
+from ntk_monitor.estimators.rows import Room
 from ntk_monitor.estimators.sketch import MIN_SAMPLES, TangentSketch
-from ntk_monitor.estimators.tangents import draw_tangents
+from ntk_monitor.estimators.tangents import Tangent
 
 PILOT, TOP_UP = 12, 4
 """Samples of the first round, and the fewest of each further one, which at most doubles them: few
@@ -23,10 +24,6 @@ DIRECTIONS = 10
 """Directions of a round of deflation; each takes two products."""
 EXHAUSTED = 1e-5
 """Share of an image outside of the directions so far, below which a Krylov space is at its end."""
-COPIES = 3
-"""How many times as much memory as the samples all that is made of them takes."""
-START = 2**32
-"""Seeds from here on draw starts, and those below it tangents."""
 CAUTION = 1.0
 """Standard deviations of the standard error itself that must fit below the tolerance."""
 
@@ -144,8 +141,8 @@ def sample_kernel(
     """
     used = 0
     itemsize = torch.promote_types(J.dtype, torch.float32).itemsize
-    most_entries = core.ranks.least(max_memory) / (COPIES * itemsize * max(left(), MIN_SAMPLES))
-    sketch = TangentSketch(core, most_entries)
+    numbers = core.ranks.least(max_memory) / itemsize
+    sketch = TangentSketch(core, Room(numbers, max(left(), MIN_SAMPLES)))
 
     def sample(count: int, enough: Callable[[], bool]) -> None:
         nonlocal used
@@ -209,7 +206,7 @@ class _Krylov(Generic[X]):
         """
         self._J, self._sketch = J, sketch
         self._first = sketch.leading_sample(0)
-        self._seed = START + seed
+        self._seed = seed
         self._direction = self._random()
 
     def extend(self, directions: int, left: Callable[[], int]) -> None:
@@ -238,7 +235,11 @@ class _Krylov(Generic[X]):
         rows, self._seed = self._sketch.rows, self._seed + 1
         # Trial by trial, so that it does not depend on which process has which.
         own = rows.ranks.own(trials)
-        noise = draw_tangents(T * n, range(own.start, own.stop), self._seed, device=self._J.device)
+        drawn = [
+            Tangent(T * n, trial, self._seed, self._J.device, "start").draw(0, T * n)
+            for trial in range(own.start, own.stop)
+        ]
+        noise = torch.stack(drawn) if drawn else self._first.new_empty(0, T * n)
         kept = rows.lead(rows.keep(noise.reshape(trials * T, n).to(self._first)))
         return _unit(self._sketch.outside(kept))[None]
 

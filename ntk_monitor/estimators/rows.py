@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ LEADING_ROWS = (48, 128)
 """Leading directions that may be kept as they are: the fewest that suffice."""
 SKETCHED_ROWS = 64
 """Rows for the sketch of all other directions."""
+COPIES = 3
+"""How many times as much memory as the samples, or a sketch, all that is made of them takes."""
 RANK = 100
 """Rounding units of the largest singular value below which a direction is none."""
 SEED = 0
@@ -114,19 +117,50 @@ class Rows:
         return X[..., self.own, :] if self.W is None else self.W[: self.leading].T @ X
 
 
-def choose_rows(Y: Tensor, ranks: Ranks = ALONE, most: float = math.inf) -> Rows:
+class Room(NamedTuple):
+    """How much memory samples may take.
+
+    Attributes:
+        numbers: How many numbers may be kept.
+        samples: How many samples there will be.
+    """
+
+    numbers: float = math.inf
+    samples: int = 1
+
+    def rows(self, k: int, own: int, n: int) -> float:
+        """How many rows of each sample may be kept; all ``k`` where no others take less.
+
+        Args:
+            k: Rows of a sample.
+            own: The most that a process has of them.
+            n: Units.
+
+        Returns:
+            Their number.
+        """
+        each = COPIES * self.samples * n  # what a row takes, and, in a sketch, its weights
+        sketched = self.numbers / (each + COPIES * own)
+        least = LEADING_ROWS[-1] + 2 * SKETCHED_ROWS
+        fits = k * each <= self.numbers or k * each <= least * (each + COPIES * own)
+        return k if fits else min(max(sketched, least), k * each / (each + COPIES * own))
+
+
+def choose_rows(Y: Tensor, ranks: Ranks = ALONE, room: Room | None = None) -> Rows:
     """Rows for samples like these.
 
     Args:
         Y: The first samples, this process's rows of them, shape ``(s, k_r, n)``.
         ranks: The processes.
-        most: How many may be kept; two sketches of `SKETCHED_ROWS` are kept in any case.
+        room: How much memory there is; two sketches of `SKETCHED_ROWS` are kept in any case, unless
+            they take more than all rows.
 
     Returns:
         As few as leave at most `MAX_REMAINDER` of the energy to one sketch; else all; or, where
         those are too many, as many as may be kept.
     """
     counts, own = ranks.counts(Y.shape[1]), ranks.own(Y.shape[1])
+    most = (room or Room()).rows(sum(counts), max(counts), Y.shape[2])
     k, energy = sum(counts), ranks.sum(squared_norms(Y).sum())
     choices = [count for count in LEADING_ROWS if k > 2 * (count + SKETCHED_ROWS)]
     if not choices or not bool(torch.isfinite(energy)):

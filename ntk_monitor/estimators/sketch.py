@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ntk_monitor.estimators.core import CoreGram
 from ntk_monitor.estimators.pairs import PairMoments
-from ntk_monitor.estimators.rows import Rows, choose_rows
+from ntk_monitor.estimators.rows import Room, Rows, choose_rows
 from ntk_monitor.estimators.spread import tall_svd
 from ntk_monitor.estimators.statistics import KernelStatistics
 from ntk_monitor.estimators.subspace import starting_block, subspace_iteration
@@ -66,15 +66,15 @@ class TangentSketch:
         Kong and Valiant, Spectrum estimation from samples, Annals of Statistics 45 (2017).
     """
 
-    def __init__(self, core: CoreGram, most_entries: float = math.inf) -> None:
+    def __init__(self, core: CoreGram, room: Room | None = None) -> None:
         """Start without samples.
 
         Args:
             core: The core, on the ``k`` rows of the state.
-            most_entries: How many numbers of a sample may be kept.
+            room: How much memory the samples may take.
         """
         self._gram = core
-        self._most_entries = most_entries
+        self._room = room
         self._samples: list[Tensor] = []
         self._directions: list[Tensor] = []
         self._pictures: list[Tensor] = []
@@ -103,7 +103,7 @@ class TangentSketch:
                 what is kept.
         """
         if not self._samples:
-            self.rows = choose_rows(Y, self._gram.ranks, self._most_entries / Y.shape[2])
+            self.rows = choose_rows(Y, self._gram.ranks, self._room)
         kept = self.rows.keep(Y)
         if self.rows.W is not None and not self.atoms:
             images = sum(y @ x.T for y, x in zip(Y, kept, strict=True))

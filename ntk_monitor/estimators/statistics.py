@@ -94,7 +94,8 @@ class KernelStatistics:
             self.core_cosine,
             self.temporal_core_cosine,
         )
-        return max(estimate.relative_error for estimate in estimates)
+        errors = [estimate.relative_error for estimate in estimates]
+        return math.inf if any(map(math.isnan, errors)) else max(errors)
 
     def _estimate(self, values: Tensor, noise: float | None = None) -> Estimate:
         """An exact number from one value, a jackknifed one from a value and its delete-one ones."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,14 +24,16 @@ class Tangent:
     Attributes:
         size: Number of entries.
         index: Which direction of its family.
-        seed: Names the family.
+        seed: Of its family.
         device: Device on which to draw; a GPU draws other numbers than a CPU.
+        family: What the direction is for: those of other families have nothing to do with it.
     """
 
     size: int
     index: int
     seed: int
     device: torch.device | str = "cpu"
+    family: str = "tangent"
 
     def draw(self, start: int, count: int) -> Tensor:
         """Successive entries.
@@ -60,8 +62,8 @@ class Tangent:
 
     @property
     def _base(self) -> int:
-        state = np.random.SeedSequence((self.seed, self.index)).generate_state(1, np.uint64)
-        return int(state[0])
+        name = f"{self.family} {self.seed} {self.index}"
+        return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
 
 
 def draw_tangents(

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from ntk_monitor.model.kernels import Kernels
 from ntk_monitor.model.memory import is_out_of_memory, release_memory
-from ntk_monitor.model.products import Function, TangentProducts, make_products
+from ntk_monitor.model.products import IN_PLACE, Function, TangentProducts, make_products
 from ntk_monitor.operators import LinearOperator
 from ntk_monitor.operators.base import Shape
+from ntk_monitor.ranks import ALONE, RankError, Ranks
 
 logger = logging.getLogger(__name__)
 
+COMMON = ("finite-difference", IN_PLACE)
+"""Methods whose step all processes choose together."""
 Quiet = Callable[[Kernels], AbstractContextManager[None]]
 """Makes the context to compute in, with the kernels that may be used."""
 
@@ -43,6 +46,7 @@ class Derivative(LinearOperator):
         quiet: Quiet,
         pull: Callable[[Tensor], Tensor],
         untrained: Sequence[slice] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
         """Make the operator.
 
@@ -55,6 +59,8 @@ class Derivative(LinearOperator):
             pull: The adjoint product with one tensor.
             untrained: Inputs that the function depends on, and whose derivative is taken as zero,
                 as training takes it (an embedding's padding).
+            ranks: The processes that take the same products, each with values of its own; they
+                stay with the same method.
         """
         super().__init__(shape_in, tuple(value.shape), value.dtype, value.device)
         self.name = name
@@ -63,6 +69,7 @@ class Derivative(LinearOperator):
         self._methods = dict(methods)
         self._quiet, self._pull = quiet, pull
         self._untrained = tuple(untrained)
+        self._ranks = ranks
         self._settled = len(methods) == 1
 
     @property
@@ -103,30 +110,64 @@ class Derivative(LinearOperator):
         return self._products(lambda products: products(X), len(X))
 
     def _products(self, compute: Callable[[TangentProducts], Tensor], count: int) -> Tensor:
-        """Some products by the first method that works, counted."""
+        """Some products by the first method that works, in all processes, counted."""
         while True:
             products = self._methods[self.method]
             before = products.extra_products
-            try:
-                with self._quiet(products.kernels):
-                    Y = compute(products).detach()
-            except (RuntimeError, NotImplementedError, FloatingPointError) as error:
-                self.products += products.extra_products - before
-                if is_out_of_memory(error):
-                    if products.chunk_size == 1 or self.halved:
-                        raise
-                    products.chunk_size, self.halved = products.chunk_size // 2, True
-                    logger.info("out of memory: %d tangents at once", products.chunk_size)
-                    release_memory(self.device)
-                    continue
-                if self._settled or len(self._methods) == 1:
-                    raise
-                logger.info("method %s does not work on this model: %s", self.method, error)
-                self.exclude(self.method)
+            Y, error = self._attempt(products, compute)
+            self.products += products.extra_products - before
+            if self._fails_anywhere(error):
+                self._go_on_after(error, products)
                 continue
+            assert Y is not None
             self._settled = True
-            self.products += count + products.extra_products - before
+            self.products += count
             return Y
+
+    def _attempt(
+        self, products: TangentProducts, compute: Callable[[TangentProducts], Tensor]
+    ) -> tuple[Tensor | None, Exception | None]:
+        try:
+            with self._quiet(products.kernels):
+                return compute(products).detach(), None
+        except RankError:  # no fault of the method
+            raise
+        except (RuntimeError, NotImplementedError, FloatingPointError) as error:
+            return None, error
+
+    def _fails_anywhere(self, error: Exception | None) -> bool:
+        """Whether a method that is tried fails in any process; what fails in one later is raised.
+
+        Differences do not settle in all processes or in none, and anything else that befalls them
+        ends the measurement, since the others may be choosing a step.
+
+        Args:
+            error: What failed here, or None.
+
+        Returns:
+            True if the same is to be tried in another way.
+        """
+        if self._ranks.size == 1:
+            return error is not None
+        asked = self.method not in COMMON and not self._settled
+        if error is not None and not asked and not isinstance(error, FloatingPointError):
+            raise error
+        return not self._ranks.all(error is None) if asked else error is not None
+
+    def _go_on_after(self, error: Exception | None, products: TangentProducts) -> None:
+        """Carry fewer tangents, or take another method; raise the error where there is none."""
+        alone = self._ranks.size == 1
+        if alone and error is not None and is_out_of_memory(error):
+            if products.chunk_size == 1 or self.halved:
+                raise error
+            products.chunk_size, self.halved = products.chunk_size // 2, True
+            logger.info("out of memory: %d tangents at once", products.chunk_size)
+            release_memory(self.device)
+            return
+        if self._settled or len(self._methods) == 1:
+            raise error or RuntimeError(f"method={self.method!r} fails in another process")
+        logger.info("method %s does not work on this model: %s", self.method, error)
+        self.exclude(self.method)
 
     def _rmatmat(self, Y: Tensor) -> Tensor:
         self.products += len(Y)

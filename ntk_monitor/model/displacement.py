@@ -82,16 +82,21 @@ class Displacement:
                 difference -= value()
             finally:
                 self._put_back()
-        except BaseException:
+        except BaseException as error:
             self._put_back()  # does nothing, unless the first time was interrupted before its start
+            if self._differing:
+                error.add_note(self._damage())
             raise
         if self._differing:
-            raise RuntimeError(
-                f"{self._differing} pieces of the parameters are not what they were before a "
-                "product in place: forward(), or another thread, wrote to them meanwhile. Load "
-                "them from a checkpoint, and take another method than 'in-place'"
-            )
+            raise RuntimeError(self._damage())
         return difference
+
+    def _damage(self) -> str:
+        return (
+            f"{self._differing} pieces of the parameters are not what they were before a product "
+            "in place: forward(), or another thread, wrote to them meanwhile. Load them from a "
+            "checkpoint, and take another method than 'in-place'"
+        )
 
     def _pieces(self) -> list[Piece]:
         return list(pieces(self._parameters))

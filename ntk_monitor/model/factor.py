@@ -39,7 +39,7 @@ class SampledJacobian:
     @property
     def at_once(self) -> int:
         """Tangents that are best carried at once."""
-        return self._jacobian.at_once
+        return int(self._ranks.least(self._jacobian.at_once))
 
     def sample(self, indices: range) -> Tensor:
         """``J g_i``, shape ``(len, B, T, n)``; a product each."""

@@ -19,6 +19,7 @@ from ntk_monitor.model.shards import (
     Gaussian,
     Given,
     inner,
+    local,
     norm,
     require_separate,
 )
@@ -137,19 +138,15 @@ class InPlaceJacobian(Derivative):
         self._forward, self._where = forward, where
         self.parameters = forward.leaves(names)
         self._space = ParameterSpace({name: p.shape for name, p in self.parameters.items()})
-        rows = {
-            i: slice(untrained[name] * width, (untrained[name] + 1) * width)
-            for i, (name, p) in enumerate(self.parameters.items())
-            if name in untrained
-            for width in [p[0].numel()]
-        }
         self.spread = forward.spread(self.parameters.values())
+        rows = _untrained_here(self.parameters, self.spread, untrained)
         self._in_place = InPlaceProducts(
             self.parameters, self._run, rows, accuracy, self.spread, ranks
         )
-        self._ranks = ranks
         methods: dict[str, TangentProducts] = {IN_PLACE: self._in_place}
-        super().__init__("J", (self._space.size,), value, methods, quiet, self._pull_flat)
+        super().__init__(
+            "J", (self._space.size,), value, methods, quiet, self._pull_flat, ranks=ranks
+        )
 
     def sample(self, directions: Sequence[Direction]) -> Tensor:
         """``J g`` for directions in any form; a product each.
@@ -187,6 +184,20 @@ class InPlaceJacobian(Derivative):
 
     def _run(self) -> Tensor:
         return self._forward.run({}, self._where)[0]
+
+
+def _untrained_here(
+    parameters: Mapping[str, Tensor], spread: Spread, untrained: Mapping[str, int]
+) -> dict[int, slice]:
+    """Entries of untrained rows in this process's parts, by the parameter's number."""
+    found = {}
+    for i, (name, parameter) in enumerate(parameters.items()):
+        part, place = local(parameter), spread.places[i]
+        row = untrained.get(name, -1) - (place.offsets[0] if place.offsets else 0)
+        if name in untrained and 0 <= row < len(part):
+            width = part[0].numel()
+            found[i] = slice(row * width, (row + 1) * width)
+    return found
 
 
 class SampledInPlace:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ntk_monitor.model.batch import (
     ForwardFn,
@@ -33,7 +34,7 @@ from ntk_monitor.model.parameters import (
 from ntk_monitor.model.products import AUTOMATIC, IN_PLACE, TangentProducts, make_products
 from ntk_monitor.model.quiet import quiet
 from ntk_monitor.model.real import RealForward, ShardedForward
-from ntk_monitor.model.spread import is_sharded
+from ntk_monitor.model.spread import is_sharded, require_precision
 from ntk_monitor.model.state import StatePath
 from ntk_monitor.model.survey import Consumer, Question, Survey, survey
 from ntk_monitor.ranks import ALONE, Ranks, checksum
@@ -123,6 +124,7 @@ def linearize(
         batch_here = cast_batch(batch, dtype, reference.device)
         forward: ForwardMap
         if sharded:
+            require_precision(module, dtype)
             forward = ShardedForward(module, batch_here, forward_fn, dtype, ranks)
         else:
             kind = RealForward if in_place else ForwardMap
@@ -142,6 +144,9 @@ def linearize(
         _require_same(found.h, again)
         if sharded:
             _require_whole(found, ranks)
+        if in_place:
+            theta = (forward.tensors[name] for name in found.reached)
+            _require_alike([t for t in theta if not isinstance(t, DTensor)], ranks.everyone)
     chunk_size = found.chunk_size if chunk_size is None else chunk_size
     jacobian: Derivative
     if isinstance(forward, RealForward):
@@ -204,13 +209,7 @@ def _copied(
     space = ParameterSpace({name: theta[name].shape for name in found.reached})
     flat = space.join([theta.pop(name) for name in found.reached])
     forward.tensors.update(space.split(flat))  # one copy, not two
-    if ranks.size > 1:
-        ranks.require_same(
-            "their parameters",
-            checksum(flat),
-            "data-parallel training keeps them the same to the bit; does something change them "
-            "in one process only?",
-        )
+    _require_alike([flat], ranks)
 
     def state_at(theta: Tensor) -> Tensor:
         return forward.run(space.split(theta), found.where)[0]
@@ -220,7 +219,18 @@ def _copied(
     }
     pull = pulling(state_at, flat)
     untrained = space.rows(found.untrained)
-    return Derivative("J", (space.size,), found.h, methods, context, pull, untrained)
+    return Derivative("J", (space.size,), found.h, methods, context, pull, untrained, ranks)
+
+
+def _require_alike(parameters: Sequence[Tensor], ranks: Ranks) -> None:
+    """Refuse parameters that every process has, and not the same."""
+    if ranks.size > 1 and parameters:
+        ranks.require_same(
+            "their parameters",
+            checksum(*parameters),
+            "data-parallel training keeps them the same to the bit; does something change them "
+            "in one process only?",
+        )
 
 
 def _require_whole(found: Survey, ranks: Ranks) -> None:

@@ -16,7 +16,7 @@ from torch.nn.modules import module as _hooks
 from ntk_monitor.model.compiled import unwrapped
 from ntk_monitor.model.held import Held
 from ntk_monitor.model.kernels import Kernels, enable_mkldnn, kernels_for
-from ntk_monitor.model.spread import reshard
+from ntk_monitor.model.spread import reshard, waiting_gradients
 
 Guard = Callable[[nn.Module], AbstractContextManager[None]]
 
@@ -252,6 +252,7 @@ FLAGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 GUARDS: tuple[Guard, ...] = (
     parts,
+    waiting_gradients,
     *(random_states, flags, gradients, attributes, unwrapped, evaluation),
     parts,  # before `attributes` puts back which parameters there are
 )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
@@ -55,23 +56,87 @@ def of_batches(module: nn.Module, everyone: Ranks) -> Ranks:
 
     Returns:
         All of them, or those with which this one sums over batches.
+
+    Raises:
+        ValueError: If it cannot be told which have.
     """
     if everyone.size == 1 or not is_sharded(module):
         return everyone
-    meshes = [mesh for part in module.modules() if (mesh := _mesh(part)) is not None]
-    if not meshes:  # tensor parallelism alone
-        return everyone.within(None)
-    mesh = meshes[0]
-    return everyone if mesh.size() == everyone.size else everyone.within(mesh.get_group())
+    mesh = next((group.mesh_info.mesh for group in _groups(module)), None)
+    if mesh is not None and mesh.size() < everyone.size:
+        if mesh.ndim > 1:  # sharded, and then copied
+            mesh = mesh._flatten()
+        return everyone.within(mesh.get_group())
+    parts = (p.device_mesh.size() for p in module.parameters() if isinstance(p, DTensor))
+    if mesh is None and max(parts) < everyone.size:
+        raise ValueError(
+            f"tensor parallelism spreads the model over fewer than its {everyone.size} processes, "
+            "and which of these have the same batch is known only with fully_shard over the others"
+        )
+    return everyone if mesh is not None else everyone.within(None)
 
 
-def _mesh(part: nn.Module) -> DeviceMesh | None:
-    """Over which processes `fully_shard` spreads the parameters of a module."""
+def _groups(module: nn.Module) -> Iterator[Any]:
+    """What `fully_shard` knows of each group of parameters that it gathers together."""
+    yield from (group for part in module.modules() if (group := _group(part)) is not None)
+
+
+def _group(part: nn.Module) -> Any:  # noqa: ANN401
+    """That of the module itself, or None."""
     if not isinstance(part, FSDPModule):
         return None
-    group = getattr(part._get_fsdp_state(), "_fsdp_param_group", None)
-    mesh: DeviceMesh | None = None if group is None else group.mesh_info.mesh
-    return mesh
+    return getattr(part._get_fsdp_state(), "_fsdp_param_group", None)
+
+
+@contextmanager
+def waiting_gradients(module: nn.Module) -> Iterator[None]:
+    """Gradients that `fully_shard` keeps from batch to batch, unsummed; none are there inside.
+
+    Inside, backward passes are summed over processes, whatever the module was told.
+
+    Args:
+        module: The module.
+
+    Yields:
+        Nothing.
+    """
+    kept: list[tuple[Any, str, Any]] = []
+    for group in _groups(module):
+        held: list[tuple[Any, str, Any]] = []
+        held += [(group, name, True) for name in ("reduce_grads", "all_reduce_grads")]
+        held += [(p, "unsharded_accumulated_grad", None) for p in group.fsdp_params]
+        whole = (getattr(p, "_unsharded_param", None) for p in group.fsdp_params)
+        held += [(tensor, "grad", None) for tensor in whole if tensor is not None]
+        for owner, name, inside in held:
+            if hasattr(owner, name):
+                kept.append((owner, name, getattr(owner, name)))
+                setattr(owner, name, inside)
+    try:
+        yield
+    finally:
+        for owner, name, before in kept:
+            setattr(owner, name, before)
+
+
+def require_precision(module: nn.Module, dtype: torch.dtype) -> None:
+    """Refuse a module that `fully_shard` computes in less precision than its parameters have.
+
+    Args:
+        module: The module.
+        dtype: Of the parameters.
+
+    Raises:
+        ValueError: If it does.
+    """
+    for group in _groups(module):
+        computed = group.mp_policy.param_dtype or dtype
+        if torch.finfo(computed).eps > torch.finfo(dtype).eps:
+            raise ValueError(
+                f"fully_shard computes this model in {computed} (MixedPrecisionPolicy), in which "
+                "finite differences drown in rounding, and sharded models have no other method: "
+                "probe a model that is sharded without param_dtype, or in strategy='ddp', where a "
+                "probe works in float32"
+            )
 
 
 def averaged_by(module: nn.Module, size: int) -> dict[str, float]:
@@ -85,13 +150,16 @@ def averaged_by(module: nn.Module, size: int) -> dict[str, float]:
         The divisors by the parameters' names; of others there is a sum.
     """
     found: dict[str, float] = {}
+    parts = [name for name, p in module.named_parameters() if isinstance(p, DTensor)]
     for path, part in module.named_modules():
-        if isinstance(part, FSDPModule):
-            group = getattr(part._get_fsdp_state(), "_fsdp_param_group", None)
-            chosen = getattr(group, "gradient_divide_factor", None)
-            names = (name for name, p in module.named_parameters() if isinstance(p, DTensor))
-            inside = [name for name in names if not path or name.startswith(f"{path}.")]
-            found.update(dict.fromkeys(inside, float(chosen or size)))  # the innermost counts
+        group = _group(part)
+        if group is None:
+            continue
+        processes = group.mesh_info.mesh.size()
+        chosen = getattr(group, "gradient_divide_factor", None) or processes
+        inside = [name for name in parts if not path or name.startswith(f"{path}.")]
+        # Of batches that are the same in all processes, one counts.
+        found.update(dict.fromkeys(inside, chosen * size / processes))  # the innermost comes last
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
@@ -93,15 +92,19 @@ def survey(question: Question, *, sketched: bool, room: float) -> Survey:
         The answer. Of both ways it is the same, to rounding.
     """
     if not sketched:
+        recorder: Recorder | None = None
         try:
-            return _kept(question, room)
+            recorder = question.forward.record(question.names, room=room)
         except TooLargeError:
             logger.info("activations take more than %d bytes: weight sites are streamed", room)
+        if question.ranks.all(recorder is not None) and recorder is not None:
+            return _kept(question, recorder)
+        del recorder
     try:
         return _streamed(question)
     except GraphNeededError as error:
         logger.info("weight sites are not streamed: %s", error)
-        return _kept(question, math.inf)
+        return _kept(question, question.forward.record(question.names))
 
 
 class _Found(NamedTuple):
@@ -141,10 +144,9 @@ def _find(question: Question, recorder: Recorder) -> _Found:
     return _Found(where, h, graph, reached)
 
 
-def _kept(question: Question, room: float) -> Survey:
-    """In one pass, whose graph and activations are kept."""
+def _kept(question: Question, recorder: Recorder) -> Survey:
+    """After one pass, whose graph and activations were kept."""
     forward = question.forward
-    recorder = forward.record(question.names, room=room)
     found = _find(question, recorder)
     placed = place_uses(
         forward.module,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 from ntk_monitor.model.linearization import Preconditioner
@@ -11,6 +12,7 @@ from ntk_monitor.monitor.host import Host
 from ntk_monitor.monitor.kept import KeptBatch
 from ntk_monitor.monitor.optimizers import learning_rate, preconditioner
 from ntk_monitor.probe import Probe
+from ntk_monitor.ranks import Ranks
 from ntk_monitor.snapshot import Snapshot
 
 FEWEST_PRODUCTS = 16
@@ -46,10 +48,10 @@ def measure(
     batch, ranks = kept.for_probe(host)
     if batch is None:
         return ()
-    rate, scales = optimization(states[0].probe, host)
     most = most_products(states[0].probe, host, len(states), max_overhead)
     apart = ranks.size < host.ranks.size
     with host.muted(), ranks.together():
+        rate, scales = optimization(states[0].probe, host, ranks)
         found = tuple(
             state.probe(
                 host.module,
@@ -65,12 +67,15 @@ def measure(
     return host.shared(found) if apart else found
 
 
-def optimization(probe: Probe, host: Host) -> tuple[float | None, Preconditioner | None]:
+def optimization(
+    probe: Probe, host: Host, ranks: Ranks
+) -> tuple[float | None, Preconditioner | None]:
     """What the optimizers do; one that cannot be read costs these numbers, and no probe.
 
     Args:
         probe: The measurement.
         host: The training.
+        ranks: The processes that measure together, which all take the first one's rate.
 
     Returns:
         The learning rate, and what the optimizers multiply the gradient with; see `optimizers`.
@@ -82,7 +87,9 @@ def optimization(probe: Probe, host: Host) -> tuple[float | None, Preconditioner
             scales = preconditioner(host.optimizers, host.module)
     except Exception as error:
         logger.info("the optimizers could not be read: %r", error)
-    return rate, scales
+    first = ranks.everyone.each(rate or math.nan)[0]
+    known = ranks.everyone.all(scales is not None)
+    return None if math.isnan(first) else first, scales if known else None
 
 
 def most_products(probe: Probe, host: Host, states: int, max_overhead: float | None) -> int:

@@ -18,7 +18,7 @@ from ntk_monitor.estimators import (
 )
 from ntk_monitor.estimators import rows as rows_module
 from ntk_monitor.estimators.pairs import PairMoments, Views
-from ntk_monitor.estimators.rows import LEADING_ROWS, SKETCHED_ROWS, Rows, choose_rows
+from ntk_monitor.estimators.rows import LEADING_ROWS, SKETCHED_ROWS, Room, Rows, choose_rows
 from ntk_monitor.estimators.subspace import starting_block, subspace_iteration
 from ntk_monitor.uncertainty import (
     jackknife,
@@ -134,7 +134,7 @@ def temporal_ranks(Y: Tensor, monkeypatch: pytest.MonkeyPatch) -> tuple[Estimate
     found, plain = TangentSketch(V), TangentSketch(V)
     found.extend(Y[:6])
     found.extend(Y[6:])
-    monkeypatch.setattr(sketch_module, "choose_rows", lambda Y, ranks, most: Rows(None, Y.shape[1]))
+    monkeypatch.setattr(sketch_module, "choose_rows", lambda Y, ranks, room: Rows(None, Y.shape[1]))
     plain.extend(Y)
     ranks = [s.statistics.temporal_effective_rank for s in (found, plain)]
     return ranks[0], ranks[1], found.rows.W is not None
@@ -171,7 +171,9 @@ def test_temporal_eigenpairs_are_those_of_all_samples(units: int, tail: float) -
 def limited(Y: Tensor, most_entries: float) -> TangentSketch:
     """A sketch of samples of which not all rows may be kept."""
     V = torch.stack([torch.ones(600), torch.linspace(-1, 1, 600)], dim=1).double()
-    sketch = TangentSketch(CoreGram(V), most_entries)
+    samples, n = 4000, Y.shape[2]
+    numbers = most_entries * samples * 3 + 3 * 600 * most_entries / n
+    sketch = TangentSketch(CoreGram(V), Room(numbers, samples))
     sketch.extend(Y[:6])
     sketch.extend(Y[6:])
     return sketch
@@ -426,7 +428,7 @@ def test_deflation_twice_keeps_its_accuracy_in_compressed_rows(
 
     found = twice()
     assert found.rows.W is not None
-    monkeypatch.setattr(sketch_module, "choose_rows", lambda Y, ranks, most: Rows(None, Y.shape[1]))
+    monkeypatch.setattr(sketch_module, "choose_rows", lambda Y, ranks, room: Rows(None, Y.shape[1]))
     plain = twice()
     assert plain.atoms == found.atoms == 4
     for name in ("trace", "effective_rank", "spatial_effective_rank", "core_cosine"):
