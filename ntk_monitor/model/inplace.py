@@ -19,6 +19,7 @@ from ntk_monitor.model.shards import (
     Gaussian,
     Given,
     inner,
+    local,
     norm,
     require_separate,
 )
@@ -137,19 +138,26 @@ class InPlaceJacobian(Derivative):
         self._forward, self._where = forward, where
         self.parameters = forward.leaves(names)
         self._space = ParameterSpace({name: p.shape for name, p in self.parameters.items()})
-        rows = {
-            i: slice(untrained[name] * width, (untrained[name] + 1) * width)
-            for i, (name, p) in enumerate(self.parameters.items())
-            if name in untrained
-            for width in [p[0].numel()]
-        }
         self.spread = forward.spread(self.parameters.values())
+        rows = self._rows(untrained)
         self._in_place = InPlaceProducts(
             self.parameters, self._run, rows, accuracy, self.spread, ranks
         )
         self._ranks = ranks
         methods: dict[str, TangentProducts] = {IN_PLACE: self._in_place}
         super().__init__("J", (self._space.size,), value, methods, quiet, self._pull_flat)
+
+    def _rows(self, untrained: Mapping[str, int]) -> dict[int, slice]:
+        """Where this process's parts have a row that is not trained."""
+        found: dict[int, slice] = {}
+        for i, (name, p) in enumerate(self.parameters.items()):
+            if name not in untrained:
+                continue
+            part, row = local(p), untrained[name] - self.spread.places[i].offsets[0]
+            if 0 <= row < len(part):
+                width = part[0].numel()
+                found[i] = slice(row * width, (row + 1) * width)
+        return found
 
     def sample(self, directions: Sequence[Direction]) -> Tensor:
         """``J g`` for directions in any form; a product each.
