@@ -143,11 +143,10 @@ def _find(question: Question, recorder: Recorder) -> _Found:
 
 def _kept(question: Question, room: float) -> Survey:
     """In one pass, whose graph and activations are kept."""
-    forward = question.forward
-    recorder = forward.record(question.names, room=room)
+    recorder = _recorded(question, room)
     found = _find(question, recorder)
     placed = place_uses(
-        forward.module,
+        question.forward.module,
         recorder,
         found.reached,
         found.rows,
@@ -168,6 +167,31 @@ def _kept(question: Question, room: float) -> Survey:
         _affordable_chunk(recorder.calls, h),
         _untrained(recorder, found.reached),
     )
+
+
+def _recorded(question: Question, room: float) -> Recorder:
+    """One pass of which all is kept, in every process or in none.
+
+    Sites that are streamed come in another order, and processes sum over those of all.
+
+    Args:
+        question: What is asked.
+        room: Bytes that may be kept.
+
+    Returns:
+        What was recorded.
+
+    Raises:
+        TooLargeError: If it is too much in one of them.
+    """
+    try:
+        recorder = question.forward.record(question.names, room=room)
+    except TooLargeError:
+        question.ranks.all(False)
+        raise
+    if not question.ranks.all(True):
+        raise TooLargeError("what a pass keeps takes more memory than another process has")
+    return recorder
 
 
 def _seen(
