@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
@@ -92,19 +93,15 @@ def survey(question: Question, *, sketched: bool, room: float) -> Survey:
         The answer. Of both ways it is the same, to rounding.
     """
     if not sketched:
-        recorder: Recorder | None = None
         try:
-            recorder = question.forward.record(question.names, room=room)
+            return _kept(question, room)
         except TooLargeError:
             logger.info("activations take more than %d bytes: weight sites are streamed", room)
-        if question.ranks.all(recorder is not None) and recorder is not None:
-            return _kept(question, recorder)
-        del recorder
     try:
         return _streamed(question)
     except GraphNeededError as error:
         logger.info("weight sites are not streamed: %s", error)
-        return _kept(question, question.forward.record(question.names))
+        return _kept(question, math.inf)
 
 
 class _Found(NamedTuple):
@@ -144,12 +141,12 @@ def _find(question: Question, recorder: Recorder) -> _Found:
     return _Found(where, h, graph, reached)
 
 
-def _kept(question: Question, recorder: Recorder) -> Survey:
-    """After one pass, whose graph and activations were kept."""
-    forward = question.forward
+def _kept(question: Question, room: float) -> Survey:
+    """In one pass, whose graph and activations are kept."""
+    recorder = _recorded(question, room)
     found = _find(question, recorder)
     placed = place_uses(
-        forward.module,
+        question.forward.module,
         recorder,
         found.reached,
         found.rows,
@@ -170,6 +167,31 @@ def _kept(question: Question, recorder: Recorder) -> Survey:
         _affordable_chunk(recorder.calls, h),
         _untrained(recorder, found.reached),
     )
+
+
+def _recorded(question: Question, room: float) -> Recorder:
+    """One pass of which all is kept, in every process or in none.
+
+    Sites that are streamed come in another order, and processes sum over those of all.
+
+    Args:
+        question: What is asked.
+        room: Bytes that may be kept.
+
+    Returns:
+        What was recorded.
+
+    Raises:
+        TooLargeError: If it is too much in one of them.
+    """
+    try:
+        recorder = question.forward.record(question.names, room=room)
+    except TooLargeError:
+        question.ranks.all(False)
+        raise
+    if not question.ranks.all(True):
+        raise TooLargeError("what a pass keeps takes more memory than another process has")
+    return recorder
 
 
 def _seen(
