@@ -84,16 +84,16 @@ class KernelStatistics:
 
     @property
     def relative_error(self) -> float:
-        """The largest relative standard error among the sampled numbers."""
-        estimates = (
+        """The largest relative standard error among the sampled numbers; infinite for a nan."""
+        estimates = [
             self.trace,
             self.frobenius_norm,
             self.effective_rank,
             self.temporal_effective_rank,
             self.spatial_effective_rank,
-            self.core_cosine,
-            self.temporal_core_cosine,
-        )
+        ]
+        if bool(self.core_norm_squared != 0):  # without a core there are no cosines
+            estimates += [self.core_cosine, self.temporal_core_cosine]
         errors = [estimate.relative_error for estimate in estimates]
         return math.inf if any(map(math.isnan, errors)) else max(errors)
 

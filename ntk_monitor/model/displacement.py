@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.model.ledger import Entry, Ledger
-from ntk_monitor.model.shards import PIECE, Direction, Piece, pieces
+from ntk_monitor.model.shards import Direction, Piece, piece_size, pieces
 
 ATTEMPTS = 100
 """How often putting back is tried again after an interruption."""
@@ -205,6 +205,6 @@ def _weights(device: torch.device) -> Tensor:
     """Odd numbers, one for each entry of a piece."""
     if device not in _known:
         generator = torch.Generator(device="cpu").manual_seed(0)
-        drawn = torch.randint(2**62, (PIECE,), generator=generator, device="cpu")
+        drawn = torch.randint(2**62, (piece_size(device),), generator=generator, device="cpu")
         _known[device] = (drawn | 1).to(device)
     return _known[device]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ntk_monitor.estimators.tangents import Tangent
+from ntk_monitor.estimators.tangents import OTHER_BLOCK, Tangent
 from ntk_monitor.model.spread import Spread
 
 PIECE = 2**16
@@ -52,8 +52,20 @@ class Piece(NamedTuple):
     part: torch.Size
 
 
+def piece_size(device: torch.device) -> int:
+    """Most entries of a parameter that are looked at together.
+
+    Args:
+        device: Where they are.
+
+    Returns:
+        `PIECE`, or on a GPU, where many small steps cost more, as many as are drawn together.
+    """
+    return PIECE if device.type == "cpu" else OTHER_BLOCK
+
+
 def pieces(tensors: Sequence[Tensor]) -> Iterator[Piece]:
-    """Cut this process's parts of tensors into views of at most `PIECE` entries.
+    """Cut this process's parts of tensors into views of few entries.
 
     Args:
         tensors: Any tensors, whatever their layout.
@@ -69,11 +81,12 @@ def pieces(tensors: Sequence[Tensor]) -> Iterator[Piece]:
 
 
 def _cut(tensor: Tensor) -> Iterator[Tensor]:
-    if tensor.numel() <= PIECE:
+    most = piece_size(tensor.device)
+    if tensor.numel() <= most:
         if tensor.numel():
             yield tensor
         return
-    rows = PIECE * len(tensor) // tensor.numel()
+    rows = most * len(tensor) // tensor.numel()
     if rows:
         yield from torch.split(tensor, rows)
         return

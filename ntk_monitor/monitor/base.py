@@ -240,11 +240,12 @@ class BaseMonitor:
         started = self.schedule.clock()
         try:
             # Which processes have given up, or would have to wait, is not known to the others.
-            ready = self.failures.enabled and (
-                first or not host.is_global_zero or self._affords(host)
-            )
-            if not host.ranks.all(ready):
-                return
+            with host.ranks.together():
+                ready = self.failures.enabled and (
+                    first or not host.is_global_zero or self._affords(host)
+                )
+                if not host.ranks.everyone.all(ready):
+                    return
             snapshots = self._measure(host)
         except Exception as error:
             self.schedule.record(self.schedule.clock() - started)

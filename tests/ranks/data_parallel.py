@@ -175,15 +175,17 @@ def failures(ranks: Ranks) -> dict[str, Any]:
             found[name] = "nothing"
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}"
+        mine = torch.ones(3)
+        dist.all_reduce(mine)  # as training does: nothing of the probe's must be in its way
+        assert mine.tolist() == [ranks.size] * 3, name
 
     torch.manual_seed(3)
     module, batch = mlp(), (draw(12, 3), draw(12, 4))
     mine = part(batch, ranks)
 
-    def measure(**changes: Any) -> object:
-        return Probe(method="finite-difference", max_products=60, **changes)(
-            module, mine, ranks=ranks
-        )
+    def measure(batch: Any = mine, method: str = "finite-difference", **changes: Any) -> object:
+        probe = Probe(method=method, max_products=60, **changes)
+        return probe(module, batch, ranks=ranks)
 
     for calls in (0, 1, 2, 3, 12, 30):
         left = [calls if last else 10**9]
@@ -195,6 +197,23 @@ def failures(ranks: Ranks) -> dict[str, Any]:
             return module(batch[0])
 
         attempt(f"at forward pass {calls}", lambda fail=fail: measure(forward_fn=fail))
+        for error in (TimeoutError, RuntimeError, torch.OutOfMemoryError):
+            left = [calls if last else 10**9]
+
+            def fail_so(module: nn.Module, batch: Any, left: Any = left, error: Any = error) -> Any:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise error("no luck today")
+                return module(batch[0])
+
+            for method in ("auto", "forward-ad"):
+                name = f"{method}, {error.__name__} at forward pass {calls}"
+                attempt(name, lambda f=fail_so, m=method: measure(method=m, forward_fn=f))
+    labels = mine[0], torch.full((len(mine[0]),), 9 if last else 1)
+    attempt("classes", lambda: measure(labels))
+    attempt(
+        "no target", lambda: measure(mine[:1] if last else mine, forward_fn=lambda m, b: m(b[0]))
+    )
     attempt("seeds", lambda: measure(seed=int(last)))
     attempt("settings", lambda: measure(modes=1 + last))
     attempt("budget", lambda: measure(tier="core" if last else "kernel"))
@@ -202,6 +221,7 @@ def failures(ranks: Ranks) -> dict[str, Any]:
         if last:
             module[0].weight[0, 0] += 1e-6
     attempt("parameters", measure)
+    attempt("parameters in place", lambda: measure(method="in-place"))
     with torch.no_grad():
         if last:
             module[0].weight[0, 0] = torch.nan

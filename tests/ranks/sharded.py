@@ -138,6 +138,15 @@ def training(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
                 errors = torch.ones(1, len(x), 1, 4, dtype=torch.float64)
                 found["sharded"] = next(iter(lin.pull_back_outputs(errors, scales)))[1:]
         found["watched" if watched else "plain"] = [local(p).tolist() for p in module.parameters()]
+    for watched in (False, True):  # two batches make up a step, and a probe comes between them
+        module = shard(made(mlp), mesh)
+        for i, half in enumerate((slice(None, None, 2), slice(1, None, 2))):
+            module.set_requires_gradient_sync(i == 1)  # type: ignore[operator]
+            nn.functional.mse_loss(module(x[half]), y[half]).backward()
+            if watched and i == 0:
+                Probe(max_products=40, dtype=None)(module, (x, y), ranks=ranks)
+        grads = [local(p.grad).tolist() for p in module.parameters() if p.grad is not None]
+        found["watched gradients" if watched else "gradients"] = grads
     module = made(mlp)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
     for _ in range(2):

@@ -82,6 +82,27 @@ def test_one_that_fails_is_heard_of_wherever_it_fails(found: Found) -> None:
             assert error == "OSError: no luck today", name
 
 
+def test_a_method_that_fails_in_one_process_is_left_by_all_or_ends_the_probe(found: Found) -> None:
+    kinds = ("auto, ", "forward-ad, ")
+    names = [name for name in found[0]["failures"] if name.startswith(kinds)]
+    assert len(names) == 36
+    for name in names:
+        ends = {process["failures"][name].partition(":")[0] for process in found}
+        if "nothing" in ends:  # another method took its place, in all
+            assert ends == {"nothing"}, name
+        else:
+            assert all(process["failures"][name].startswith("RankError: another process")
+                       or process["failures"][name].startswith("RuntimeError: method=")
+                       for process in found[:-1]), name  # fmt: skip
+            assert "no luck today" in found[-1]["failures"][name], name
+
+
+def test_a_target_that_one_process_cannot_place_is_left_aside_by_all(found: Found) -> None:
+    for process in found:
+        assert process["failures"]["classes"] == "nothing"
+        assert process["failures"]["no target"] == "nothing"
+
+
 def test_processes_that_differ_are_found_out(found: Found) -> None:
     for process in found:
         failures = process["failures"]
@@ -89,6 +110,7 @@ def test_processes_that_differ_are_found_out(found: Found) -> None:
         assert "do different things" in failures["settings"]
         assert "do different things" in failures["budget"]
         assert "differ in their parameters" in failures["parameters"]
+        assert "differ in their parameters" in failures["parameters in place"]
         assert "differ in their parameters" in failures["nan"]
         assert failures["afterwards"] == "nothing"
 

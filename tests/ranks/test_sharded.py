@@ -51,6 +51,13 @@ def test_training_is_the_same(found: Found) -> None:
     assert parts[0] != parts[1]
 
 
+def test_gradients_that_wait_for_their_sum_are_left_alone(found: Found) -> None:
+    for process in found:
+        gradients = process["training"]["gradients"]
+        assert len(gradients) == 6
+        assert process["training"]["watched gradients"] == gradients
+
+
 def test_the_optimizer_is_read_from_its_parts(found: Found) -> None:
     for process in found:
         ours, whole = process["training"]["sharded"], process["training"]["whole"]
