@@ -188,6 +188,17 @@ class Ranks:
         start = sum(counts[: self.index])
         return slice(start, start + count)
 
+    def share(self, count: int) -> slice:
+        """This process's share of some work that all could do.
+
+        Args:
+            count: How many pieces of work there are.
+
+        Returns:
+            Which of them are its own.
+        """
+        return slice(count * self.index // self.size, count * (self.index + 1) // self.size)
+
     def first(self, x: Tensor) -> Tensor:
         """What the first process has.
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ntk_monitor.ranks import ALONE, Ranks
+
 Views = Callable[[Tensor], tuple[Tensor, Tensor]]
 PIECE = 2**14
 """Entries of a row that are converted to float64 at a time."""
@@ -39,18 +41,30 @@ def inner_products(X: Tensor, Y: Tensor) -> Tensor:
     return torch.stack([x.double() @ y.double().T for x, y in pieces]).sum(0).cpu()
 
 
-class TemporalPairs:
-    """``||Y_i* Y_j||_F^2 = <Y_i Y_i*, Y_j Y_j*>`` over pairs of samples that come in rounds.
+class _Pairs:
+    """A pair function over samples that come in rounds; each process has a share of its work.
+
+    What one process finds is summed over processes by whoever asks.
+    """
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        """Start without samples.
+
+        Args:
+            ranks: The processes, which all have the same samples.
+        """
+        self._ranks = ranks
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+
+class TemporalPairs(_Pairs):
+    """``||Y_i* Y_j||_F^2 = <Y_i Y_i*, Y_j Y_j*>`` over pairs of samples.
 
     Of two views ``A_i``, ``B_i`` of a sample it is ``<A_i* A_j, B_i* B_j> = <A_i B_i*, A_j B_j*>``.
     With ``Y_i`` of shape ``(a, b)`` the right side costs ``a^2 b`` a sample, whose Gram matrix is
     kept, and is taken when ``a <= 2 b``; the left side costs ``a b^2`` a pair, and refers to the
-    samples.
+    samples. A process's share is some rows of these matrices.
     """
-
-    def __init__(self) -> None:
-        """Start without samples."""
-        self._kept: list[tuple[Tensor, Tensor]] = []
 
     def extend(self, A: Tensor, B: Tensor) -> Tensor:
         """Add samples.
@@ -60,13 +74,17 @@ class TemporalPairs:
             B: The other view; the same tensor where there is one.
 
         Returns:
-            The pairs of all samples so far with the new ones, shape ``(all, s)``.
+            This process's share of the pairs of all samples so far with the new ones, shape
+            ``(all, s)``.
         """
         if A.shape[1] <= 2 * A.shape[2]:
-            new = (A @ B.transpose(1, 2)).flatten(1)
+            own = self._ranks.share(A.shape[1])
+            new = (A[:, own] @ B.transpose(1, 2)).flatten(1)
             self._kept.append((new, new))
             return torch.cat([inner_products(kept, new) for kept, _ in self._kept])
-        self._kept.append((A, B))
+        own = self._ranks.share(A.shape[2])
+        one = A[:, :, own]
+        self._kept.append((one, one if B is A else B[:, :, own]))
         columns = [
             torch.cat([_against(one, two, a, b) for one, two in self._kept])
             for a, b in zip(A, B, strict=True)
@@ -74,16 +92,12 @@ class TemporalPairs:
         return torch.stack(columns, dim=1)
 
 
-class SpatialPairs:
-    """``||Y_i Y_j*||_F^2`` over pairs of samples that come in rounds.
+class SpatialPairs(_Pairs):
+    """``||Y_i Y_j*||_F^2`` over pairs of samples.
 
     Of two views it is the mean of ``||A_i B_j*||_F^2`` and ``||B_i A_j*||_F^2``. With ``b <= 2 a``
     the Gram matrices ``Y_i* Y_i`` are kept, else the samples are referred to.
     """
-
-    def __init__(self) -> None:
-        """Start without samples."""
-        self._kept: list[tuple[Tensor, Tensor]] = []
 
     def extend(self, A: Tensor, B: Tensor) -> Tensor:
         """Add samples; see `TemporalPairs`.
@@ -93,17 +107,20 @@ class SpatialPairs:
             B: The other view; the same tensor where there is one.
 
         Returns:
-            The pairs of all samples so far with the new ones, shape ``(all, s)``.
+            This process's share of the pairs of all samples so far with the new ones, shape
+            ``(all, s)``.
         """
         if A.shape[2] <= 2 * A.shape[1]:
-            one = (A.transpose(1, 2) @ A).flatten(1)
-            two = one if B is A else (B.transpose(1, 2) @ B).flatten(1)
+            own = self._ranks.share(A.shape[2])
+            one = (A[:, :, own].transpose(1, 2) @ A).flatten(1)
+            two = one if B is A else (B[:, :, own].transpose(1, 2) @ B).flatten(1)
             self._kept.append((one, two))
             pairs = torch.cat([inner_products(kept, two) for kept, _ in self._kept])
             if B is A:
                 return pairs
             return (pairs + torch.cat([inner_products(kept, one) for _, kept in self._kept])) / 2
-        self._kept.append((A, B))
+        own = self._ranks.share(A.shape[1])
+        self._kept.append((A[:, own], B[:, own]))
         columns = []
         for a, b in zip(A, B, strict=True):
             column = torch.cat([squared_norms(one @ b.T) for one, _ in self._kept])
@@ -132,19 +149,21 @@ class PairMoments:
         pairs: ``<Y_i, Y_j>^2``, ``||Y_i* Y_j||_F^2`` and ``||Y_i Y_j*||_F^2``, shape ``(3, s, s)``.
     """
 
-    def __init__(self, core: Tensor, views: Views) -> None:
+    def __init__(self, core: Tensor, views: Views, ranks: Ranks = ALONE) -> None:
         """Start without samples.
 
         Args:
             core: ``F`` on the samples' rows, shape ``(d, r)``.
             views: From samples to two views of them, whose noise is independent, or one twice.
+            ranks: The processes, which all have the same samples, and share the work.
         """
-        self._views, self._core = views, views(core)
+        self._ranks = ranks
+        self._views, self._core = views, views(core[:, ranks.share(core.shape[1])])
         self.squares = torch.empty(0, dtype=torch.float64, device="cpu")
         self.core_squares = torch.empty(0, dtype=torch.float64, device="cpu")
         self.pairs = torch.empty(3, 0, 0, dtype=torch.float64, device="cpu")
         self._flat: list[tuple[Tensor, Tensor]] = []
-        self._temporal, self._spatial = TemporalPairs(), SpatialPairs()
+        self._temporal, self._spatial = TemporalPairs(ranks), SpatialPairs(ranks)
 
     def extend(self, Y: Tensor) -> None:
         """Add samples, shape ``(s, d, n)``."""
@@ -156,7 +175,8 @@ class PairMoments:
         self._flat.append((A.flatten(1), B.flatten(1)))
         one = torch.cat([inner_products(kept, A.flatten(1)) for kept, _ in self._flat])
         two = one if A is B else torch.cat([inner_products(k, B.flatten(1)) for _, k in self._flat])
-        columns = torch.stack([one * two, self._temporal.extend(A, B), self._spatial.extend(A, B)])
+        shares = torch.stack([self._temporal.extend(A, B), self._spatial.extend(A, B)])
+        columns = torch.cat([(one * two)[None], self._ranks.sum(shares)])
         count = len(self.squares)
         pairs = torch.zeros(3, count, count, dtype=torch.float64, device="cpu")
         pairs[:, :old, :old] = self.pairs
@@ -167,5 +187,5 @@ class PairMoments:
     def _with_core(self, A: Tensor, B: Tensor) -> Tensor:
         one = self._core[0].T @ A
         if A is B:
-            return squared_norms(one)
-        return (one * (self._core[1].T @ B)).double().sum((1, 2)).cpu()
+            return self._ranks.sum(squared_norms(one))
+        return self._ranks.sum((one * (self._core[1].T @ B)).double().sum((1, 2)).cpu())

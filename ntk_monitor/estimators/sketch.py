@@ -212,7 +212,8 @@ class TangentSketch:
     def _pair_moments(self) -> PairMoments:
         """Of atoms and samples, in this order; kept until the samples change by deflation."""
         if self._moments is None:
-            self._moments = PairMoments(self.rows.keep(self._gram.factor), self.rows.views)
+            core = self.rows.keep(self._gram.factor)
+            self._moments = PairMoments(core, self.rows.views, self._gram.ranks)
             if self.atoms:
                 self._moments.extend(self._atoms)
             for kept in self._samples:
