@@ -50,15 +50,17 @@ CASES = {
     "GRU 128, 64 x 100": (lambda: Recurrent(128), (64, 100, 8)),
     "transformer 128, 32 x 64": (lambda: transformer(128), (32, 64, 8)),
     "transformer 256, 16 x 128": (lambda: transformer(256), (16, 128, 8)),
+    "GRU 256, 256 x 50": (lambda: Recurrent(256), (256, 50, 8)),
 }
 
 
-def work(repeats: int) -> None:
+def work(repeats: int, cases: list[str]) -> None:
     """What each process does: probes with all, and the first one alone, in turn."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     together = Ranks(dist.group.WORLD)
-    for name, (make, shape) in CASES.items():
+    for name in cases:
+        make, shape = CASES[name]
         torch.manual_seed(0)
         module = make()
         x = torch.randn(*shape).cumsum(1) / shape[1] ** 0.5
@@ -100,15 +102,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--case", choices=list(CASES), help="one of them; all if left out")
     arguments = parser.parse_args()
     if "RANK" in os.environ:
-        work(arguments.repeats)
+        work(arguments.repeats, [arguments.case] if arguments.case else list(CASES))
         return
     size = arguments.processes
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": PORT, "WORLD_SIZE": str(size)}
     started = [
         subprocess.Popen(
-            [sys.executable, __file__, "--repeats", str(arguments.repeats)],
+            [sys.executable, *sys.argv],
             env={**os.environ, **shared, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
         )
         for rank in range(size)

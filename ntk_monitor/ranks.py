@@ -156,19 +156,20 @@ class Ranks:
         """
         return self.least(float(truth)) > 0
 
-    def join(self, x: Tensor, dim: int = 0) -> Tensor:
+    def join(self, x: Tensor, dim: int = 0, counts: Sequence[int] | None = None) -> Tensor:
         """The parts of all processes, one after the other.
 
         Args:
             x: This process's part; all but one axis are the same in all.
             dim: The axis along which they are parts.
+            counts: Their lengths, where they are known.
 
         Returns:
             The whole.
         """
         if self.size == 1:
             return x
-        counts = self.counts(x.shape[dim])
+        counts = self.counts(x.shape[dim]) if counts is None else counts
         shape = list(x.shape)
         shape[dim] = sum(counts)
         every = x.new_zeros(shape)

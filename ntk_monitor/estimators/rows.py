@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -56,6 +57,7 @@ class Rows:
         noise: Relative noise that the sketches bring into numbers of second order.
         ranks: The processes.
         own: Which of all rows are this process's; used where all are kept.
+        counts: How many of them each process has, likewise; None where it has to be asked.
 
     References:
         Halko, Martinsson and Tropp, Finding structure with randomness, SIAM Review 53 (2011).
@@ -67,6 +69,7 @@ class Rows:
     noise: float = 0.0
     ranks: Ranks = ALONE
     own: slice = field(default_factory=lambda: slice(None))
+    counts: Sequence[int] | None = None
 
     def keep(self, Y: Tensor) -> Tensor:
         """What is kept of tensors on all rows.
@@ -77,7 +80,9 @@ class Rows:
         Returns:
             Shape ``(..., d, n)``.
         """
-        return self.ranks.join(Y, -2) if self.W is None else self.ranks.sum(self.W @ Y)
+        if self.W is None:
+            return self.ranks.join(Y, -2, self.counts)
+        return self.ranks.sum(self.W @ Y)
 
     def lead(self, kept: Tensor) -> Tensor:
         """Coordinates in the leading directions.
@@ -164,7 +169,7 @@ def choose_rows(Y: Tensor, ranks: Ranks = ALONE, room: Room | None = None) -> Ro
     k, energy = sum(counts), ranks.sum(squared_norms(Y).sum())
     choices = [count for count in LEADING_ROWS if k > 2 * (count + SKETCHED_ROWS)]
     if not choices or not bool(torch.isfinite(energy)):
-        return Rows(None, k, ranks=ranks, own=own)
+        return Rows(None, k, ranks=ranks, own=own, counts=counts)
     generator = torch.Generator(device=Y.device).manual_seed(SEED)
     start = _noise(k, choices[-1], generator, Y)[own]
     half = len(Y) // 2
@@ -173,7 +178,7 @@ def choose_rows(Y: Tensor, ranks: Ranks = ALONE, room: Room | None = None) -> Ro
     count = next((c for c, rest in remainders.items() if rest <= MAX_REMAINDER), choices[-1])
     twofold = remainders[count] > MAX_REMAINDER
     if twofold and k <= most:
-        return Rows(None, k, ranks=ranks, own=own)
+        return Rows(None, k, ranks=ranks, own=own, counts=counts)
     U = _leading(Y, start, ranks)[:, :count]
     each = max(int(most - U.shape[1]) // 2, SKETCHED_ROWS) if twofold else SKETCHED_ROWS
     sketches = [_noise(k, each, generator, Y)[own] / math.sqrt(each) for _ in range(1 + twofold)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -36,9 +38,9 @@ class SampledJacobian:
         self.device: torch.device = jacobian.device
         self._jacobian, self._ranks, self._seed = jacobian, ranks, seed
 
-    @property
+    @cached_property
     def at_once(self) -> int:
-        """Tangents that are best carried at once."""
+        """Tangents that are best carried at once, in all processes."""
         return int(self._ranks.least(self._jacobian.at_once))
 
     def sample(self, indices: range) -> Tensor:
