@@ -14,6 +14,7 @@ from ntk_monitor import NTKMonitor, probe
 from ntk_monitor.monitor.measuring import optimization
 from ntk_monitor.monitor.optimizers import learning_rate, preconditioner
 from ntk_monitor.probe import Probe
+from ntk_monitor.ranks import ALONE
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "Adam": lambda p: Adam(p, lr=0.01, betas=(0.0, 0.9)),
@@ -194,7 +195,7 @@ def test_one_that_cannot_be_read_costs_no_probe(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("ntk_monitor.monitor.measuring.preconditioner", broken)
     net = model()
     host: Any = SimpleNamespace(optimizers=[SGD(net.parameters(), lr=0.1)], module=net)
-    assert optimization(Probe(), host) == (0.1, None)
+    assert optimization(Probe(), host, ALONE) == (0.1, None)
 
 
 @pytest.mark.parametrize(
