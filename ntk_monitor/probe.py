@@ -31,7 +31,7 @@ from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.model.deadline import Deadline
 from ntk_monitor.model.derivative import Derivative
 from ntk_monitor.model.linearization import Preconditioner
-from ntk_monitor.model.memory import free_memory
+from ntk_monitor.model.memory import room
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.products import IN_PLACE, ProductMethod
 from ntk_monitor.model.spread import is_sharded
@@ -50,8 +50,6 @@ PREFERENCE: tuple[ProductMethod, ...] = ("finite-difference", "forward-ad", "dou
 in the memory of one and with any kernel, and are far more precise than sampling needs."""
 SAMPLING_SHARE = 0.8
 """Share of the time limit after which a probe makes do with the samples that it has."""
-MEMORY_SHARE = 0.5
-"""Share of the free memory that the samples may take."""
 EXACT_ROWS = 2048
 """Most rows of a state whose temporal view ``"auto"`` decomposes in full."""
 DENSE_LIMIT = 2**28
@@ -279,10 +277,11 @@ class Probe:
     ) -> tuple[Measured | ExactKernel, float]:
         """The kernel, exactly where that is no dearer than sampling, and the adjoint error."""
         J, ranks = lin.jacobian, lin.ranks
-        values = ranks.total(math.prod(J.shape_out))
+        rows = ranks.total(lin.rows)
+        values = rows * lin.state.shape[2]
         exact_cost = min(math.prod(J.shape_in), values) + 2
         affordable = exact_cost <= max_products - J.products
-        whole = J.method != IN_PLACE and sum(ranks.counts(lin.rows)) <= EXACT_ROWS
+        whole = J.method != IN_PLACE and rows <= EXACT_ROWS
         if self.method == "exact" or (self.method == "auto" and affordable and whole):
             J.defer("finite-difference")
             return ExactKernel(_dense(lin, values), core), self._adjoint_error(lin, seed)
@@ -298,9 +297,13 @@ class Probe:
                 factor.fingerprint,
                 "give all the same seed, and the same kind of device",
             )
-        room = self.max_memory or MEMORY_SHARE * free_memory(lin.state.device)
         measured = sample_kernel(
-            factor, core, tolerance=self.tolerance, left=left, seed=seed, max_memory=room
+            factor,
+            core,
+            tolerance=self.tolerance,
+            left=left,
+            seed=seed,
+            max_memory=room(self.max_memory, lin.state.device),
         )
         self._require_adjoint(J, measured.adjoint_error)
         # What worked is tried first from now on; training can make it fail (a step of finite

@@ -173,21 +173,20 @@ class Ranks:
         shape = list(x.shape)
         shape[dim] = sum(counts)
         every = x.new_zeros(shape)
-        every.narrow(dim, sum(counts[: self.index]), x.shape[dim]).copy_(x)
+        every.narrow(dim, self.own(counts).start, x.shape[dim]).copy_(x)
         return self.sum(every)
 
-    def own(self, count: int) -> slice:
+    def own(self, counts: Sequence[int]) -> slice:
         """Where this process's part is, when the parts of all come one after the other.
 
         Args:
-            count: The length of its part.
+            counts: The lengths of the parts, by process.
 
         Returns:
             The place.
         """
-        counts = self.counts(count)
         start = sum(counts[: self.index])
-        return slice(start, start + count)
+        return slice(start, start + counts[self.index])
 
     def share(self, count: int) -> slice:
         """This process's share of some work that all could do.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.estimators import CoreGram, Estimate
-from ntk_monitor.estimators.spread import tall_svd
+from ntk_monitor.estimators.tall import tall_svd
 from ntk_monitor.model import Linearization
 from ntk_monitor.model.linearization import Preconditioner, squared_norm
 from ntk_monitor.ranks import ALONE, Ranks

@@ -12,7 +12,7 @@ from ntk_monitor import Snapshot, linearize, probe
 from ntk_monitor.models import GRURegression
 from ntk_monitor.tasks import memory_pro_trials
 
-SEEDS = 120
+SEEDS = 40
 LEARNING_RATE = 0.1
 SAMPLED = (
     "trace",
@@ -106,7 +106,7 @@ def test_sampled_numbers_lie_within_their_error_bars(
     ]
     outside = sum(abs(score) > 2 for score in scores) / len(scores)
     assert outside < 0.12
-    assert sum(abs(score) > 6 for score in scores) / len(scores) < 0.01
+    assert max(map(abs, scores)) < 6
 
 
 def test_sampled_temporal_spectrum_and_modes(

@@ -12,11 +12,11 @@ generator and returns an `Estimate`.
 
 from ntk_monitor.estimators.adaptive import Measured, sample_kernel
 from ntk_monitor.estimators.core import Activities, CoreGram
+from ntk_monitor.estimators.effective_ranks import correction_rank, effective_rank
 from ntk_monitor.estimators.exact import ExactKernel
 from ntk_monitor.estimators.formulas import cosine, participation_ratio
 from ntk_monitor.estimators.hutchinson import hutch_plus_plus, hutchinson
 from ntk_monitor.estimators.norms import frobenius_norm, inner_product, operator_cosine
-from ntk_monitor.estimators.ranks import correction_rank, effective_rank
 from ntk_monitor.estimators.sketch import TangentSketch
 from ntk_monitor.estimators.spectrum import (
     CumulativeVariance,

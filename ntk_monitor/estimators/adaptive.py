@@ -15,7 +15,7 @@ from ntk_monitor.estimators.formulas import at_least_float32, relative_gap
 from ntk_monitor.estimators.pairs import inner_products
 from ntk_monitor.estimators.rows import Room
 from ntk_monitor.estimators.sketch import MIN_SAMPLES, TangentSketch
-from ntk_monitor.estimators.tangents import Tangent
+from ntk_monitor.estimators.tangents import draw_tangents
 
 PILOT, TOP_UP = 12, 4
 """Samples of the first round, and the fewest of each further one, which at most doubles them: few
@@ -24,6 +24,8 @@ DIRECTIONS = 10
 """Directions of a round of deflation; each takes two products."""
 EXHAUSTED = 1e-5
 """Share of an image outside of the directions so far, below which a Krylov space is at its end."""
+STARTS = (1,)
+"""The family of random directions that begin Krylov spaces."""
 CAUTION = 1.0
 """Standard deviations of the standard error itself that must fit below the tolerance."""
 
@@ -234,12 +236,9 @@ class _Krylov(Generic[X]):
         trials, T, n = self._J.shape_out
         rows, self._seed = self._sketch.rows, self._seed + 1
         # Trial by trial, so that it does not depend on which process has which.
-        own = rows.ranks.own(trials)
-        drawn = [
-            Tangent(T * n, trial, self._seed, self._J.device, "start").draw(0, T * n)
-            for trial in range(own.start, own.stop)
-        ]
-        noise = torch.stack(drawn) if drawn else self._first.new_empty(0, T * n)
+        own = rows.ranks.own(rows.ranks.counts(trials))
+        indices, device = range(own.start, own.stop), self._J.device
+        noise = draw_tangents(T * n, indices, self._seed, device=device, family=STARTS)
         kept = rows.lead(rows.keep(noise.reshape(trials * T, n).to(self._first)))
         return _unit(self._sketch.outside(kept))[None]
 

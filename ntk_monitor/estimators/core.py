@@ -52,8 +52,8 @@ class Activities:
         """
         V = at_least_float32(V)
         if not self._rows:
-            self.own, self.dtype = self.ranks.own(len(V)), V.dtype
-            self._rows = sum(self.ranks.counts(len(V)))
+            counts = self.ranks.counts(len(V))
+            self.own, self.dtype, self._rows = self.ranks.own(counts), V.dtype, sum(counts)
         self._columns += V.shape[1]
         if self.gram is None and self._columns > self._rows:
             self.gram = V.new_zeros(self._rows, self._rows, dtype=torch.float64)

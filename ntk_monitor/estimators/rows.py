@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ntk_monitor.estimators.pairs import squared_norms
-from ntk_monitor.estimators.spread import tall_qr
+from ntk_monitor.estimators.tall import tall_qr
 from ntk_monitor.ranks import ALONE, Ranks
 
 LEADING_ROWS = (48, 128)
@@ -56,8 +56,7 @@ class Rows:
         twofold: Whether the others are two sketches.
         noise: Relative noise that the sketches bring into numbers of second order.
         ranks: The processes.
-        own: Which of all rows are this process's; used where all are kept.
-        counts: How many of them each process has, likewise; None where it has to be asked.
+        counts: How many of all rows each process has; used where all are kept.
 
     References:
         Halko, Martinsson and Tropp, Finding structure with randomness, SIAM Review 53 (2011).
@@ -68,8 +67,7 @@ class Rows:
     twofold: bool = False
     noise: float = 0.0
     ranks: Ranks = ALONE
-    own: slice = field(default_factory=lambda: slice(None))
-    counts: Sequence[int] | None = None
+    counts: Sequence[int] = ()
 
     def keep(self, Y: Tensor) -> Tensor:
         """What is kept of tensors on all rows.
@@ -119,7 +117,9 @@ class Rows:
         Returns:
             This process's rows, shape ``(..., k_r, n)``.
         """
-        return X[..., self.own, :] if self.W is None else self.W[: self.leading].T @ X
+        if self.W is not None:
+            return self.W[: self.leading].T @ X
+        return X if self.ranks.size == 1 else X[..., self.ranks.own(self.counts), :]
 
 
 class Room(NamedTuple):
@@ -164,12 +164,13 @@ def choose_rows(Y: Tensor, ranks: Ranks = ALONE, room: Room | None = None) -> Ro
         As few as leave at most `MAX_REMAINDER` of the energy to one sketch; else all; or, where
         those are too many, as many as may be kept.
     """
-    counts, own = ranks.counts(Y.shape[1]), ranks.own(Y.shape[1])
+    counts = ranks.counts(Y.shape[1])
+    own = ranks.own(counts)
     most = (room or Room()).rows(sum(counts), max(counts), Y.shape[2])
     k, energy = sum(counts), ranks.sum(squared_norms(Y).sum())
     choices = [count for count in LEADING_ROWS if k > 2 * (count + SKETCHED_ROWS)]
     if not choices or not bool(torch.isfinite(energy)):
-        return Rows(None, k, ranks=ranks, own=own, counts=counts)
+        return Rows(None, k, ranks=ranks, counts=counts)
     generator = torch.Generator(device=Y.device).manual_seed(SEED)
     start = _noise(k, choices[-1], generator, Y)[own]
     half = len(Y) // 2
@@ -178,13 +179,13 @@ def choose_rows(Y: Tensor, ranks: Ranks = ALONE, room: Room | None = None) -> Ro
     count = next((c for c, rest in remainders.items() if rest <= MAX_REMAINDER), choices[-1])
     twofold = remainders[count] > MAX_REMAINDER
     if twofold and k <= most:
-        return Rows(None, k, ranks=ranks, own=own, counts=counts)
+        return Rows(None, k, ranks=ranks, counts=counts)
     U = _leading(Y, start, ranks)[:, :count]
     each = max(int(most - U.shape[1]) // 2, SKETCHED_ROWS) if twofold else SKETCHED_ROWS
     sketches = [_noise(k, each, generator, Y)[own] / math.sqrt(each) for _ in range(1 + twofold)]
     rest = [sketch - U @ ranks.sum(U.T @ sketch) for sketch in sketches]
     noise = 2 * remainders[count] / math.sqrt(each) if twofold else 0.0
-    return Rows(torch.cat([U, *rest], dim=1).T, U.shape[1], twofold, noise, ranks, own)
+    return Rows(torch.cat([U, *rest], dim=1).T, U.shape[1], twofold, noise, ranks, counts)
 
 
 def _leading(Y: Tensor, start: Tensor, ranks: Ranks) -> Tensor:

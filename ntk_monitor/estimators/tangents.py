@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from hashlib import blake2b
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from ntk_monitor.ranks import checksum
 
 CPU_BLOCK, OTHER_BLOCK = 2**12, 2**22
 """Entries with a generator of their own: a GPU draws few numbers no faster than many."""
@@ -26,14 +28,14 @@ class Tangent:
         index: Which direction of its family.
         seed: Of its family.
         device: Device on which to draw; a GPU draws other numbers than a CPU.
-        family: What the direction is for: those of other families have nothing to do with it.
+        family: A spawn key of numpy's: directions of other families have nothing to do with it.
     """
 
     size: int
     index: int
     seed: int
     device: torch.device | str = "cpu"
-    family: str = "tangent"
+    family: tuple[int, ...] = ()
 
     def draw(self, start: int, count: int) -> Tensor:
         """Successive entries.
@@ -61,9 +63,14 @@ class Tangent:
         return entries
 
     @property
+    def fingerprint(self) -> int:
+        """A number that tells whether processes draw the same direction."""
+        return checksum(self.draw(0, min(self.size, CPU_BLOCK)))
+
+    @property
     def _base(self) -> int:
-        name = f"{self.family} {self.seed} {self.index}"
-        return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
+        words = np.random.SeedSequence((self.seed, self.index), spawn_key=self.family)
+        return int(words.generate_state(1, np.uint64)[0])
 
 
 def draw_tangents(
@@ -73,6 +80,7 @@ def draw_tangents(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    family: tuple[int, ...] = (),
 ) -> Tensor:
     """Draw standard normal tangents; see `Tangent`.
 
@@ -87,6 +95,7 @@ def draw_tangents(
         seed: Names the family of tangents.
         dtype: Floating type of the result.
         device: Device on which to draw.
+        family: See `Tangent`.
 
     Returns:
         A tensor of shape ``(len(indices), size)``.
@@ -98,7 +107,7 @@ def draw_tangents(
     """
     tangents = torch.empty(len(indices), size, device=device, dtype=dtype)
     for row, index in zip(tangents, indices, strict=True):
-        row.copy_(Tangent(size, index, seed, device).draw(0, size))
+        row.copy_(Tangent(size, index, seed, device, family).draw(0, size))
     return tangents
 
 

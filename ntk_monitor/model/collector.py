@@ -109,9 +109,6 @@ class Collector(Watch):
                 self._sites[i] = self._shown(i, self._placed.joined(complete, order))
 
     def _shown(self, i: int, sites: Sequence[WeightSite]) -> list[WeightSite]:
-        shown = []
         for g, site in enumerate(sites):
             self._visit((i, g), site)
-            nothing = site.activity.new_zeros(()).expand(site.activity.shape)
-            shown.append(replace(site, activity=nothing))
-        return shown
+        return [site.without_activity() for site in sites]

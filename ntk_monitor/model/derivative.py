@@ -14,7 +14,7 @@ from ntk_monitor.model.memory import is_out_of_memory, release_memory
 from ntk_monitor.model.products import IN_PLACE, Function, TangentProducts, make_products
 from ntk_monitor.operators import LinearOperator
 from ntk_monitor.operators.base import Shape
-from ntk_monitor.ranks import ALONE, RankError, Ranks
+from ntk_monitor.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -130,8 +130,6 @@ class Derivative(LinearOperator):
         try:
             with self._quiet(products.kernels):
                 return compute(products).detach(), None
-        except RankError:  # no fault of the method
-            raise
         except (RuntimeError, NotImplementedError, FloatingPointError) as error:
             return None, error
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ntk_monitor.estimators.tangents import CPU_BLOCK, Tangent
 from ntk_monitor.model.derivative import Derivative, Quiet
 from ntk_monitor.model.differences import SHORTENED, SMALLEST_POINT, CentralDifferences
 from ntk_monitor.model.displacement import Displacement
@@ -25,7 +24,7 @@ from ntk_monitor.model.shards import (
 )
 from ntk_monitor.model.spread import Spread
 from ntk_monitor.model.state import State
-from ntk_monitor.ranks import ALONE, Ranks, checksum
+from ntk_monitor.ranks import ALONE, Ranks
 
 
 class InPlaceProducts(TangentProducts):
@@ -245,8 +244,7 @@ class SampledInPlace:
     @property
     def fingerprint(self) -> int:
         """A number that tells whether processes have the same tangents."""
-        size = self._spread.offsets[-1]
-        return checksum(Tangent(size, 0, self._seed, self.device).draw(0, min(size, CPU_BLOCK)))
+        return self._tangent(0).tangent.fingerprint
 
     def _tangent(self, index: int) -> Gaussian:
         return Gaussian(self._seed, index, self._spread, self.device)

@@ -24,7 +24,7 @@ from ntk_monitor.model.forward import ForwardMap
 from ntk_monitor.model.inplace import InPlaceJacobian
 from ntk_monitor.model.kernels import Kernels
 from ntk_monitor.model.linearization import Linearization
-from ntk_monitor.model.memory import free_memory
+from ntk_monitor.model.memory import room
 from ntk_monitor.model.parameters import (
     ParameterFilter,
     ParameterSpace,
@@ -38,9 +38,6 @@ from ntk_monitor.model.spread import is_sharded, require_precision
 from ntk_monitor.model.state import StatePath
 from ntk_monitor.model.survey import Consumer, Question, Survey, survey
 from ntk_monitor.ranks import ALONE, Ranks, checksum
-
-MEMORY_SHARE = 0.5
-"""Share of the free memory that what a survey of the model keeps may take."""
 
 
 def linearize(
@@ -131,8 +128,7 @@ def linearize(
             forward = kind(module, batch_here, forward_fn, dtype)
         mask = (default_mask if mask_fn is None else mask_fn)(batch)
         question = Question(forward, names, state, mask, mask_fn is not None, ranks, consume)
-        room = MEMORY_SHARE * free_memory(reference.device) if max_memory is None else max_memory
-        found = survey(question, sketched=in_place, room=room)
+        found = survey(question, sketched=in_place, room=room(max_memory, reference.device))
         idle = without_match(parameters, found.reached)
         if idle:
             raise ValueError(

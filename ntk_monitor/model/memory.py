@@ -6,6 +6,8 @@ import os
 
 import torch
 
+SHARE = 0.5
+"""Share of the free memory that something may take where the user sets no limit."""
 UNKNOWN = 2**30
 """Bytes assumed to be free where the system does not say."""
 
@@ -27,6 +29,19 @@ def free_memory(device: torch.device) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return UNKNOWN
+
+
+def room(max_memory: int | None, device: torch.device) -> float:
+    """Bytes that something may take.
+
+    Args:
+        max_memory: What the user allows, or None.
+        device: Where it will be.
+
+    Returns:
+        What is allowed, by default half of the free memory.
+    """
+    return SHARE * free_memory(device) if max_memory is None else max_memory
 
 
 def release_memory(device: torch.device) -> None:

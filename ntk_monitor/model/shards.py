@@ -127,14 +127,18 @@ class Gaussian:
     device: torch.device
 
     @property
+    def tangent(self) -> Tangent:
+        """The direction over the whole of all parameters."""
+        return Tangent(self.spread.offsets[-1], self.index, self.seed, self.device)
+
+    @property
     def length(self) -> float:
         """The root of the expected squared norm."""
         return math.sqrt(self.spread.offsets[-1])
 
     def reader(self) -> Reader:
         """Begin to draw."""
-        spread = self.spread
-        tangent = Tangent(spread.offsets[-1], self.index, self.seed, self.device)
+        spread, tangent = self.spread, self.tangent
 
         def read(piece: Piece) -> Tensor:
             place, offset = spread.places[piece.parameter], spread.offsets[piece.parameter]

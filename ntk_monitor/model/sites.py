@@ -44,6 +44,10 @@ class WeightSite:
     tap: Tap
     entries: Tensor | None = None
 
+    def without_activity(self) -> WeightSite:
+        """The same site, its activity all zeros in one number of memory."""
+        return replace(self, activity=self.activity.new_zeros(()).expand(self.activity.shape))
+
     def over(self, entries: Tensor | None) -> WeightSite:
         """The same site with columns for more entries of an embedding.
 

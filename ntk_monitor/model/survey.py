@@ -212,7 +212,7 @@ def _seen(
     shapes = []
     for site in placed.sites():
         consume(site.activity.flatten(0, 1))
-        shapes.append(_without_activity(site))
+        shapes.append(site.without_activity())
     return (), placed.covered_by(shapes)
 
 
@@ -280,10 +280,6 @@ def _collected(
     h = question.forward.collect(collector, names, where)
     coverage = placed.covered_by(collector.sites.values()) if common is None else common
     return h, collector.outputs, tuple(site for _, site in sorted(seen.items())), coverage
-
-
-def _without_activity(site: WeightSite) -> WeightSite:
-    return replace(site, activity=site.activity.new_zeros(()).expand(site.activity.shape))
 
 
 def _sizes(question: Question, names: Sequence[str]) -> dict[str, int]:

@@ -198,6 +198,23 @@ def test_one_that_cannot_be_read_costs_no_probe(monkeypatch: pytest.MonkeyPatch)
     assert optimization(Probe(), host, ALONE) == (0.1, None)
 
 
+def test_all_processes_go_by_what_the_first_one_and_all_of_them_can_read() -> None:
+    net = model()
+    optimizer = Adam(net.parameters(), lr=0.1)
+    net(data()[0]).sum().backward()
+    optimizer.step()
+    host: Any = SimpleNamespace(optimizers=[optimizer], module=net)
+    alone = optimization(Probe(), host, ALONE)
+    assert alone[0] == 0.1
+    assert alone[1] is not None
+    for first, all_can in ((0.3, True), (math.nan, False)):
+        everyone = SimpleNamespace(each=lambda own, f=first: [f, own], all=lambda _, a=all_can: a)
+        ranks: Any = SimpleNamespace(everyone=everyone)
+        rate, scales = optimization(Probe(), host, ranks)
+        assert rate == (None if math.isnan(first) else first)
+        assert (scales is not None) == all_can
+
+
 @pytest.mark.parametrize(
     ("settings", "rate"),
     [

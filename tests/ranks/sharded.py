@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -138,6 +138,17 @@ def training(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
                 errors = torch.ones(1, len(x), 1, 4, dtype=torch.float64)
                 found["sharded"] = next(iter(lin.pull_back_outputs(errors, scales)))[1:]
         found["watched" if watched else "plain"] = [local(p).tolist() for p in module.parameters()]
+    module = shard(made(mlp), mesh)
+    for factor in (None, 3.0):
+        for part_of in module.modules():
+            if factor is not None and isinstance(part_of, FSDPModule):
+                part_of.set_gradient_divide_factor(factor)
+        for alike in (False, True):  # as where all processes have the same batch
+            inputs, several = (batch[0][:2], ranks.within(None)) if alike else (x, ranks)
+            lin = linearize(module, inputs, dtype=torch.float64, ranks=several)
+            errors = torch.ones(1, len(inputs), 1, 4, dtype=torch.float64)
+            pulled = next(iter(lin.pull_back_outputs(errors)))
+            found[f"divided by {factor}, alike {alike}"] = pulled[1:]
     for watched in (False, True):  # two batches make up a step, and a probe comes between them
         module = shard(made(mlp), mesh)
         for i, half in enumerate((slice(None, None, 2), slice(1, None, 2))):

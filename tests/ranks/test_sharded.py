@@ -58,6 +58,16 @@ def test_gradients_that_wait_for_their_sum_are_left_alone(found: Found) -> None:
         assert process["training"]["watched gradients"] == gradients
 
 
+def test_what_gradients_are_divided_by_is_taken_back(found: Found) -> None:
+    for process in found:
+        pulled = process["training"]
+        for alike in (False, True):
+            ours, usual = (pulled[f"divided by {factor}, alike {alike}"] for factor in (3.0, None))
+            assert ours == pytest.approx(usual, rel=1e-9)
+    firsts = [process["training"]["divided by None, alike True"] for process in found]
+    assert firsts[0] == pytest.approx(firsts[1], rel=1e-9)
+
+
 def test_the_optimizer_is_read_from_its_parts(found: Found) -> None:
     for process in found:
         ours, whole = process["training"]["sharded"], process["training"]["whole"]

@@ -52,7 +52,7 @@ def _tall_qr(X: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
     Q, R = torch.linalg.qr(X)
     if ranks.size == 1:
         return Q, R
-    own = ranks.own(len(R))
+    counts = ranks.counts(len(R))
     # The decomposition of one process: others might come to other signs.
-    outer, R = (ranks.first(x) for x in torch.linalg.qr(ranks.join(R)))
-    return Q @ outer[own], R
+    outer, R = (ranks.first(x) for x in torch.linalg.qr(ranks.join(R, counts=counts)))
+    return Q @ outer[ranks.own(counts)], R
