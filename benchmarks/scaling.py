@@ -1,12 +1,13 @@
 """What a product costs as models grow: time against forward passes, and bytes between processes.
 
 Run with ``python benchmarks/scaling.py``; one thread, a language model like GPT-2 of several sizes.
-With ``--device cuda`` on one GPU: products in place, of GPT-2 and of how deep a one they fit.
+With ``--device cuda`` on one GPU: products in place, of GPT-2 and of the largest like it that fits.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
 import subprocess
@@ -32,7 +33,16 @@ SIZES = {  # layers, width, heads, vocabulary
     "30 M": (6, 512, 8, 22000),
     "100 M": (12, 768, 12, 20000),
 }
-GPT2 = (12, 768, 12, 50257)
+GPU_SIZES = {  # GPT-2, its large and extra large form, and the shapes of GPT-3 and OPT
+    "124 M": (12, 768, 12, 50257),
+    "774 M": (36, 1280, 20, 50257),
+    "1.6 B": (48, 1600, 25, 50257),
+    "6.7 B": (32, 4096, 32, 50257),
+    "13 B": (40, 5120, 40, 50257),
+    "30 B": (48, 7168, 56, 50257),
+}
+LONGEST = 20.0
+"""Seconds after which nothing is repeated once more."""
 METHODS = ("finite-difference", "in-place")
 PORT = "29547"
 
@@ -102,32 +112,39 @@ def measured(
     factor = lin.factor(0)
     factor.sample(range(1))  # chooses the step
     plain, products = [], []
+    started = now()
     for i in range(1, repeats + 1):  # in turn, since the machine's speed changes
         plain.append(seconds(forward, 2))
         products.append(seconds(lambda i=i: factor.sample(range(i, i + 1)), 1))
-    u = torch.randn_like(lin.state)
-    backs = [seconds(lambda: factor.pull(u), 1) for _ in range(2)]
-    ratio = statistics.median(p / (2 * f) for p, f in zip(products, plain, strict=True))
-    return {
+        if now() - started > LONGEST:
+            break
+    row = {
         "forward": statistics.median(plain),
         "product": statistics.median(products),
-        "over two forward passes": ratio,
-        "adjoint over forward": min(backs) / statistics.median(plain),
-    }, core
+        "over two forward passes": statistics.median(
+            p / (2 * f) for p, f in zip(products, plain, strict=True)
+        ),
+    }
+    with contextlib.suppress(torch.OutOfMemoryError):  # it takes the gradients' memory besides
+        u = torch.randn_like(lin.state)
+        backs = [seconds(lambda: factor.pull(u), 1) for _ in range(2)]
+        row["adjoint over forward"] = min(backs) / row["forward"]
+    return row, core
 
 
-def on_gpu(repeats: int, trials: int, steps: int, shape: tuple[int, int, int, int]) -> list[Any]:
-    """Products in place of models with twice the layers each time; the last is too large."""
-    rows: list[Any] = []
-    ids = tokens(shape[3], trials, steps)["input_ids"].cuda()
-    while True:
+def on_gpu(repeats: int, trials: int, steps: int) -> list[dict[str, Any]]:
+    """Products in place of larger and larger models, until one does not fit."""
+    rows: list[dict[str, Any]] = []
+    for size, shape in GPU_SIZES.items():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        row: dict[str, Any] = {"layers": shape[0]}
+        row: dict[str, Any] = {"size": size}
+        ids = tokens(shape[3], trials, steps)["input_ids"].cuda()
         try:
             with torch.device("cuda"):
                 module = model(shape, steps)
             row["parameters"] = count(module)
+            row["bytes of the model"] = torch.cuda.memory_allocated()
             row["in-place"], row["core"] = measured(module, ids, "in-place", repeats)
         except torch.OutOfMemoryError:
             row["out of memory"] = True
@@ -136,8 +153,8 @@ def on_gpu(repeats: int, trials: int, steps: int, shape: tuple[int, int, int, in
         rows.append(row)
         print(row, flush=True)
         if "out of memory" in row:
-            return rows
-        shape = (2 * shape[0], *shape[1:])
+            break
+    return rows
 
 
 def count(module: nn.Module) -> int:
@@ -177,7 +194,7 @@ def main() -> None:
     trials = arguments.trials or (8 if gpu else 2)
     steps = arguments.steps or (512 if gpu else 64)
     if gpu:
-        rows = on_gpu(arguments.repeats, trials, steps, GPT2)
+        rows = on_gpu(arguments.repeats, trials, steps)
         save("scaling_gpu", {"trials": trials, "steps": steps, "rows": rows})
         return
     if "RANK" in os.environ:

@@ -318,9 +318,9 @@ class Probe:
         y = factor.sample(range(1))[0]
         generator = torch.Generator(device=y.device).manual_seed(seed + ranks.index)
         z = torch.randn(y.shape, generator=generator, device=y.device).to(y.dtype)
-        size = ranks.sum(y.double().square().sum()).sqrt()
-        gap = ranks.sum((y.double() * z.double()).sum()) - factor.inner(0, factor.pull(z))
-        error = relative_gap(gap, size)
+        size = math.sqrt(ranks.sum(y.double().square().sum()))
+        forward = float(ranks.sum((y.double() * z.double()).sum()))
+        error = relative_gap(forward - factor.inner(0, factor.pull(z)), size)
         self._require_adjoint(lin.jacobian, error)
         return error
 

@@ -248,8 +248,8 @@ class _Krylov(Generic[X]):
         lifted = self._sketch.rows.lift(u).to(self._J.dtype)
         pulled = self._J.pull(lifted.reshape(self._J.shape_out))
         if self.adjoint_error is None:
-            forward = inner_products(self._first.reshape(1, -1), u.reshape(1, -1))
-            usual = torch.linalg.vector_norm(self._first.double()) / math.sqrt(u.numel())
+            forward = float(inner_products(self._first.reshape(1, -1), u.reshape(1, -1)))
+            usual = float(torch.linalg.vector_norm(self._first.double())) / math.sqrt(u.numel())
             self.adjoint_error = relative_gap(forward - self._J.inner(0, pulled), usual)
         return pulled
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,7 @@ def cosine(inner: Tensor, norm_squared: Tensor, other_norm_squared: Tensor) -> T
     return inner / (norm_squared * other_norm_squared).sqrt()
 
 
-def relative_gap(gap: Tensor, size: Tensor) -> float:
+def relative_gap(gap: float, size: float) -> float:
     """A difference in relation to a size.
 
     Args:
@@ -52,7 +54,9 @@ def relative_gap(gap: Tensor, size: Tensor) -> float:
     Returns:
         ``|gap| / size``; 0 where both are.
     """
-    return float(gap.abs() / torch.where((gap == 0) & (size == 0), 1.0, size))
+    if size == 0:
+        return 0.0 if gap == 0 else math.inf
+    return abs(gap) / size
 
 
 def at_least_float32(X: Tensor) -> Tensor:

@@ -61,12 +61,16 @@ class InPlaceProducts(TangentProducts):
         self._parameters = tuple(parameters.values())
         self._versions = [p._version for p in self._parameters]
         self._space = ParameterSpace({name: p.shape for name, p in parameters.items()})
-        self._displacement = Displacement(self._parameters, untrained)
         self._spread = spread
-        self._size = max(norm(self._parameters, spread), SMALLEST_POINT)
-        self._state = state
+        displacement = Displacement(self._parameters, untrained)
+        size = max(norm(self._parameters, spread), SMALLEST_POINT)
+
+        def difference(direction: Direction, step: float) -> tuple[Tensor, float]:
+            epsilon = step * size / (direction.length or 1.0)
+            return displacement.difference(direction, epsilon, state), epsilon
+
         self._differences = CentralDifferences[Direction](
-            self._difference, state, self._parameters[0].dtype, accuracy, ranks
+            difference, state, self._parameters[0].dtype, accuracy, ranks
         )
 
     @property
@@ -99,10 +103,6 @@ class InPlaceProducts(TangentProducts):
             images = [self._differences(direction) for direction in directions]
             return images[0][None] if len(images) == 1 else torch.stack(images)
 
-    def _difference(self, direction: Direction, step: float) -> tuple[Tensor, float]:
-        epsilon = step * self._size / (direction.length or 1.0)
-        return self._displacement.difference(direction, epsilon, self._state), epsilon
-
 
 class InPlaceJacobian(Derivative):
     """The Jacobian over a model's own parameters, with products in place.
@@ -134,18 +134,22 @@ class InPlaceJacobian(Derivative):
             accuracy: The relative agreement of two steps.
             ranks: The processes over which the state is spread.
         """
-        self._forward, self._where = forward, where
         self.parameters = forward.leaves(names)
-        self._space = ParameterSpace({name: p.shape for name, p in self.parameters.items()})
         self.spread = forward.spread(self.parameters.values())
-        rows = _untrained_here(self.parameters, self.spread, untrained)
-        self._in_place = InPlaceProducts(
-            self.parameters, self._run, rows, accuracy, self.spread, ranks
+        self._forward = forward
+        # Functions that do not refer to this operator, so that its memory is free with it.
+        self._gradients = _gradients(forward, where, self.parameters)
+        in_place = InPlaceProducts(
+            self.parameters,
+            lambda: forward.run({}, where)[0],
+            _untrained_here(self.parameters, self.spread, untrained),
+            accuracy,
+            self.spread,
+            ranks,
         )
-        methods: dict[str, TangentProducts] = {IN_PLACE: self._in_place}
-        super().__init__(
-            "J", (self._space.size,), value, methods, quiet, self._pull_flat, ranks=ranks
-        )
+        self._in_place = in_place
+        size, pull = self.spread.offsets[-1], _flat(self._gradients, self.parameters)
+        super().__init__("J", (size,), value, {IN_PLACE: in_place}, quiet, pull, ranks=ranks)
 
     def sample(self, directions: Sequence[Direction]) -> Tensor:
         """``J g`` for directions in any form; a product each.
@@ -169,20 +173,31 @@ class InPlaceJacobian(Derivative):
         """
         self.products += 1
         with self._quiet("reversible"):
-            found = self._forward.gradients(self._run(), self.parameters, u)
-            summed = self._forward.summed(found, self._ranks)
+            summed = self._forward.summed(self._gradients(u), self._ranks)
         return [
             summed[name] if name in summed else torch.zeros_like(p)
             for name, p in self.parameters.items()
         ]
 
-    def _pull_flat(self, u: Tensor) -> Tensor:
-        found = self._forward.gradients(self._run(), self.parameters, u)
-        pairs = ((found[name], p) for name, p in self.parameters.items())
-        return self._space.join([torch.zeros_like(p) if g is None else g for g, p in pairs])
 
-    def _run(self) -> Tensor:
-        return self._forward.run({}, self._where)[0]
+Gradients = Callable[[Tensor], dict[str, Tensor | None]]
+"""From ``u`` to the gradients of ``<u, h>``, by the parameters' names."""
+
+
+def _gradients(forward: RealForward, where: State, parameters: Mapping[str, Tensor]) -> Gradients:
+    """A backward pass from the state of a run of its own."""
+    return lambda u: forward.gradients(forward.run({}, where)[0], parameters, u)
+
+
+def _flat(gradients: Gradients, parameters: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same in one vector."""
+    space = ParameterSpace({name: p.shape for name, p in parameters.items()})
+
+    def pull(u: Tensor) -> Tensor:
+        found = gradients(u).items()
+        return space.join([torch.zeros_like(parameters[n]) if g is None else g for n, g in found])
+
+    return pull
 
 
 def _untrained_here(

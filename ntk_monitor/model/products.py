@@ -126,8 +126,19 @@ class FiniteDifference(TangentProducts):
     ) -> None:
         """Keep what the method needs; ``accuracy`` is the relative agreement of two steps."""
         super().__init__(function, at, chunk_size)
+        at = self.at
+
+        def difference(g: Tensor, step: float) -> tuple[Tensor, float]:
+            size = torch.linalg.vector_norm(at).clamp(min=SMALLEST_POINT)
+            length = torch.linalg.vector_norm(g)
+            epsilon = step * size / torch.where(length > 0, length, 1.0)
+            point = torch.addcmul(at, g, epsilon)
+            ahead = function(point).clone()  # a state may be a view of the parameters
+            torch.addcmul(at, g, epsilon, value=-1, out=point)
+            return ahead.sub_(function(point)), float(epsilon)
+
         self._differences = CentralDifferences[Tensor](
-            self._difference, lambda: function(self.at), self.at.dtype, accuracy, ranks
+            difference, lambda: function(at), at.dtype, accuracy, ranks
         )
 
     @property
@@ -139,15 +150,6 @@ class FiniteDifference(TangentProducts):
         """Return ``J G[b]``."""
         with torch.no_grad():
             return torch.stack([self._differences(g) for g in G])
-
-    def _difference(self, g: Tensor, step: float) -> tuple[Tensor, float]:
-        size = torch.linalg.vector_norm(self.at).clamp(min=SMALLEST_POINT)
-        length = torch.linalg.vector_norm(g)
-        epsilon = step * size / torch.where(length > 0, length, 1.0)
-        point = torch.addcmul(self.at, g, epsilon)
-        ahead = self.function(point).clone()  # a state may be a view of the parameters
-        torch.addcmul(self.at, g, epsilon, value=-1, out=point)
-        return ahead.sub_(self.function(point)), float(epsilon)
 
 
 def make_products(
