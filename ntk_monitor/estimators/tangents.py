@@ -47,30 +47,63 @@ class Tangent:
         Returns:
             Shape ``(count,)``, in float32.
         """
-        entries = torch.empty(count, device=self.device, dtype=torch.float32)
-        generator = torch.Generator(device=self.device)
-        length = CPU_BLOCK if entries.device.type == "cpu" else OTHER_BLOCK
-        for block in range(start // length, -(-(start + count) // length)):
-            begin, end = block * length, min((block + 1) * length, self.size)
-            generator.manual_seed(_mixed(self._base + block * GOLDEN))
-            first, last = max(begin, start), min(end, start + count)
-            into = entries[first - start : last - start]
-            if len(into) == end - begin:
-                into.normal_(generator=generator)
-            else:  # of a block, part of the whole
-                whole = entries.new_empty(end - begin).normal_(generator=generator)
-                into.copy_(whole[first - begin : last - begin])
-        return entries
+        return Drawing(self).draw(start, count)
 
     @property
     def fingerprint(self) -> int:
         """A number that tells whether processes draw the same direction."""
         return checksum(self.draw(0, min(self.size, CPU_BLOCK)))
 
-    @property
-    def _base(self) -> int:
-        words = np.random.SeedSequence((self.seed, self.index), spawn_key=self.family)
-        return int(words.generate_state(1, np.uint64)[0])
+
+class Drawing:
+    """Draws one stretch of a tangent after another.
+
+    Of a block of which a stretch takes a part, all is drawn; it is kept for the next stretch.
+    """
+
+    def __init__(self, tangent: Tangent) -> None:
+        """Begin.
+
+        Args:
+            tangent: What to draw from.
+        """
+        words = np.random.SeedSequence((tangent.seed, tangent.index), spawn_key=tangent.family)
+        self._base = int(words.generate_state(1, np.uint64)[0])
+        self._generator = torch.Generator(device=tangent.device)
+        self._tangent, self._kept = tangent, (-1, torch.empty(0, device=tangent.device))
+
+    def draw(self, start: int, count: int) -> Tensor:
+        """Successive entries.
+
+        Args:
+            start: The first of them.
+            count: How many.
+
+        Returns:
+            Shape ``(count,)``, in float32.
+        """
+        device, size = self._generator.device, self._tangent.size
+        length = CPU_BLOCK if device.type == "cpu" else OTHER_BLOCK
+        entries = torch.empty(count, device=device, dtype=torch.float32)
+        for block in range(start // length, -(-(start + count) // length)):
+            begin, end = block * length, min((block + 1) * length, size)
+            first, last = max(begin, start), min(end, start + count)
+            into = entries[first - start : last - start]
+            if len(into) == end - begin:
+                self._fill(into, block)
+            else:
+                into.copy_(self._block(block, end - begin)[first - begin : last - begin])
+        return entries
+
+    def _block(self, number: int, size: int) -> Tensor:
+        if self._kept[0] != number:
+            block = torch.empty(size, device=self._generator.device, dtype=torch.float32)
+            self._kept = number, self._fill(block, number)
+        return self._kept[1]
+
+    def _fill(self, entries: Tensor, block: int) -> Tensor:
+        self._generator.manual_seed(_mixed(self._base + block * GOLDEN))
+        return entries.normal_(generator=self._generator)
 
 
 def draw_tangents(

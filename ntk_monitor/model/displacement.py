@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ ATTEMPTS = 100
 """How often putting back is tried again after an interruption."""
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers of as many bytes as floating types."""
+WORD = 4
+"""Bytes of the integers that are summed up."""
 
 
 class _Lost(NamedTuple):
@@ -49,9 +52,8 @@ class Displacement:
         self._epsilon = 0.0
         self._signs: list[int] = []
         self._lost: list[_Lost | None] = []
-        self._sums: list[int] = []
+        self._sums = torch.zeros(2, 0, dtype=torch.int64, device="cpu")
         self._pending: tuple[int, Tensor] | None = None
-        self._differing = 0
         self._ledger: Ledger | None = None
 
     def difference(
@@ -70,10 +72,11 @@ class Displacement:
         Raises:
             RuntimeError: If something else wrote to the parameters meanwhile.
         """
-        count = sum(1 for _ in self._pieces())
-        self._direction, self._epsilon, self._differing = direction, epsilon, 0
-        self._lost, self._sums = [None] * count, [0] * count
-        self._signs = [0] * count
+        every = self._pieces()
+        self._direction, self._epsilon = direction, epsilon
+        self._lost, self._signs = [None] * len(every), [0] * len(every)
+        device = every[0].numbers.device
+        self._sums = torch.zeros(2, len(every), dtype=torch.int64, device=device)
         try:
             try:
                 self._move(1)
@@ -84,16 +87,22 @@ class Displacement:
                 self._put_back()
         except BaseException as error:
             self._put_back()  # does nothing, unless the first time was interrupted before its start
-            if self._differing:
-                error.add_note(self._damage())
+            damage = self._damage()
+            if damage is not None:
+                error.add_note(damage)
             raise
-        if self._differing:
-            raise RuntimeError(self._damage())
+        damage = self._damage()
+        if damage is not None:
+            raise RuntimeError(damage)
         return difference
 
-    def _damage(self) -> str:
+    def _damage(self) -> str | None:
+        """What is wrong with the parameters now that they are back, if anything is."""
+        differing = int((self._sums[0] != self._sums[1]).sum())
+        if not differing:
+            return None
         return (
-            f"{self._differing} pieces of the parameters are not what they were before a product "
+            f"{differing} pieces of the parameters are not what they were before a product "
             "in place: forward(), or another thread, wrote to them meanwhile. Load them from a "
             "checkpoint, and take another method than 'in-place'"
         )
@@ -121,6 +130,7 @@ class Displacement:
         if self._pending is not None:
             i, original = self._pending
             every[i].numbers.copy_(original)
+            self._sums[1, i] = _bit_sum(original)
             self._signs[i], self._pending = 0, None
         if all(s == sign for s in self._signs):
             return
@@ -134,11 +144,12 @@ class Displacement:
     def _move_piece(self, i: int, piece: Piece, delta: Tensor, sign: int) -> None:
         if self._signs[i] == 0:
             original = piece.numbers.clone(memory_format=torch.contiguous_format)
-            self._sums[i] = _bit_sum(original)
+            self._sums[:, i] = _bit_sum(original)
         else:
             original = _moved(piece.numbers, delta, -self._signs[i])
             _give_back(original, self._lost[i])
-            self._differing += sign == 0 and _bit_sum(original) != self._sums[i]
+            if sign == 0:
+                self._sums[1, i] = _bit_sum(original)
         there = _moved(original, delta, sign) if sign else original
         # From here on an interruption leads back to the original.
         self._pending = (i, original)
@@ -192,19 +203,17 @@ def _bits(numbers: Tensor) -> Tensor:
     return numbers.view(BITS[numbers.element_size()])
 
 
-def _bit_sum(numbers: Tensor) -> int:
+def _bit_sum(numbers: Tensor) -> Tensor:
     """A sum over all bits in which every entry counts with its place."""
-    weights = _weights(numbers.device)[: numbers.numel()]
-    return int((_bits(numbers).view(-1).long() * weights).sum())  # wraps around, the same always
+    bits = _bits(numbers).view(-1)
+    bits = bits.int() if bits.element_size() < WORD else bits.view(torch.int32)
+    weights = _weights(bits.device, piece_size(bits.device) * 8 // WORD)[: len(bits)]
+    return (bits * weights).sum(dtype=torch.int64)  # products wrap around, the same always
 
 
-_known: dict[torch.device, Tensor] = {}
-
-
-def _weights(device: torch.device) -> Tensor:
-    """Odd numbers, one for each entry of a piece."""
-    if device not in _known:
-        generator = torch.Generator(device="cpu").manual_seed(0)
-        drawn = torch.randint(2**62, (piece_size(device),), generator=generator, device="cpu")
-        _known[device] = (drawn | 1).to(device)
-    return _known[device]
+@cache
+def _weights(device: torch.device, words: int) -> Tensor:
+    """Odd numbers, one for each word of a piece."""
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    drawn = torch.randint(2**31, (words,), generator=generator, dtype=torch.int32, device="cpu")
+    return (drawn | 1).to(device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ntk_monitor.estimators.tangents import OTHER_BLOCK, Tangent
+from ntk_monitor.estimators.tangents import OTHER_BLOCK, Drawing, Tangent
 from ntk_monitor.model.spread import Spread
 
 PIECE = 2**16
@@ -138,13 +138,13 @@ class Gaussian:
 
     def reader(self) -> Reader:
         """Begin to draw."""
-        spread, tangent = self.spread, self.tangent
+        spread, drawing = self.spread, Drawing(self.tangent)
 
         def read(piece: Piece) -> Tensor:
             place, offset = spread.places[piece.parameter], spread.offsets[piece.parameter]
             found = place.stretches(piece.part, piece.start, piece.numbers.numel())
-            drawn = [tangent.draw(offset + begin, count) for begin, count in found]
-            return torch.cat(drawn).reshape(piece.numbers.shape)
+            drawn = [drawing.draw(offset + begin, count) for begin, count in found]
+            return (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).reshape(piece.numbers.shape)
 
         return read
 
