@@ -265,5 +265,7 @@ def _pairs(
     method: str,
     products: int,
 ) -> Eigenpairs:
+    """What was found, on the operator's device."""
+    values, vectors, residuals = (x.to(A.device) for x in (values, vectors, residuals))
     shaped = fix_signs(vectors).T.reshape(-1, *A.shape_in)
     return Eigenpairs(values.clamp(min=0), shaped, residuals, method, products)
