@@ -82,6 +82,15 @@ def now() -> float:
     return time.perf_counter()
 
 
+def peak() -> int:
+    """Most bytes of a GPU's memory that were in use since this was last asked."""
+    if not torch.cuda.is_initialized():
+        return 0
+    found = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return found
+
+
 def times(repeats: int, trials: int, steps: int) -> list[dict[str, Any]]:
     """Seconds of forward passes and of products, and of what a probe does beside its products."""
     rows = []
@@ -105,6 +114,7 @@ def measured(
             module(ids)
 
     forward()
+    peaks = {"forward": peak()}
     parts = Activities()
     lin = linearize(module, {"input_ids": ids}, method=method, consume=parts.add)
     parts.add(lin.state.new_zeros(lin.rows, 0))
@@ -112,12 +122,13 @@ def measured(
     factor = lin.factor(0)
     factor.sample(range(1))  # chooses the step
     plain, products = [], []
-    started = now()
+    peaks["linearize"], started = peak(), now()
     for i in range(1, repeats + 1):  # in turn, since the machine's speed changes
         plain.append(seconds(forward, 2))
         products.append(seconds(lambda i=i: factor.sample(range(i, i + 1)), 1))
         if now() - started > LONGEST:
             break
+    peaks["products"] = peak()
     row = {
         "forward": statistics.median(plain),
         "product": statistics.median(products),
@@ -129,7 +140,8 @@ def measured(
         u = torch.randn_like(lin.state)
         backs = [seconds(lambda: factor.pull(u), 1) for _ in range(2)]
         row["adjoint over forward"] = min(backs) / row["forward"]
-    return row, core
+        peaks["adjoint"] = peak()
+    return {**row, **{f"peak bytes, {name}": size for name, size in peaks.items() if size}}, core
 
 
 def on_gpu(repeats: int, trials: int, steps: int) -> list[dict[str, Any]]:
@@ -137,7 +149,6 @@ def on_gpu(repeats: int, trials: int, steps: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for size, shape in GPU_SIZES.items():
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
         row: dict[str, Any] = {"size": size}
         ids = tokens(shape[3], trials, steps)["input_ids"].cuda()
         try:
@@ -145,10 +156,10 @@ def on_gpu(repeats: int, trials: int, steps: int) -> list[dict[str, Any]]:
                 module = model(shape, steps)
             row["parameters"] = count(module)
             row["bytes of the model"] = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
             row["in-place"], row["core"] = measured(module, ids, "in-place", repeats)
         except torch.OutOfMemoryError:
             row["out of memory"] = True
-        row["peak bytes"] = torch.cuda.max_memory_allocated()
         module = None
         rows.append(row)
         print(row, flush=True)
