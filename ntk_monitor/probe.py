@@ -287,8 +287,10 @@ class Probe:
             return ExactKernel(_dense(lin, values), core), self._adjoint_error(lin, seed)
 
         def left() -> int:
-            in_time = deadline.left(J.products, SAMPLING_SHARE)
-            return int(ranks.everyone.least(min(max_products - J.products - J.most_extra, in_time)))
+            free = max_products - J.products - J.most_extra  # the same in all processes
+            if deadline.limit is None:
+                return free
+            return int(ranks.everyone.least(min(free, deadline.left(J.products, SAMPLING_SHARE))))
 
         factor = lin.factor(seed)
         if ranks.size > 1:

@@ -20,6 +20,9 @@ from ntk_monitor.estimators.tangents import draw_tangents
 PILOT, TOP_UP = 12, 4
 """Samples of the first round, and the fewest of each further one, which at most doubles them: few
 looks at the error keep a lucky one from ending the sampling."""
+AGAIN = 4
+"""How many products one may take, with those that are done again for it; as many must be left for
+each of those that are computed together."""
 DIRECTIONS = 10
 """Directions of a round of deflation; each takes two products."""
 EXHAUSTED = 1e-5
@@ -146,12 +149,14 @@ def sample_kernel(
     numbers = core.ranks.least(max_memory) / itemsize
     sketch = TangentSketch(core, Room(numbers, max(left(), MIN_SAMPLES)))
 
-    def sample(count: int, enough: Callable[[], bool]) -> None:
+    def sample(count: int, spare: Callable[[], int]) -> None:
         nonlocal used
         pieces: list[Tensor] = []
         end = used + count
-        while used < end and enough():
-            indices = range(used, min(end, used + J.at_once))
+        while used < end and (free := spare()) > 0:
+            # Processes that wait for one another do so once for several products.
+            several = max(J.at_once, min(free // AGAIN, MIN_SAMPLES), 1)
+            indices = range(used, min(end, used + several))
             pieces.append(at_least_float32(J.sample(indices)).flatten(1, 2))
             used = indices.stop
             # Not all at once: the sketch may keep them in less memory.
@@ -161,14 +166,14 @@ def sample_kernel(
         if pieces:
             sketch.extend(torch.cat(pieces))
 
-    sample(MIN_SAMPLES, lambda: True)  # a step check's products show after these
+    sample(MIN_SAMPLES, lambda: AGAIN * MIN_SAMPLES)  # a step check's products show after these
     krylov = _Krylov(J, sketch, seed)
 
     def spare() -> int:
         """Products for samples: one is kept for the comparison with the adjoint."""
         return left() - (krylov.adjoint_error is None)
 
-    sample(min(PILOT - MIN_SAMPLES, spare()), lambda: spare() > 0)
+    sample(min(PILOT - MIN_SAMPLES, spare()), spare)
     while True:
         error = core.ranks.least(sketch.statistics.relative_error)  # the same to the last bit
         error *= 1 + CAUTION / math.sqrt(2 * len(sketch))
@@ -186,7 +191,7 @@ def sample_kernel(
         else:
             krylov.compare()  # now rather than at the end, when there are more samples to hold
             count = min(max(math.ceil(missing), TOP_UP), samples, spare())
-            sample(count, lambda: spare() > 0)
+            sample(count, spare)
 
 
 class _Krylov(Generic[X]):

@@ -25,7 +25,7 @@ class Activities:
     Attributes:
         ranks: The processes over which the rows are spread.
         kept: The columns, in float32 at least; none once there is a matrix.
-        gram: ``V V*`` in float64, of the rows of all processes; None while columns are kept.
+        gram: This process's share of the rows of ``V V*``, in float64; None while columns are kept.
         own: Where this process's rows are among all.
         dtype: Arithmetic of the columns.
     """
@@ -56,7 +56,8 @@ class Activities:
             self.own, self.dtype, self._rows = self.ranks.own(counts), V.dtype, sum(counts)
         self._columns += V.shape[1]
         if self.gram is None and self._columns > self._rows:
-            self.gram = V.new_zeros(self._rows, self._rows, dtype=torch.float64)
+            share = self.ranks.share(self._rows)
+            self.gram = V.new_zeros(share.stop - share.start, self._rows, dtype=torch.float64)
             for earlier in self.kept:
                 self._multiply(self.gram, earlier)
             self.kept = []
@@ -68,7 +69,7 @@ class Activities:
     def _multiply(self, gram: Tensor, V: Tensor) -> None:
         for piece in torch.split(V, PIECE, dim=1):
             wide = self.ranks.join(piece).double()
-            gram += wide @ wide.T
+            gram += wide[self.ranks.share(self._rows)] @ wide.T
 
 
 class CoreGram:
@@ -118,7 +119,10 @@ class CoreGram:
     def _take(self, parts: Activities) -> None:
         self.ranks = ranks = parts.ranks
         by_columns = parts.gram is None
-        small = ranks.sum(_columns_gram(parts.kept)) if parts.gram is None else parts.gram
+        if parts.gram is None:
+            small = ranks.sum(_columns_gram(parts.kept))
+        else:
+            small = ranks.join(parts.gram)
         self.norm_squared = small.square().sum()
         self.is_finite = bool(torch.isfinite(self.norm_squared))
         self._trace = small.trace()

@@ -171,12 +171,18 @@ class PairMoments:
         A, B = self._views(Y)
         squares = squared_norms(A) if A is B else (squared_norms(A) + squared_norms(B)) / 2
         self.squares = torch.cat([self.squares, squares])
-        self.core_squares = torch.cat([self.core_squares, self._with_core(A, B)])
-        self._flat.append((A.flatten(1), B.flatten(1)))
-        one = torch.cat([inner_products(kept, A.flatten(1)) for kept, _ in self._flat])
-        two = one if A is B else torch.cat([inner_products(k, B.flatten(1)) for _, k in self._flat])
-        shares = torch.stack([self._temporal.extend(A, B), self._spatial.extend(A, B)])
-        columns = torch.cat([(one * two)[None], self._ranks.sum(shares)])
+        own = self._ranks.share(A[0].numel())
+        self._flat.append((A.flatten(1)[:, own], B.flatten(1)[:, own]))
+        ways = (0,) if A is B else (0, 1)
+        products = [
+            torch.cat([inner_products(k[i], self._flat[-1][i]) for k in self._flat]) for i in ways
+        ]
+        shares = torch.stack([*products, self._temporal.extend(A, B), self._spatial.extend(A, B)])
+        core = self._with_core(A, B)
+        sums = self._ranks.sum(torch.cat([shares.flatten(), core]))
+        self.core_squares = torch.cat([self.core_squares, sums[-len(core) :]])
+        planes = sums[: -len(core)].reshape(shares.shape)
+        columns = torch.cat([planes[:1] * planes[-3:-2], planes[-2:]])
         count = len(self.squares)
         pairs = torch.zeros(3, count, count, dtype=torch.float64, device="cpu")
         pairs[:, :old, :old] = self.pairs
@@ -185,7 +191,8 @@ class PairMoments:
         self.pairs = pairs
 
     def _with_core(self, A: Tensor, B: Tensor) -> Tensor:
+        """This process's share of ``||F* Y_i||_F^2``."""
         one = self._core[0].T @ A
         if A is B:
-            return self._ranks.sum(squared_norms(one))
-        return self._ranks.sum((one * (self._core[1].T @ B)).double().sum((1, 2)).cpu())
+            return squared_norms(one)
+        return (one * (self._core[1].T @ B)).double().sum((1, 2)).cpu()

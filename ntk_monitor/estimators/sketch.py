@@ -284,12 +284,14 @@ class TangentSketch:
         weighted = [(1 / n, self._atoms)] if self.atoms else []
         weighted += [(1 / (n * len(self)), self._rest(kept)) for kept in self._samples]
 
+        every = [(weight, Y) for weight, kept in weighted for Y in self.rows.lead(kept)]
+        own = every[ranks.share(len(every))]
+
         def apply(Q: Tensor) -> Tensor:
             total = torch.zeros_like(Q)
-            for weight, kept in weighted:
-                for Y in self.rows.lead(kept):
-                    total += weight * (Y @ (Y.T @ Q))
-            return total
+            for weight, Y in own:
+                total += weight * (Y @ (Y.T @ Q))
+            return ranks.sum(total)
 
         generator = torch.Generator(device=like.device).manual_seed(seed)
         start = starting_block(self.rows.leading, count, generator, dtype=like.dtype)

@@ -24,6 +24,27 @@ Quiet = Callable[[Kernels], AbstractContextManager[None]]
 """Makes the context to compute in, with the kernels that may be used."""
 
 
+class Lazy(Sequence[Tensor]):
+    """Tensors that are made whenever they are looked at."""
+
+    def __init__(self, count: int, make: Callable[[int], Tensor]) -> None:
+        """Keep how they are made.
+
+        Args:
+            count: How many there are.
+            make: Makes the one of a number.
+        """
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        if index >= self._count:
+            raise IndexError(index)
+        return self._make(index)
+
+
 class Derivative(LinearOperator):
     r"""The derivative :math:`J = D f(\theta)` of a function at a point.
 
@@ -103,11 +124,28 @@ class Derivative(LinearOperator):
         return self._methods[self.method].most_extra
 
     def _matmat(self, X: Tensor) -> Tensor:
+        X = self._trained(X)
+        return self._products(lambda products: products(X), len(X))
+
+    def products_with(self, tangents: Sequence[Tensor]) -> Tensor:
+        """Products with tangents that are made as they are looked at, some methods one by one.
+
+        Args:
+            tangents: The tangents.
+
+        Returns:
+            Shape ``(b, *shape_out)``.
+        """
+        made = Lazy(len(tangents), lambda i: self._trained(tangents[i]))
+        return self._products(lambda products: products(made), len(made))
+
+    def _trained(self, X: Tensor) -> Tensor:
+        """Tangents without what is not trained."""
         if self._untrained:
             X = X.clone()
             for entries in self._untrained:
                 X[..., entries] = 0
-        return self._products(lambda products: products(X), len(X))
+        return X
 
     def _products(self, compute: Callable[[TangentProducts], Tensor], count: int) -> Tensor:
         """Some products by the first method that works, in all processes, counted."""

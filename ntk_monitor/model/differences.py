@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -33,7 +33,7 @@ class CentralDifferences(Generic[Direction]):
     as much, ``epsilon ||J g||``, as leading directions do, is done again with a smaller step,
     though not for a change below ``sqrt(u) ||f||``, which rounding would blur. Where the function's
     values are spread over processes, sizes and changes are those of all together, so that all take
-    the same steps.
+    the same steps; those of several directions are summed at once.
 
     Attributes:
         extra: Products spent on the step check, and on those that had to be done again.
@@ -64,54 +64,64 @@ class CentralDifferences(Generic[Direction]):
         self._checked = 0.0
         self.extra = 0
 
-    def __call__(self, g: Direction) -> Tensor:
-        """The product with one direction."""
-        if self._step is not None:
-            return self._within_reach(g, self._step)
-        step, image, change = self._choose_step(g)
-        if change > 0:  # a direction that moves nothing is no check
-            self._step, self._checked = step, max(change, self._blurred())
-        return image
+    def __call__(self, directions: Sequence[Direction]) -> list[Tensor]:
+        """The products with some directions."""
+        images: list[Tensor] = []
+        while self._step is None and len(images) < len(directions):
+            step, image, change = self._choose_step(directions[len(images)])
+            images.append(image)
+            if change > 0:  # a direction that moves nothing is no check
+                self._step, self._checked = step, max(change, self._blurred())
+        return images + self._within_reach(directions, range(len(images), len(directions)))
 
     def _blurred(self) -> float:
         """The change of the function that rounding makes uncertain to ``sqrt(u)``."""
-        return self._norm(self._value()) * math.sqrt(self._rounding)
+        return self._norms(self._value())[0] * math.sqrt(self._rounding)
 
-    def _norm(self, values: Tensor) -> float:
-        """The norm of a function value, whose parts all processes have."""
-        norm = torch.linalg.vector_norm(values, dtype=torch.float64)
-        return math.sqrt(self._ranks.sum(norm.square()))
+    def _norms(self, *values: Tensor) -> list[float]:
+        """The norms of function values, whose parts all processes have."""
+        norms = [torch.linalg.vector_norm(v, dtype=torch.float64) for v in values]
+        return self._ranks.sum(torch.stack(norms).square()).sqrt().tolist()
 
-    def _within_reach(self, g: Direction, step: float) -> Tensor:
-        """The product, with a step that changes the function about as much as the checked one."""
-        image, change = self._product(g, step)
-        for _ in range(SHORTENED):
-            if not REACH * self._checked < change < math.inf:
+    def _within_reach(self, directions: Sequence[Direction], which: range) -> list[Tensor]:
+        """Products, with steps that change the function about as much as the checked one."""
+        steps = dict.fromkeys(which, self._step or 0.0)
+        images: dict[int, Tensor] = {}
+        far = list(which)
+        for attempt in range(SHORTENED + 1):
+            if not far:
                 break
-            step *= max(self._checked / change, SHORTEST)
-            image, change = self._product(g, step)
-            self.extra += 1
-        return image
+            self.extra += len(far) if attempt else 0
+            epsilons = []
+            for i in far:
+                images.pop(i, None)
+                images[i], epsilon = self._product(directions[i], steps[i])
+                epsilons.append(epsilon)
+            norms = self._norms(*(images[i] for i in far))
+            changes = {i: e * n for i, e, n in zip(far, epsilons, norms, strict=True)}
+            far = [i for i, change in changes.items() if REACH * self._checked < change < math.inf]
+            for i in far:
+                steps[i] *= max(self._checked / changes[i], SHORTEST)
+        return [images[i] for i in which]
 
     def _product(self, g: Direction, step: float) -> tuple[Tensor, float]:
-        """The product, and by how much the function changed for it."""
+        """The product, and how far the point was moved for it."""
         difference, epsilon = self._difference(g, step)
-        image = difference.div_(2 * epsilon)
-        return image, epsilon * self._norm(image)
+        return difference.div_(2 * epsilon), epsilon
 
     def _choose_step(self, g: Direction) -> tuple[float, Tensor, float]:
         """The step, the product with it, and the change that it made."""
         step: float = 0.6 * self._rounding ** (1 / 3)
-        coarse, change = self._product(g, step)
+        coarse, epsilon = self._product(g, step)
         gaps = []
         for _ in range(3):
             fine, smaller = self._product(g, step / 10)
             self.extra += 1
-            gap, size = self._norm(coarse - fine), self._norm(fine)
+            gap, size, coarse_size = self._norms(coarse - fine, fine, coarse)
             if not gap > self._accuracy * size:  # also passes what is zero or not finite
-                return step, coarse, change
+                return step, coarse, epsilon * coarse_size
             gaps.append(f"{gap / size if size else math.inf:.2g}")
-            step, coarse, change = step / 10, fine, smaller
+            step, coarse, epsilon = step / 10, fine, smaller
         raise FloatingPointError(
             f"finite differences do not settle: a step ten times smaller changes the product by "
             f"{', '.join(gaps)} in turn (wanted at most {self._accuracy:.2g}); use "

@@ -11,7 +11,7 @@ from ntk_monitor.model.derivative import Derivative, Quiet
 from ntk_monitor.model.differences import SHORTENED, SMALLEST_POINT, CentralDifferences
 from ntk_monitor.model.displacement import Displacement
 from ntk_monitor.model.parameters import ParameterSpace
-from ntk_monitor.model.products import IN_PLACE, TangentProducts
+from ntk_monitor.model.products import IN_PLACE, TangentProducts, Tangents
 from ntk_monitor.model.real import RealForward
 from ntk_monitor.model.shards import (
     Direction,
@@ -78,7 +78,7 @@ class InPlaceProducts(TangentProducts):
         """Products spent on the step check, and on those that had to be done again."""
         return self._differences.extra
 
-    def __call__(self, G: Tensor) -> Tensor:
+    def __call__(self, G: Tangents) -> Tensor:
         """Return ``J G[b]``."""
         return self.along([Given(list(self._space.split(g).values()), self._spread) for g in G])
 
@@ -100,7 +100,7 @@ class InPlaceProducts(TangentProducts):
                 "method='in-place' keeps no copy of them: linearize again"
             )
         with torch.no_grad():
-            images = [self._differences(direction) for direction in directions]
+            images = self._differences(directions)
             return images[0][None] if len(images) == 1 else torch.stack(images)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -25,6 +25,8 @@ METHODS: tuple[ProductMethod, ...] = (*AUTOMATIC, IN_PLACE)
 
 
 Function = Callable[[Tensor], Tensor]
+Tangents = Tensor | Sequence[Tensor]
+"""Some tangents, in one tensor or one by one, as they are looked at."""
 
 
 class TangentProducts(ABC):
@@ -46,7 +48,7 @@ class TangentProducts(ABC):
         self.chunk_size = chunk_size
 
     @abstractmethod
-    def __call__(self, G: Tensor) -> Tensor:
+    def __call__(self, G: Tangents) -> Tensor:
         """Return ``J G[b]`` for tangents ``(b, *shape_in)``; shape ``(b, *shape_out)``."""
 
     @property
@@ -71,7 +73,7 @@ class ForwardAD(TangentProducts):
         """The chunk size."""
         return self.chunk_size
 
-    def __call__(self, G: Tensor) -> Tensor:
+    def __call__(self, G: Tangents) -> Tensor:
         """Return ``J G[b]``."""
 
         def product(g: Tensor) -> Tensor:
@@ -81,7 +83,8 @@ class ForwardAD(TangentProducts):
         with torch.no_grad(), warnings.catch_warnings():
             # An operation that is done tangent by tangent is slower, and still right.
             warnings.filterwarnings("ignore", "There is a performance drop")
-            images: Tensor = vmap(product, chunk_size=self.chunk_size, randomness="same")(G)
+            many = vmap(product, chunk_size=self.chunk_size, randomness="same")
+            images: Tensor = many(_together(G))
         return images
 
 
@@ -96,14 +99,14 @@ class DoubleBackward(TangentProducts):
         """The chunk size: one graph serves a whole chunk."""
         return self.chunk_size
 
-    def __call__(self, G: Tensor) -> Tensor:
+    def __call__(self, G: Tangents) -> Tensor:
         """Return ``J G[b]``."""
         leaf = self.at.clone().requires_grad_()
         y = self.function(leaf)
         u = torch.zeros_like(y, requires_grad=True)
         (pulled,) = torch.autograd.grad(y, leaf, u, create_graph=True, materialize_grads=True)
         return torch.stack([
-            torch.autograd.grad(pulled, u, g, retain_graph=True)[0] for g in G
+            torch.autograd.grad(pulled, u, g, retain_graph=True)[0] for g in _together(G)
         ]).detach()
 
 
@@ -146,10 +149,14 @@ class FiniteDifference(TangentProducts):
         """Products spent on the step check, and on those that had to be done again."""
         return self._differences.extra
 
-    def __call__(self, G: Tensor) -> Tensor:
+    def __call__(self, G: Tangents) -> Tensor:
         """Return ``J G[b]``."""
         with torch.no_grad():
-            return torch.stack([self._differences(g) for g in G])
+            return torch.stack(self._differences(G.unbind() if isinstance(G, Tensor) else G))
+
+
+def _together(G: Tangents) -> Tensor:
+    return G if isinstance(G, Tensor) else torch.stack([*G])
 
 
 def make_products(

@@ -27,8 +27,8 @@ from harm.evidence import Witness, differences, evidence
 from harm.worlds import Module, World, loader, train
 from ntk_monitor import NTKMonitor, StallAlert
 from ntk_monitor.model.derivative import Derivative
+from ntk_monitor.model.differences import SHORTENED, CentralDifferences
 from ntk_monitor.model.forward import ForwardMap
-from ntk_monitor.model.products import SHORTENED, FiniteDifference
 from ntk_monitor.monitor.alert import StallAlert as Alert
 from ntk_monitor.monitor.followed import FollowedState
 from ntk_monitor.monitor.sinks import CSVSink
@@ -88,7 +88,7 @@ STAGES: dict[str, Patch] = {
     "finding the state": (survey_module, "find_state"),
     "finding weight sites": (survey_module, "place_uses"),
     "target": (probe_module, "pull_back"),
-    "tangent product": (Derivative, "_matmat"),
+    "tangent product": (Derivative, "_products"),
     "adjoint product": (Derivative, "_rmatmat"),
     "sampling": (probe_module, "sample_kernel"),
     "snapshot": (Probe, "_snapshot"),
@@ -254,13 +254,13 @@ def test_a_wedged_probe_ends_at_its_time_limit(
 
 
 def test_a_slow_probe_makes_do_with_fewer_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = FiniteDifference._difference
+    honest = CentralDifferences._product
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         time.sleep(0.02)
         return honest(*args, **kwargs)
 
-    monkeypatch.setattr(FiniteDifference, "_difference", slow)
+    monkeypatch.setattr(CentralDifferences, "_product", slow)
     module = Module(KIND)
     module.configure_model()
     settings = {"tolerance": 1e-3, "max_products": 90, "method": "finite-difference", "modes": 0}
