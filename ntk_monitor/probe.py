@@ -286,11 +286,15 @@ class Probe:
             J.defer("finite-difference")
             return ExactKernel(_dense(lin, values), core), self._adjoint_error(lin, seed)
 
+        in_time, asked = 0.0, J.products
+
         def left() -> int:
-            free = max_products - J.products - J.most_extra  # the same in all processes
-            if deadline.limit is None:
-                return free
-            return int(ranks.everyone.least(min(free, deadline.left(J.products, SAMPLING_SHARE))))
+            nonlocal in_time, asked
+            spent = J.products - asked  # the same in all processes
+            if 2 * spent >= in_time:  # they meet for it anew when half of what was left is spent
+                in_time = ranks.everyone.least(deadline.left(J.products, SAMPLING_SHARE))
+                asked, spent = J.products, 0
+            return int(min(max_products - J.products - J.most_extra, in_time - spent))
 
         factor = lin.factor(seed)
         if ranks.size > 1:

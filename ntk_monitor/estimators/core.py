@@ -128,7 +128,7 @@ class CoreGram:
         self._trace = small.trace()
         dtype = parts.dtype
         if self.is_finite:
-            values, vectors = (ranks.first(x) for x in torch.linalg.eigh(small.to(dtype)))
+            values, vectors = ranks.first(*torch.linalg.eigh(small.to(dtype)))
         else:
             vectors = torch.full_like(small, torch.nan)
             values = vectors.diagonal()

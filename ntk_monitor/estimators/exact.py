@@ -76,6 +76,6 @@ class ExactKernel:
         del seed
         ranks = self.core.ranks
         values, vectors = torch.linalg.eigh(self._temporal / self.J.shape[2])
-        values, vectors = ranks.first(values), ranks.first(vectors)
+        values, vectors = ranks.first(values, vectors)
         order, own = slice(0, count), ranks.own(ranks.counts(self.rows.shape[1]))
         return values.flip(0)[order].clamp(min=0), fix_signs(vectors.flip(1)[:, order])[own]

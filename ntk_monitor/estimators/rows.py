@@ -196,7 +196,8 @@ def _leading(Y: Tensor, start: Tensor, ranks: Ranks) -> Tensor:
         U = tall_qr(sum(y @ image for y, image in zip(Y, images, strict=True)), ranks)
     images = ranks.sum(torch.stack([U.T @ y for y in Y]))
     shares = torch.linalg.svd(torch.cat([*images], dim=1), full_matrices=False)
-    U, sizes = U @ ranks.first(shares.U), ranks.first(shares.S)
+    rotation, sizes = ranks.first(shares.U, shares.S)
+    U = U @ rotation
     return U[:, sizes > RANK * torch.finfo(sizes.dtype).eps * sizes[0]]
 
 
@@ -205,7 +206,7 @@ def _left(U: Tensor, Y: Tensor, ranks: Ranks) -> Tensor:
     energy = ranks.sum(squared_norms(Y).sum())
     shares = ranks.sum(torch.stack([U.T @ y for y in Y]))
     captured = shares.double().square().sum((0, 2)).cumsum(0).cpu()
-    return ranks.first(1 - captured / energy)
+    return ranks.first(1 - captured / energy)[0]
 
 
 def _noise(rows: int, columns: int, generator: torch.Generator, like: Tensor) -> Tensor:

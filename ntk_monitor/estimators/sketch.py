@@ -275,8 +275,7 @@ class TangentSketch:
         n = like.shape[2]
         if self.rows.W is not None and not self.atoms:
             C = self._images.double() / (n * len(self))
-            pairs = torch.linalg.eigh(ranks.sum(self.rows.W.double() @ C))
-            within, rotation = (ranks.first(x) for x in pairs)
+            within, rotation = ranks.first(*torch.linalg.eigh(ranks.sum(self.rows.W.double() @ C)))
             large = within > torch.finfo(like.dtype).eps * within[-1]
             root = C @ (rotation[:, large] / within[large].sqrt())
             vectors, values, _ = tall_svd(root, ranks)
@@ -296,5 +295,5 @@ class TangentSketch:
         generator = torch.Generator(device=like.device).manual_seed(seed)
         start = starting_block(self.rows.leading, count, generator, dtype=like.dtype)
         pairs = subspace_iteration(apply, start, min(count, self.rows.leading))
-        values, modes = (ranks.first(x) for x in pairs)
+        values, modes = ranks.first(*pairs)
         return values, self.rows.lift(modes)

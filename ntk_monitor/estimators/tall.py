@@ -43,7 +43,7 @@ def tall_svd(X: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
         U, sigma, Vh = torch.linalg.svd(X, full_matrices=False)
         return U, sigma, Vh
     Q, R = _tall_qr(X, ranks)
-    U, sigma, Vh = (ranks.first(x) for x in torch.linalg.svd(R, full_matrices=False))
+    U, sigma, Vh = ranks.first(*torch.linalg.svd(R, full_matrices=False))
     return Q @ U, sigma, Vh
 
 
@@ -54,5 +54,5 @@ def _tall_qr(X: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
         return Q, R
     counts = ranks.counts(len(R))
     # The decomposition of one process: others might come to other signs.
-    outer, R = (ranks.first(x) for x in torch.linalg.qr(ranks.join(R, counts=counts)))
+    outer, R = ranks.first(*torch.linalg.qr(ranks.join(R, counts=counts)))
     return Q @ outer[ranks.own(counts)], R
