@@ -15,7 +15,7 @@ RIDERS = 1021
 """How many numbers go along with the message before a sum; more have a sum of their own. A message
 of 8 kB takes no longer than a short one."""
 PIECE = 2**20
-"""Entries that a checksum looks at together."""
+"""Entries that a checksum looks at, or a sum of several tensors takes, together."""
 
 
 class RankError(RuntimeError):
@@ -124,6 +124,32 @@ class Ranks:
         dist.all_reduce(mine, group=self._group)
         return mine.to(x.device)
 
+    def sums(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The sums of several tensors, in few messages.
+
+        Args:
+            tensors: Of the same shapes in all processes, of one type, on one device.
+
+        Returns:
+            The sums.
+        """
+        if self.size == 1:
+            return tensors
+        found: list[Tensor] = []
+        while len(found) < len(tensors):
+            these = [tensors[len(found)]]
+            room = PIECE - these[0].numel()
+            for x in tensors[len(found) + 1 :]:
+                room -= x.numel()
+                if room < 0:
+                    break
+                these.append(x)
+            flat = [x.detach().flatten() for x in these]
+            every = self.sum(torch.cat(flat) if len(flat) > 1 else flat[0])
+            parts = torch.split(every, [x.numel() for x in these])
+            found += [part.reshape(x.shape) for part, x in zip(parts, these, strict=True)]
+        return tuple(found)
+
     def total(self, value: float) -> float:
         """The sum of one number over all processes.
 
@@ -212,12 +238,7 @@ class Ranks:
         Returns:
             The first one's.
         """
-        if self.size == 1:
-            return tensors
-        flat = torch.cat([x.flatten() for x in tensors])
-        every = self.sum(flat if self.index == 0 else torch.zeros_like(flat))
-        parts = torch.split(every, [x.numel() for x in tensors])
-        return tuple(part.reshape(x.shape) for part, x in zip(parts, tensors, strict=True))
+        return self.sums(*(x if self.index == 0 else torch.zeros_like(x) for x in tensors))
 
     def counts(self, count: int) -> list[int]:
         """How many of something each process has.

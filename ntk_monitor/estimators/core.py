@@ -160,8 +160,9 @@ class CoreGram:
         Returns:
             The overlap; nan when ``V`` or ``q`` is zero.
         """
-        image = self.ranks.sum(self.factor.double().T @ q.double())
-        size = self.ranks.sum(q.double().square().sum())
+        image, size = self.ranks.sums(
+            self.factor.double().T @ q.double(), q.double().square().sum()
+        )
         largest = self.spectrum[0].to(q.device) if len(self.spectrum) else q.new_zeros(())
         return float(image.square().sum() / (largest * size))
 

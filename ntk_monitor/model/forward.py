@@ -140,12 +140,13 @@ class ForwardMap:
             The sums; of what no process has a gradient there is none.
         """
         here = torch.tensor([g is not None for g in gradients.values()], device="cpu")
-        anywhere = ranks.sum(here.long()) > 0
-        return {
-            name: ranks.sum(torch.zeros_like(self.tensors[name]) if g is None else g)
+        anywhere = ranks.sum(here.double()) > 0
+        found = {
+            name: torch.zeros_like(self.tensors[name]) if g is None else g
             for (name, g), there in zip(gradients.items(), anywhere, strict=True)
             if there
         }
+        return dict(zip(found, ranks.sums(*found.values()), strict=True))
 
     def inner(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
         """The inner product of two directions in parameter space.
