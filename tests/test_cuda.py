@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 
 from ntk_monitor import linearize, probe
 from ntk_monitor.estimators import draw_tangents
-from ntk_monitor.model.shards import Gaussian, pieces
+from ntk_monitor.model.shards import Gaussian, portions
 from ntk_monitor.model.spread import Spread, place_of
 from ntk_monitor.probe import Probe
 from ntk_monitor.ranks import Ranks
@@ -152,7 +152,7 @@ def test_tangents_drawn_piece_by_piece_are_those_drawn_at_once() -> None:
     wanted = draw_tangents(sum(sizes), range(3, 4), 7, device=DEVICE)[0]
     spread = Spread([place_of(p) for p in parameters])
     read = Gaussian(7, 3, spread, torch.device(DEVICE)).reader()
-    found = torch.cat([read(piece).flatten() for piece in pieces(parameters)])
+    found = torch.cat([read(portion.pieces) for portion in portions(parameters)])
     assert torch.equal(found, wanted)
 
 

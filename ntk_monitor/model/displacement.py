@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.model.ledger import Entry, Ledger
-from ntk_monitor.model.shards import Direction, Piece, piece_size, pieces
+from ntk_monitor.model.shards import Direction, Portion, piece_size, portions
 
 ATTEMPTS = 100
 """How often putting back is tried again after an interruption."""
@@ -21,7 +21,7 @@ WORD = 4
 
 
 class _Lost(NamedTuple):
-    """What moving a piece there and back would lose: some entries, or all of them."""
+    """What moving a portion there and back would lose: some entries, or all of them."""
 
     ledger: Ledger
     places: Entry | None
@@ -33,8 +33,8 @@ class Displacement:
 
     After ``s = fl(p + d)``, ``d = fl(eps g)``, the way back ``fl(s - d)`` gives almost every ``p``
     again, as the direction is drawn or read again. Where it would not, in some entries that pass a
-    power of two, ``p`` is kept: a few per thousand. Each piece knows whether it is moved, so that
-    an interruption at any moment can be undone. A sum over the bits of each piece, taken before and
+    power of two, ``p`` is kept: a few per thousand. Each portion knows whether it is moved, so that
+    an interruption at any moment can be undone. A sum over the bits of each, taken before and
     after, proves that they are what they were.
     """
 
@@ -72,10 +72,10 @@ class Displacement:
         Raises:
             RuntimeError: If something else wrote to the parameters meanwhile.
         """
-        every = self._pieces()
+        every = self._portions()
         self._direction, self._epsilon = direction, epsilon
         self._lost, self._signs = [None] * len(every), [0] * len(every)
-        device = every[0].numbers.device
+        device = every[0].pieces[0].numbers.device
         self._sums = torch.zeros(2, len(every), dtype=torch.int64, device=device)
         try:
             try:
@@ -102,13 +102,13 @@ class Displacement:
         if not differing:
             return None
         return (
-            f"{differing} pieces of the parameters are not what they were before a product "
+            f"{differing} portions of the parameters are not what they were before a product "
             "in place: forward(), or another thread, wrote to them meanwhile. Load them from a "
             "checkpoint, and take another method than 'in-place'"
         )
 
-    def _pieces(self) -> list[Piece]:
-        return list(pieces(self._parameters))
+    def _portions(self) -> list[Portion]:
+        return list(portions(self._parameters))
 
     def _put_back(self) -> None:
         """Move everything back, however often that is interrupted."""
@@ -124,36 +124,37 @@ class Displacement:
             raise interrupted
 
     def _move(self, sign: int) -> None:
-        """Bring every piece to one side, or back."""
+        """Bring every portion to one side, or back."""
         assert self._direction is not None
-        every = self._pieces()
+        every = self._portions()
         if self._pending is not None:
             i, original = self._pending
-            every[i].numbers.copy_(original)
+            every[i].write(original)
             self._sums[1, i] = _bit_sum(original)
             self._signs[i], self._pending = 0, None
         if all(s == sign for s in self._signs):
             return
-        self._ledger = Ledger(every[0].numbers.device) if sign else None
+        self._ledger = Ledger(self._sums.device) if sign else None
         read = self._direction.reader()
-        for i, piece in enumerate(every):
-            g = read(piece)  # in order, needed or not
+        for i, portion in enumerate(every):
+            g = read(portion.pieces)  # in order, needed or not
             if self._signs[i] != sign:
-                self._move_piece(i, piece, self._delta(g, piece), sign)
+                self._move_portion(i, portion, g, sign)
 
-    def _move_piece(self, i: int, piece: Piece, delta: Tensor, sign: int) -> None:
+    def _move_portion(self, i: int, portion: Portion, g: Tensor, sign: int) -> None:
+        original = portion.read()
+        delta = self._delta(g, portion, original.dtype)
         if self._signs[i] == 0:
-            original = piece.numbers.clone(memory_format=torch.contiguous_format)
             self._sums[:, i] = _bit_sum(original)
         else:
-            original = _moved(piece.numbers, delta, -self._signs[i])
+            original = _moved(original, delta, -self._signs[i])
             _give_back(original, self._lost[i])
             if sign == 0:
                 self._sums[1, i] = _bit_sum(original)
         there = _moved(original, delta, sign) if sign else original
         # From here on an interruption leads back to the original.
         self._pending = (i, original)
-        piece.numbers.copy_(there)
+        portion.write(there)
         self._lost[i] = self._find_lost(original, there, delta, sign) if sign else None
         self._signs[i] = sign
         self._pending = None
@@ -162,31 +163,29 @@ class Displacement:
         """What the way back does not give again."""
         assert self._ledger is not None
         back = _moved(there, delta, -sign)
-        places = torch.nonzero((_bits(back) != _bits(original)).view(-1)).view(-1)
+        places = torch.nonzero(_bits(back) != _bits(original)).view(-1)
         if not len(places):
             return None
         size = original.element_size()
         if len(places) * (4 + size) >= original.numel() * size:
             return _Lost(self._ledger, None, self._ledger.keep(original))
-        values = original.view(-1)[places]
+        values = original[places]
         return _Lost(self._ledger, self._ledger.keep(places.int()), self._ledger.keep(values))
 
-    def _delta(self, g: Tensor, piece: Piece) -> Tensor:
-        """``fl(eps g)`` in the arithmetic of the parameter."""
-        dtype = piece.numbers.dtype
+    def _delta(self, g: Tensor, portion: Portion, dtype: torch.dtype) -> Tensor:
+        """``fl(eps g)`` in the arithmetic of the parameters."""
         delta = (g.to(torch.promote_types(g.dtype, dtype)) * self._epsilon).to(dtype)
-        still = self._untrained.get(piece.parameter)
-        if still is not None:
-            delta = delta.contiguous()
-            begin, end = (max(0, at - piece.start) for at in (still.start, still.stop))
-            delta.view(-1)[begin:end] = 0
+        for piece, part in zip(portion.pieces, torch.split(delta, portion.sizes), strict=True):
+            still = self._untrained.get(piece.parameter)
+            if still is not None:
+                begin, end = (max(0, at - piece.start) for at in (still.start, still.stop))
+                part[begin:end] = 0
         return delta
 
 
 def _moved(numbers: Tensor, delta: Tensor, sign: int) -> Tensor:
     """``fl(p + d)`` or ``fl(p - d)`` in a tensor of its own."""
-    moved = numbers + delta if sign > 0 else numbers - delta
-    return moved.contiguous()
+    return numbers + delta if sign > 0 else numbers - delta
 
 
 def _give_back(numbers: Tensor, lost: _Lost | None) -> None:
@@ -194,9 +193,9 @@ def _give_back(numbers: Tensor, lost: _Lost | None) -> None:
         return
     values = lost.ledger.read(lost.values)
     if lost.places is None:
-        numbers.view(-1).copy_(values)
+        numbers.copy_(values)
     else:
-        numbers.view(-1)[lost.ledger.read(lost.places).long()] = values
+        numbers[lost.ledger.read(lost.places).long()] = values
 
 
 def _bits(numbers: Tensor) -> Tensor:
@@ -205,7 +204,7 @@ def _bits(numbers: Tensor) -> Tensor:
 
 def _bit_sum(numbers: Tensor) -> Tensor:
     """A sum over all bits in which every entry counts with its place."""
-    bits = _bits(numbers).view(-1)
+    bits = _bits(numbers)
     bits = bits.int() if bits.element_size() < WORD else bits.view(torch.int32)
     weights = _weights(bits.device, piece_size(bits.device) * 8 // WORD)[: len(bits)]
     return (bits * weights).sum(dtype=torch.int64)  # products wrap around, the same always
@@ -213,7 +212,7 @@ def _bit_sum(numbers: Tensor) -> Tensor:
 
 @cache
 def _weights(device: torch.device, words: int) -> Tensor:
-    """Odd numbers, one for each word of a piece."""
+    """Odd numbers, one for each word of a portion."""
     generator = torch.Generator(device="cpu").manual_seed(0)
     drawn = torch.randint(2**31, (words,), generator=generator, dtype=torch.int32, device="cpu")
     return (drawn | 1).to(device)

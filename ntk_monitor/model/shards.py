@@ -94,9 +94,61 @@ def _cut(tensor: Tensor) -> Iterator[Tensor]:
         yield from _cut(row)
 
 
-Reader = Callable[[Piece], Tensor]
-"""Gives a direction's entries at a piece, in the piece's shape. It is asked for every piece in
-order."""
+class Portion(NamedTuple):
+    """Pieces, of one parameter or several, that are read and written together.
+
+    Attributes:
+        pieces: The pieces, in order.
+    """
+
+    pieces: tuple[Piece, ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many entries each piece has."""
+        return [piece.numbers.numel() for piece in self.pieces]
+
+    def read(self) -> Tensor:
+        """A copy of all entries in one vector."""
+        return torch.cat([piece.numbers.flatten() for piece in self.pieces])
+
+    def write(self, numbers: Tensor) -> None:
+        """Set all entries.
+
+        Args:
+            numbers: As `read` gives them.
+        """
+        parts = torch.split(numbers, self.sizes)
+        for piece, part in zip(self.pieces, parts, strict=True):
+            piece.numbers.copy_(part.view(piece.numbers.shape))
+
+
+def portions(tensors: Sequence[Tensor]) -> Iterator[Portion]:
+    """Put the pieces of tensors together, as many as make up the size of one.
+
+    Args:
+        tensors: Any tensors.
+
+    Yields:
+        The portions.
+    """
+    together: list[Piece] = []
+    room = 0
+    for piece in pieces(tensors):
+        size = piece.numbers.numel()
+        if together and size > room:
+            yield Portion(tuple(together))
+            together = []
+        if not together:
+            room = piece_size(piece.numbers.device)
+        together.append(piece)
+        room -= size
+    if together:
+        yield Portion(tuple(together))
+
+
+Reader = Callable[[Sequence[Piece]], Tensor]
+"""Gives a direction's entries at some pieces, in one vector. It is asked for all in order."""
 
 
 class Direction(Protocol):
@@ -140,13 +192,24 @@ class Gaussian:
         """Begin to draw."""
         spread, drawing = self.spread, Drawing(self.tangent)
 
-        def read(piece: Piece) -> Tensor:
-            place, offset = spread.places[piece.parameter], spread.offsets[piece.parameter]
-            found = place.stretches(piece.part, piece.start, piece.numbers.numel())
-            drawn = [drawing.draw(offset + begin, count) for begin, count in found]
-            return (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).reshape(piece.numbers.shape)
+        def read(pieces: Sequence[Piece]) -> Tensor:
+            drawn = [drawing.draw(begin, count) for begin, count in _stretches(pieces, spread)]
+            return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
 
         return read
+
+
+def _stretches(pieces: Sequence[Piece], spread: Spread) -> list[tuple[int, int]]:
+    """Where pieces are in the flat vector of all parameters: beginnings and lengths."""
+    found: list[tuple[int, int]] = []
+    for piece in pieces:
+        place, offset = spread.places[piece.parameter], spread.offsets[piece.parameter]
+        for begin, count in place.stretches(piece.part, piece.start, piece.numbers.numel()):
+            if found and sum(found[-1]) == offset + begin:
+                found[-1] = found[-1][0], found[-1][1] + count
+            else:
+                found.append((offset + begin, count))
+    return found
 
 
 class Given:
@@ -169,7 +232,7 @@ class Given:
     def reader(self) -> Reader:
         """Begin to read it."""
         own = pieces(self.tensors)
-        return lambda _: next(own).numbers
+        return lambda pieces: torch.cat([next(own).numbers.flatten() for _ in pieces])
 
 
 def norm(tensors: Sequence[Tensor], spread: Spread) -> float:
@@ -214,7 +277,7 @@ def inner(direction: Direction, tensors: Sequence[Tensor], spread: Spread) -> fl
     """
     read, products = direction.reader(), [0.0] * len(tensors)
     for piece in pieces(tensors):
-        product = read(piece).double() * piece.numbers.double()
+        product = read([piece]).double() * piece.numbers.flatten().double()
         products[piece.parameter] += float(product.sum())
     return spread.total(products)
 

@@ -14,7 +14,7 @@ from ntk_monitor import Snapshot, linearize, probe
 from ntk_monitor.estimators import draw_tangents
 from ntk_monitor.model import displacement, shards
 from ntk_monitor.model.displacement import Displacement
-from ntk_monitor.model.shards import Gaussian, Given, inner, pieces
+from ntk_monitor.model.shards import Gaussian, Given, inner, pieces, portions
 from ntk_monitor.model.spread import Spread, place_of
 
 CPU = torch.device("cpu")
@@ -110,7 +110,9 @@ def test_tangents_drawn_piece_by_piece_are_those_drawn_at_once(size: int) -> Non
     wanted = draw_tangents(size, range(3, 4), 7)[0]
     cuts = [t.clone() for t in torch.tensor_split(torch.zeros(size), 3)]
     read = Gaussian(7, 3, spread_of(cuts), CPU).reader()
-    assert torch.equal(torch.cat([read(piece) for piece in pieces(cuts)]), wanted)
+    assert torch.equal(torch.cat([read([piece]) for piece in pieces(cuts)]), wanted)
+    read = Gaussian(7, 3, spread_of(cuts), CPU).reader()
+    assert torch.equal(torch.cat([read(portion.pieces) for portion in portions(cuts)]), wanted)
     given = [torch.randn(len(cut), generator=torch.Generator().manual_seed(1)) for cut in cuts]
     product = inner(Gaussian(7, 3, spread_of(cuts), CPU), given, spread_of(cuts))
     assert product == pytest.approx(float(wanted.double() @ torch.cat(given).double()))
@@ -134,6 +136,16 @@ def test_pieces_cover_tensors_of_any_layout(monkeypatch: pytest.MonkeyPatch) -> 
         starts = [piece.start for piece in found]
         assert starts == [sum(p.numbers.numel() for p in found[:j]) for j in range(len(found))]
         assert all(piece.numbers.numel() <= 4 for piece in found)
+    together = list(portions(whole))
+    flat = torch.cat([portion.read() for portion in together])
+    assert flat.tolist() == torch.cat([tensor.flatten() for tensor in whole]).tolist()
+    assert all(sum(portion.sizes) <= 4 for portion in together)
+    assert len(together) < sum(len(portion.pieces) for portion in together)
+    apart = [tensor.clone() for tensor in whole]  # of the same layouts
+    for portion in portions(apart):
+        portion.write(portion.read() + 1)
+    for before, after in zip(whole, apart, strict=True):
+        assert torch.equal(after, before + 1)
 
 
 # The way back.
