@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as lightning
 import torch
 from torch.utils._pytree import tree_map_only
 
@@ -20,7 +24,7 @@ def trained(kind: str, precision: str, path: Path, *, watched: bool) -> dict[str
     monitor = NTKMonitor(
         4, max_products=16, modes=1, tolerance=1.0, max_overhead=None, on_error="raise"
     )
-    torch.cuda.manual_seed(0)
+    lightning.seed_everything(0, verbose=False)
     witness = Witness()
     trainer, module = train(kind, world, [monitor, witness] if watched else [witness], path)
     if watched:
@@ -30,6 +34,19 @@ def trained(kind: str, precision: str, path: Path, *, watched: bool) -> dict[str
     return tree_map_only(torch.Tensor, torch.Tensor.cpu, found)
 
 
-def pickled(kind: str, precision: str, path: Path, *, watched: bool) -> bytes:
-    """The same in bytes: shared memory would not outlive the process."""
-    return pickle.dumps(trained(kind, precision, path, watched=watched))
+def trained_apart(kind: str, precision: str, path: Path, *, watched: bool) -> dict[str, Any]:
+    """The same in a process of its own."""
+    found = path / f"{watched}.pickle"
+    subprocess.run(
+        [sys.executable, "-m", "harm.on_gpu", kind, precision, str(found), str(watched)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=True,
+        timeout=120,
+    )
+    return pickle.loads(found.read_bytes())
+
+
+if __name__ == "__main__":
+    _, kind, precision, found, watched = sys.argv
+    path = Path(found)
+    path.write_bytes(pickle.dumps(trained(kind, precision, path.parent, watched=watched == "True")))
