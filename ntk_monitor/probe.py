@@ -291,7 +291,8 @@ class Probe:
         def left() -> int:
             nonlocal in_time, asked
             spent = J.products - asked  # the same in all processes
-            if 2 * spent >= in_time:  # they meet for it anew when half of what was left is spent
+            # Several meet for it anew when a part of what was left is spent.
+            if ranks.size == 1 or 8 * spent >= in_time:
                 in_time = ranks.everyone.least(deadline.left(J.products, SAMPLING_SHARE))
                 asked, spent = J.products, 0
             return int(min(max_products - J.products - J.most_extra, in_time - spent))
