@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -118,6 +119,7 @@ def measured(
     parts = Activities()
     lin = linearize(module, {"input_ids": ids}, method=method, consume=parts.add)
     parts.add(lin.state.new_zeros(lin.rows, 0))
+    lin = replace(lin, outputs=None)  # as a probe does
     core = seconds(lambda: CoreGram.of(parts), 1)
     factor = lin.factor(0)
     factor.sample(range(1))  # chooses the step
@@ -144,8 +146,8 @@ def measured(
     return {**row, **{f"peak bytes, {name}": size for name, size in peaks.items() if size}}, core
 
 
-def on_gpu(repeats: int, trials: int, steps: int) -> list[dict[str, Any]]:
-    """Products in place of larger and larger models, until one does not fit."""
+def on_gpu(repeats: int, trials: int, steps: int) -> None:
+    """Products in place of larger and larger models, until one does not fit; saved one by one."""
     rows: list[dict[str, Any]] = []
     for size, shape in GPU_SIZES.items():
         torch.cuda.empty_cache()
@@ -163,9 +165,9 @@ def on_gpu(repeats: int, trials: int, steps: int) -> list[dict[str, Any]]:
         module = None
         rows.append(row)
         print(row, flush=True)
+        save("scaling_gpu", {"trials": trials, "steps": steps, "rows": rows})
         if "out of memory" in row:
             break
-    return rows
 
 
 def count(module: nn.Module) -> int:
@@ -205,8 +207,7 @@ def main() -> None:
     trials = arguments.trials or (8 if gpu else 2)
     steps = arguments.steps or (512 if gpu else 64)
     if gpu:
-        rows = on_gpu(arguments.repeats, trials, steps)
-        save("scaling_gpu", {"trials": trials, "steps": steps, "rows": rows})
+        on_gpu(arguments.repeats, trials, steps)
         return
     if "RANK" in os.environ:
         wire("0.9 M", 16, 32, 40)

@@ -39,7 +39,11 @@ def trained_apart(kind: str, precision: str, path: Path, *, watched: bool) -> di
     found = path / f"{watched}.pickle"
     subprocess.run(
         [sys.executable, "-m", "harm.on_gpu", kind, precision, str(found), str(watched)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:2",  # else an LSTM does not repeat itself
+        },
         check=True,
         timeout=120,
     )
