@@ -10,8 +10,9 @@ from torch import Tensor
 from ntk_monitor.estimators.formulas import at_least_float32, participation_ratio
 from ntk_monitor.ranks import ALONE, Ranks
 
-PIECE = 256
-"""Rows or columns of site activity that are converted to float64 at a time."""
+PIECE, NARROWEST = 2**20, 64
+"""Numbers of site activity that are converted to float64 at a time, and the fewest rows or columns
+of it."""
 ROUNDING = 4
 """Rounding units of the largest eigenvalue within which an eigenvalue may be zero."""
 
@@ -67,7 +68,7 @@ class Activities:
             self._multiply(self.gram, V)
 
     def _multiply(self, gram: Tensor, V: Tensor) -> None:
-        for piece in torch.split(V, PIECE, dim=1):
+        for piece in torch.split(V, max(PIECE // self._rows, NARROWEST), dim=1):
             wide = self.ranks.join(piece).double()
             gram += wide[self.ranks.share(self._rows)] @ wide.T
 
@@ -171,7 +172,8 @@ def _columns_gram(activities: Sequence[Tensor]) -> Tensor:
     """``V* V`` in float64."""
     columns = sum(V.shape[1] for V in activities)
     gram = activities[0].new_zeros(columns, columns, dtype=torch.float64)
-    for pieces in zip(*(torch.split(V, PIECE) for V in activities), strict=True):
+    rows = max(PIECE // max(columns, 1), NARROWEST)
+    for pieces in zip(*(torch.split(V, rows) for V in activities), strict=True):
         wide = torch.cat(pieces, dim=1).double()
         gram += wide.T @ wide
     return gram
