@@ -72,8 +72,9 @@ class Monitor(LoopMonitor):
             model: The model, wrapped for data parallelism, compiled or set up by Fabric as it may
                 be.
             optimizer: Its optimizer, or several; without one there are no steps to learn.
-            batch: The first batch, to probe on before the first step. Without it the batch of the
-                first `step` is kept, and probed on after that.
+            batch: The first batch, to probe on before the first step; not looked at where
+                ``probe_batch`` is one to probe on. Without either the batch of the first `step` is
+                kept, and probed on after that.
             total_steps: Optimizer steps of the whole training, for the alert and for probes that
                 are as dear as it can pay for.
             log_dir: Folder for event files, if there is no logger, and for ``alerts.jsonl``.

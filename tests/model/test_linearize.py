@@ -14,6 +14,7 @@ from ntk_monitor import Probe, linearize, probe
 from ntk_monitor.model import METHODS
 from ntk_monitor.model.memory import free_memory
 from ntk_monitor.model.products import SHORTENED, ForwardAD
+from ntk_monitor.operators import LinearOperator
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -116,30 +117,45 @@ def test_finite_differences_that_do_not_settle_are_refused() -> None:
         lin.jacobian.matvec(torch.ones(lin.jacobian.shape_in))
 
 
-def test_finite_differences_shorten_the_step_along_steep_directions() -> None:
-    """The step is checked on a random tangent; along a leading direction it would go too far."""
+class Steep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(1, 400))
+        self.state = nn.Identity()
 
-    class Steep(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(1, 400))
-            self.state = nn.Identity()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.state(torch.tanh(x @ self.weight.T))
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.state(torch.tanh(x @ self.weight.T))
 
+def steep_jacobian(method: str) -> LinearOperator:
     torch.manual_seed(0)
     net, x = Steep(), torch.full((6, 400), 0.5) + 0.1 * torch.randn(6, 400)
     net.weight.data -= (net.weight @ x.mean(0)) / x.mean(0).square().sum() * x.mean(0)
-    fd, ad = (
-        linearize(net, x, state="state", method=method).jacobian
-        for method in ("finite-difference", "forward-ad")
-    )
+    return linearize(net, x, state="state", method=method).jacobian
+
+
+def test_finite_differences_shorten_the_step_along_steep_directions() -> None:
+    """The step is checked on a random tangent; along a leading direction it would go too far."""
+    fd, ad = (steep_jacobian(method) for method in ("finite-difference", "forward-ad"))
     random, steep = torch.randn(ad.shape_in), ad.rmatvec(ad.matvec(torch.randn(ad.shape_in)))
     for direction in (random, steep):
         image = ad.matvec(direction)
         assert (fd.matvec(direction) - image).norm() < 2e-3 * image.norm()
     assert 4 <= fd.products <= 3 + SHORTENED  # one for the check of the first
+
+
+@pytest.mark.parametrize("method", ["finite-difference", "in-place"])
+def test_products_together_are_those_one_by_one(method: str) -> None:
+    """Some of a group are done again with a shorter step, the others are left as they are."""
+    ad = steep_jacobian("forward-ad")
+    steep = ad.rmatvec(ad.matvec(torch.randn(ad.shape_in)))
+    still, first, last = torch.zeros_like(steep), *torch.randn(2, *ad.shape_in)
+    group = torch.stack([still, first, steep, last, 0.5 * steep, still])
+    together, apart = steep_jacobian(method), steep_jacobian(method)
+    found = together.matmat(group)
+    assert torch.equal(found, torch.stack([apart.matvec(g) for g in group]))
+    assert together.products == apart.products > len(group) + 2
+    torch.testing.assert_close(found, ad.matmat(group), rtol=2e-3, atol=2e-3 * float(found.max()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
