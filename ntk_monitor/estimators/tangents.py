@@ -18,7 +18,7 @@ WORD = 2**64 - 1
 
 @dataclass(frozen=True)
 class Tangent:
-    """One random direction, any stretch of which can be drawn by itself.
+    """One random direction, any stretch of which can be drawn by itself (`Drawing`).
 
     Its entries depend on the seed, the index and their place alone, so that processes which hold
     parts of the parameters draw parts of the same direction, however many there are.
@@ -37,22 +37,10 @@ class Tangent:
     device: torch.device | str = "cpu"
     family: tuple[int, ...] = ()
 
-    def draw(self, start: int, count: int) -> Tensor:
-        """Successive entries.
-
-        Args:
-            start: The first of them.
-            count: How many.
-
-        Returns:
-            Shape ``(count,)``, in float32.
-        """
-        return Drawing(self).draw(start, count)
-
     @property
     def fingerprint(self) -> int:
         """A number that tells whether processes draw the same direction."""
-        return checksum(self.draw(0, min(self.size, CPU_BLOCK)))
+        return checksum(Drawing(self).draw(0, min(self.size, CPU_BLOCK)))
 
 
 class Drawing:
@@ -140,7 +128,7 @@ def draw_tangents(
     """
     tangents = torch.empty(len(indices), size, device=device, dtype=dtype)
     for row, index in zip(tangents, indices, strict=True):
-        row.copy_(Tangent(size, index, seed, device, family).draw(0, size))
+        row.copy_(Drawing(Tangent(size, index, seed, device, family)).draw(0, size))
     return tangents
 
 
