@@ -136,19 +136,11 @@ class Ranks:
         if self.size == 1:
             return tensors
         found: list[Tensor] = []
-        while len(found) < len(tensors):
-            these = [tensors[len(found)]]
-            room = PIECE - these[0].numel()
-            for x in tensors[len(found) + 1 :]:
-                room -= x.numel()
-                if room < 0:
-                    break
-                these.append(x)
-            flat = [x.detach().flatten() for x in these]
+        for these in runs([x.numel() for x in tensors], PIECE):
+            flat = [x.detach().flatten() for x in tensors[these]]
             every = self.sum(torch.cat(flat) if len(flat) > 1 else flat[0])
-            parts = torch.split(every, [x.numel() for x in these])
-            found += [part.reshape(x.shape) for part, x in zip(parts, these, strict=True)]
-        return tuple(found)
+            found += torch.split(every, [len(x) for x in flat])
+        return tuple(part.reshape(x.shape) for part, x in zip(found, tensors, strict=True))
 
     def total(self, value: float) -> float:
         """The sum of one number over all processes.
@@ -342,6 +334,26 @@ class Ranks:
                 "have the same settings, and batches of the same kind?"
             )
         return said[3 : 3 + count]
+
+
+def runs(sizes: Sequence[int], most: int) -> Iterator[slice]:
+    """Put successive things together, as many as fit.
+
+    Args:
+        sizes: Of the things.
+        most: How large they may be together; one that is larger is by itself.
+
+    Yields:
+        Which are together.
+    """
+    start = total = 0
+    for i, size in enumerate(sizes):
+        if i > start and total + size > most:
+            yield slice(start, i)
+            start, total = i, 0
+        total += size
+    if start < len(sizes):
+        yield slice(start, len(sizes))
 
 
 def checksum(*tensors: Tensor) -> int:

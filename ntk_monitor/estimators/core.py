@@ -43,6 +43,7 @@ class Activities:
         self.ranks = ranks
         self.kept: list[Tensor] = []
         self.gram: Tensor | None = None
+        self._counts: list[int] = []
         self._rows, self._columns = 0, 0
 
     def add(self, V: Tensor) -> None:
@@ -53,8 +54,8 @@ class Activities:
         """
         V = at_least_float32(V)
         if not self._rows:
-            counts = self.ranks.counts(len(V))
-            self.own, self.dtype, self._rows = self.ranks.own(counts), V.dtype, sum(counts)
+            self._counts, self.dtype = self.ranks.counts(len(V)), V.dtype
+            self.own, self._rows = self.ranks.own(self._counts), sum(self._counts)
         self._columns += V.shape[1]
         if self.gram is None and self._columns > self._rows:
             share = self.ranks.share(self._rows)
@@ -69,7 +70,7 @@ class Activities:
 
     def _multiply(self, gram: Tensor, V: Tensor) -> None:
         for piece in torch.split(V, max(PIECE // self._rows, NARROWEST), dim=1):
-            wide = self.ranks.join(piece).double()
+            wide = self.ranks.join(piece, counts=self._counts).double()
             gram += wide[self.ranks.share(self._rows)] @ wide.T
 
 

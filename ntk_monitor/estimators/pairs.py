@@ -181,8 +181,8 @@ class PairMoments:
         core = self._with_core(A, B)
         sums = self._ranks.sum(torch.cat([shares.flatten(), core]))
         self.core_squares = torch.cat([self.core_squares, sums[-len(core) :]])
-        planes = sums[: -len(core)].reshape(shares.shape)
-        columns = torch.cat([planes[:1] * planes[-3:-2], planes[-2:]])
+        *products, temporal, spatial = sums[: -len(core)].reshape(shares.shape)
+        columns = torch.stack([products[0] * products[-1], temporal, spatial])
         count = len(self.squares)
         pairs = torch.zeros(3, count, count, dtype=torch.float64, device="cpu")
         pairs[:, :old, :old] = self.pairs

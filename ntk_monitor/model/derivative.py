@@ -24,7 +24,7 @@ Quiet = Callable[[Kernels], AbstractContextManager[None]]
 """Makes the context to compute in, with the kernels that may be used."""
 
 
-class Lazy(Sequence[Tensor]):
+class _Made(Sequence[Tensor]):
     """Tensors that are made whenever they are looked at."""
 
     def __init__(self, count: int, make: Callable[[int], Tensor]) -> None:
@@ -127,17 +127,18 @@ class Derivative(LinearOperator):
         X = self._trained(X)
         return self._products(lambda products: products(X), len(X))
 
-    def products_with(self, tangents: Sequence[Tensor]) -> Tensor:
-        """Products with tangents that are made as they are looked at, some methods one by one.
+    def products_with(self, count: int, tangent: Callable[[int], Tensor]) -> Tensor:
+        """Products with tangents that are made as they are looked at, by some methods one by one.
 
         Args:
-            tangents: The tangents.
+            count: How many.
+            tangent: Makes the one of a number.
 
         Returns:
-            Shape ``(b, *shape_out)``.
+            Shape ``(count, *shape_out)``.
         """
-        made = Lazy(len(tangents), lambda i: self._trained(tangents[i]))
-        return self._products(lambda products: products(made), len(made))
+        made = _Made(count, lambda i: self._trained(tangent(i)))
+        return self._products(lambda products: products(made), count)
 
     def _trained(self, X: Tensor) -> Tensor:
         """Tangents without what is not trained."""

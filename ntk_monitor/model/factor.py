@@ -10,7 +10,7 @@ from torch import Tensor
 from ntk_monitor.estimators import draw_tangents
 from ntk_monitor.estimators.pairs import inner_products
 from ntk_monitor.estimators.tangents import Tangent
-from ntk_monitor.model.derivative import Derivative, Lazy
+from ntk_monitor.model.derivative import Derivative
 from ntk_monitor.ranks import Ranks
 
 
@@ -46,8 +46,9 @@ class SampledJacobian:
 
     def sample(self, indices: range) -> Tensor:
         """``J g_i``, shape ``(len, B, T, n)``; a product each."""
-        drawn = Lazy(len(indices), lambda i: self.tangents(indices[i : i + 1])[0])
-        return self._jacobian.products_with(drawn)
+        return self._jacobian.products_with(
+            len(indices), lambda i: self.tangents(indices[i : i + 1])[0]
+        )
 
     def pull(self, u: Tensor) -> Tensor:
         """``J* u``, shape ``(p,)``; one product."""

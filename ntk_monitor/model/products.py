@@ -106,7 +106,7 @@ class DoubleBackward(TangentProducts):
         u = torch.zeros_like(y, requires_grad=True)
         (pulled,) = torch.autograd.grad(y, leaf, u, create_graph=True, materialize_grads=True)
         return torch.stack([
-            torch.autograd.grad(pulled, u, g, retain_graph=True)[0] for g in _together(G)
+            torch.autograd.grad(pulled, u, g, retain_graph=True)[0] for g in G
         ]).detach()
 
 
@@ -129,10 +129,9 @@ class FiniteDifference(TangentProducts):
     ) -> None:
         """Keep what the method needs; ``accuracy`` is the relative agreement of two steps."""
         super().__init__(function, at, chunk_size)
-        at = self.at
+        at, size = self.at, torch.linalg.vector_norm(self.at).clamp(min=SMALLEST_POINT)
 
         def difference(g: Tensor, step: float) -> tuple[Tensor, float]:
-            size = torch.linalg.vector_norm(at).clamp(min=SMALLEST_POINT)
             length = torch.linalg.vector_norm(g)
             epsilon = step * size / torch.where(length > 0, length, 1.0)
             point = torch.addcmul(at, g, epsilon)
@@ -156,7 +155,14 @@ class FiniteDifference(TangentProducts):
 
 
 def _together(G: Tangents) -> Tensor:
-    return G if isinstance(G, Tensor) else torch.stack([*G])
+    """Tangents in one tensor, which is filled as they are made."""
+    if isinstance(G, Tensor):
+        return G
+    first = G[0]
+    together = first.new_empty(len(G), *first.shape)
+    for i, row in enumerate(together):
+        row.copy_(G[i] if i else first)
+    return together
 
 
 def make_products(

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from ntk_monitor.estimators.tangents import OTHER_BLOCK, Drawing, Tangent
 from ntk_monitor.model.spread import Spread
+from ntk_monitor.ranks import runs
 
 PIECE = 2**16
 """Most entries of a parameter that are looked at together."""
@@ -132,19 +133,10 @@ def portions(tensors: Sequence[Tensor]) -> Iterator[Portion]:
     Yields:
         The portions.
     """
-    together: list[Piece] = []
-    room = 0
-    for piece in pieces(tensors):
-        size = piece.numbers.numel()
-        if together and size > room:
-            yield Portion(tuple(together))
-            together = []
-        if not together:
-            room = piece_size(piece.numbers.device)
-        together.append(piece)
-        room -= size
-    if together:
-        yield Portion(tuple(together))
+    every = tuple(pieces(tensors))
+    if every:
+        sizes, most = Portion(every).sizes, piece_size(every[0].numbers.device)
+        yield from (Portion(every[these]) for these in runs(sizes, most))
 
 
 Reader = Callable[[Sequence[Piece]], Tensor]
@@ -192,17 +184,17 @@ class Gaussian:
         """Begin to draw."""
         spread, drawing = self.spread, Drawing(self.tangent)
 
-        def read(pieces: Sequence[Piece]) -> Tensor:
-            drawn = [drawing.draw(begin, count) for begin, count in _stretches(pieces, spread)]
+        def read(these: Sequence[Piece]) -> Tensor:
+            drawn = [drawing.draw(begin, count) for begin, count in _stretches(these, spread)]
             return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
 
         return read
 
 
-def _stretches(pieces: Sequence[Piece], spread: Spread) -> list[tuple[int, int]]:
+def _stretches(these: Sequence[Piece], spread: Spread) -> list[tuple[int, int]]:
     """Where pieces are in the flat vector of all parameters: beginnings and lengths."""
     found: list[tuple[int, int]] = []
-    for piece in pieces:
+    for piece in these:
         place, offset = spread.places[piece.parameter], spread.offsets[piece.parameter]
         for begin, count in place.stretches(piece.part, piece.start, piece.numbers.numel()):
             if found and sum(found[-1]) == offset + begin:
@@ -232,7 +224,7 @@ class Given:
     def reader(self) -> Reader:
         """Begin to read it."""
         own = pieces(self.tensors)
-        return lambda pieces: torch.cat([next(own).numbers.flatten() for _ in pieces])
+        return lambda these: torch.cat([next(own).numbers.flatten() for _ in these])
 
 
 def norm(tensors: Sequence[Tensor], spread: Spread) -> float:
