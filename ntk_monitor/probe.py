@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from ntk_monitor.estimators import (
 from ntk_monitor.estimators.formulas import at_least_float32, relative_gap
 from ntk_monitor.estimators.sketch import MIN_SAMPLES
 from ntk_monitor.estimators.subspace import fix_signs
-from ntk_monitor.model import METHODS, Linearization, default_target, linearize, quiet
+from ntk_monitor.model import METHODS, Linearization, linearize, quiet
 from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
 from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.model.deadline import Deadline
@@ -36,9 +36,17 @@ from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.products import IN_PLACE, ProductMethod
 from ntk_monitor.model.spread import is_sharded
 from ntk_monitor.model.state import StatePath
+from ntk_monitor.model.step import Comparison, LossFn
 from ntk_monitor.ranks import ALONE, Ranks
-from ntk_monitor.snapshot import Snapshot
-from ntk_monitor.targets import PulledBack, pull_back, target_like, target_modes
+from ntk_monitor.snapshot import ComparedOutput, Snapshot
+from ntk_monitor.targets import (
+    PulledMode,
+    Target,
+    pull_back,
+    stacked_patterns,
+    target_like,
+    target_modes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +56,8 @@ Tier = Literal["core", "modes", "kernel"]
 PREFERENCE: tuple[ProductMethod, ...] = ("finite-difference", "forward-ad", "double-backward")
 """Methods in the order in which ``"auto"`` tries them. Finite differences cost two forward passes,
 in the memory of one and with any kernel, and are far more precise than sampling needs."""
+BACKWARD: ProductMethod = "double-backward"
+"""The method that sees what training's backward pass sees, and nothing else."""
 SAMPLING_SHARE = 0.8
 """Share of the time limit after which a probe makes do with the samples that it has."""
 EXACT_ROWS = 2048
@@ -72,6 +82,7 @@ class Probe:
         parameters: ParameterFilter = None,
         forward_fn: ForwardFn | None = None,
         target_fn: TargetFn | None = None,
+        loss_fn: LossFn | None = None,
         mask_fn: MaskFn | None = None,
         modes: int = 3,
         learning_rate: float | None = None,
@@ -111,10 +122,14 @@ class Probe:
         require(time_limit is None or time_limit > 0, "time_limit", "seconds, or None", time_limit)
         require(max_memory is None or max_memory > 0, "max_memory", "bytes, or None", max_memory)
         require(seed >= 0, "seed", "0 or more", seed)
+        forward = forward_fn is not None or target_fn is not None
+        one = loss_fn is None or not forward
+        require(one, "loss_fn", "left out where forward_fn or target_fn are given", loss_fn)
         self.state = state
         self.parameters = parameters
         self.forward_fn = forward_fn
         self.target_fn = target_fn
+        self.loss_fn = loss_fn
         self.mask_fn = mask_fn
         self.modes = modes
         self.learning_rate = learning_rate
@@ -177,13 +192,17 @@ class Probe:
         module = plain_module(module)
         with ranks.together(), quiet(module, kernels="any"), deadline.keep():
             lin, core = self._linearize(module, batch, ranks)
-            pulled = self._target(batch, lin, core, preconditioner)
-            lin = replace(lin, outputs=None)  # which may be larger than all activations
+            targets, remarks = self._targets(lin)
+            pulled = self._pulled(lin, core, targets, preconditioner)
+            remarks += _remarks(lin, targets)
+            outputs = tuple(map(_described, lin.comparisons)) if lin.loss is not None else ()
+            lin = replace(lin, outputs=None, comparisons=())  # which may be larger than all else
+            told = _Told(pulled, outputs, remarks, learning_rate, deadline)
             if not ranks.all(core.is_finite and bool(torch.isfinite(lin.state).all())):
                 _warn_non_finite("activations", ranks)
-                return self._snapshot(lin, core, pulled, None, math.nan, learning_rate, deadline)
-            if self.tier != "kernel":
-                return self._snapshot(lin, core, pulled, None, math.nan, learning_rate, deadline)
+                return self._snapshot(lin, core, told, None, math.nan)
+            if self.tier != "kernel" or not lin.parameters:
+                return self._snapshot(lin, core, told, None, math.nan)
             most = self.max_products if max_products is None else max_products
             try:
                 kernel, adjoint_error = self._measure(
@@ -196,7 +215,7 @@ class Probe:
             finally:
                 if lin.jacobian.halved:
                     self.chunk_size = lin.jacobian.chunk_size
-            return self._snapshot(lin, core, pulled, kernel, adjoint_error, learning_rate, deadline)
+            return self._snapshot(lin, core, told, kernel, adjoint_error)
 
     def _linearize(
         self,
@@ -215,6 +234,8 @@ class Probe:
             state=self.state,
             parameters=self.parameters,
             forward_fn=self.forward_fn,
+            target_fn=self.target_fn,
+            loss_fn=self.loss_fn,
             mask_fn=self.mask_fn,
             method=wanted,
             dtype=self.dtype,
@@ -235,35 +256,46 @@ class Probe:
         parts.add(lin.state.new_zeros(lin.rows, 0))
         return lin, CoreGram.of(parts)
 
-    def _target(
+    def _targets(self, lin: Linearization) -> tuple[dict[int, Target], tuple[str, ...]]:
+        """The targets by the number of their comparison, and what cannot be one."""
+        found: dict[int, Target] = {}
+        remarks: list[str] = []
+        ranks = lin.ranks
+        for number, comparison in enumerate(lin.comparisons) if self.modes else ():
+            output = lin.placed_output(comparison)
+            if not ranks.all(comparison.target is not None and output is not None):
+                continue
+            assert output is not None
+            try:
+                target = target_like(comparison, output, lin)
+            except ValueError as error:
+                if self.target_fn is not None:
+                    raise
+                whose = "batch" if comparison.head.loss is None else comparison.head.name
+                remark = f"the {whose}'s target is left aside: {error}"
+                _warn(remark, ranks)
+                remarks.append(remark)
+                continue
+            if not ranks.all(bool(torch.isfinite(target.values).all())):
+                _warn_non_finite("targets", ranks)
+                continue
+            found[number] = target
+        return found, tuple(remarks)
+
+    def _pulled(
         self,
-        batch: Any,  # noqa: ANN401
         lin: Linearization,
         core: CoreGram,
+        targets: dict[int, Target],
         preconditioner: Preconditioner | None,
-    ) -> PulledBack | None:
-        target, output = (self.target_fn or default_target)(batch), lin.output
-        ranks = lin.ranks
-        if not self.modes or not ranks.all(target is not None and output is not None):
-            return None
-        assert target is not None
-        assert output is not None
-        try:
-            placed = target_like(target, output, lin)
-        except ValueError as error:
-            if self.target_fn is not None:
-                raise
-            _warn(f"the batch's target is left aside: {error}", ranks)
-            return None
-        if not ranks.all(bool(torch.isfinite(placed.values).all())):
-            _warn_non_finite("targets", ranks)
-            return None
+    ) -> tuple[PulledMode, ...]:
+        derivatives = self.tier != "core"
         return pull_back(
-            placed,
+            targets,
             self.modes,
             lin,
             core,
-            derivatives=self.tier != "core",
+            derivatives=derivatives,
             preconditioner=preconditioner,
         )
 
@@ -286,7 +318,7 @@ class Probe:
             J.defer("finite-difference")
             return ExactKernel(_dense(lin, values), core), self._adjoint_error(lin, seed)
 
-        in_time, asked = 0.0, J.products
+        in_time, asked, begun = 0.0, J.products, 0
 
         def left() -> int:
             nonlocal in_time, asked
@@ -295,7 +327,7 @@ class Probe:
             if ranks.size == 1 or 8 * spent >= in_time:
                 in_time = ranks.everyone.least(deadline.left(J.products, SAMPLING_SHARE))
                 asked, spent = J.products, 0
-            return int(min(max_products - J.products - J.most_extra, in_time - spent))
+            return int(min(max_products + begun - J.products - J.most_extra, in_time - spent))
 
         factor = lin.factor(seed)
         if ranks.size > 1:
@@ -304,15 +336,22 @@ class Probe:
                 factor.fingerprint,
                 "give all the same seed, and the same kind of device",
             )
-        measured = sample_kernel(
-            factor,
-            core,
-            tolerance=self.tolerance,
-            left=left,
-            seed=seed,
-            max_memory=room(self.max_memory, lin.state.device),
-        )
-        self._require_adjoint(J, measured.adjoint_error)
+        while True:
+            measured = sample_kernel(
+                factor,
+                core,
+                tolerance=self.tolerance,
+                left=left,
+                seed=seed,
+                max_memory=room(self.max_memory, lin.state.device),
+            )
+            if self._agrees(J, measured.adjoint_error):
+                break
+            # Something is detached on the way: training's derivative is the one backward.
+            if self.method != "auto" or not J.fall_back(BACKWARD):
+                self._require_adjoint(J, measured.adjoint_error)
+            begun = asked = J.products
+            in_time, factor = 0.0, lin.factor(seed)
         # What worked is tried first from now on; training can make it fail (a step of finite
         # differences across many kinks), and then the next one takes over.
         if J.method in self.order:
@@ -331,15 +370,22 @@ class Probe:
         self._require_adjoint(lin.jacobian, error)
         return error
 
+    def _agrees(self, J: Derivative, error: float) -> bool:
+        return error <= self._adjoint_limit(J)
+
+    def _adjoint_limit(self, J: Derivative) -> float:
+        """How far both directions may differ: by rounding; finite differences by the tolerance."""
+        limit = 10 * math.sqrt(torch.finfo(J.dtype).eps)
+        by_differences = J.method in {"finite-difference", "in-place"}
+        return max(limit, self.tolerance) if by_differences else limit
+
     def _require_adjoint(self, J: Derivative, error: float) -> None:
-        """Refuse derivatives that disagree by more than rounding.
+        """Refuse derivatives that disagree by more than that.
 
         Raises:
-            RuntimeError: If they do (for finite differences, by more than the tolerance).
+            RuntimeError: If they do.
         """
-        limit = 10 * math.sqrt(torch.finfo(J.dtype).eps)
-        if J.method in {"finite-difference", "in-place"}:
-            limit = max(limit, self.tolerance)
+        limit = self._adjoint_limit(J)
         if error > limit:
             raise RuntimeError(
                 f"forward and backward derivatives of the state disagree: <J g, z> and <g, J* z> "
@@ -352,11 +398,9 @@ class Probe:
         self,
         lin: Linearization,
         core: CoreGram,
-        pulled: PulledBack | None,
+        told: _Told,
         measured: Measured | ExactKernel | None,
         adjoint_error: float,
-        learning_rate: float | None,
-        deadline: Deadline,
     ) -> Snapshot:
         """Put the numbers together."""
         n, ranks = lin.state.shape[2], lin.ranks
@@ -369,9 +413,8 @@ class Probe:
             if kernel is not None:
                 _warn_non_finite("derivatives", ranks)
         modes = _whole(modes.T.reshape(-1, *lin.state.shape[:2]), ranks)
-        rate = self.learning_rate if learning_rate is None else learning_rate
-        targets = target_modes(pulled, statistics.frobenius_norm, rate) if pulled else ()
-        patterns = pulled.decomposition.patterns if pulled else modes[:0]
+        rate = self.learning_rate if told.learning_rate is None else told.learning_rate
+        pulled = told.pulled
         return Snapshot(
             core_cosine=statistics.core_cosine,
             temporal_core_cosine=statistics.temporal_core_cosine,
@@ -384,19 +427,67 @@ class Probe:
             core_spectrum=core.spectrum,
             temporal_spectrum=spectrum.cpu(),
             temporal_modes=modes,
-            target_modes=targets,
-            target_patterns=_whole(patterns, ranks) if pulled else patterns,
+            target_modes=target_modes(pulled, statistics.frobenius_norm, rate),
+            target_patterns=_whole(stacked_patterns(pulled), ranks) if pulled else modes[:0],
             coverage=lin.coverage,
             state_shape=(*modes.shape[1:], n),
             state=lin.modules,
             products=int(-ranks.least(-lin.jacobian.products)),
-            seconds=-ranks.everyone.least(-deadline.elapsed),
+            seconds=-ranks.everyone.least(-told.deadline.elapsed),
             method="exact" if isinstance(kernel, ExactKernel) else lin.jacobian.method,
             scheme=measured.scheme if isinstance(measured, Measured) else "exact",
-            tier=self.tier,
+            tier=self.tier if lin.parameters else _lower(self.tier),
             tolerance_met=measured.tolerance_met if isinstance(measured, Measured) else True,
             adjoint_error=adjoint_error,
+            step=lin.step,
+            loss=lin.loss,
+            outputs=told.outputs,
+            remarks=told.remarks,
         )
+
+
+class _Told(NamedTuple):
+    """What is known of a snapshot before any product."""
+
+    pulled: tuple[PulledMode, ...]
+    outputs: tuple[ComparedOutput, ...]
+    remarks: tuple[str, ...]
+    learning_rate: float | None
+    deadline: Deadline
+
+
+def _lower(tier: Tier) -> Tier:
+    """How far a measurement goes of a state that nothing trained reaches."""
+    return "modes" if tier == "kernel" else tier
+
+
+def _described(comparison: Comparison) -> ComparedOutput:
+    """One output that the loss compares, in words."""
+    head, target = comparison.head, comparison.target
+    assert head.loss is not None
+    assert comparison.output is not None
+    kind = {"values": "values", "bits": "yes or no", "classes": "classes"}[head.loss.kind]
+    shape = () if target is None else tuple(target.shape)
+    counts = comparison.counts
+    part = "" if counts is None else f", {float(counts.double().mean()):.0%} of the entries count"
+    return ComparedOutput(
+        head.name, head.loss.name, tuple(comparison.output.shape), f"{kind} {shape}{part}"
+    )
+
+
+def _remarks(lin: Linearization, targets: dict[int, Target]) -> tuple[str, ...]:
+    """What was not found or not measured, each with what to do about it."""
+    remarks = []
+    if not lin.parameters:
+        remarks.append(
+            f"nothing that is trained moves the state {', '.join(lin.modules)!r} yet: there are no "
+            "numbers of the kernel until its parameters require gradients; state=... names another"
+        )
+    if lin.loss is not None and not math.isfinite(lin.loss):
+        remarks.append(f"the loss of {lin.step} is {lin.loss} on the kept batch")
+    if not targets and lin.without_targets:
+        remarks.append(lin.without_targets)
+    return tuple(remarks)
 
 
 def probe(
@@ -407,6 +498,7 @@ def probe(
     parameters: ParameterFilter = None,
     forward_fn: ForwardFn | None = None,
     target_fn: TargetFn | None = None,
+    loss_fn: LossFn | None = None,
     mask_fn: MaskFn | None = None,
     modes: int = 3,
     learning_rate: float | None = None,
@@ -427,22 +519,28 @@ def probe(
 
     Args:
         module: The model, a plain ``nn.Module`` or a ``LightningModule``.
-        batch: What to call it on, and the target.
+        batch: What training would call it on.
         state: Path of the module whose output is the state ``h``, or several paths, whose features
-            are put side by side. ``"auto"`` takes the last recurrent layer or cell called; without
-            one, the last module before the readout (a ``nn.Linear`` called last of all layers), or,
-            if that is pooled and most weights act on other rows, the last one on theirs. Of
-            images, (B, n, H, W), the positions are rows.
+            are put side by side. ``"auto"`` takes, on the way from trained parameters to every
+            output that the loss compares, the last recurrent layer or cell; without one, the last
+            module before the readout (the last layer with weights, if it is linear or
+            convolutional), or, if that is pooled and most weights act on other rows, the last one
+            on theirs. Of images, (B, n, H, W), the positions are rows.
         parameters: Names, glob patterns, or a predicate of (name, parameter); by default every
             parameter that requires a gradient.
-        forward_fn: ``(module, batch) -> outputs``. By default a tensor or packed sequence is
-            passed to the module, of a tuple as many of its first elements as ``forward``
-            requires, of a mapping or dataclass the entries that ``forward`` takes; of a structured
-            output the ``logits`` count, else the ``last_hidden_state``, else the first floating
-            tensor.
+        forward_fn: ``(module, batch) -> outputs``, to probe a forward pass in place of the step.
+            Where there is no step function, a tensor or packed sequence is passed to the module, of
+            a tuple as many of its first elements as ``forward`` requires, of a mapping or dataclass
+            the entries that ``forward`` takes; of a structured output the ``logits`` count, else
+            the ``last_hidden_state``, else the first floating tensor.
         target_fn: ``batch -> target``, of the outputs' shape or class indices (negative ones do
-            not count); by default the second element of a tuple, or the entry ``labels``,
-            ``label``, ``targets``, ``target`` or ``y``.
+            not count), to probe a forward pass in place of the step. Where there is no step
+            function, the second element of a tuple, or the entry ``labels``, ``label``,
+            ``targets``, ``target`` or ``y``.
+        loss_fn: ``(module, batch) -> loss``: the step function, what training minimises. By default
+            a LightningModule's ``training_step``, or the loss that the module itself returns, as
+            those of the transformers library do of a batch with labels. What its loss compares are
+            the outputs and the target; masks, weights and classes that are ignored are thereby in.
         mask_fn: ``batch -> mask``: which rows of the state there are, (B, T), the others being
             padding, or the lengths, (B,); by default the batch's ``attention_mask``, if it has one
             with the state's rows. Packed sequences need none.
@@ -496,6 +594,7 @@ def probe(
         parameters=parameters,
         forward_fn=forward_fn,
         target_fn=target_fn,
+        loss_fn=loss_fn,
         mask_fn=mask_fn,
         modes=modes,
         learning_rate=learning_rate,

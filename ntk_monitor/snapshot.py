@@ -47,6 +47,8 @@ class TargetMode:
         preconditioned_steps_to_learn: ``N / (2 lr <J_y* e_i, D J_y* e_i>)``: the same for an
             optimizer that multiplies the gradient with some ``D``, such as Adam or Shampoo. None
             without one.
+        output: The module whose output the target is compared with, where there are several.
+        share: ``sigma_i^2`` of the squared size of its target.
     """
 
     index: int
@@ -57,6 +59,25 @@ class TargetMode:
     core_overlap: float
     steps_to_learn: float | None
     preconditioned_steps_to_learn: float | None = None
+    output: str = ""
+    share: float = math.nan
+
+
+@dataclass(frozen=True)
+class ComparedOutput:
+    """One output that a loss compares with a target.
+
+    Attributes:
+        name: The module that computes it.
+        loss: What compares it: the name of a loss function, or what a loss by hand does.
+        shape: The output's, as the loss gets it, features or classes last.
+        target: What it is compared with, in words.
+    """
+
+    name: str
+    loss: str
+    shape: tuple[int, ...]
+    target: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +112,11 @@ class Snapshot:
         tolerance_met: Whether every sampled number reached the wanted relative standard error;
             if not, the budget ended the sampling.
         tier: How far the measurement went; see `probe`. What it did not reach is nan or None.
+        step: What was called: a training step, a user's loss, or a forward pass.
+        loss: The loss that training minimises, on this batch; None where only a forward pass is
+            known.
+        outputs: What the loss compares.
+        remarks: What was not found or not measured, each with what to do about it.
         adjoint_error: ``|<J g, z> - <g, J* z>| / ||J g||`` for random ``g`` and ``z``: both
             directions of differentiation must agree.
     """
@@ -118,6 +144,10 @@ class Snapshot:
     adjoint_error: float
     tier: str = "kernel"
     state: tuple[str, ...] = ()
+    step: str = ""
+    loss: float | None = None
+    outputs: tuple[ComparedOutput, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def is_finite(self) -> bool:
@@ -283,7 +313,8 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
         return [_plain(item) for item in value]
     if isinstance(value, Coverage):
         return asdict(value)
-    return asdict(value) if isinstance(value, (Estimate, TargetMode)) else value
+    known = (Estimate, TargetMode, ComparedOutput)
+    return asdict(value) if isinstance(value, known) else value
 
 
 def _revive(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -300,6 +331,11 @@ def _revive(record: Mapping[str, Any]) -> dict[str, Any]:
         tuple(tuple(site) for site in coverage.get("sites", ())),
     )
     revived["state"] = tuple(record.get("state", ()))
+    revived["remarks"] = tuple(record.get("remarks", ()))
+    revived["outputs"] = tuple(
+        ComparedOutput(**{**output, "shape": tuple(output["shape"])})
+        for output in record.get("outputs", ())
+    )
     revived["state_shape"] = tuple(record["state_shape"])
     revived["target_modes"] = tuple(
         TargetMode(**{**mode, "alignment": Estimate(**mode["alignment"])})

@@ -6,13 +6,15 @@ import copy
 import inspect
 import io
 import pickle
+import types
 import zlib
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
@@ -90,6 +92,24 @@ def _entries(batch: Any) -> Mapping[str, Any] | None:  # noqa: ANN401
     if is_dataclass(batch) and not isinstance(batch, type):
         return {field.name: getattr(batch, field.name) for field in fields(batch)}
     return None
+
+
+def described(batch: Any) -> str:  # noqa: ANN401
+    """A batch in words.
+
+    Args:
+        batch: Anything.
+
+    Returns:
+        Its class, and what is in it.
+    """
+    entries = _entries(batch)
+    name = type(batch).__name__
+    if entries is not None:
+        return f"the batch, a {name} with the entries {', '.join(map(repr, entries))}"
+    if isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence):
+        return f"the batch, a {name} of {', '.join(type(item).__name__ for item in batch)}"
+    return f"the batch, a {name}"
 
 
 def _padded(found: Any) -> Any:  # noqa: ANN401
@@ -184,28 +204,36 @@ def keep_batch(batch: Any) -> Any:  # noqa: ANN401
     """Copy a batch, so that nobody else's later change reaches it.
 
     Args:
-        batch: Nested tuples, lists, mappings or dataclasses of tensors; or an object of the user's.
+        batch: Anything; tensors are found in containers and in objects.
 
     Returns:
         The same structure with tensors of its own, outside inference mode.
     """
     with torch.inference_mode(mode=False):
-        cloned = apply_to_collection(batch, Tensor, lambda t: t.detach().clone())
-    return copy_objects(cloned)
+        return copy_batch(batch, lambda t: t.detach().clone())
 
 
-def copy_objects(batch: Any) -> Any:  # noqa: ANN401
-    """Copy all of a batch but its tensors.
+def copy_batch(batch: Any, convert: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
+    """Copy a batch of any class, with other tensors in it.
 
     Args:
-        batch: Nested tuples, lists, mappings or dataclasses; or an object of the user's.
+        batch: Anything; tensors are found in containers and in objects.
+        convert: From each tensor to the one that takes its place.
 
     Returns:
-        The same structure; tensors in containers are the same, those in objects are copies.
+        The same structure; a tensor that stands in two places does so in the copy.
+
+    Raises:
+        TypeError: If the batch holds something that cannot be copied.
     """
-    tensors: dict[int, Any] = {}
-    apply_to_collection(batch, Tensor, lambda t: tensors.setdefault(id(t), t))
-    return copy.deepcopy(batch, tensors)
+    instead: dict[int, Any] = {id(t): convert(t) for t in tensors_of(batch)}
+    try:
+        return copy.deepcopy(batch, instead)
+    except Exception as error:
+        raise TypeError(
+            f"the batch, a {type(batch).__name__}, cannot be copied ({error}), so that a probe could "
+            "change it: pass probe_batch, a batch that copy.deepcopy takes"
+        ) from error
 
 
 def is_plain(batch: Any) -> bool:  # noqa: ANN401
@@ -228,14 +256,47 @@ def tensors_of(batch: Any) -> list[Tensor]:  # noqa: ANN401
     """The tensors of a batch, in order.
 
     Args:
-        batch: Nested tuples, lists, mappings or dataclasses of tensors.
+        batch: Anything; tensors are found in containers and in the attributes of objects.
 
     Returns:
-        The tensors; those in other objects are not found.
+        Each tensor once.
     """
     found: list[Tensor] = []
-    apply_to_collection(batch, Tensor, found.append)
+    seen: dict[int, Any] = {}
+    waiting = [batch]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or isinstance(value, _WITHOUT_TENSORS):
+            continue
+        seen[id(value)] = value
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, PackedSequence):  # whose sizes stay on the CPU
+            waiting += [value.unsorted_indices, value.sorted_indices, value.data]
+        else:
+            waiting += reversed(list(_inside(value)))
     return found
+
+
+_WITHOUT_TENSORS = (str, bytes, int, float, complex, type(None), type, types.ModuleType, np.ndarray)
+
+
+def _inside(value: Any) -> Iterator[Any]:  # noqa: ANN401
+    """What an object holds."""
+    if isinstance(value, Mapping):
+        yield from value.values()
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
+        yield from value
+    slots = (
+        name for kind in type(value).__mro__ for name in _names(kind.__dict__.get("__slots__"))
+    )
+    yield from (held for name in slots if (held := getattr(value, name, None)) is not None)
+    yield from getattr(value, "__dict__", {}).values()
+
+
+def _names(slots: Any) -> Sequence[str]:  # noqa: ANN401
+    names = (slots,) if isinstance(slots, str) else tuple(slots or ())
+    return [name for name in names if name not in {"__dict__", "__weakref__"}]
 
 
 def size_of(batch: Any) -> int:  # noqa: ANN401
@@ -287,19 +348,19 @@ def on_cpu(batch: Any) -> Any:  # noqa: ANN401
     """Move every tensor of a batch to the CPU.
 
     Args:
-        batch: Nested tuples, lists, mappings or dataclasses of tensors.
+        batch: Anything.
 
     Returns:
         The same structure.
     """
-    return apply_to_collection(batch, Tensor, Tensor.cpu)
+    return copy_batch(batch, Tensor.cpu)
 
 
 def cast_batch(batch: Any, dtype: torch.dtype, device: torch.device) -> Any:  # noqa: ANN401
     """Move every tensor of a batch to a device, and floating ones to a dtype.
 
     Args:
-        batch: Nested tuples, lists, mappings or dataclasses of tensors.
+        batch: Anything.
         dtype: Floating type.
         device: Device.
 
@@ -312,4 +373,52 @@ def cast_batch(batch: Any, dtype: torch.dtype, device: torch.device) -> Any:  # 
         return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
     with torch.inference_mode(mode=False):
-        return apply_to_collection(batch, Tensor, cast)
+        return copy_batch(batch, cast)
+
+
+class FreshBatch:
+    """A batch for one call after another, each of which gets it as it was."""
+
+    def __init__(self, batch: Any) -> None:  # noqa: ANN401
+        """Keep it.
+
+        Args:
+            batch: The batch, which nobody else changes.
+        """
+        self._batch = batch
+        self._is_changed: bool | None = None
+        self._lent: list[tuple[Tensor, int, bool]] = []
+
+    def lend(self) -> Any:  # noqa: ANN401
+        """The batch for one call; with tensors of its own until it is known that no call changes them.
+
+        Returns:
+            A copy.
+        """
+        if self._is_changed is False:
+            return copy_batch(self._batch, lambda tensor: tensor)
+        lent = copy_batch(self._batch, lambda tensor: tensor.detach().clone())
+        if self._is_changed is None:
+            self._lent = [(t, t._version, t.requires_grad) for t in tensors_of(lent)]
+        return lent
+
+    def settle(self) -> None:
+        """Look whether the call that the batch was lent to has changed a tensor of it."""
+        if self._is_changed is None:
+            now = zip(self._lent, tensors_of(self._batch), strict=True)
+            self._is_changed = any(
+                t._version != version or t.requires_grad != requires_grad or not _same(t, before)
+                for (t, version, requires_grad), before in now
+            )
+            self._lent = []
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers; not, where they cannot be compared."""
+    try:
+        return torch.equal(a, b) or (
+            bool(torch.equal(a.isnan(), b.isnan()))
+            and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
+        )
+    except (RuntimeError, NotImplementedError):
+        return False

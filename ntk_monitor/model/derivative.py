@@ -103,6 +103,21 @@ class Derivative(LinearOperator):
         if len(self._methods) > 1:
             self._methods.pop(method, None)
 
+    def fall_back(self, method: str) -> bool:
+        """Do without all methods but one.
+
+        Args:
+            method: The one.
+
+        Returns:
+            False where that is the one in use, or not among them.
+        """
+        if method not in self._methods or self.method == method:
+            return False
+        self._methods = {method: self._methods[method]}
+        self._settled = True
+        return True
+
     def defer(self, method: str) -> None:
         """Try a method last."""
         if method in self._methods:

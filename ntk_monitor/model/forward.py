@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import wraps
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
-from torch.utils.hooks import RemovableHandle
 
-from ntk_monitor.model.batch import ForwardFn, copy_objects, is_plain
+from ntk_monitor.model.batch import FreshBatch
 from ntk_monitor.model.collector import Collector
 from ntk_monitor.model.deadline import require_time
 from ntk_monitor.model.edit import Edit
@@ -26,6 +26,8 @@ from ntk_monitor.model.recorder import Injector, Recorder
 from ntk_monitor.model.shards import dots
 from ntk_monitor.model.sketched import Sketch, without_saved_tensors
 from ntk_monitor.model.state import Call, State
+from ntk_monitor.model.step import StepFunction
+from ntk_monitor.model.step.watch import Discovery, Following, LossWatch, Reading
 from ntk_monitor.ranks import Ranks
 
 PLAIN = Edit()
@@ -33,15 +35,33 @@ PLAIN = Edit()
 
 
 class _Caller(nn.Module):
-    """A module whose ``forward`` is the user's ``forward_fn``, as ``functional_call`` needs it."""
+    """A module whose ``forward`` is the step, as ``functional_call`` needs it."""
 
-    def __init__(self, module: nn.Module, forward_fn: ForwardFn) -> None:
+    def __init__(self, module: nn.Module, step: StepFunction) -> None:
         super().__init__()
         self.module = module
-        self._forward_fn = (forward_fn,)  # in a tuple: a callable module must not be registered
+        self._step = (step,)  # in a tuple: a callable module must not be registered
 
     def forward(self, batch: Any) -> Any:  # noqa: ANN401
-        return self._forward_fn[0](self.module, batch)
+        return self._step[0](self.module, batch)
+
+
+class _Enough(BaseException):
+    """Ends a pass whose state is complete; no error, so that nobody who expects one takes it."""
+
+
+class Recorded(NamedTuple):
+    """One recorded pass.
+
+    Attributes:
+        recorder: The calls of submodules and the uses of parameters.
+        discovery: What the loss may compare.
+        returned: What the step returned.
+    """
+
+    recorder: Recorder
+    discovery: Discovery
+    returned: Any
 
 
 class ForwardMap:
@@ -57,7 +77,7 @@ class ForwardMap:
         self,
         module: nn.Module,
         batch: Any,  # noqa: ANN401
-        forward_fn: ForwardFn,
+        step: StepFunction,
         dtype: torch.dtype,
     ) -> None:
         """Copy the module's tensors in the arithmetic of the probe.
@@ -65,7 +85,7 @@ class ForwardMap:
         Args:
             module: The module under study.
             batch: What to call it on, already in that arithmetic.
-            forward_fn: How to call it.
+            step: How to call it.
             dtype: Floating type of the copies.
 
         Raises:
@@ -78,10 +98,11 @@ class ForwardMap:
                 f"{scripted[0]!r}): probe the module that was scripted or traced"
             )
         self.module = module
-        self.batch = batch
-        self._plain_batch = is_plain(batch)
+        self.step = step
+        self.batch = FreshBatch(batch)
         self.dtype = dtype
-        self._caller = _Caller(module, forward_fn)
+        self._caller = _Caller(module, step)
+        self._steps_itself = False
         tensors = [*module.named_parameters(), *module.named_buffers()]
         self.tensors = {name: self._taken(tensor) for name, tensor in tensors}
         self._device = next((t.device for _, t in tensors), torch.device("cpu"))
@@ -110,6 +131,8 @@ class ForwardMap:
 
     keeps_graph = True
     """Whether one run serves several calls of `gradients`."""
+    stops_early = True
+    """Whether a pass for the state alone ends with the state."""
 
     def gradients(
         self, value: Tensor, inputs: Mapping[str, Tensor], u: Tensor
@@ -162,8 +185,8 @@ class ForwardMap:
 
     def record(
         self, names: Sequence[str], sketch: Sketch | None = None, room: float = math.inf
-    ) -> Recorder:
-        """Run once, recording every call of a submodule and every use of some parameters.
+    ) -> Recorded:
+        """Run once, recording calls of submodules, uses of some parameters, and what is compared.
 
         Args:
             names: The parameters. What is computed from them carries a graph.
@@ -178,24 +201,31 @@ class ForwardMap:
         own = {name: self.tensors[name].clone() for name, _ in self.module.named_buffers()}
         versions = {name: t._version for name, t in own.items()}
         constants = {n: t for n, t in self.tensors.items() if n not in theta} | own
-        recorder = Recorder(theta, constants.values(), sketch, room)
-        self._record({**self.tensors, **theta, **own}, recorder)
+        recorder, discovery = Recorder(theta, constants.values(), sketch, room), Discovery()
+        returned = self._record({**self.tensors, **theta, **own}, recorder, discovery)
+        self.batch.settle()
+        self._steps_itself = discovery.differentiates
         self._written = [
             name
             for name, t in own.items()
             if t._version != versions[name] or not _same(t, self.tensors[name])
         ]
-        return recorder
+        return Recorded(recorder, discovery, returned)
 
-    def _record(self, tensors: Mapping[str, Tensor], recorder: Recorder) -> None:
+    def _record(
+        self, tensors: Mapping[str, Tensor], recorder: Recorder, discovery: Discovery
+    ) -> Any:  # noqa: ANN401
         with ExitStack() as stack:
             if recorder.sketch is not None:
                 stack.enter_context(without_saved_tensors())
             stack.enter_context(recording(self.module, recorder))
             stack.enter_context(recorder)
+            if self.step.is_watched:
+                stack.enter_context(discovery)
             held = Held(self.module.modules())
-            self._call(tensors)
+            returned = self._call(tensors)
             self._changing = held.changed()
+            return returned
 
     def collect(self, collector: Collector, names: Sequence[str], state: State) -> Tensor:
         """Run once more as when the uses of parameters were recorded, and read their activity.
@@ -209,12 +239,10 @@ class ForwardMap:
             The state.
         """
         with without_saved_tensors(), recording(self.module, collector), collector:
-            return self.run(self.leaves(names), state)[0].detach().clone()
+            return self.run(self.leaves(names), state).detach().clone()
 
-    def run(
-        self, theta: Mapping[str, Tensor], state: State, edit: Edit = PLAIN
-    ) -> tuple[Tensor, Any]:
-        """Run with some parameters replaced.
+    def run(self, theta: Mapping[str, Tensor], state: State, edit: Edit = PLAIN) -> Tensor:
+        """Run with some parameters replaced, as far as the state.
 
         Args:
             theta: Values of the studied parameters; all others keep their copies.
@@ -222,44 +250,87 @@ class ForwardMap:
             edit: What to change in the pass.
 
         Returns:
-            The computed state, shape ``(B, T, n)``, and the outputs.
+            The computed state, shape ``(B, T, n)``.
         """
+        watch = LossWatch() if self._steps_itself else None
+        return self._run(theta, state, edit, watch, whole=not self.stops_early)[0]
+
+    def run_whole(
+        self,
+        theta: Mapping[str, Tensor],
+        state: State,
+        readings: Mapping[int, Reading],
+        edit: Edit = PLAIN,
+        *,
+        shake: bool = False,
+    ) -> tuple[Tensor, Any, Following]:
+        """Run the whole step with some parameters replaced.
+
+        Args:
+            theta: Values of the studied parameters; all others keep their copies.
+            state: Where the state is read.
+            readings: The comparisons to read.
+            edit: What to change in the pass.
+            shake: Whether the loss goes on from slightly other outputs; see `Following`.
+
+        Returns:
+            The computed state, what the step returned, and the comparisons.
+        """
+        watch = Following(readings, shake=shake)
+        used = watch if self.step.is_watched else None
+        return *self._run(theta, state, edit, used, whole=True), watch
+
+    def _run(
+        self,
+        theta: Mapping[str, Tensor],
+        state: State,
+        edit: Edit,
+        watch: LossWatch | None,
+        *,
+        whole: bool,
+    ) -> tuple[Tensor, Any]:
         parts: dict[str, list[Tensor]] = {path: [] for path in state.paths}
+        missing = {source.path: max(len(source.spans), 1) for source in state.sources}
         seen: Counter[str] = Counter()
 
-        def watch(path: str) -> RemovableHandle:
+        def follow(path: str) -> Hook:
             def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:  # noqa: ANN401
                 call = Call(path, module, args, kwargs, output)
-                edited, computed = edit.apply(call, seen[path], state)
+                with nullcontext() if watch is None else watch.pause():
+                    edited, computed = edit.apply(call, seen[path], state)
                 seen[path] += 1
                 if computed is not None:
                     parts[path].append(computed)
+                if not whole and all(seen[p] >= count for p, count in missing.items()):
+                    raise _Enough
                 return edited
 
-            submodule = self.module.get_submodule(path)
-            return submodule.register_forward_hook(hook, with_kwargs=True)
+            return hook
 
+        returned = None
         with ExitStack() as stack:
-            for path in edit.paths(state):
-                stack.callback(watch(path).remove)
             if edit.given is not None and not edit.through_time:
                 # What computes the state in vain need not be recorded for derivatives.
                 for path in state.paths:
                     stack.enter_context(_without_gradient(self.module.get_submodule(path)))
+            for path in edit.paths(state):
+                stack.enter_context(watched(self.module.get_submodule(path), follow(path)))
             if edit.sites:
                 stack.enter_context(Injector(edit.sites))
-            outputs = self._call({**self.tensors, **theta})
-        whole = [p[0] if len(p) == 1 else torch.cat(p, dim=1) for p in parts.values()]
-        return state.join(whole), outputs
+            if watch is not None:
+                stack.enter_context(watch)
+                if watch.differentiates or self._steps_itself:
+                    stack.enter_context(torch.enable_grad())
+            with suppress(_Enough):
+                returned = self._call({**self.tensors, **theta})
+        joined = [p[0] if len(p) == 1 else torch.cat(p, dim=1) for p in parts.values()]
+        return state.join(joined), returned
 
     def _call(self, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
         fresh = {name: tensors[name].clone() for name in self._written if name in tensors}
         named = {f"module.{name}": tensor for name, tensor in {**tensors, **fresh}.items()}
         with self._as_at_first():
-            return functional_call(self._caller, named, (self._fresh_batch(),))
-
-    def _fresh_batch(self) -> Any:  # noqa: ANN401
-        return self.batch if self._plain_batch else copy_objects(self.batch)
+            return functional_call(self._caller, named, (self.batch.lend(),))
 
     @contextmanager
     def _as_at_first(self) -> Iterator[None]:
@@ -298,22 +369,69 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 @contextmanager
 def _without_gradient(module: nn.Module) -> Iterator[None]:
     """Switch gradients off during the calls of a submodule."""
-    before: list[bool] = []
+    inner = module.forward
+
+    @wraps(inner)
+    def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        with torch.no_grad():
+            return inner(*args, **kwargs)
+
+    with _instead_of_forward(module, forward):
+        yield
+
+
+Hook = Callable[[nn.Module, Any, Any, Any], Any]
+"""Sees a call of a module, its arguments by position and by name, and what it returned; what the
+hook itself returns, unless None, takes the place of that."""
+
+
+@contextmanager
+def watched(module: nn.Module, hook: Hook, *, first: bool = False) -> Iterator[None]:
+    """Let a hook see the calls of a module, those of its ``forward`` by name among them.
+
+    Args:
+        module: The module.
+        hook: Sees each call.
+        first: Whether the hook comes before those that are there.
+
+    Yields:
+        Nothing.
+    """
+    inner, called = module.forward, [0]
 
     def enter(*_: Any) -> None:  # noqa: ANN401
-        before.append(torch.is_grad_enabled())
-        torch.set_grad_enabled(False)
+        called[0] += 1
 
-    def leave(*_: Any) -> None:  # noqa: ANN401
-        torch.set_grad_enabled(before.pop())
+    @wraps(inner)
+    def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if called[0]:  # a call of the module, whose hooks come later
+            called[0] -= 1
+            return inner(*args, **kwargs)
+        output = inner(*args, **kwargs)
+        instead = hook(module, args, kwargs, output)
+        return output if instead is None else instead
 
-    first = module.register_forward_pre_hook(enter)
-    last = module.register_forward_hook(leave, prepend=True, always_call=True)
+    before = module.register_forward_pre_hook(enter)
+    after = module.register_forward_hook(hook, with_kwargs=True, prepend=first)
+    try:
+        with _instead_of_forward(module, forward):
+            yield
+    finally:
+        before.remove()
+        after.remove()
+
+
+@contextmanager
+def _instead_of_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    own = vars(module)
+    before = own.get("forward", _instead_of_forward)
+    own["forward"] = forward
     try:
         yield
     finally:
-        first.remove()
-        last.remove()
+        del own["forward"]
+        if before is not _instead_of_forward:
+            own["forward"] = before
 
 
 @contextmanager
@@ -327,21 +445,17 @@ def recording(module: nn.Module, recorder: Recorder | Collector) -> Iterator[Non
     Yields:
         Nothing.
     """
-    handles = []
 
-    def watch(path: str, submodule: nn.Module) -> None:
-        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401
-            recorder.record_call(Call(path, submodule, args, kwargs, output))
+    def tell(path: str) -> Hook:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401
+            recorder.record_call(Call(path, module, args, kwargs, output))
 
-        # Before the parameters that were gathered for the call are let go of.
-        first = isinstance(submodule, FSDPModule)
-        handles.append(submodule.register_forward_hook(hook, with_kwargs=True, prepend=first))
+        return hook
 
-    try:
+    with ExitStack() as stack:
         for path, submodule in module.named_modules():
             if path:
-                watch(path, submodule)
+                # Before the parameters that were gathered for the call are let go of.
+                first = isinstance(submodule, FSDPModule)
+                stack.enter_context(watched(submodule, tell(path), first=first))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

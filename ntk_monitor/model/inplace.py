@@ -141,7 +141,7 @@ class InPlaceJacobian(Derivative):
         self._gradients = _gradients(forward, where, self.parameters)
         in_place = InPlaceProducts(
             self.parameters,
-            lambda: forward.run({}, where)[0],
+            lambda: forward.run({}, where),
             _untrained_here(self.parameters, self.spread, untrained),
             accuracy,
             self.spread,
@@ -186,7 +186,7 @@ Gradients = Callable[[Tensor], dict[str, Tensor | None]]
 
 def _gradients(forward: RealForward, where: State, parameters: Mapping[str, Tensor]) -> Gradients:
     """A backward pass from the state of a run of its own."""
-    return lambda u: forward.gradients(forward.run({}, where)[0], parameters, u)
+    return lambda u: forward.gradients(forward.run({}, where), parameters, u)
 
 
 def _flat(gradients: Gradients, parameters: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:

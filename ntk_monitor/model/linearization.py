@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.estimators.adaptive import Factor
-from ntk_monitor.model.batch import (
-    main_output,
-)
+from ntk_monitor.model.batch import main_output
 from ntk_monitor.model.derivative import Derivative, differentiate
 from ntk_monitor.model.edit import Edit
 from ntk_monitor.model.factor import SampledJacobian
@@ -28,6 +26,9 @@ from ntk_monitor.model.quiet import quiet
 from ntk_monitor.model.recorder import REGISTERED
 from ntk_monitor.model.sites import Coverage, WeightSite
 from ntk_monitor.model.state import State, StateSource
+from ntk_monitor.model.step import Comparison
+from ntk_monitor.model.step.comparison import compared
+from ntk_monitor.model.step.discovery import Compares
 from ntk_monitor.operators import (
     BlockRow,
     Dense,
@@ -53,7 +54,10 @@ class Linearization:
 
     Attributes:
         state: The state ``h``, shape ``(B, T, n)``.
-        outputs: What the model returned.
+        outputs: What the loss compares, a tensor, or several where it compares several; without a
+            loss, what the model returned.
+        comparisons: The outputs, each with its loss and its target.
+        loss: The loss; None where there is none.
         sites: The weight sites whose rows are those of the state.
         coverage: What the sites account for.
         jacobian: ``J = dh/dtheta`` over the studied parameters that reach the state.
@@ -63,6 +67,8 @@ class Linearization:
 
     state: Tensor
     outputs: Any
+    comparisons: tuple[Comparison, ...]
+    loss: float | None
     sites: tuple[WeightSite, ...]
     coverage: Coverage
     jacobian: Derivative
@@ -74,6 +80,32 @@ class Linearization:
     _trained: tuple[str, ...]
     _space: ParameterSpace
     _chunk_size: int
+    _compares: Compares
+    _batch: Any
+
+    @property
+    def step(self) -> str:
+        """What was called: a training step, a user's loss, or a forward pass."""
+        return self._forward.step.name
+
+    @property
+    def without_targets(self) -> str:
+        """Why nothing is compared with a target, and what to do about it; empty where it is not."""
+        step, compares = self._forward.step, self._compares
+        if self.loss is None:
+            return step.without_target(self._batch)
+        if self.comparisons:
+            return ""
+        what = (
+            "compares outputs with constants alone (an adversarial loss, say)"
+            if compares.constant
+            else "compares outputs with no data that could be seen (a contrastive or adversarial "
+            "loss, a likelihood of a library's own)"
+        )
+        return (
+            f"the loss of {step.name} {what}, so that there are no target modes; all else is "
+            "measured. To follow a target all the same: forward_fn and target_fn"
+        )
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -213,35 +245,68 @@ class Linearization:
         return TensorProduct(V @ V.T, Identity((units,), activity.dtype, activity.device))
 
     def _run(self, state: State, edit: Edit, theta: Mapping[str, Tensor] | None = None) -> Tensor:
-        return self._forward.run({} if theta is None else theta, state, edit)[0]
+        return self._forward.run({} if theta is None else theta, state, edit)
 
     def _derivative(self, name: str, function: Function, at: Tensor) -> Derivative:
         return differentiate(name, function, at, self.state, self._quiet, self._chunk_size)
 
     @property
     def output(self) -> Tensor | None:
-        """The output that a loss compares with the target, shape ``(B, T, o)`` or ``(B, 1, o)``."""
-        found = main_output(self.outputs)
-        return None if found is None else self.in_rows(found)
+        """The first output that is compared with a target, ``(B, T, o)`` or ``(B, 1, o)``."""
+        return self.placed_output(self.comparisons[0]) if self.comparisons else None
 
-    def in_rows(self, tensor: Tensor) -> Tensor:
+    def placed_output(self, comparison: Comparison, output: Tensor | None = None) -> Tensor | None:
+        """An output as rows, zero where the loss does not depend on it.
+
+        Args:
+            comparison: Of this linearisation.
+            output: The same output in another pass; None for the comparison's own.
+
+        Returns:
+            Shape ``(B, T, o)``, or None where there is none.
+        """
+        output = comparison.output if output is None else output
+        if output is None:
+            return None
+        placed = self.in_rows(output, batch_first=comparison.batch_first)
+        counts = self.counted(comparison)
+        return placed if counts is None else placed * counts
+
+    def counted(self, comparison: Comparison) -> Tensor | None:
+        """Of which entries of an output the loss depends.
+
+        Args:
+            comparison: Of this linearisation.
+
+        Returns:
+            Shape ``(B, T, o)``, or None for all.
+        """
+        if comparison.counts is None:
+            return None
+        counts = comparison.counts.to(self.state.dtype)
+        return self.in_rows(counts, batch_first=comparison.batch_first) != 0
+
+    def in_rows(self, tensor: Tensor, *, batch_first: bool = False) -> Tensor:
         """Bring a tensor of the outputs' layout to ``(B, T, o)``.
 
         Args:
             tensor: Shape ``(B, o)``, or ``(B, T, o)`` (``(T, B, o)`` in a time-first model), either
                 flattened to ``(B T, o)``, or ``(B, o, H, W)`` where the state is an image.
+            batch_first: Whether the tensor is of shape ``(B, T, o)`` whatever the model's layout.
 
         Returns:
             Shape ``(B, T, o)``, with ``T = 1`` for two axes.
         """
         B, T, _ = self.state.shape
         layout = self._state.sources[-1].layout
+        if batch_first:
+            return tensor
         if tensor.ndim == 2 and T > 1 and len(tensor) == B * T and layout != "unbatched":
             tensor = tensor.reshape(*((T, B) if layout == "time" else (B, T)), -1)
         return StateSource("the output", layout).read(tensor)
 
     def pull_back_outputs(
-        self, errors: Tensor, preconditioner: Preconditioner | None = None
+        self, errors: Sequence[tuple[int, Tensor]], preconditioner: Preconditioner | None = None
     ) -> Iterator[tuple[Tensor, float, float, float]]:
         r"""Pull error signals on the outputs back to the state and to all trained parameters.
 
@@ -252,7 +317,8 @@ class Linearization:
             J_y^* e = J^* q + (\partial y / \partial\theta)^* e.
 
         Args:
-            errors: Errors on the output rows, shape ``(m, B, T, o)``.
+            errors: For each error, which of the `comparisons` it is on, and the error on the rows
+                of its output, shape ``(B, T, o)``.
             preconditioner: ``D``, as a linear map of each parameter by its name; one where left
                 out, and zero for a parameter that it lacks.
 
@@ -262,10 +328,11 @@ class Linearization:
             one pass for all.
         """
         forward, given = self._forward, None
-        for e in errors:
+        for which, e in errors:
             if given is None or not forward.keeps_graph:
                 given = self._outputs_given_state()
-            q, direct = self._directly(*given, e)
+            leaves, outputs = given
+            q, direct = self._directly(leaves, outputs[which], e)
             through_state = self._pulled(q)
             gain = forward.inner(through_state, through_state)
             whole = {n: g + direct[n] if n in direct else g for n, g in through_state.items()}
@@ -277,14 +344,24 @@ class Linearization:
             stepped = {n: preconditioner[n](g) for n, g in whole.items() if n in preconditioner}
             yield q, gain, size, forward.inner({n: whole[n] for n in stepped}, stepped)
 
-    def _outputs_given_state(self) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The outputs, None if nothing moves them, and what they are computed from."""
+    def _outputs_given_state(self) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+        """The outputs, None for those that nothing moves, and what they are computed from."""
         theta = self._forward.leaves(self._trained)
         leaf = self.state.clone().requires_grad_()
         with self._quiet("reversible"):
-            found = main_output(self._forward.run(theta, self._state, Edit(given=leaf))[1])
-        output = None if found is None or not found.requires_grad else self.in_rows(found)
-        return {STATE: leaf, **theta}, output
+            edit = Edit(given=leaf)
+            _, returned, watch = self._forward.run_whole(
+                theta, self._state, self._compares.readings, edit
+            )
+            if self._compares.readings:
+                found = [compared(c.head, watch.seen).output for c in self.comparisons]
+            else:
+                found = [main_output(returned)]
+            outputs = [
+                None if y is None or not y.requires_grad else self.placed_output(c, y)
+                for c, y in zip(self.comparisons, found, strict=False)
+            ]
+        return {STATE: leaf, **theta}, outputs
 
     def _directly(
         self, leaves: Mapping[str, Tensor], output: Tensor | None, e: Tensor
@@ -300,6 +377,8 @@ class Linearization:
 
     def _pulled(self, q: Tensor) -> dict[str, Tensor]:
         """``J* q``, summed over processes, a tensor for each parameter."""
+        if not self.parameters:
+            return {}
         if isinstance(self.jacobian, InPlaceJacobian):
             return dict(zip(self.parameters, self.jacobian.pull(q), strict=True))
         return self._space.split(self.ranks.sum(self.jacobian.rmatvec(q)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from ntk_monitor.model.batch import (
     ForwardFn,
     MaskFn,
+    TargetFn,
     cast_batch,
-    default_forward,
     default_mask,
 )
 from ntk_monitor.model.compiled import plain_module
@@ -36,6 +36,17 @@ from ntk_monitor.model.quiet import quiet
 from ntk_monitor.model.real import RealForward, ShardedForward
 from ntk_monitor.model.spread import is_sharded, require_precision
 from ntk_monitor.model.state import StatePath
+from ntk_monitor.model.step import (
+    Comparison,
+    ForwardStep,
+    LossFn,
+    StepError,
+    StepFunction,
+    step_function,
+)
+from ntk_monitor.model.step.comparison import Seen, compared
+from ntk_monitor.model.step.losses import BY_HAND, Loss
+from ntk_monitor.model.step.watch import Following
 from ntk_monitor.model.survey import Consumer, Question, Survey, survey
 from ntk_monitor.ranks import ALONE, Ranks, checksum
 
@@ -47,6 +58,8 @@ def linearize(
     state: StatePath = "auto",
     parameters: ParameterFilter = None,
     forward_fn: ForwardFn | None = None,
+    target_fn: TargetFn | None = None,
+    loss_fn: LossFn | None = None,
     method: str | Sequence[str] = "auto",
     dtype: torch.dtype | None = torch.float32,
     chunk_size: int | None = None,
@@ -64,11 +77,14 @@ def linearize(
         module: The model.
         batch: What to call it on.
         state: Path of the module whose output is the state, or several whose features are put
-            side by side; ``"auto"`` takes the last recurrent layer called, else the last module
-            before the readout whose rows are those on which most weights act.
+            side by side; ``"auto"`` takes the last recurrent layer on the way to the loss, else the
+            last module before the readout whose rows are those on which most weights act.
         parameters: Names, glob patterns or a predicate of (name, parameter); by default all that
             require a gradient.
-        forward_fn: ``(module, batch) -> outputs``.
+        forward_fn: ``(module, batch) -> outputs``, to look at the forward pass in place of the step.
+        target_fn: ``batch -> target``, likewise.
+        loss_fn: ``(module, batch) -> loss``, what training minimises; by default a
+            LightningModule's ``training_step``, or the loss that the module itself returns.
         method: One of `METHODS`, or several, of which the first that works on the model is taken;
             ``"auto"`` for all but ``"in-place"``, which stands alone.
         dtype: Arithmetic of the linearisation; None keeps the model's.
@@ -94,7 +110,6 @@ def linearize(
             reach the state, or two forward passes differ.
     """
     module = plain_module(module)
-    forward_fn = default_forward if forward_fn is None else forward_fn
     wanted = AUTOMATIC if method == "auto" else (method,) if isinstance(method, str) else method
     sharded = is_sharded(module)
     if sharded and method == "auto":
@@ -119,15 +134,19 @@ def linearize(
         if in_place:
             _require_dtype(module, names, dtype)
         batch_here = cast_batch(batch, dtype, reference.device)
+        step = step_function(module, forward_fn=forward_fn, target_fn=target_fn, loss_fn=loss_fn)
         forward: ForwardMap
         if sharded:
             require_precision(module, dtype)
-            forward = ShardedForward(module, batch_here, forward_fn, dtype, ranks)
+            forward = ShardedForward(module, batch_here, step, dtype, ranks)
         else:
             kind = RealForward if in_place else ForwardMap
-            forward = kind(module, batch_here, forward_fn, dtype)
+            forward = kind(module, batch_here, step, dtype)
         mask = (default_mask if mask_fn is None else mask_fn)(batch)
-        question = Question(forward, names, state, mask, mask_fn is not None, ranks, consume)
+        chosen = parameters is not None
+        question = Question(
+            forward, names, chosen, state, mask, mask_fn is not None, ranks, consume
+        )
         found = survey(question, sketched=in_place, room=room(max_memory, reference.device))
         idle = without_match(parameters, found.reached)
         if idle:
@@ -135,9 +154,7 @@ def linearize(
                 f"parameters={idle} do not act on the state {', '.join(found.where.paths)!r}: "
                 "leave them out, or choose a later module with state=..."
             )
-        with torch.no_grad():
-            again, outputs = forward.run({}, found.where)
-        _require_same(found.h, again)
+        outputs, comparisons = _again(forward, found, batch, recorded=not in_place)
         if sharded:
             _require_whole(found, ranks)
         if in_place:
@@ -145,7 +162,7 @@ def linearize(
             _require_alike([t for t in theta if not isinstance(t, DTensor)], ranks.everyone)
     chunk_size = found.chunk_size if chunk_size is None else chunk_size
     jacobian: Derivative
-    if isinstance(forward, RealForward):
+    if isinstance(forward, RealForward) and found.reached:
         jacobian = InPlaceJacobian(
             forward,
             found.reached,
@@ -157,10 +174,13 @@ def linearize(
             ranks,
         )
     else:
+        wanted = AUTOMATIC if in_place else wanted
         jacobian = _copied(forward, found, context, wanted, chunk_size, accuracy, ranks)
     return Linearization(
         state=found.h,
         outputs=outputs,
+        comparisons=comparisons,
+        loss=found.loss.value,
         sites=found.sites,
         coverage=found.coverage,
         jacobian=jacobian,
@@ -172,6 +192,8 @@ def linearize(
         _trained=trained,
         _space=ParameterSpace({name: forward.tensors[name].shape for name in found.reached}),
         _chunk_size=chunk_size,
+        _compares=found.loss.compares,
+        _batch=batch,
     )
 
 
@@ -203,12 +225,15 @@ def _copied(
     """The Jacobian over a copy of the parameters in one flat vector."""
     theta = {name: forward.tensors[name] for name in found.reached}
     space = ParameterSpace({name: theta[name].shape for name in found.reached})
-    flat = space.join([theta.pop(name) for name in found.reached])
+    h = found.h
+    flat = space.join([theta.pop(name) for name in found.reached]) if theta else h.new_zeros(0)
     forward.tensors.update(space.split(flat))  # one copy, not two
     _require_alike([flat], ranks)
 
     def state_at(theta: Tensor) -> Tensor:
-        return forward.run(space.split(theta), found.where)[0]
+        if not found.reached:  # a frozen body
+            return h + theta.sum()
+        return forward.run(space.split(theta), found.where)
 
     methods: dict[str, TangentProducts] = {
         name: make_products(name, state_at, flat, chunk_size, accuracy, ranks) for name in wanted
@@ -245,26 +270,131 @@ def _require_whole(found: Survey, ranks: Ranks) -> None:
         )
 
 
-def _require_same(h: Tensor, again: Tensor) -> None:
-    """Refuse a forward pass that does not repeat itself.
+def _again(
+    forward: ForwardMap,
+    found: Survey,
+    batch: Any,
+    *,
+    recorded: bool,  # noqa: ANN401
+) -> tuple[Any, tuple[Comparison, ...]]:
+    """A second pass, which must repeat the first, and tells what the loss depends on.
+
+    Args:
+        forward: The model.
+        found: What the first pass told.
+        batch: The caller's.
+        recorded: Whether the whole pass may be recorded for derivatives, as far as it has leaves.
+
+    Returns:
+        The outputs, and what is compared.
+    """
+    readings = found.loss.compares.readings
+    step = forward.step
+    with torch.enable_grad() if recorded else torch.no_grad():
+        again, returned, watch = forward.run_whole({}, found.where, readings, shake=True)
+        _require_same(found.h, again.detach(), step)
+        if found.loss.value is None:
+            plain = step.plain_output(returned, batch)
+            return returned, () if plain is None else (plain,)
+        _require_same_comparisons(found.loss.sums, watch.sums, step)
+        gradients = _gradients(step, returned, watch)
+    seen = {
+        number: Seen(
+            one.output.detach(),
+            None if one.target is None else one.target.detach(),
+            _counts(gradients.get(number), readings[number].loss),
+        )
+        for number, one in watch.seen.items()
+    }
+    comparisons = tuple(compared(head, seen) for head in found.loss.compares.heads)
+    comparisons = tuple(c for c in comparisons if _is_likely(c, gradients))
+    outputs = tuple(c.output for c in comparisons)
+    return outputs[0] if len(outputs) == 1 else outputs, comparisons
+
+
+def _gradients(step: StepFunction, returned: Any, watch: Following) -> dict[int, Tensor]:  # noqa: ANN401
+    """The derivatives of the loss in outputs slightly moved, by the comparison's number."""
+    loss = step.loss(returned, watch.meant)
+    if loss is None or not loss.requires_grad or not watch.shaken:
+        return {}
+    found = torch.autograd.grad(loss, list(watch.shaken.values()), allow_unused=True)
+    pairs = zip(watch.shaken, found, strict=True)
+    return {number: gradient for number, gradient in pairs if gradient is not None}
+
+
+def _counts(gradient: Tensor | None, loss: Loss) -> Tensor | None:
+    """Of which entries of its outputs a loss depends; None where that is not known."""
+    if gradient is None:
+        return None
+    counts = (gradient != 0) | gradient.isnan()
+    if loss.smooth or counts.ndim == 0:
+        return counts
+    classes = 1 if loss.kind == "classes" and loss.classes_second and counts.ndim > 2 else -1
+    return counts.any(classes, keepdim=True).expand_as(counts)
+
+
+def _is_likely(comparison: Comparison, gradients: Mapping[int, Tensor]) -> bool:
+    """Whether what is picked from log-probabilities is to become likely, all of it.
+
+    A policy gradient picks actions, some of which are to become less likely.
+    """
+    loss = comparison.head.loss
+    if loss is None or loss not in {BY_HAND["pick"], BY_HAND["gather"], BY_HAND["product"]}:
+        return True
+    found = [gradients[n] for n in comparison.head.numbers if n in gradients]
+    return not any(bool((gradient > 0).any()) for gradient in found)
+
+
+def _require_same_comparisons(
+    first: Mapping[int, Tensor], second: Mapping[int, Tensor], step: StepFunction
+) -> None:
+    """Refuse a step whose loss compares something else at a second call.
+
+    Raises:
+        StepError: If it does.
+    """
+    for number in first.keys() & second.keys():
+        before, after = first[number], second[number]
+        gap = ((after - before).abs() / before.abs().clamp_min(1e-30)).nan_to_num()
+        if bool((gap > math.sqrt(torch.finfo(torch.float32).eps)).any()):
+            what = "outputs differ" if bool(gap[0] > gap[1]) else "target differs"
+            raise StepError(
+                f"the {what} by {float(gap.max()):.2g} of the size between two calls of {step.name} "
+                f"on one batch: {_remedy(step)}"
+            )
+
+
+def _remedy(step: StepFunction) -> str:
+    if not step.is_watched or isinstance(step, ForwardStep):
+        return (
+            "a probe needs a forward pass that repeats itself: draw noise with torch's, numpy's or "
+            "python's global generators or one that the module keeps, and keep nothing outside the "
+            "module from call to call (or reset it in forward_fn)"
+        )
+    return (
+        "a probe needs a step that repeats itself, and this one draws from something outside the "
+        "module and its batch (a replay buffer, an environment, a counter): keep that in the "
+        "module, or probe the forward pass in its place, with "
+        "forward_fn=lambda module, batch: module(...) and target_fn=lambda batch: ..."
+    )
+
+
+def _require_same(h: Tensor, again: Tensor, step: StepFunction) -> None:
+    """Refuse a pass that does not repeat itself.
 
     Raises:
         ValueError: If two passes give states that differ by more than rounding.
     """
-    remedy = (
-        "a probe needs a forward pass that repeats itself: draw noise with torch's, numpy's or "
-        "python's global generators or one that the module keeps, and keep nothing outside the "
-        "module from call to call (or reset it in forward_fn)"
-    )
+    where = "forward passes" if isinstance(step, ForwardStep) else f"calls of {step.name}"
     if again.shape != h.shape:
         raise ValueError(
-            f"the state has shape {tuple(h.shape)} in one forward pass and {tuple(again.shape)} in "
-            f"the next: {remedy}"
+            f"the state has shape {tuple(h.shape)} in one of two {where} on one batch and "
+            f"{tuple(again.shape)} in the other: {_remedy(step)}"
         )
     gap = torch.linalg.vector_norm(again - h)
     limit = math.sqrt(torch.finfo(h.dtype).eps) * torch.linalg.vector_norm(h)
     if bool(gap > limit):
         raise ValueError(
             f"the state differs by {float(gap / torch.linalg.vector_norm(h)):.2g} of its size "
-            f"between two forward passes: {remedy}"
+            f"between two {where}: {_remedy(step)}"
         )

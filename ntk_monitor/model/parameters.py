@@ -120,6 +120,8 @@ class ParameterSpace:
         Returns:
             One tensor per parameter, a view where possible.
         """
+        if not self.shapes:
+            return {}
         parts = torch.split(flat, [prod(shape) for shape in self.shapes.values()], dim=-1)
         return {
             name: part.reshape(*flat.shape[:-1], *shape)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
-from ntk_monitor.model.batch import ForwardFn
 from ntk_monitor.model.forward import ForwardMap
 from ntk_monitor.model.recorder import Recorder, address_of
 from ntk_monitor.model.shards import dots
 from ntk_monitor.model.spread import Spread, averaged_by, place_of, reshard
+from ntk_monitor.model.step import StepFunction
+from ntk_monitor.model.step.watch import Discovery
 from ntk_monitor.ranks import Ranks
 
 
@@ -29,7 +30,7 @@ class RealForward(ForwardMap):
         self,
         module: nn.Module,
         batch: Any,  # noqa: ANN401
-        forward_fn: ForwardFn,
+        step: StepFunction,
         dtype: torch.dtype,
     ) -> None:
         """Keep what is called.
@@ -37,10 +38,10 @@ class RealForward(ForwardMap):
         Args:
             module: The module under study.
             batch: What to call it on, in the arithmetic of the parameters.
-            forward_fn: How to call it.
+            step: How to call it.
             dtype: That arithmetic.
         """
-        super().__init__(module, batch, forward_fn, dtype)
+        super().__init__(module, batch, step, dtype)
         self._buffers = {name for name, _ in module.named_buffers()}
         self._trained = [(p, p.requires_grad) for p in module.parameters()]
 
@@ -88,9 +89,11 @@ class RealForward(ForwardMap):
         with _without_hooks(self.module):
             return super().gradients(value, inputs, u)
 
-    def _record(self, tensors: Mapping[str, Tensor], recorder: Recorder) -> None:
+    def _record(
+        self, tensors: Mapping[str, Tensor], recorder: Recorder, discovery: Discovery
+    ) -> Any:  # noqa: ANN401
         with _following(self.module, recorder):
-            super()._record(tensors, recorder)
+            return super()._record(tensors, recorder, discovery)
 
     def _call(self, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
         fresh = {name: tensors[name].clone() for name in self._written}
@@ -103,7 +106,7 @@ class RealForward(ForwardMap):
         named = {f"module.{name}": tensor for name, tensor in others.items()}
         with self._as_at_first():
             try:
-                return functional_call(self._caller, named, (self._fresh_batch(),))
+                return functional_call(self._caller, named, (self.batch.lend(),))
             finally:  # a forward pass that freezes parameters has made a graph of them before
                 for parameter, requires_grad in self._trained:
                     if parameter.requires_grad != requires_grad:
@@ -173,12 +176,13 @@ class ShardedForward(RealForward):
     """
 
     keeps_graph = False
+    stops_early = False  # the other processes would wait
 
     def __init__(
         self,
         module: nn.Module,
         batch: Any,  # noqa: ANN401
-        forward_fn: ForwardFn,
+        step: StepFunction,
         dtype: torch.dtype,
         ranks: Ranks,
     ) -> None:
@@ -187,11 +191,11 @@ class ShardedForward(RealForward):
         Args:
             module: The module under study.
             batch: What to call it on.
-            forward_fn: How to call it.
+            step: How to call it.
             dtype: Arithmetic of the parameters.
             ranks: The processes over which batches and parameters are spread.
         """
-        super().__init__(module, batch, forward_fn, dtype)
+        super().__init__(module, batch, step, dtype)
         self._ranks = ranks
         self._averaged = averaged_by(module, ranks.size)
 

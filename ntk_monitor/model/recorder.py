@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from ntk_monitor.model.batch import first_tensor
+from ntk_monitor.model.batch import first_tensor, tensors_of
 from ntk_monitor.model.operations import READERS, Use, perturbed, product
 from ntk_monitor.model.register import registered_uses
 from ntk_monitor.model.sketched import Sketch, TooLargeError
@@ -327,7 +327,15 @@ class Recorder(Watch):
         """
         with torch._C.DisableTorchFunction():
             kept = call if self.sketch is None else self.sketch.of(call)
-            self.calls.append(replace(kept, uses=len(self.records)))
+            found = tensors_of(call.output)
+            self.calls.append(
+                replace(
+                    kept,
+                    uses=len(self.records),
+                    nodes=tuple(t.grad_fn for t in found if t.grad_fn is not None),
+                    varies=not all(self._studied(t) for t in found),
+                )
+            )
             output = first_tensor(kept.output)
             if self.sketch is None and isinstance(output, Tensor):
                 self._spend(output.numel() * output.element_size())

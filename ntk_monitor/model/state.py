@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ntk_monitor.model.batch import first_tensor
 from ntk_monitor.model.compiled import plain_name
+from ntk_monitor.model.graph import graph_behind
 
 RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
 Recurrent = nn.RNN | nn.GRU | nn.LSTM
@@ -71,6 +72,9 @@ class Call:
         kwargs: Its keyword arguments.
         output: What it returned.
         uses: How many uses of weights had been seen when it returned.
+        nodes: The tensors that it returned in the graph of the pass; none if no studied parameter is
+            behind them.
+        varies: Whether what it returned depends on data.
     """
 
     path: str
@@ -79,6 +83,8 @@ class Call:
     kwargs: dict[str, Any]
     output: Any
     uses: int = 0
+    nodes: tuple[Any, ...] = ()
+    varies: bool = True
 
     def argument(self, name: str) -> Any:  # noqa: ANN401
         """The first argument, by position or by name."""
@@ -289,6 +295,7 @@ def find_state(
     state: StatePath,
     calls: Sequence[Call],
     weights: Sequence[tuple[int, int]] = (),
+    ends: Sequence[Sequence[Any]] = (),
     mask: Tensor | None = None,
     *,
     must_fit: bool = True,
@@ -297,13 +304,15 @@ def find_state(
 
     Args:
         module: The module under study.
-        state: A module path, several whose features are put side by side, or ``"auto"``: the last
-            recurrent layer or cell called; without one, the last module before the readout (a
-            ``nn.Linear``, if that is the last layer called), or, if its rows are those of a minor
-            part of the weights (a pooled state), the last one on whose rows most weights act;
-            without a readout, the last module called.
+        state: A module path, several whose features are put side by side, or ``"auto"``. This is, of
+            the modules on the way from studied parameters to every output that is compared, the
+            last recurrent layer or cell; without one, the last module before the readout (a linear
+            or convolutional layer, if that is the last one with weights), or, if its rows are those
+            of a minor part of the weights (a pooled state), the last one on whose rows most weights
+            act; never the outputs themselves, where there is another.
         calls: All calls of submodules in one forward pass, in order.
         weights: For each use of a weight, in order, how many rows it has, and its size.
+        ends: For each output that is compared, where it is in the graph of the pass.
         mask: Which rows there are, (B, T), or how many of each trial, (B,); None for all.
         must_fit: Whether a mask of another shape is an error; otherwise it is left aside.
 
@@ -326,7 +335,7 @@ def find_state(
                 f"state={wanted!r} is not a module of {type(module).__name__}{hint}; its modules "
                 f"are {', '.join(known)}"
             )
-        path = _automatic(calls, weights) if wanted == "auto" else wanted
+        path = _automatic(calls, weights, ends) if wanted == "auto" else wanted
         source = _source(module, path, calls)
         steps = [source.read(call.output) for call in calls if call.path == path]
         if len(steps) > 1:
@@ -412,20 +421,40 @@ def _channels_first(call: Call, calls: Sequence[Call]) -> bool:
     return output.ndim > 3
 
 
-def _automatic(calls: Sequence[Call], weights: Sequence[tuple[int, int]]) -> str:
+READOUTS = (nn.Linear, nn.Bilinear, conv._ConvNd)
+"""Layers that, as the last ones before a loss, make outputs of a state."""
+
+
+def _automatic(
+    calls: Sequence[Call], weights: Sequence[tuple[int, int]], ends: Sequence[Sequence[Any]]
+) -> str:
     """The path that ``state="auto"`` stands for."""
-    recurrent = [call.path for call in calls if isinstance(call.module, (*RECURRENT, *CELLS))]
-    if recurrent:
-        return recurrent[-1]
     if not calls:
         raise ValueError(
             "state='auto' found no submodule call to read a state from: name one with "
             "state='path.of.module'"
         )
-    weighted = [i for i, call in enumerate(calls) if _is_layer(call.module)]
-    readout = weighted[-1] if weighted else 0
-    has_readout = readout > 0 and isinstance(calls[readout].module, nn.Linear)
-    before = calls[:readout] if has_readout else calls
+    graphs = [graph_behind(nodes) for nodes in ends if any(node is not None for node in nodes)]
+    ways = [[c for c in calls if not graph.isdisjoint(c.nodes)] for graph in graphs]
+    ways = [way for way in ways if way] or [list(calls)]  # a frozen body is in no graph
+    on_all = set.intersection(*({id(c) for c in way} for way in ways))
+    shared = [c for c in ways[0] if id(c) in on_all] or ways[0]
+    number = {id(call): i for i, call in enumerate(calls)}
+    first_of = {call.path: i for i, call in reversed(list(enumerate(calls)))}
+    readouts = [first_of[c.path] for c in map(_readout, ways) if c is not None]
+    limit = min(readouts, default=len(calls))
+    inner = _readable(shared, calls)
+    before = [c for c in inner if number[id(c)] < limit]
+    if not before and readouts:  # what comes before the readout may be frozen, or nothing
+        before = _readable(calls[:limit], calls)
+        inner = before or inner
+    recurrent = [c.path for c in inner if isinstance(c.module, (*RECURRENT, *CELLS))]
+    if recurrent:
+        return recurrent[-1]
+    has_readout = bool(before and readouts)
+    before = before if has_readout else inner
+    outputs = {node for nodes in ends for node in nodes}
+    before = [c for c in before if outputs.isdisjoint(c.nodes[:1])] or before
     rows = _rows(before[-1], calls)
     sizes: dict[int, int] = {}
     for count, size in weights[: before[-1].uses]:
@@ -436,10 +465,30 @@ def _automatic(calls: Sequence[Call], weights: Sequence[tuple[int, int]]) -> str
     once = [call for call in before if often[call.path] == 1]
     last = next((call for call in reversed(once) if _rows(call, calls) == rows), None)
     if last is None:
-        return before[-1].path
+        return next((c.path for c in reversed(before) if _goes_in_steps(c, calls)), before[-1].path)
     # A module that hands on what one of its own returned is named by the inner one.
     same = (c for c in once if first_tensor(c.output) is first_tensor(last.output))
     return next(call.path for call in same if _rows(call, calls) == rows)
+
+
+def _readable(some: Sequence[Call], calls: Sequence[Call]) -> list[Call]:
+    """Calls that return rows of features, of modules that see data, if there are any."""
+    varying = {c.path for c in calls if c.varies}
+    rows = [c for c in some if _rows(c, calls) or isinstance(c.module, RECURRENT)]
+    return [c for c in rows if c.path in varying] or rows or list(some)
+
+
+def _readout(way: Sequence[Call]) -> Call | None:
+    """The layer that makes the outputs, if the last one with weights on the way to them does."""
+    last = next((call for call in reversed(way) if _is_layer(call.module)), None)
+    return last if last is not None and isinstance(last.module, READOUTS) else None
+
+
+def _goes_in_steps(call: Call, calls: Sequence[Call]) -> bool:
+    """Whether all calls of a module return features of as many trials."""
+    outputs = [first_tensor(c.output) for c in calls if c.path == call.path]
+    shapes = {tuple(t.shape) for t in outputs if isinstance(t, Tensor)}
+    return len(shapes) == 1 and len(next(iter(shapes))) == 2
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ntk_monitor.model.batch import first_tensor
+from ntk_monitor.model.batch import first_tensor, main_output
 from ntk_monitor.model.collector import Collector, Number
 from ntk_monitor.model.common import in_every_process
 from ntk_monitor.model.dependence import ByGradient, ByShaking
-from ntk_monitor.model.forward import ForwardMap
+from ntk_monitor.model.forward import ForwardMap, Recorded
+from ntk_monitor.model.graph import graph_behind
 from ntk_monitor.model.memory import free_memory
 from ntk_monitor.model.recorder import Recorder
 from ntk_monitor.model.sites import (
@@ -33,6 +34,9 @@ from ntk_monitor.model.sketched import (
     without_saved_tensors,
 )
 from ntk_monitor.model.state import Call, State, StatePath, StateSource, find_state
+from ntk_monitor.model.step import StepError, StepFunction
+from ntk_monitor.model.step.discovery import Compares, find_heads
+from ntk_monitor.model.step.functions import REMEDY
 from ntk_monitor.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -57,6 +61,7 @@ class Survey(NamedTuple):
     recurrence: State | None
     chunk_size: int
     untrained: Mapping[str, int]
+    loss: StepLoss
 
 
 class Question(NamedTuple):
@@ -65,6 +70,7 @@ class Question(NamedTuple):
     Attributes:
         forward: The model.
         names: The studied parameters.
+        chosen: Whether a user chose them; otherwise they are all that are trained.
         state: Where the state is, or ``"auto"``.
         mask: Which rows of it there are.
         must_fit: Whether a mask of another shape is an error.
@@ -74,6 +80,7 @@ class Question(NamedTuple):
 
     forward: ForwardMap
     names: tuple[str, ...]
+    chosen: bool
     state: StatePath
     mask: Tensor | None
     must_fit: bool
@@ -104,47 +111,87 @@ def survey(question: Question, *, sketched: bool, room: float) -> Survey:
         return _kept(question, math.inf)
 
 
+class StepLoss(NamedTuple):
+    """The loss of a step, in one recorded pass.
+
+    Attributes:
+        value: The loss; None where there is none.
+        compares: What it compares.
+        sums: For comparisons by torch's own functions, by number, sums that tell whether another
+            pass compares the same.
+    """
+
+    value: float | None
+    compares: Compares
+    sums: Mapping[int, Tensor]
+
+
 class _Found(NamedTuple):
-    """What one recorded pass tells of the state."""
+    """What one recorded pass tells of the state and the loss."""
 
     where: State
     h: Tensor
     graph: set[Any]
     reached: tuple[str, ...]
+    loss: StepLoss
 
     @property
     def rows(self) -> Rows:
         return self.h.shape[0], self.h.shape[1]
 
 
-def _find(question: Question, recorder: Recorder) -> _Found:
+def _find(question: Question, recorded: Recorded) -> _Found:
     module, names = question.forward.module, question.names
+    recorder = recorded.recorder
+    loss, ends = _loss(question.forward.step, recorded)
     weights = [(prod(r.use.rows), r.size) for r in recorder.records]
     where, h = find_state(
         module,
         question.state,
         recorder.calls,
         weights,
+        ends,
         question.mask,
         must_fit=question.must_fit,
     )
-    graph = _graph(h)
+    graph = graph_behind([h.grad_fn])
     reaching = recorder.reaching(graph)
     here = torch.tensor([name in reaching for name in names], device="cpu")
     anywhere = question.ranks.sum(here.long()) > 0  # an expert may have no rows here
     reached = tuple(name for name, there in zip(names, anywhere, strict=True) if there)
-    if not reached:
+    others = recorder.reaching(graph_behind(node for end in ends for node in end))
+    if not reached and (question.chosen or not others):
         raise ValueError(
             f"no studied parameter reaches the state {', '.join(where.paths)!r}, so gradient "
             "descent cannot move it: choose a later module with state=..., or other parameters"
         )
-    return _Found(where, h, graph, reached)
+    return _Found(where, h, graph, reached, loss)
+
+
+def _loss(step: StepFunction, recorded: Recorded) -> tuple[StepLoss, tuple[tuple[Any, ...], ...]]:
+    """The loss, and for each output that it compares where that is in the graph of the pass."""
+    discovery = recorded.discovery
+    loss = step.loss(recorded.returned, discovery.meant)
+    if loss is None:
+        output = main_output(recorded.returned)
+        ends = () if output is None else ((output.grad_fn,),)
+        return StepLoss(None, Compares(), {}), ends
+    if loss.grad_fn is None:
+        raise StepError(
+            f"the loss of {step.name} depends on no studied parameter in this call (does it run "
+            "under torch.no_grad(), on a branch that is not trained, or on parameters that "
+            f"parameters=... leaves out?): {REMEDY}"
+        )
+    producers = {node: call.path for call in recorded.recorder.calls for node in call.nodes}
+    compares = find_heads(discovery, loss.grad_fn, producers)
+    value = float(loss.detach())
+    return StepLoss(value, compares, discovery.sums), compares.nodes or ((loss.grad_fn,),)
 
 
 def _kept(question: Question, room: float) -> Survey:
     """In one pass, whose graph and activations are kept."""
-    recorder = _recorded(question, room)
-    found = _find(question, recorder)
+    recorded = _recorded(question, room)
+    recorder, found = recorded.recorder, _find(question, recorded)
     placed = place_uses(
         question.forward.module,
         recorder,
@@ -166,10 +213,11 @@ def _kept(question: Question, room: float) -> Survey:
         _recurrence(found.where, steps, h),
         _affordable_chunk(recorder.calls, h),
         _untrained(recorder, found.reached),
+        found.loss,
     )
 
 
-def _recorded(question: Question, room: float) -> Recorder:
+def _recorded(question: Question, room: float) -> Recorded:
     """One pass of which all is kept, in every process or in none.
 
     Sites that are streamed come in another order, and processes sum over those of all.
@@ -185,13 +233,13 @@ def _recorded(question: Question, room: float) -> Recorder:
         TooLargeError: If it is too much in one of them.
     """
     try:
-        recorder = question.forward.record(question.names, room=room)
+        recorded = question.forward.record(question.names, room=room)
     except TooLargeError:
         question.ranks.all(False)
         raise
     if not question.ranks.all(True):
         raise TooLargeError("what a pass keeps takes more memory than another process has")
-    return recorder
+    return recorded
 
 
 def _seen(
@@ -218,14 +266,14 @@ def _seen(
 
 def _streamed(question: Question) -> Survey:
     """In several passes, which keep no graph and no activations."""
-    forward, where = question.forward, None
-    recorder = forward.record(question.names, Sketch())
-    found = _find(question, recorder)
-    where = found.where
+    forward = question.forward
+    recorded = forward.record(question.names, Sketch())
+    recorder, found = recorded.recorder, _find(question, recorded)
+    where, loss = found.where, found.loss
 
     def state_again() -> Tensor:
         with without_saved_tensors():
-            return forward.run(forward.leaves(question.names), where)[0].detach().clone()
+            return forward.run(forward.leaves(question.names), where).detach().clone()
 
     placed = place_uses(
         forward.module,
@@ -240,10 +288,10 @@ def _streamed(question: Question) -> Survey:
     chunk_size = _affordable_chunk(recorder.calls, found.h)
     untrained = _untrained(recorder, found.reached)
     reached = found.reached
-    del recorder, found
+    del recorded, recorder, found
     h, outputs, sites, coverage = _collected(question, placed, where, reached, list(steps))
     recurrence = _recurrence(where, {path: outputs[path] for path in steps}, h)
-    return Survey(where, h, reached, sites, coverage, recurrence, chunk_size, untrained)
+    return Survey(where, h, reached, sites, coverage, recurrence, chunk_size, untrained, loss)
 
 
 def _collected(
@@ -331,19 +379,3 @@ def _recurrence(state: State, steps: Mapping[str, Sequence[Tensor]], h: Tensor) 
         if torch.equal(torch.stack(list(outputs), dim=1), h):
             return replace(state, sources=(StateSource(path, spans=(1,) * len(outputs)),))
     return None
-
-
-def _graph(h: Tensor) -> set[Any]:
-    """The nodes and, by id, the leaves of a tensor's graph; costs no product."""
-    seen: set[Any] = set()
-    stack = [h.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            seen.add(id(variable))
-        stack.extend(parent for parent, _ in node.next_functions)
-    return seen

@@ -13,6 +13,7 @@ from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
 from ntk_monitor.model.compiled import plain_name
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.quiet import random_states
+from ntk_monitor.model.step import LossFn
 from ntk_monitor.monitor.failures import Failures, OnError, reading_state
 from ntk_monitor.monitor.followed import (
     FollowedState,
@@ -63,6 +64,7 @@ class BaseMonitor:
         parameters: ParameterFilter = None,
         forward_fn: ForwardFn | None = None,
         target_fn: TargetFn | None = None,
+        loss_fn: LossFn | None = None,
         mask_fn: MaskFn | None = None,
         modes: int = 3,
         learning_rate: float | None = None,
@@ -97,8 +99,10 @@ class BaseMonitor:
                 ``{"encoder": "encoder.rnn", "decoder": "decoder.rnn"}``, are measured one after the
                 other, each under tags that begin with its name; alerts look at the first.
             parameters: Which parameters to study.
-            forward_fn: How to call the module on a batch.
-            target_fn: How to read the target off a batch.
+            forward_fn: How to call the module on a batch, to probe the forward pass in place of the
+                training step.
+            target_fn: How to read the target off a batch, likewise.
+            loss_fn: ``(module, batch) -> loss``, what training minimises, where it is not found.
             mask_fn: How to read off a batch what is padding.
             modes: How many target modes to follow.
             learning_rate: For steps to learn; read off the first optimizer if left out.
@@ -126,6 +130,7 @@ class BaseMonitor:
             "parameters": parameters,
             "forward_fn": forward_fn,
             "target_fn": target_fn,
+            "loss_fn": loss_fn,
             "mask_fn": mask_fn,
             "modes": modes,
             "learning_rate": learning_rate,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, MutableMapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import torch.distributed as dist
@@ -128,10 +127,6 @@ class Host(Logs, Protocol):
         """
         if self.is_global_zero:
             logger.info(message)
-
-    def muted(self) -> AbstractContextManager[None]:
-        """A probe is no training step: a context in which what a ``forward`` logs is lost."""
-        return nullcontext()
 
 
 def world(device: Any) -> Ranks:  # noqa: ANN401

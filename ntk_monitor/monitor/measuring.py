@@ -50,7 +50,7 @@ def measure(
         return ()
     most = most_products(states[0].probe, host, len(states), max_overhead)
     apart = ranks.size < host.ranks.size
-    with host.muted(), ranks.together():
+    with ranks.together():
         rate, scales = optimization(states[0].probe, host, ranks)
         found = tuple(
             state.probe(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, MutableMapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ntk_monitor.model.spread import of_batches
@@ -99,9 +98,6 @@ class TrainerHost(Host):
     def inform(self, message: str) -> None:  # noqa: D102
         rank_zero_info(message)
 
-    def muted(self) -> AbstractContextManager[None]:  # noqa: D102
-        return muted(self.trainer, self.module)
-
     def tell(self, snapshot: Snapshot, step: int) -> None:  # noqa: D102
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ProbeListener):
@@ -179,36 +175,3 @@ def batches_that_stepped(trainer: Trainer, *, in_batch_end: bool) -> int:
     """
     counted = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", None)
     return trainer.global_step if counted is None else counted + in_batch_end
-
-
-@contextmanager
-def muted(trainer: Trainer, module: nn.Module) -> Iterator[None]:
-    """Have ``self.log`` in a ``forward`` do nothing: a probe is no training step.
-
-    Args:
-        trainer: The Trainer; what a bound ``log`` that a submodule was given still sends it is
-            lost.
-        module: The module.
-
-    Yields:
-        Nothing.
-    """
-    loop = trainer.fit_loop.epoch_loop
-    results = getattr(loop, "_results", None)
-    if results is not None:
-        loop._results = type(results)(training=True)
-    names = [name for name in ("log", "log_dict") if callable(getattr(module, name, None))]
-    before = {name: vars(module)[name] for name in names if name in vars(module)}
-    vars(module).update(dict.fromkeys(names, _ignore))
-    try:
-        yield
-    finally:
-        for name in names:
-            vars(module).pop(name, None)
-        vars(module).update(before)
-        if results is not None:
-            loop._results = results
-
-
-def _ignore(*_: Any, **__: Any) -> None:  # noqa: ANN401
-    """In place of a logging method."""

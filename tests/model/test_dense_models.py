@@ -330,7 +330,7 @@ def test_a_forward_pass_that_does_not_repeat_itself_is_refused() -> None:
             Ragged.calls += 1
             return super().forward(x)[:, : Ragged.calls]
 
-    with pytest.raises(ValueError, match=r"shape \(3, 1, 3\) in one forward pass and \(3, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"shape \(3, 1, 3\) in one .* and \(3, 2, 3\)"):
         linearize(nn.Sequential(Ragged(N, 3)), reals(B, T, N), state="0")
 
 

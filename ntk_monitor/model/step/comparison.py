@@ -1,0 +1,136 @@
+"""What a loss compares, in one forward pass and in all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ntk_monitor.model.step.losses import Loss
+
+Joined = Literal["alone", "steps", "rows", "features"]
+"""How the outputs of several comparisons are one: not, as successive time steps, as more rows, or
+side by side."""
+
+
+class Seen(NamedTuple):
+    """One comparison in one pass, as the loss was given it.
+
+    Attributes:
+        output: ``y``.
+        target: What it is compared with; None for an output without a loss.
+        counts: Of which entries of the output the loss depends; None for all.
+    """
+
+    output: Tensor
+    target: Tensor | None
+    counts: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Head:
+    """One output of the model, with the loss that compares it with a target.
+
+    Attributes:
+        name: The module that computes it.
+        loss: What its loss does; None for an output without a loss.
+        numbers: Which comparisons of a pass, more than one where the same module is compared again
+            and again.
+        joined: How these are one.
+    """
+
+    name: str
+    loss: Loss | None = None
+    numbers: tuple[int, ...] = ()
+    joined: Joined = "alone"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A head in one pass.
+
+    Attributes:
+        head: The head.
+        output: ``y``, features or classes on the last axis; None where there is none.
+        target: In the layout of the outputs; class indices without the last axis; None for none.
+        counts: Of which entries the loss depends, in the layout of the outputs; None for all.
+        batch_first: Whether the first axis is known to be the batch's.
+    """
+
+    head: Head
+    output: Tensor | None
+    target: Tensor | None = None
+    counts: Tensor | None = None
+    batch_first: bool = False
+
+
+def compared(head: Head, seen: Mapping[int, Seen]) -> Comparison:
+    """A head in one pass.
+
+    Args:
+        head: The head.
+        seen: All comparisons of the pass, by number.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        RuntimeError: If the pass did not make one of the head's comparisons.
+    """
+    assert head.loss is not None
+    if any(number not in seen for number in head.numbers):
+        raise RuntimeError(
+            f"the loss of {head.name!r} was seen in one call of the step and not in the next: a "
+            "probe needs a step that repeats itself"
+        )
+    parts = [_laid_out(seen[number], head.loss) for number in head.numbers]
+    output = _joined([part.output for part in parts], head.joined)
+    targets = [part.target for part in parts if part.target is not None]
+    indices = bool(targets) and targets[0].ndim < parts[0].output.ndim
+    if indices:  # with a last axis, as outputs have one
+        targets = [target.unsqueeze(-1) for target in targets]
+    target = _joined(targets, head.joined) if targets else None
+    masks = [part.counts for part in parts if part.counts is not None]
+    counts = _joined(masks, head.joined) if len(masks) == len(parts) else None
+    return Comparison(
+        head,
+        output,
+        target.squeeze(-1) if indices and target is not None else target,
+        None if counts is None or bool(counts.all()) else counts,
+        batch_first=head.joined == "steps",
+    )
+
+
+def _laid_out(seen: Seen, loss: Loss) -> Seen:
+    """One comparison with features or classes on the last axis, two axes or more."""
+    y, t = seen.output, seen.target
+    assert t is not None
+    if loss.kind == "classes":
+        distribution = t.ndim == y.ndim
+        if y.ndim == 1:
+            return _each(seen, lambda x: x.unsqueeze(0))
+        if y.ndim > 2 and loss.classes_second:
+            moved = _each(seen, lambda x: x.movedim(1, -1) if x.ndim == y.ndim else x)
+            return moved if distribution else moved._replace(target=t)
+        return seen
+    shape: tuple[int, ...] = torch.broadcast_tensors(y, t)[0].shape  # as the loss does it
+    whole = _each(seen, lambda x: x.expand(shape))
+    return whole if len(shape) > 1 else _each(whole, lambda x: x.reshape(-1, 1))
+
+
+def _each(seen: Seen, change: Callable[[Tensor], Tensor]) -> Seen:
+    return Seen(*(None if x is None else change(x) for x in seen))  # type: ignore[arg-type]
+
+
+def _joined(tensors: Sequence[Tensor], how: Joined) -> Tensor:
+    if how == "alone":
+        return tensors[0]
+    if how == "steps":
+        return torch.stack(list(tensors), dim=1)
+    if how == "features":
+        side_by_side = torch.cat if tensors[0].shape[-1] == 1 else torch.stack
+        return side_by_side(list(tensors), dim=-1)
+    return torch.cat([t.reshape(-1, t.shape[-1]) for t in tensors])

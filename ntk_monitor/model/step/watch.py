@@ -1,0 +1,395 @@
+"""Watching what the loss of a step compares, in one call of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from ntk_monitor.model.step.comparison import Seen
+from ntk_monitor.model.step.losses import BY_HAND, LOSSES, RATES, Loss
+
+DIFFERENCES = frozenset({"sub", "subtract", "rsub", "__rsub__", "sub_", "__isub__"})
+PRODUCTS = frozenset({"mul", "multiply", "mul_", "__rmul__"})
+DISTANCES = frozenset({"dist", "pairwise_distance"})
+COMPARING = frozenset(LOSSES) | DIFFERENCES | PRODUCTS | DISTANCES | {"gather", "__getitem__"}
+"""Functions that may compare outputs with a target, by name; each call of one has a number."""
+LOGARITHMS = frozenset({"log", "log_softmax", "logsigmoid"})
+"""Functions whose results are taken for log-probabilities."""
+ARRANGING = frozenset({
+    *("view", "reshape", "flatten", "unsqueeze", "squeeze", "permute", "transpose"),
+})
+"""Functions that put the same numbers in another shape."""
+CONSTANT = frozenset({
+    *("zeros_like", "ones_like", "full_like", "empty_like"),
+    *("new_zeros", "new_ones", "new_full", "new_empty"),
+})
+"""Functions whose results hold nothing of their arguments."""
+VARYING = frozenset({
+    *("tensor", "as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack"),
+    *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "poisson", "multinomial"),
+    *("normal_", "uniform_", "random_", "bernoulli_", "exponential_"),
+})
+"""Functions whose results are others at every batch, whatever their arguments."""
+
+Place = tuple[int | str, ...]
+"""Where an argument is: its position or its name, and where in it if it is a tuple."""
+
+
+class Reading(NamedTuple):
+    """How one call compares.
+
+    Attributes:
+        loss: What is compared.
+        output: Where the outputs are.
+        target: Where the target is.
+    """
+
+    loss: Loss
+    output: Place
+    target: Place
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A call that may compare outputs with a target.
+
+    Attributes:
+        number: Its number.
+        reading: How it compares.
+        node: The outputs in the graph of the pass.
+        result: What it returned, in the graph.
+        shape: Of the outputs.
+        target: Names the target's numbers.
+        by_hand: Whether it is no loss function of torch's.
+    """
+
+    number: int
+    reading: Reading
+    node: Any
+    result: Any
+    shape: tuple[int, ...]
+    target: tuple[Any, ...]
+    by_hand: bool
+
+
+class LossWatch(TorchFunctionMode):
+    """Numbers the calls that may compare, the same in every pass, and keeps a step from optimising.
+
+    Attributes:
+        meant: What the step would have gone backward from.
+        differentiates: Whether the step goes backward, or takes derivatives.
+    """
+
+    def __init__(self) -> None:
+        """Begin at zero."""
+        super().__init__()
+        self.meant: list[Tensor] = []
+        self.differentiates = False
+        self._paused = False
+        self._count = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Look at a call, and make it, unless it goes backward."""
+        del types
+        kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name == "backward":
+            self.differentiates = True
+            given = args[0] if args else kwargs.get("tensors")
+            self.meant += [t for t in tree_leaves(given) if isinstance(t, Tensor)]
+            return None
+        self.differentiates |= name == "grad"
+        if name == "linear_cross_entropy":
+            func, args, kwargs = _in_two(args, kwargs)
+            name = "cross_entropy"
+        number, self._count = self._count, self._count + (name in COMPARING)
+        return self.see(func, name, number, args, kwargs)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Overlook calls that are none of the step's.
+
+        Yields:
+            Nothing.
+        """
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def see(self, func: Any, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        """Make a call, and do what this watch is for."""
+        del name, number
+        return func(*args, **kwargs)
+
+
+class Discovery(LossWatch):
+    """Finds the calls that may compare outputs with a target.
+
+    A target is data: what is the same for every batch (ones, the numbers of the rows) is none.
+
+    Attributes:
+        candidates: What was found, in order.
+        constant_targets: Results of comparisons with what is the same for every batch, in the
+            graph.
+        sums: What torch's own functions compare, as sums that tell whether another pass compares
+            the same; by number.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing known."""
+        super().__init__()
+        self.candidates: list[Candidate] = []
+        self.constant_targets: list[Any] = []
+        self.sums: dict[int, Tensor] = {}
+        self._constants: dict[int, Tensor] = {}
+        self._logarithms: dict[int, Tensor] = {}
+
+    def see(self, func: Any, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        """Make a call, and look at what it compares and where its result comes from."""
+        readings = self._readings(name, args, kwargs) if name in COMPARING else ()
+        before = [(r, _at(args, kwargs, r.output), _at(args, kwargs, r.target)) for r in readings]
+        nodes = [y.grad_fn for _, y, _ in before]
+        output = func(*args, **kwargs)
+        for (reading, y, t), node in zip(before, nodes, strict=True):
+            result = output.grad_fn if isinstance(output, Tensor) else None
+            if node is None or result is None:
+                continue
+            if self.is_constant(t):
+                self.constant_targets.append(result)
+                continue
+            if name in LOSSES:
+                self.sums[number] = sums_of(y, t)
+            self.candidates.append(
+                Candidate(
+                    number,
+                    reading,
+                    node,
+                    result,
+                    tuple(y.shape),
+                    (t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape)),
+                    by_hand=name not in LOSSES,
+                )
+            )
+        self._learn(name, args, kwargs, output)
+        return output
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor is known to be the same for every batch."""
+        return id(tensor) in self._constants
+
+    def _readings(self, name: str, args: Any, kwargs: Any) -> tuple[Reading, ...]:  # noqa: ANN401
+        """How a call compares; none where it does not."""
+        if name in LOSSES:
+            rates = name == "poisson_nll_loss" and not kwargs.get("log_input", _third(args))
+            loss = RATES if rates else LOSSES[name]
+            reading = Reading(loss, _place(args, 0, "input"), _place(args, 1, "target"))
+        elif name in DISTANCES:
+            reading = Reading(BY_HAND["difference"], _place(args, 0, "x1"), _place(args, 1, "x2"))
+            reading = self._turned(reading, args, kwargs)
+        elif name in DIFFERENCES:
+            other = _place(args, 1, "other")
+            reading = self._turned(Reading(BY_HAND["difference"], (0,), other), args, kwargs)
+            if kwargs.get("alpha", 1) != 1 or not _is_whole(reading, args, kwargs):
+                return ()
+        elif name in PRODUCTS:
+            other = _place(args, 1, "other")
+            reading = self._turned(Reading(BY_HAND["product"], (0,), other), args, kwargs)
+            if not self._weighs_logarithms(reading, args, kwargs):
+                return ()
+        else:
+            picked = self._picked(name, args, kwargs)
+            if picked is None:
+                return ()
+            reading = picked
+        y, t = _at(args, kwargs, reading.output), _at(args, kwargs, reading.target)
+        floating = isinstance(y, Tensor) and y.is_floating_point() and y.ndim > 0
+        if not floating or not y.requires_grad or not isinstance(t, Tensor) or t.requires_grad:
+            return ()
+        return (reading,)
+
+    def _turned(self, reading: Reading, args: Any, kwargs: Any) -> Reading:  # noqa: ANN401
+        """The reading in which the outputs are what can be trained."""
+        y = _at(args, kwargs, reading.output)
+        if isinstance(y, Tensor) and not y.requires_grad:
+            return reading._replace(output=reading.target, target=reading.output)
+        return reading
+
+    def _weighs_logarithms(self, reading: Reading, args: Any, kwargs: Any) -> bool:  # noqa: ANN401
+        y, t = _at(args, kwargs, reading.output), _at(args, kwargs, reading.target)
+        if not isinstance(y, Tensor) or not isinstance(t, Tensor) or id(y) not in self._logarithms:
+            return False
+        with torch._C.DisableTorchFunction():
+            return y.shape == t.shape and bool(((t >= 0) & (t <= 1)).all())
+
+    def _picked(self, name: str, args: Any, kwargs: Any) -> Reading | None:  # noqa: ANN401
+        """How log-probabilities are picked by class indices."""
+        source = args[0] if args else None
+        if not isinstance(source, Tensor) or id(source) not in self._logarithms:
+            return None
+        last = source.ndim - 1
+        if name == "gather":
+            dim, index = (_at(args, kwargs, _place(args, *p)) for p in ((1, "dim"), (2, "index")))
+            fits = isinstance(dim, int) and dim % source.ndim == last and index.shape[-1] == 1
+            return Reading(BY_HAND["gather"], (0,), _place(args, 2, "index")) if fits else None
+        index: Any = args[1] if len(args) > 1 else None
+        pair = isinstance(index, tuple) and len(index) == source.ndim == 2
+        if not pair or not all(isinstance(i, Tensor) and i.ndim == 1 for i in index):
+            return None
+        fits = self.is_constant(index[0]) and len(index[0]) == len(source)
+        return Reading(BY_HAND["pick"], (0,), (1, 1)) if fits else None
+
+    def _learn(self, name: str, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401
+        """Take note of what a call returned."""
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+        constant = name in CONSTANT or (
+            name not in VARYING and all(map(self.is_constant, inputs)) and name != "__get__"
+        )
+        for t in outputs:
+            if constant and not t.requires_grad:
+                self._constants[id(t)] = t
+            elif t is not None and id(t) in self._constants:
+                del self._constants[id(t)]
+        if name == "__setitem__" and not all(map(self.is_constant, inputs)):
+            self._constants.pop(id(args[0]), None)
+        logarithm = name in LOGARITHMS or (name in ARRANGING and id(args[0]) in self._logarithms)
+        if logarithm and isinstance(output, Tensor):
+            self._logarithms[id(output)] = output
+
+
+class Following(LossWatch):
+    """Reads comparisons that were found before.
+
+    Attributes:
+        seen: The comparisons by number.
+        sums: As in `Discovery`, where outputs are shaken.
+        shaken: What was put in the outputs' places, where the loss alone is differentiated.
+    """
+
+    def __init__(self, readings: Mapping[int, Reading], *, shake: bool = False) -> None:
+        """Prepare for a pass.
+
+        Args:
+            readings: How the calls compare, by their numbers.
+            shake: Whether to go on from slightly other outputs, in which the loss can then be
+                differentiated.
+        """
+        super().__init__()
+        self.seen: dict[int, Seen] = {}
+        self.sums: dict[int, Tensor] = {}
+        self.shaken: dict[int, Tensor] = {}
+        self._readings, self._shake = readings, shake
+
+    def see(self, func: Any, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        """Make a call, and read what it compares."""
+        reading = self._readings.get(number) if name in COMPARING else None
+        if reading is None:
+            return func(*args, **kwargs)
+        y, t = _at(args, kwargs, reading.output), _at(args, kwargs, reading.target)
+        with torch._C.DisableTorchFunction():
+            self.seen[number] = Seen(y, reading.loss.target(t, kwargs, y))
+        if self._shake:
+            self.sums[number] = sums_of(y, t)
+            torch.set_grad_enabled(True)  # put back by whoever runs the pass
+            self.shaken[number] = z = _shaken(y, reading.loss).requires_grad_()
+            # With the leaf itself, what is in place would fail.
+            args, kwargs = _with(args, kwargs, reading.output, z.view_as(z))
+        return func(*args, **kwargs)
+
+
+def sums_of(y: Tensor, t: Tensor) -> Tensor:
+    """Two sums that tell whether two comparisons are of the same outputs and target.
+
+    Args:
+        y: The outputs.
+        t: The target.
+
+    Returns:
+        The root mean squares of both.
+    """
+    with torch._C.DisableTorchFunction():
+        both = (x.detach().double().square().mean().sqrt() for x in (y, t))
+        return torch.stack([x.to(y.device) for x in both])
+
+
+def _shaken(y: Tensor, loss: Loss) -> Tensor:
+    """Outputs slightly moved, so that no error is zero by chance."""
+    y = y.detach()
+    if loss.inside:
+        return y + 0.1 * (0.5 - y)
+    generator = torch.Generator(device=y.device).manual_seed(0)
+    noise = torch.randn(y.shape, generator=generator, device=y.device).to(y.dtype)
+    return y + 0.01 * (1 + y.abs()) * noise
+
+
+def _in_two(args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:  # noqa: ANN401
+    """A linear layer and its cross-entropy, which torch also has as one."""
+    given = dict(zip(("input", "linear_weight", "target"), args, strict=False)) | kwargs
+    x, weight, target = (given.pop(name) for name in ("input", "linear_weight", "target"))
+    bias = given.pop("linear_bias", None)
+    given.pop("options", None)
+    if given.get("ignore_index") is None:
+        given.pop("ignore_index", None)
+    return functional.cross_entropy, (functional.linear(x, weight, bias), target), given
+
+
+def _third(args: Sequence[Any]) -> Any:  # noqa: ANN401
+    return args[2] if len(args) > 2 else True
+
+
+def _place(args: Sequence[Any], index: int, name: str) -> Place:
+    return (index,) if len(args) > index else (name,)
+
+
+def _at(args: Sequence[Any], kwargs: Mapping[str, Any], place: Place) -> Any:  # noqa: ANN401
+    first, *rest = place
+    value: Any = None
+    if isinstance(first, str):
+        value = kwargs.get(first)
+    elif first < len(args):
+        value = args[first]
+    for inner in rest:
+        value = value[inner]
+    return value
+
+
+def _with(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    place: Place,
+    value: Any,  # noqa: ANN401
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with another one in a place."""
+    first = place[0]
+    if isinstance(first, str):
+        return args, {**kwargs, first: value}
+    return (*args[:first], value, *args[first + 1 :]), kwargs
+
+
+def _is_whole(reading: Reading, args: Any, kwargs: Any) -> bool:  # noqa: ANN401
+    """Whether a difference compares rows of outputs with rows of a target."""
+    y, t = _at(args, kwargs, reading.output), _at(args, kwargs, reading.target)
+    if not isinstance(y, Tensor) or not isinstance(t, Tensor) or t.numel() < 2 or y.ndim == 0:
+        return False
+    if not t.is_floating_point() or t.ndim > y.ndim:
+        return False
+    same = all(a in {b, 1} for a, b in zip(t.shape[::-1], y.shape[::-1], strict=False))
+    return same and t.ndim == y.ndim and t.shape[0] == y.shape[0]
