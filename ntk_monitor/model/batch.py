@@ -231,8 +231,8 @@ def copy_batch(batch: Any, convert: Callable[[Tensor], Tensor]) -> Any:  # noqa:
         return copy.deepcopy(batch, instead)
     except Exception as error:
         raise TypeError(
-            f"the batch, a {type(batch).__name__}, cannot be copied ({error}), so that a probe could "
-            "change it: pass probe_batch, a batch that copy.deepcopy takes"
+            f"the batch, a {type(batch).__name__}, cannot be copied ({error}), so that a probe "
+            "could change it: pass probe_batch, a batch that copy.deepcopy takes"
         ) from error
 
 
@@ -390,10 +390,10 @@ class FreshBatch:
         self._lent: list[tuple[Tensor, int, bool]] = []
 
     def lend(self) -> Any:  # noqa: ANN401
-        """The batch for one call; with tensors of its own until it is known that no call changes them.
+        """The batch for one call.
 
         Returns:
-            A copy.
+            A copy, with tensors of its own until it is known that no call changes them.
         """
         if self._is_changed is False:
             return copy_batch(self._batch, lambda tensor: tensor)

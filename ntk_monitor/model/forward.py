@@ -300,7 +300,8 @@ class ForwardMap:
                     edited, computed = edit.apply(call, seen[path], state)
                 seen[path] += 1
                 if computed is not None:
-                    parts[path].append(computed)
+                    # What follows may write into it in place.
+                    parts[path].append(computed.clone() if whole else computed)
                 if not whole and all(seen[p] >= count for p, count in missing.items()):
                     raise _Enough
                 return edited

@@ -349,7 +349,7 @@ class Linearization:
         theta = self._forward.leaves(self._trained)
         leaf = self.state.clone().requires_grad_()
         with self._quiet("reversible"):
-            edit = Edit(given=leaf)
+            edit = Edit(given=leaf.clone())  # what follows may write into it in place
             _, returned, watch = self._forward.run_whole(
                 theta, self._state, self._compares.readings, edit
             )

@@ -81,7 +81,7 @@ def linearize(
             last module before the readout whose rows are those on which most weights act.
         parameters: Names, glob patterns or a predicate of (name, parameter); by default all that
             require a gradient.
-        forward_fn: ``(module, batch) -> outputs``, to look at the forward pass in place of the step.
+        forward_fn: ``(module, batch) -> outputs``, to look at a forward pass in place of the step.
         target_fn: ``batch -> target``, likewise.
         loss_fn: ``(module, batch) -> loss``, what training minimises; by default a
             LightningModule's ``training_step``, or the loss that the module itself returns.
@@ -273,9 +273,9 @@ def _require_whole(found: Survey, ranks: Ranks) -> None:
 def _again(
     forward: ForwardMap,
     found: Survey,
-    batch: Any,
+    batch: Any,  # noqa: ANN401
     *,
-    recorded: bool,  # noqa: ANN401
+    recorded: bool,
 ) -> tuple[Any, tuple[Comparison, ...]]:
     """A second pass, which must repeat the first, and tells what the loss depends on.
 
@@ -337,6 +337,13 @@ def _is_likely(comparison: Comparison, gradients: Mapping[int, Tensor]) -> bool:
     """Whether what is picked from log-probabilities is to become likely, all of it.
 
     A policy gradient picks actions, some of which are to become less likely.
+
+    Args:
+        comparison: The comparison.
+        gradients: The derivatives of the loss, by the comparison's number.
+
+    Returns:
+        False where something is to become less likely.
     """
     loss = comparison.head.loss
     if loss is None or loss not in {BY_HAND["pick"], BY_HAND["gather"], BY_HAND["product"]}:
@@ -359,8 +366,8 @@ def _require_same_comparisons(
         if bool((gap > math.sqrt(torch.finfo(torch.float32).eps)).any()):
             what = "outputs differ" if bool(gap[0] > gap[1]) else "target differs"
             raise StepError(
-                f"the {what} by {float(gap.max()):.2g} of the size between two calls of {step.name} "
-                f"on one batch: {_remedy(step)}"
+                f"the {what} by {float(gap.max()):.2g} of the size between two calls of "
+                f"{step.name} on one batch: {_remedy(step)}"
             )
 
 

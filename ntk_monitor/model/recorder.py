@@ -21,7 +21,7 @@ from ntk_monitor.model.batch import first_tensor, tensors_of
 from ntk_monitor.model.operations import READERS, Use, perturbed, product
 from ntk_monitor.model.register import registered_uses
 from ntk_monitor.model.sketched import Sketch, TooLargeError
-from ntk_monitor.model.state import RECURRENT, Call
+from ntk_monitor.model.state import RECURRENT, Call, replaced
 from ntk_monitor.model.unroll import layer_activity, layer_input
 
 COMPOSED = {"multi_head_attention_forward"}
@@ -41,6 +41,12 @@ place, or their rows are sorted by expert."""
 COPYING = frozenset({"repeat", "tile", "repeat_interleave"})
 """Operations after which an entry of a parameter stands in several places."""
 ADDING = frozenset({"add", "add_"})
+IN_PLACE = frozenset({
+    *("relu", "relu6", "leaky_relu", "elu", "celu", "selu", "hardtanh", "hardswish", "hardsigmoid"),
+    *("silu", "mish", "rrelu", "threshold", "dropout", "alpha_dropout", "feature_alpha_dropout"),
+    *("dropout1d", "dropout2d", "dropout3d"),
+})
+"""Functions that write into their first argument if they are asked to."""
 REGISTERED = -1
 """Stands for the number of an operation where a registered layer told of the use."""
 
@@ -191,6 +197,8 @@ class Recorder(Watch):
         self._origins: dict[int, Origin] = {}
         self._spans: dict[int, list[tuple[int, int, Origin]]] = {}
         self._alive: list[Tensor] = []  # so that no address is used twice
+        self._unread: dict[int, list[_Once]] = {}
+        self._returned: dict[int, list[int]] = {}
         for constant in constants:
             self._learn(constant, Origin())
         for name, parameter in parameters.items():
@@ -245,6 +253,8 @@ class Recorder(Watch):
 
     def see(self, func: Operation, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Call an operation and look at what it did."""
+        if _writes(name, args, kwargs):
+            self._keep_before_writing(args[0])
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         origins = [self.origin(t) for t in inputs]
         output = func(*args, **kwargs)
@@ -339,6 +349,8 @@ class Recorder(Watch):
             output = first_tensor(kept.output)
             if self.sketch is None and isinstance(output, Tensor):
                 self._spend(output.numel() * output.element_size())
+            if self.sketch is None and isinstance(output, Tensor) and (at := address_of(output)):
+                self._returned.setdefault(at, []).append(len(self.calls) - 1)
             number = self._layer_calls[call.path]
             self._layer_calls[call.path] += 1
             if isinstance(call.module, RECURRENT):
@@ -346,12 +358,28 @@ class Recorder(Watch):
             for use in registered_uses(call.module, call.args, call.kwargs):
                 self._read_registered(call, number, use)
 
+    def _keep_before_writing(self, tensor: Any) -> None:  # noqa: ANN401
+        """Copy what is in a tensor that will be written to, where it is still to be read."""
+        address = address_of(tensor) if isinstance(tensor, Tensor) else None
+        if not address:
+            return
+        with torch._C.DisableTorchFunction():
+            for activity in self._unread.pop(address, ()):
+                activity.read_now()
+            for number in self._returned.pop(address, ()):
+                call = self.calls[number]
+                old = first_tensor(call.output)
+                assert isinstance(old, Tensor)
+                self.calls[number] = replace(call, output=replaced(call.output, old, old.clone()))
+
     def _read_registered(self, call: Call, number: int, use: Use) -> None:
         output = first_tensor(call.output)
         origins = self._studied(use.weight), self._studied(use.bias)
         if any(origins) and isinstance(output, Tensor) and output.requires_grad:
             key, label = (call.path, number, use.place), (call.path, use.place)
-            self.records.append(self._record(use, origins, key, (output,), label, REGISTERED))
+            reads = tensors_of((call.args, call.kwargs))
+            record = self._record(use, origins, key, (output,), label, REGISTERED, reads)
+            self.records.append(record)
 
     def _read_layer(self, call: Call, number: int) -> None:
         output, last = call.output
@@ -361,7 +389,8 @@ class Recorder(Watch):
             origins = self._studied(use.weight), self._studied(use.bias)
             if any(origins) and output.requires_grad:
                 key, label = (call.path, number, local), (call.path, local)
-                record = self._record(use, origins, key, returned, label, number)
+                reads = tensors_of((call.args, call.kwargs))
+                record = self._record(use, origins, key, returned, label, number, reads)
                 self.records.append(replace(record, path=call.path, local=local, valid=valid))
 
     def _record(
@@ -372,13 +401,18 @@ class Recorder(Watch):
         returned: tuple[Tensor, ...],
         label: tuple[Any, ...],
         call: int,
+        reads: Iterable[Tensor] = (),
     ) -> Record:
-        """What is kept of a use."""
+        """What is kept of a use; ``reads`` are tensors that its activity is read off."""
         output: Tensor | None = returned[0]
         if self.sketch is not None:
             use, output = replace(use, read=_gone), None
         else:
             self._spend(_activity_bytes(use, returned[0]))
+            once = _Once(use.read)
+            use = replace(use, read=once)
+            for address in {address_of(t) for t in reads}:
+                self._unread.setdefault(address or 0, []).append(once)
         nodes = tuple(t.grad_fn for t in returned if t.grad_fn is not None)
         return Record(use, *origins, key, output, nodes, label, call)
 
@@ -410,8 +444,11 @@ class Recorder(Watch):
             if use.weight is not None and weight is not None:
                 offset = 0 if weight.derived else use.weight.storage_offset()
                 label += [tuple(use.weight.shape), offset]
+            reads = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
             found.append(
-                self._record(use, (weight, bias), (number, i), (output,), tuple(label), number)
+                self._record(
+                    use, (weight, bias), (number, i), (output,), tuple(label), number, reads
+                )
             )
         return found
 
@@ -435,6 +472,29 @@ class Recorder(Watch):
         origin = None if address is None else self._origins.get(address)
         if address and origin is not None and not (origin.names and not origin.derived):
             del self._origins[address]
+
+
+class _Once:
+    """Reads an activity when it is asked for, or before that is written to."""
+
+    def __init__(self, read: Callable[[], Tensor]) -> None:
+        self._read = read
+
+    def __call__(self) -> Tensor:
+        return self._read()
+
+    def read_now(self) -> None:
+        """Keep a copy."""
+        found = self._read().detach().clone()
+        self._read = lambda: found
+
+
+def _writes(name: str, args: Any, kwargs: Any) -> bool:  # noqa: ANN401
+    """Whether an operation writes into its first argument."""
+    if name in IN_PLACE:
+        return bool(args) and (bool(kwargs.get("inplace")) or any(a is True for a in args[1:]))
+    by_name = name.endswith("_") and not name.startswith("_")
+    return bool(args) and (by_name or name in {"__setitem__", "set_"})
 
 
 def layer_uses(call: Call) -> Iterator[tuple[str, Use, Tensor | None]]:

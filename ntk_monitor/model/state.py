@@ -72,8 +72,8 @@ class Call:
         kwargs: Its keyword arguments.
         output: What it returned.
         uses: How many uses of weights had been seen when it returned.
-        nodes: The tensors that it returned in the graph of the pass; none if no studied parameter is
-            behind them.
+        nodes: The tensors that it returned in the graph of the pass; none if no studied parameter
+            is behind them.
         varies: Whether what it returned depends on data.
     """
 
@@ -191,10 +191,10 @@ class StateSource:
         old = first_tensor(output)
         assert old is not None
         new = self.laid_out(old, state)
-        replaced = _replace(output, old, new)
-        if self.recurrent and isinstance(replaced, tuple) and len(replaced) == 2:
-            return new, _follow(replaced[1], old, state)
-        return replaced
+        whole = replaced(output, old, new)
+        if self.recurrent and isinstance(whole, tuple) and len(whole) == 2:
+            return new, _follow(whole[1], old, state)
+        return whole
 
     def laid_out(self, old: Tensor | PackedSequence, state: Tensor) -> Any:  # noqa: ANN401
         """A state as the module itself returns it.
@@ -215,16 +215,25 @@ class StateSource:
         return state.transpose(0, 1) if self.layout == "time" else state.reshape(old.shape)
 
 
-def _replace(output: Any, old: Any, new: Any) -> Any:  # noqa: ANN401
-    """Put ``new`` where ``old`` stands."""
+def replaced(output: Any, old: Any, new: Any) -> Any:  # noqa: ANN401
+    """Put a tensor in another's place.
+
+    Args:
+        output: What a module returned.
+        old: A tensor in it.
+        new: What takes its place.
+
+    Returns:
+        An output of the same structure.
+    """
     if output is old:
         return new
     if isinstance(output, (tuple, list)):
-        items = [_replace(item, old, new) for item in output]
+        items = [replaced(item, old, new) for item in output]
         return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
     if isinstance(output, dict):
-        replaced = {k: _replace(v, old, new) for k, v in output.items()}
-        return type(output)(**replaced) if hasattr(output, "to_tuple") else replaced
+        entries = {k: replaced(v, old, new) for k, v in output.items()}
+        return type(output)(**entries) if hasattr(output, "to_tuple") else entries
     return output
 
 
@@ -304,8 +313,8 @@ def find_state(
 
     Args:
         module: The module under study.
-        state: A module path, several whose features are put side by side, or ``"auto"``. This is, of
-            the modules on the way from studied parameters to every output that is compared, the
+        state: A module path, several whose features are put side by side, or ``"auto"``: of the
+            modules on the way from studied parameters to every output that is compared, the
             last recurrent layer or cell; without one, the last module before the readout (a linear
             or convolutional layer, if that is the last one with weights), or, if its rows are those
             of a minor part of the weights (a pooled state), the last one on whose rows most weights
@@ -464,8 +473,10 @@ def _automatic(
     often = Counter(call.path for call in calls)
     once = [call for call in before if often[call.path] == 1]
     last = next((call for call in reversed(once) if _rows(call, calls) == rows), None)
-    if last is None:
+    if last is None and often[before[-1].path] > 1:
         return next((c.path for c in reversed(before) if _goes_in_steps(c, calls)), before[-1].path)
+    if last is None:
+        return before[-1].path
     # A module that hands on what one of its own returned is named by the inner one.
     same = (c for c in once if first_tensor(c.output) is first_tensor(last.output))
     return next(call.path for call in same if _rows(call, calls) == rows)

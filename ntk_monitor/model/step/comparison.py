@@ -116,8 +116,8 @@ def _laid_out(seen: Seen, loss: Loss) -> Seen:
             moved = _each(seen, lambda x: x.movedim(1, -1) if x.ndim == y.ndim else x)
             return moved if distribution else moved._replace(target=t)
         return seen
-    shape: tuple[int, ...] = torch.broadcast_tensors(y, t)[0].shape  # as the loss does it
-    whole = _each(seen, lambda x: x.expand(shape))
+    shape = torch.broadcast_tensors(y, t)[0].shape  # type: ignore[no-untyped-call]
+    whole = _each(seen, lambda x: x.expand(shape))  # as the loss does it
     return whole if len(shape) > 1 else _each(whole, lambda x: x.reshape(-1, 1))
 
 

@@ -59,10 +59,7 @@ class StepFunction(ABC):
             meant: Losses that it would have gone backward from.
 
         Returns:
-            A scalar; None where there is none.
-
-        Raises:
-            StepError: If there should be one.
+            A scalar; None where there is none. Where there should be one, a StepError is raised.
         """
         return _sum(meant) if meant else self._scalar(returned)
 
@@ -170,8 +167,8 @@ class TrainingStep(StepFunction):
             )
         if returned is None:
             raise SkippedBatchError(
-                f"{self.name} returned None for the kept batch, which training skips: another batch "
-                "is kept in its place"
+                f"{self.name} returned None for the kept batch, which training skips: another "
+                "batch is kept in its place"
             )
         return self._scalar(returned)
 

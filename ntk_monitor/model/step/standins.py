@@ -38,8 +38,8 @@ class StandIn:
         """
         vars(self).update(instead, _StandIn__real=real)
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[override]  # noqa: ANN401
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # noqa: ANN401
         """The object's own class, for ``isinstance``."""
         return type(vars(self)["_StandIn__real"])
 
@@ -60,6 +60,7 @@ class Silence:
     """Takes whatever is said to a logger, and does nothing with it."""
 
     def __call__(self, *_: Any, **__: Any) -> Silence:  # noqa: ANN401
+        """Itself, whatever is asked."""
         return self
 
     def __getattr__(self, name: str) -> Silence:
@@ -70,7 +71,7 @@ class Silence:
     def __getitem__(self, _: Any) -> Silence:  # noqa: ANN401
         return self
 
-    def __setitem__(self, *_: Any) -> None:
+    def __setitem__(self, *_: object) -> None:
         """Nothing is kept."""
 
     def __enter__(self) -> Silence:

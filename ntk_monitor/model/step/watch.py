@@ -246,8 +246,8 @@ class Discovery(LossWatch):
             return None
         last = source.ndim - 1
         if name == "gather":
-            dim, index = (_at(args, kwargs, _place(args, *p)) for p in ((1, "dim"), (2, "index")))
-            fits = isinstance(dim, int) and dim % source.ndim == last and index.shape[-1] == 1
+            dim, which = (_at(args, kwargs, _place(args, *p)) for p in ((1, "dim"), (2, "index")))
+            fits = isinstance(dim, int) and dim % source.ndim == last and which.shape[-1] == 1
             return Reading(BY_HAND["gather"], (0,), _place(args, 2, "index")) if fits else None
         index: Any = args[1] if len(args) > 1 else None
         pair = isinstance(index, tuple) and len(index) == source.ndim == 2
