@@ -117,6 +117,8 @@ def target_like(comparison: Comparison, output: Tensor, lin: Linearization) -> T
     counts = lin.counted(comparison)
     by_index = not target.is_floating_point() if loss is None else loss.kind == "classes"
     if by_index and not target.is_floating_point():
+        if comparison.counts is not None:  # a class that is ignored may be none of the outputs
+            target = target.where(comparison.counts.any(-1), -1)
         target, classes = _one_hot(target, output, lin)
     elif loss is None and output.shape[2] == 1 and target.numel() == output.numel():
         target = target.unsqueeze(-1) if target.shape[-1] != 1 else target

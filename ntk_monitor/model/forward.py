@@ -201,7 +201,8 @@ class ForwardMap:
         own = {name: self.tensors[name].clone() for name, _ in self.module.named_buffers()}
         versions = {name: t._version for name, t in own.items()}
         constants = {n: t for n, t in self.tensors.items() if n not in theta} | own
-        recorder, discovery = Recorder(theta, constants.values(), sketch, room), Discovery()
+        recorder = Recorder(theta, constants.values(), sketch, room)
+        discovery = Discovery(self._protected())
         returned = self._record({**self.tensors, **theta, **own}, recorder, discovery)
         self.batch.settle()
         self._steps_itself = discovery.differentiates
@@ -210,7 +211,26 @@ class ForwardMap:
             for name, t in own.items()
             if t._version != versions[name] or not _same(t, self.tensors[name])
         ]
+        self._written += self._taken_anew()
         return Recorded(recorder, discovery, returned)
+
+    def _protected(self) -> frozenset[int]:
+        """Where numbers are that no step may write to, by address."""
+        return frozenset()
+
+    def _taken_anew(self) -> list[str]:
+        """Parameters that the step has written to; they are as before, and are lent as copies.
+
+        A target network that is brought up to date in the step is such.
+        """
+        written = []
+        for name, parameter in self.module.named_parameters():
+            own = self._taken(parameter)
+            if not _same(own, self.tensors[name]):
+                with torch.no_grad():
+                    self.tensors[name].copy_(own)
+                written.append(name)
+        return written
 
     def _record(
         self, tensors: Mapping[str, Tensor], recorder: Recorder, discovery: Discovery
@@ -276,7 +296,7 @@ class ForwardMap:
         Returns:
             The computed state, what the step returned, and the comparisons.
         """
-        watch = Following(readings, shake=shake)
+        watch = Following(readings, shake=shake, cut=edit.given is not None)
         used = watch if self.step.is_watched else None
         return *self._run(theta, state, edit, used, whole=True), watch
 
@@ -324,7 +344,12 @@ class ForwardMap:
                     stack.enter_context(torch.enable_grad())
             with suppress(_Enough):
                 returned = self._call({**self.tensors, **theta})
-        joined = [p[0] if len(p) == 1 else torch.cat(p, dim=1) for p in parts.values()]
+        if any(seen[path] != count for path, count in missing.items()):
+            raise RuntimeError(
+                f"the state {', '.join(missing)!r} was computed in {dict(missing)} calls in one "
+                f"pass and in {dict(seen)} in the next: a probe needs a step that repeats itself"
+            )
+        joined = [source.together(parts[source.path]) for source in state.sources]
         return state.join(joined), returned
 
     def _call(self, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401

@@ -292,7 +292,7 @@ class Linearization:
         Args:
             tensor: Shape ``(B, o)``, or ``(B, T, o)`` (``(T, B, o)`` in a time-first model), either
                 flattened to ``(B T, o)``, or ``(B, o, H, W)`` where the state is an image.
-            batch_first: Whether the tensor is of shape ``(B, T, o)`` whatever the model's layout.
+            batch_first: Whether it is ``(B, ..., o)`` whatever the model's layout.
 
         Returns:
             Shape ``(B, T, o)``, with ``T = 1`` for two axes.
@@ -300,7 +300,7 @@ class Linearization:
         B, T, _ = self.state.shape
         layout = self._state.sources[-1].layout
         if batch_first:
-            return tensor
+            return StateSource("the output").read(tensor)
         if tensor.ndim == 2 and T > 1 and len(tensor) == B * T and layout != "unbatched":
             tensor = tensor.reshape(*((T, B) if layout == "time" else (B, T)), -1)
         return StateSource("the output", layout).read(tensor)

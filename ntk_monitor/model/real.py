@@ -49,6 +49,14 @@ class RealForward(ForwardMap):
         """The tensor itself."""
         return tensor
 
+    def _protected(self) -> frozenset[int]:
+        """The parameters' own numbers."""
+        return frozenset(a for p in self.module.parameters() if (a := address_of(p)))
+
+    def _taken_anew(self) -> list[str]:
+        """None: these are not copies, and no step writes to them."""
+        return []
+
     def leaves(self, names: Sequence[str]) -> dict[str, Tensor]:
         """The parameters themselves.
 

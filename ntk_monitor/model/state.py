@@ -127,6 +127,8 @@ class StateSource:
         path: The module's path.
         layout: How its output is laid out.
         spans: How many time steps each of its calls returns; none for a single call.
+        axis: Along which axis of the state calls follow one another: 1, time; or 0, where their
+            trials differ in number.
         recurrent: Whether it is a recurrent layer, which carries its state from step to step.
     """
 
@@ -134,6 +136,18 @@ class StateSource:
     layout: Layout = "batch"
     spans: tuple[int, ...] = ()
     recurrent: bool = False
+    axis: int = 1
+
+    def together(self, parts: Sequence[Tensor]) -> Tensor:
+        """The whole of what several calls returned.
+
+        Args:
+            parts: What each returned, (B, its steps, n).
+
+        Returns:
+            Shape ``(B, T, n)``.
+        """
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=self.axis)
 
     def span(self, tensor: Tensor, call: int) -> Tensor:
         """The time steps of one call.
@@ -147,7 +161,7 @@ class StateSource:
         """
         if not self.spans:
             return tensor
-        return tensor.narrow(1, sum(self.spans[:call]), self.spans[call])
+        return tensor.narrow(self.axis, sum(self.spans[:call]), self.spans[call])
 
     def read(self, output: Any) -> Tensor:  # noqa: ANN401
         """The state in what one call returned.
@@ -348,9 +362,11 @@ def find_state(
         source = _source(module, path, calls)
         steps = [source.read(call.output) for call in calls if call.path == path]
         if len(steps) > 1:
-            source = replace(source, spans=tuple(step.shape[1] for step in steps))
+            axis = 1 if len({len(step) for step in steps}) == 1 else 0
+            spans = tuple(step.shape[axis] for step in steps)
+            source = replace(source, spans=spans, axis=axis)
         sources.append(source)
-        parts.append(steps[0] if len(steps) == 1 else torch.cat(steps, dim=1))
+        parts.append(source.together(steps))
         output = first_tensor(next(call.output for call in calls if call.path == path))
         if isinstance(output, PackedSequence) and len(steps) == 1:
             mask, must_fit = unpack(output)[1], True
@@ -496,10 +512,10 @@ def _readout(way: Sequence[Call]) -> Call | None:
 
 
 def _goes_in_steps(call: Call, calls: Sequence[Call]) -> bool:
-    """Whether all calls of a module return features of as many trials."""
+    """Whether all calls of a module return trials of the same features."""
     outputs = [first_tensor(c.output) for c in calls if c.path == call.path]
-    shapes = {tuple(t.shape) for t in outputs if isinstance(t, Tensor)}
-    return len(shapes) == 1 and len(next(iter(shapes))) == 2
+    features = {t.shape[1] if isinstance(t, Tensor) and t.ndim == 2 else None for t in outputs}
+    return len(features) == 1 and None not in features
 
 
 def _is_layer(module: nn.Module) -> bool:

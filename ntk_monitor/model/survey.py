@@ -36,7 +36,7 @@ from ntk_monitor.model.sketched import (
 from ntk_monitor.model.state import Call, State, StatePath, StateSource, find_state
 from ntk_monitor.model.step import StepError, StepFunction
 from ntk_monitor.model.step.discovery import Compares, find_heads
-from ntk_monitor.model.step.functions import REMEDY
+from ntk_monitor.model.step.standins import REMEDY
 from ntk_monitor.ranks import Ranks
 
 logger = logging.getLogger(__name__)

@@ -57,7 +57,7 @@ class Comparison:
         output: ``y``, features or classes on the last axis; None where there is none.
         target: In the layout of the outputs; class indices without the last axis; None for none.
         counts: Of which entries the loss depends, in the layout of the outputs; None for all.
-        batch_first: Whether the first axis is known to be the batch's.
+        batch_first: Whether the layout is known to be ``(B, ..., o)``, whatever the model's.
     """
 
     head: Head
@@ -87,6 +87,7 @@ def compared(head: Head, seen: Mapping[int, Seen]) -> Comparison:
             "probe needs a step that repeats itself"
         )
     parts = [_laid_out(seen[number], head.loss) for number in head.numbers]
+    moved = head.loss.kind == "classes" and seen[head.numbers[0]].output.ndim > 2
     output = _joined([part.output for part in parts], head.joined)
     targets = [part.target for part in parts if part.target is not None]
     indices = bool(targets) and targets[0].ndim < parts[0].output.ndim
@@ -100,7 +101,7 @@ def compared(head: Head, seen: Mapping[int, Seen]) -> Comparison:
         output,
         target.squeeze(-1) if indices and target is not None else target,
         None if counts is None or bool(counts.all()) else counts,
-        batch_first=head.joined == "steps",
+        batch_first=head.joined == "steps" or (head.joined == "alone" and moved),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from ntk_monitor.model.graph import graph_behind, nearest
 from ntk_monitor.model.step.comparison import Head, Joined
+from ntk_monitor.model.step.losses import BY_HAND
 from ntk_monitor.model.step.watch import Candidate, Discovery, Reading
 
 
@@ -66,11 +67,12 @@ def _last(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Those on whose result no other depends; of products one, since they share a target."""
     upstream = graph_behind(c.node for c in candidates)
     last = [c for c in candidates if c.result not in upstream]
-    differences = [c for c in last if c.reading.loss.name == "a difference"]
+    differences = [c for c in last if c.reading.loss is BY_HAND["difference"]]
     if differences:
         return differences
     picks = [c for c in last if c.reading.loss.kind == "classes"]
-    return picks or last[:1]
+    logarithms = [c for c in last if c.reading.loss is BY_HAND["product"]]
+    return picks or (logarithms or last)[:1]
 
 
 def _features(candidate: Candidate) -> int | None:

@@ -19,13 +19,9 @@ from ntk_monitor.model.batch import (
     main_output,
 )
 from ntk_monitor.model.step.comparison import Comparison, Head
-from ntk_monitor.model.step.standins import StepError, Training
+from ntk_monitor.model.step.standins import REMEDY, StepError, Training
 
 LossFn = Callable[[nn.Module, Any], Any]
-REMEDY = (
-    "name the loss with loss_fn=lambda module, batch: ..., or probe the forward pass with "
-    "forward_fn=lambda module, batch: module(...) and target_fn=lambda batch: ..."
-)
 
 
 class StepFunction(ABC):

@@ -102,6 +102,7 @@ BY_HAND: dict[str, Loss] = {
         classes_second=False,
     ),
     "pick": Loss("a log-probability", "classes", torch.exp, smooth=False, classes_second=False),
+    "overlap": Loss("a product with probabilities", "bits", smooth=False),
     "product": Loss("a product with log-probabilities", "values", torch.exp, smooth=False),
 }
 """What a loss that is written by hand does with outputs and a target."""

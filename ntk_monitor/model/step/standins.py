@@ -22,6 +22,13 @@ COLLECTIVES = (
 )
 
 
+REMEDY = (
+    "name the loss with loss_fn=lambda module, batch: ..., or probe the forward pass with "
+    "forward_fn=lambda module, batch: module(...) and target_fn=lambda batch: ..."
+)
+"""What to do where a step cannot be probed."""
+
+
 class StepError(RuntimeError):
     """A training step cannot be probed, for a reason that says what to do instead."""
 

@@ -15,12 +15,15 @@ from torch.utils._pytree import tree_leaves
 
 from ntk_monitor.model.step.comparison import Seen
 from ntk_monitor.model.step.losses import BY_HAND, LOSSES, RATES, Loss
+from ntk_monitor.model.step.standins import REMEDY, StepError
 
 DIFFERENCES = frozenset({"sub", "subtract", "rsub", "__rsub__", "sub_", "__isub__"})
 PRODUCTS = frozenset({"mul", "multiply", "mul_", "__rmul__"})
 DISTANCES = frozenset({"dist", "pairwise_distance"})
 COMPARING = frozenset(LOSSES) | DIFFERENCES | PRODUCTS | DISTANCES | {"gather", "__getitem__"}
 """Functions that may compare outputs with a target, by name; each call of one has a number."""
+PROBABILITIES = frozenset({"sigmoid", "softmax"})
+"""Functions whose results are taken for probabilities."""
 LOGARITHMS = frozenset({"log", "log_softmax", "logsigmoid"})
 """Functions whose results are taken for log-probabilities."""
 ARRANGING = frozenset({
@@ -32,6 +35,8 @@ CONSTANT = frozenset({
     *("new_zeros", "new_ones", "new_full", "new_empty"),
 })
 """Functions whose results hold nothing of their arguments."""
+AS_THE_FIRST = frozenset({"type_as", "to", "expand_as", "view_as", "reshape_as"})
+"""Functions whose results hold nothing of their arguments but the first."""
 VARYING = frozenset({
     *("tensor", "as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack"),
     *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "poisson", "multinomial"),
@@ -88,12 +93,17 @@ class LossWatch(TorchFunctionMode):
         differentiates: Whether the step goes backward, or takes derivatives.
     """
 
-    def __init__(self) -> None:
-        """Begin at zero."""
+    def __init__(self, *, cut: bool = False) -> None:
+        """Begin at zero.
+
+        Args:
+            cut: Whether what follows may depend on less than it does in training, so that
+                derivatives that the step takes are zero where there is no way.
+        """
         super().__init__()
         self.meant: list[Tensor] = []
         self.differentiates = False
-        self._paused = False
+        self._paused, self._cut = False, cut
         self._count = 0
 
     def __torch_function__(
@@ -114,7 +124,10 @@ class LossWatch(TorchFunctionMode):
             given = args[0] if args else kwargs.get("tensors")
             self.meant += [t for t in tree_leaves(given) if isinstance(t, Tensor)]
             return None
-        self.differentiates |= name == "grad"
+        if name == "grad":
+            self.differentiates = True
+            if self._cut:
+                kwargs = {**kwargs, "allow_unused": True, "materialize_grads": True}
         if name == "linear_cross_entropy":
             func, args, kwargs = _in_two(args, kwargs)
             name = "cross_entropy"
@@ -153,17 +166,25 @@ class Discovery(LossWatch):
             the same; by number.
     """
 
-    def __init__(self) -> None:
-        """Begin with nothing known."""
+    def __init__(self, protected: frozenset[int] = frozenset()) -> None:
+        """Begin with nothing known.
+
+        Args:
+            protected: Addresses of memory that no call may write to.
+        """
         super().__init__()
+        self._protected = protected
         self.candidates: list[Candidate] = []
         self.constant_targets: list[Any] = []
         self.sums: dict[int, Tensor] = {}
         self._constants: dict[int, Tensor] = {}
         self._logarithms: dict[int, Tensor] = {}
+        self._probabilities: dict[int, Tensor] = {}
 
     def see(self, func: Any, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Make a call, and look at what it compares and where its result comes from."""
+        if self._protected and name.endswith("_") and not name.startswith("__") and args:
+            self._protect(args[0])
         readings = self._readings(name, args, kwargs) if name in COMPARING else ()
         before = [(r, _at(args, kwargs, r.output), _at(args, kwargs, r.target)) for r in readings]
         nodes = [y.grad_fn for _, y, _ in before]
@@ -191,6 +212,18 @@ class Discovery(LossWatch):
         self._learn(name, args, kwargs, output)
         return output
 
+    def _protect(self, written: Any) -> None:  # noqa: ANN401
+        """Refuse a call that would write into the parameters themselves."""
+        for tensor in tree_leaves(written):
+            if not isinstance(tensor, Tensor) or type(tensor).__name__ == "DTensor":
+                continue
+            if tensor.numel() and tensor.untyped_storage().data_ptr() in self._protected:
+                raise StepError(
+                    "the step writes into parameters of the model (a target network, weights that "
+                    "are clipped), and method='in-place' keeps no copy of them: leave the method "
+                    f"out, or {REMEDY}"
+                )
+
     def is_constant(self, tensor: Tensor) -> bool:
         """Whether a tensor is known to be the same for every batch."""
         return id(tensor) in self._constants
@@ -211,9 +244,12 @@ class Discovery(LossWatch):
                 return ()
         elif name in PRODUCTS:
             other = _place(args, 1, "other")
-            reading = self._turned(Reading(BY_HAND["product"], (0,), other), args, kwargs)
-            if not self._weighs_logarithms(reading, args, kwargs):
+            weighs = self._weighs(
+                self._turned(Reading(BY_HAND["product"], (0,), other), args, kwargs), args, kwargs
+            )
+            if weighs is None:
                 return ()
+            reading = weighs
         else:
             picked = self._picked(name, args, kwargs)
             if picked is None:
@@ -232,12 +268,18 @@ class Discovery(LossWatch):
             return reading._replace(output=reading.target, target=reading.output)
         return reading
 
-    def _weighs_logarithms(self, reading: Reading, args: Any, kwargs: Any) -> bool:  # noqa: ANN401
+    def _weighs(self, reading: Reading, args: Any, kwargs: Any) -> Reading | None:  # noqa: ANN401
+        """How (log-)probabilities are multiplied with data that could be such."""
         y, t = _at(args, kwargs, reading.output), _at(args, kwargs, reading.target)
-        if not isinstance(y, Tensor) or not isinstance(t, Tensor) or id(y) not in self._logarithms:
-            return False
+        if not isinstance(y, Tensor) or not isinstance(t, Tensor) or y.shape != t.shape:
+            return None
+        if id(y) not in self._logarithms and id(y) not in self._probabilities:
+            return None
         with torch._C.DisableTorchFunction():
-            return y.shape == t.shape and bool(((t >= 0) & (t <= 1)).all())
+            if not bool(((t >= 0) & (t <= 1)).all()):
+                return None
+        is_logarithm = id(y) in self._logarithms
+        return reading if is_logarithm else reading._replace(loss=BY_HAND["overlap"])
 
     def _picked(self, name: str, args: Any, kwargs: Any) -> Reading | None:  # noqa: ANN401
         """How log-probabilities are picked by class indices."""
@@ -260,8 +302,11 @@ class Discovery(LossWatch):
         """Take note of what a call returned."""
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+        inputs_that_count = inputs[:1] if name in AS_THE_FIRST else inputs
         constant = name in CONSTANT or (
-            name not in VARYING and all(map(self.is_constant, inputs)) and name != "__get__"
+            name not in VARYING
+            and all(map(self.is_constant, inputs_that_count))
+            and name != "__get__"
         )
         for t in outputs:
             if constant and not t.requires_grad:
@@ -270,9 +315,12 @@ class Discovery(LossWatch):
                 del self._constants[id(t)]
         if name == "__setitem__" and not all(map(self.is_constant, inputs)):
             self._constants.pop(id(args[0]), None)
-        logarithm = name in LOGARITHMS or (name in ARRANGING and id(args[0]) in self._logarithms)
-        if logarithm and isinstance(output, Tensor):
-            self._logarithms[id(output)] = output
+        if not isinstance(output, Tensor):
+            return
+        kinds = ((LOGARITHMS, self._logarithms), (PROBABILITIES, self._probabilities))
+        for names, known in kinds:
+            if name in names or (name in ARRANGING and id(args[0]) in known):
+                known[id(output)] = output
 
 
 class Following(LossWatch):
@@ -284,15 +332,18 @@ class Following(LossWatch):
         shaken: What was put in the outputs' places, where the loss alone is differentiated.
     """
 
-    def __init__(self, readings: Mapping[int, Reading], *, shake: bool = False) -> None:
+    def __init__(
+        self, readings: Mapping[int, Reading], *, shake: bool = False, cut: bool = False
+    ) -> None:
         """Prepare for a pass.
 
         Args:
             readings: How the calls compare, by their numbers.
             shake: Whether to go on from slightly other outputs, in which the loss can then be
                 differentiated.
+            cut: See `LossWatch`.
         """
-        super().__init__()
+        super().__init__(cut=cut)
         self.seen: dict[int, Seen] = {}
         self.sums: dict[int, Tensor] = {}
         self.shaken: dict[int, Tensor] = {}
