@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ntk_monitor.ranks import checksum
 
@@ -226,7 +227,7 @@ def copy_batch(batch: Any, convert: Callable[[Tensor], Tensor]) -> Any:  # noqa:
     Raises:
         TypeError: If the batch holds something that cannot be copied.
     """
-    instead: dict[int, Any] = {id(t): convert(t) for t in tensors_of(batch)}
+    instead: dict[int, Any] = {id(t): _alike(convert(t), t) for t in tensors_of(batch)}
     try:
         return copy.deepcopy(batch, instead)
     except Exception as error:
@@ -234,6 +235,41 @@ def copy_batch(batch: Any, convert: Callable[[Tensor], Tensor]) -> Any:  # noqa:
             f"the batch, a {type(batch).__name__}, cannot be copied ({error}), so that a probe "
             "could change it: pass probe_batch, a batch that copy.deepcopy takes"
         ) from error
+
+
+def _alike(new: Tensor, old: Tensor) -> Tensor:
+    """A tensor with what a class of the user's keeps beside its numbers."""
+    if type(old) is not Tensor and type(new) is type(old) and new is not old:
+        vars(new).update({k: v for k, v in vars(old).items() if k not in vars(new)})
+    return new
+
+
+def plain_tensor(tensor: Tensor) -> Tensor:
+    """A tensor without a class of the user's, which may need more than the numbers.
+
+    Args:
+        tensor: Of any class.
+
+    Returns:
+        The same numbers; a tensor of a class that keeps them elsewhere (a sharded one) as it is.
+    """
+    own = type(tensor) in {Tensor, nn.Parameter} or is_traceable_wrapper_subclass(tensor)
+    return tensor if own else tensor.as_subclass(Tensor)
+
+
+def of_the_class(new: Tensor, old: Tensor) -> Tensor:
+    """A plain tensor as one of a class of the user's.
+
+    Args:
+        new: The numbers.
+        old: Of that class.
+
+    Returns:
+        The numbers, with what the old one keeps beside its own.
+    """
+    if plain_tensor(old) is old:
+        return new
+    return _alike(new.as_subclass(type(old)), old)
 
 
 def is_plain(batch: Any) -> bool:  # noqa: ANN401

@@ -222,6 +222,9 @@ class ForwardMap:
         """Parameters that the step has written to; they are as before, and are lent as copies.
 
         A target network that is brought up to date in the step is such.
+
+        Returns:
+            Their names.
         """
         written = []
         for name, parameter in self.module.named_parameters():

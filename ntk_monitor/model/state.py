@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from ntk_monitor.model.batch import first_tensor
+from ntk_monitor.model.batch import first_tensor, of_the_class, plain_tensor
 from ntk_monitor.model.compiled import plain_name
 from ntk_monitor.model.graph import graph_behind
 
@@ -89,6 +89,32 @@ class Call:
     def argument(self, name: str) -> Any:  # noqa: ANN401
         """The first argument, by position or by name."""
         return self.args[0] if self.args else self.kwargs.get(name)
+
+
+class WeightUse(NamedTuple):
+    """One use of a weight in a forward pass.
+
+    Attributes:
+        rows: How many rows the weight acts on.
+        size: How many numbers it has.
+        nodes: What the operation returned, in the graph of the pass; none of a bias alone.
+    """
+
+    rows: int
+    size: int
+    nodes: tuple[Any, ...]
+
+
+class Ends(NamedTuple):
+    """The outputs in the graph of a pass.
+
+    Attributes:
+        nodes: For each output, where it is; of a loss that compares none, the loss.
+        are_compared: Whether a loss tells what they are.
+    """
+
+    nodes: tuple[tuple[Any, ...], ...] = ()
+    are_compared: bool = False
 
 
 def unpack(sequence: PackedSequence) -> tuple[Tensor, Tensor]:
@@ -185,6 +211,7 @@ class StateSource:
                 f"or (B, n, H, W), got {found}: choose another module with "
                 "state='path.of.module'"
             )
+        tensor = plain_tensor(tensor)
         if tensor.ndim == 2:
             return tensor.unsqueeze(0 if self.layout == "unbatched" else 1)
         if self.layout == "channels":
@@ -223,10 +250,12 @@ class StateSource:
         if isinstance(old, PackedSequence):
             return _pack_like(old, state)
         if old.ndim == 2:
-            return state.squeeze(0 if self.layout == "unbatched" else 1)
-        if self.layout == "channels":
-            return state.transpose(1, 2).reshape(old.shape)
-        return state.transpose(0, 1) if self.layout == "time" else state.reshape(old.shape)
+            new = state.squeeze(0 if self.layout == "unbatched" else 1)
+        elif self.layout == "channels":
+            new = state.transpose(1, 2).reshape(old.shape)
+        else:
+            new = state.transpose(0, 1) if self.layout == "time" else state.reshape(old.shape)
+        return of_the_class(new, old)
 
 
 def replaced(output: Any, old: Any, new: Any) -> Any:  # noqa: ANN401
@@ -317,8 +346,8 @@ def find_state(
     module: nn.Module,
     state: StatePath,
     calls: Sequence[Call],
-    weights: Sequence[tuple[int, int]] = (),
-    ends: Sequence[Sequence[Any]] = (),
+    weights: Sequence[WeightUse] = (),
+    ends: Ends | None = None,
     mask: Tensor | None = None,
     *,
     must_fit: bool = True,
@@ -334,8 +363,8 @@ def find_state(
             of a minor part of the weights (a pooled state), the last one on whose rows most weights
             act; never the outputs themselves, where there is another.
         calls: All calls of submodules in one forward pass, in order.
-        weights: For each use of a weight, in order, how many rows it has, and its size.
-        ends: For each output that is compared, where it is in the graph of the pass.
+        weights: The uses of weights, in order.
+        ends: The outputs; None where they are not known.
         mask: Which rows there are, (B, T), or how many of each trial, (B,); None for all.
         must_fit: Whether a mask of another shape is an error; otherwise it is left aside.
 
@@ -358,7 +387,7 @@ def find_state(
                 f"state={wanted!r} is not a module of {type(module).__name__}{hint}; its modules "
                 f"are {', '.join(known)}"
             )
-        path = _automatic(calls, weights, ends) if wanted == "auto" else wanted
+        path = _automatic(calls, weights, ends or Ends()) if wanted == "auto" else wanted
         source = _source(module, path, calls)
         steps = [source.read(call.output) for call in calls if call.path == path]
         if len(steps) > 1:
@@ -450,40 +479,77 @@ READOUTS = (nn.Linear, nn.Bilinear, conv._ConvNd)
 """Layers that, as the last ones before a loss, make outputs of a state."""
 
 
-def _automatic(
-    calls: Sequence[Call], weights: Sequence[tuple[int, int]], ends: Sequence[Sequence[Any]]
-) -> str:
+def _automatic(calls: Sequence[Call], weights: Sequence[WeightUse], ends: Ends) -> str:
     """The path that ``state="auto"`` stands for."""
     if not calls:
         raise ValueError(
             "state='auto' found no submodule call to read a state from: name one with "
             "state='path.of.module'"
         )
-    graphs = [graph_behind(nodes) for nodes in ends if any(node is not None for node in nodes)]
+    graphs = [graph_behind(nodes) for nodes in ends.nodes if any(n is not None for n in nodes)]
     ways = [[c for c in calls if not graph.isdisjoint(c.nodes)] for graph in graphs]
     ways = [way for way in ways if way] or [list(calls)]  # a frozen body is in no graph
     on_all = set.intersection(*({id(c) for c in way} for way in ways))
     shared = [c for c in ways[0] if id(c) in on_all] or ways[0]
-    number = {id(call): i for i, call in enumerate(calls)}
     first_of = {call.path: i for i, call in reversed(list(enumerate(calls)))}
     readouts = [first_of[c.path] for c in map(_readout, ways) if c is not None]
     limit = min(readouts, default=len(calls))
     inner = _readable(shared, calls)
-    before = [c for c in inner if number[id(c)] < limit]
+    if ends.are_compared:
+        before = _hidden(inner, shared, weights, graphs)
+    else:
+        number = {id(call): i for i, call in enumerate(calls)}
+        before = [c for c in inner if number[id(c)] < limit] if readouts else []
     if not before and readouts:  # what comes before the readout may be frozen, or nothing
         before = _readable(calls[:limit], calls)
         inner = before or inner
     recurrent = [c.path for c in inner if isinstance(c.module, (*RECURRENT, *CELLS))]
     if recurrent:
         return recurrent[-1]
-    has_readout = bool(before and readouts)
-    before = before if has_readout else inner
-    outputs = {node for nodes in ends for node in nodes}
-    before = [c for c in before if outputs.isdisjoint(c.nodes[:1])] or before
+    return _last(before or inner, calls, weights, has_readout=bool(before))
+
+
+def _hidden(
+    inner: Sequence[Call],
+    shared: Sequence[Call],
+    weights: Sequence[WeightUse],
+    graphs: Sequence[set[Any]],
+) -> list[Call]:
+    """Calls of modules after which weights act on the way to every output.
+
+    The others compute the outputs themselves, or a part of them.
+
+    Args:
+        inner: Calls that return rows of features.
+        shared: All calls on the way to every output.
+        weights: The uses of weights.
+        graphs: For each output, the graph behind it.
+
+    Returns:
+        Some of the first.
+    """
+    behind = []
+    for graph in graphs:
+        acting = [node for use in weights for node in use.nodes if node in graph]
+        behind.append(graph_behind(parent for node in acting for parent, _ in node.next_functions))
+    outputs = {
+        c.path for c in shared if any(c.nodes and graph.isdisjoint(c.nodes) for graph in behind)
+    }
+    return [c for c in inner if c.path not in outputs]
+
+
+def _last(
+    before: Sequence[Call],
+    calls: Sequence[Call],
+    weights: Sequence[WeightUse],
+    *,
+    has_readout: bool,
+) -> str:
+    """The last of some calls on whose rows weights act."""
     rows = _rows(before[-1], calls)
     sizes: dict[int, int] = {}
-    for count, size in weights[: before[-1].uses]:
-        sizes[count] = sizes.get(count, 0) + size
+    for use in weights[: before[-1].uses]:
+        sizes[use.rows] = sizes.get(use.rows, 0) + use.size
     if sizes and has_readout and sizes.get(rows, 0) < MINOR * sum(sizes.values()):
         rows = max(sizes, key=lambda count: sizes[count])
     often = Counter(call.path for call in calls)

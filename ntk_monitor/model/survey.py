@@ -33,7 +33,15 @@ from ntk_monitor.model.sketched import (
     TooLargeError,
     without_saved_tensors,
 )
-from ntk_monitor.model.state import Call, State, StatePath, StateSource, find_state
+from ntk_monitor.model.state import (
+    Call,
+    Ends,
+    State,
+    StatePath,
+    StateSource,
+    WeightUse,
+    find_state,
+)
 from ntk_monitor.model.step import StepError, StepFunction
 from ntk_monitor.model.step.discovery import Compares, find_heads
 from ntk_monitor.model.step.standins import REMEDY
@@ -144,7 +152,10 @@ def _find(question: Question, recorded: Recorded) -> _Found:
     module, names = question.forward.module, question.names
     recorder = recorded.recorder
     loss, ends = _loss(question.forward.step, recorded)
-    weights = [(prod(r.use.rows), r.size) for r in recorder.records]
+    weights = [
+        WeightUse(prod(r.use.rows), r.size, () if r.weight is None else r.nodes)
+        for r in recorder.records
+    ]
     where, h = find_state(
         module,
         question.state,
@@ -159,7 +170,7 @@ def _find(question: Question, recorded: Recorded) -> _Found:
     here = torch.tensor([name in reaching for name in names], device="cpu")
     anywhere = question.ranks.sum(here.long()) > 0  # an expert may have no rows here
     reached = tuple(name for name, there in zip(names, anywhere, strict=True) if there)
-    others = recorder.reaching(graph_behind(node for end in ends for node in end))
+    others = recorder.reaching(graph_behind(node for end in ends.nodes for node in end))
     if not reached and (question.chosen or not others):
         raise ValueError(
             f"no studied parameter reaches the state {', '.join(where.paths)!r}, so gradient "
@@ -168,14 +179,14 @@ def _find(question: Question, recorded: Recorded) -> _Found:
     return _Found(where, h, graph, reached, loss)
 
 
-def _loss(step: StepFunction, recorded: Recorded) -> tuple[StepLoss, tuple[tuple[Any, ...], ...]]:
-    """The loss, and for each output that it compares where that is in the graph of the pass."""
+def _loss(step: StepFunction, recorded: Recorded) -> tuple[StepLoss, Ends]:
+    """The loss, and where the outputs are that it compares."""
     discovery = recorded.discovery
     loss = step.loss(recorded.returned, discovery.meant)
     if loss is None:
         output = main_output(recorded.returned)
-        ends = () if output is None else ((output.grad_fn,),)
-        return StepLoss(None, Compares(), {}), ends
+        end = () if output is None else (output.grad_fn,)
+        return StepLoss(None, Compares(), {}), Ends((end,))
     if loss.grad_fn is None:
         raise StepError(
             f"the loss of {step.name} depends on no studied parameter in this call (does it run "
@@ -185,7 +196,8 @@ def _loss(step: StepFunction, recorded: Recorded) -> tuple[StepLoss, tuple[tuple
     producers = {node: call.path for call in recorded.recorder.calls for node in call.nodes}
     compares = find_heads(discovery, loss.grad_fn, producers)
     value = float(loss.detach())
-    return StepLoss(value, compares, discovery.sums), compares.nodes or ((loss.grad_fn,),)
+    ends = compares.nodes or ((loss.grad_fn,),)
+    return StepLoss(value, compares, discovery.sums), Ends(ends, are_compared=True)
 
 
 def _kept(question: Question, room: float) -> Survey:

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
-from deeptab.models import MLPLSS, FTTransformerRegressor, MambularClassifier, MLPClassifier
+from deeptab.models import MLPLSS, FTTransformerRegressor, MLPClassifier, TabMClassifier
 from lightning.pytorch import Callback
 
 from outsiders.data import curves, table
@@ -72,10 +72,10 @@ TRAININGS = (
         library=LIBRARY,
     ),
     Training(
-        "deeptab mambular",
-        fitted(MambularClassifier, classes=True),
-        states=("estimator.mamba*", "estimator.norm_f"),
-        targets="class labels, 4",
+        "deeptab ensemble",
+        fitted(TabMClassifier, classes=True),
+        states=("estimator.layers*",),
+        targets="class labels, 4, of an ensemble's outputs",
         modes=True,
         library=LIBRARY,
     ),

@@ -13,6 +13,7 @@ import importlib
 import json
 import logging
 import random
+import re
 import sys
 import time
 import traceback
@@ -119,11 +120,12 @@ def report(training: Training, *, again: bool = False) -> dict[str, Any]:
         with recorded() as messages:
             fitted = training.fit(callbacks)
             after = ends(fitted)
-        new = [message for message in messages if message not in set(usual_messages)]
+        new = [message for message in dict.fromkeys(messages) if message not in usual_messages]
         differing = [key for key in before if before[key] != after[key]]
         line |= {"identical": not differing, "differing": differing}
         line["seconds"] = [middle - started, time.perf_counter() - middle]
         line["messages"] = new
+        line["steps"] = fitted.trainer.global_step
         if not again:
             line |= seen(training, at_work(fitted, monitor), at_work(fitted, listener), new)
             line["copied"] = at_work(fitted, monitor) is not monitor
@@ -144,12 +146,11 @@ def seen(
 ) -> dict[str, Any]:
     """What the monitor found, and whether that is what there is to find."""
     snapshot = monitor.snapshot
-    failed = next((message for message in messages if "a probe failed" in message), None)
     found: dict[str, Any] = {
         "probes": len(listener.steps),
         "probe_steps": listener.steps,
         "failures": monitor.failures.count,
-        "failure": failed.strip().splitlines()[-1] if failed else None,
+        "failure": first_failure(messages),
         "state": None,
         "state_shape": None,
         "state_expected": list(training.states),
@@ -168,6 +169,15 @@ def seen(
         found["coverage"] = snapshot.coverage.fraction
         found["probe_seconds"] = snapshot.seconds
     return found
+
+
+def first_failure(messages: list[str]) -> str | None:
+    """The error of the first probe that failed, without its traceback."""
+    failed = next((message for message in messages if "a probe failed" in message), None)
+    if failed is None:
+        return None
+    errors = list(re.finditer(r"^[\w.]+(?:Error|Exception|Found)\b", failed, re.MULTILINE))
+    return failed[errors[-1].start() if errors else 0 :].strip()
 
 
 def accepts(patterns: tuple[str, ...], paths: tuple[str, ...]) -> bool:

@@ -69,12 +69,14 @@ def autoregressive() -> TimeSeriesDataSet:
     )
 
 
-def fitted(data: Callable[[], TimeSeriesDataSet], make: Callable[..., Any], **settings: Any) -> Fit:
+def fitted(
+    data: Callable[[], TimeSeriesDataSet], make: Callable[..., Any], loss: type, **settings: Any
+) -> Fit:
     def fit(callbacks: list[Callback]) -> Fitted:
         pl.seed_everything(0, verbose=False)
         training = data()
         loader = training.to_dataloader(train=True, batch_size=32, num_workers=0)
-        model = make(training, learning_rate=1e-2, log_interval=-1, **settings)
+        model = make(training, loss=loss(), learning_rate=1e-2, log_interval=-1, **settings)
         trainer = Trainer(callbacks=callbacks, **quiet(max_steps=40, gradient_clip_val=0.1))
         trainer.fit(model, train_dataloaders=loader)
         return Fitted(trainer, model)
@@ -102,7 +104,7 @@ TRAININGS = (
             attention_head_size=2,
             dropout=0.1,
             hidden_continuous_size=8,
-            loss=QuantileLoss(),
+            loss=QuantileLoss,
         ),
         states=TFT,
         targets="the next 6 volumes, 7 quantiles each",
@@ -118,7 +120,7 @@ TRAININGS = (
             attention_head_size=1,
             hidden_continuous_size=4,
             output_size=1,
-            loss=MAE(),
+            loss=MAE,
         ),
         states=TFT,
         targets="the next 6 volumes",
@@ -132,7 +134,7 @@ TRAININGS = (
             NBeats.from_dataset,
             widths=[16, 32],
             backcast_loss_ratio=0.1,
-            loss=SMAPE(),
+            loss=SMAPE,
         ),
         states=("net_blocks.*.fc*", "net_blocks.*.theta_*_fc"),
         targets="the next 6 volumes, and the past ones",
@@ -146,7 +148,7 @@ TRAININGS = (
             DeepAR.from_dataset,
             hidden_size=16,
             rnn_layers=2,
-            loss=NormalDistributionLoss(),
+            loss=NormalDistributionLoss,
         ),
         states=("rnn",),
         targets="the next 6 volumes, by a normal distribution",

@@ -69,7 +69,7 @@ TRAININGS = (
     Training(
         "tabular category embedding",
         fitted(CategoryEmbeddingModelConfig, classes=True, layers="32-16"),
-        states=("_backbone*",),
+        states=("_backbone", "_backbone.[!n]*"),
         targets="class labels, 2",
         modes=True,
         library=LIBRARY,
@@ -83,7 +83,7 @@ TRAININGS = (
             num_heads=2,
             num_attn_blocks=1,
         ),
-        states=("_backbone*",),
+        states=("_backbone", "_backbone.[!n]*"),
         targets="1 value",
         modes=True,
         library=LIBRARY,
@@ -91,7 +91,7 @@ TRAININGS = (
     Training(
         "tabular gandalf",
         fitted(GANDALFConfig, classes=True, gflu_stages=2),
-        states=("_backbone*",),
+        states=("_backbone", "_backbone.[!n]*"),
         targets="class labels, 2",
         modes=True,
         library=LIBRARY,

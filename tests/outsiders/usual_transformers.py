@@ -217,7 +217,7 @@ TRAININGS = (
     Training(
         "t5 by batch",
         usual(lambda: (Wrapped(t5()), rows(causal=False)), max_steps=40),
-        states=("model.decoder*", "model.encoder*"),
+        states=("model.*coder", "model.*coder.block*", "model.*coder.final_layer_norm"),
         targets="target tokens, 24 classes, -100 does not count",
         modes=True,
     ),

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from ntk_monitor.model.batch import of_the_class, plain_tensor
 from ntk_monitor.model.step.comparison import Seen
 from ntk_monitor.model.step.losses import BY_HAND, LOSSES, RATES, Loss
 from ntk_monitor.model.step.standins import REMEDY, StepError
@@ -356,13 +357,15 @@ class Following(LossWatch):
             return func(*args, **kwargs)
         y, t = _at(args, kwargs, reading.output), _at(args, kwargs, reading.target)
         with torch._C.DisableTorchFunction():
+            whole, y, t = y, plain_tensor(y), plain_tensor(t)
             self.seen[number] = Seen(y, reading.loss.target(t, kwargs, y))
         if self._shake:
             self.sums[number] = sums_of(y, t)
             torch.set_grad_enabled(True)  # put back by whoever runs the pass
             self.shaken[number] = z = _shaken(y, reading.loss).requires_grad_()
             # With the leaf itself, what is in place would fail.
-            args, kwargs = _with(args, kwargs, reading.output, z.view_as(z))
+            instead = of_the_class(z.view_as(z), whole)
+            args, kwargs = _with(args, kwargs, reading.output, instead)
         return func(*args, **kwargs)
 
 
@@ -377,7 +380,7 @@ def sums_of(y: Tensor, t: Tensor) -> Tensor:
         The root mean squares of both.
     """
     with torch._C.DisableTorchFunction():
-        both = (x.detach().double().square().mean().sqrt() for x in (y, t))
+        both = (plain_tensor(x).detach().double().square().mean().sqrt() for x in (y, t))
         return torch.stack([x.to(y.device) for x in both])
 
 
