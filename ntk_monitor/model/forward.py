@@ -104,6 +104,7 @@ class ForwardMap:
         self._caller = _Caller(module, step)
         self._steps_itself = False
         tensors = [*module.named_parameters(), *module.named_buffers()]
+        self.parameters = dict(module.named_parameters())
         self.tensors = {name: self._taken(tensor) for name, tensor in tensors}
         self._device = next((t.device for _, t in tensors), torch.device("cpu"))
         self._same_dtype = all(t.dtype == self.tensors[n].dtype for n, t in tensors)
@@ -202,7 +203,7 @@ class ForwardMap:
         versions = {name: t._version for name, t in own.items()}
         constants = {n: t for n, t in self.tensors.items() if n not in theta} | own
         recorder = Recorder(theta, constants.values(), sketch, room)
-        discovery = Discovery(self._protected())
+        discovery = Discovery(self._protected(), keep=sketch is None)
         returned = self._record({**self.tensors, **theta, **own}, recorder, discovery)
         self.batch.settle()
         self._steps_itself = discovery.differentiates
@@ -227,7 +228,7 @@ class ForwardMap:
             Their names.
         """
         written = []
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self.parameters.items():
             own = self._taken(parameter)
             if not _same(own, self.tensors[name]):
                 with torch.no_grad():

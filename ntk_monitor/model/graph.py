@@ -26,7 +26,7 @@ def graph_behind(nodes: Iterable[Any]) -> set[Any]:
         variable = getattr(node, "variable", None)
         if variable is not None:
             seen.add(id(variable))
-        stack.extend(parent for parent, _ in node.next_functions)
+        stack.extend(parent for parent, _ in getattr(node, "next_functions", ()))
     return seen
 
 

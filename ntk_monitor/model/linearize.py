@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -39,16 +40,20 @@ from ntk_monitor.model.state import StatePath
 from ntk_monitor.model.step import (
     Comparison,
     ForwardStep,
+    Head,
     LossFn,
     StepError,
     StepFunction,
     step_function,
 )
 from ntk_monitor.model.step.comparison import Seen, compared
+from ntk_monitor.model.step.discovery import leads_there
 from ntk_monitor.model.step.losses import BY_HAND, Loss
 from ntk_monitor.model.step.watch import Following
-from ntk_monitor.model.survey import Consumer, Question, Survey, survey
+from ntk_monitor.model.survey import Consumer, Question, Survey, UnregisteredError, survey
 from ntk_monitor.ranks import ALONE, Ranks, checksum
+
+logger = logging.getLogger(__name__)
 
 
 def linearize(
@@ -106,10 +111,63 @@ def linearize(
         The state, the outputs, the weight sites, and the operators.
 
     Raises:
-        ValueError: If an argument does not fit the model, named parameters or all of them do not
-            reach the state, or two forward passes differ.
+        UnregisteredError: If the module keeps parameters where no copies can take their place, and
+            another method than ``"in-place"`` was asked for. An argument that does not fit the
+            model, parameters that do not reach the state, or two passes that differ, raise a
+            ValueError.
     """
+    settings: dict[str, Any] = {
+        "state": state,
+        "parameters": parameters,
+        "forward_fn": forward_fn,
+        "target_fn": target_fn,
+        "loss_fn": loss_fn,
+        "method": method,
+        "dtype": dtype,
+        "chunk_size": chunk_size,
+        "accuracy": accuracy,
+        "mask_fn": mask_fn,
+        "ranks": ranks,
+        "max_memory": max_memory,
+        "consume": consume,
+    }
     module = plain_module(module)
+    try:
+        return _linearize(module, batch, **settings)
+    except UnregisteredError as error:
+        reason = error
+    if method != "auto" and (isinstance(method, str) or len(method) == 1):
+        raise reason
+    logger.info("method %s: %s", IN_PLACE, reason)
+    return _linearize(module, batch, **{**settings, "method": IN_PLACE, "dtype": None})
+
+
+def _linearize(
+    module: nn.Module,
+    batch: Any,  # noqa: ANN401
+    *,
+    state: StatePath,
+    parameters: ParameterFilter,
+    forward_fn: ForwardFn | None,
+    target_fn: TargetFn | None,
+    loss_fn: LossFn | None,
+    method: str | Sequence[str],
+    dtype: torch.dtype | None,
+    chunk_size: int | None,
+    accuracy: float,
+    mask_fn: MaskFn | None,
+    ranks: Ranks,
+    max_memory: int | None,
+    consume: Consumer | None,
+) -> Linearization:
+    """Do what `linearize` says, with one choice of methods.
+
+    Returns:
+        As there.
+
+    Raises:
+        ValueError: As there.
+    """
     wanted = AUTOMATIC if method == "auto" else (method,) if isinstance(method, str) else method
     sharded = is_sharded(module)
     if sharded and method == "auto":
@@ -306,8 +364,8 @@ def _again(
         )
         for number, one in watch.seen.items()
     }
-    comparisons = tuple(compared(head, seen) for head in found.loss.compares.heads)
-    comparisons = tuple(c for c in comparisons if _is_likely(c, gradients))
+    heads = [h for h in found.loss.compares.heads if _is_led_there(h, watch, gradients)]
+    comparisons = tuple(compared(head, seen) for head in heads)
     outputs = tuple(c.output for c in comparisons)
     return outputs[0] if len(outputs) == 1 else outputs, comparisons
 
@@ -333,23 +391,13 @@ def _counts(gradient: Tensor | None, loss: Loss) -> Tensor | None:
     return counts.any(classes, keepdim=True).expand_as(counts)
 
 
-def _is_likely(comparison: Comparison, gradients: Mapping[int, Tensor]) -> bool:
-    """Whether what is picked from log-probabilities is to become likely, all of it.
-
-    A policy gradient picks actions, some of which are to become less likely.
-
-    Args:
-        comparison: The comparison.
-        gradients: The derivatives of the loss, by the comparison's number.
-
-    Returns:
-        False where something is to become less likely.
-    """
-    loss = comparison.head.loss
-    if loss is None or loss not in {BY_HAND["pick"], BY_HAND["gather"], BY_HAND["product"]}:
+def _is_led_there(head: Head, watch: Following, gradients: Mapping[int, Tensor]) -> bool:
+    """Whether a loss by hand leads outputs that are slightly off their target back to it."""
+    if head.loss is not BY_HAND["difference"]:
         return True
-    found = [gradients[n] for n in comparison.head.numbers if n in gradients]
-    return not any(bool((gradient > 0).any()) for gradient in found)
+    found = [(n, gradients[n]) for n in head.numbers if n in gradients]
+    targets = {n: seen.target for n, seen in watch.seen.items() if seen.target is not None}
+    return all(leads_there(watch.shaken[n].detach() - targets[n], g) for n, g in found)
 
 
 def _require_same_comparisons(

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -338,11 +339,14 @@ class Recorder(Watch):
         with torch._C.DisableTorchFunction():
             kept = call if self.sketch is None else self.sketch.of(call)
             found = tensors_of(call.output)
+            first = first_tensor(call.output)
+            first = first.data if isinstance(first, PackedSequence) else first
             self.calls.append(
                 replace(
                     kept,
                     uses=len(self.records),
                     nodes=tuple(t.grad_fn for t in found if t.grad_fn is not None),
+                    node=None if first is None else first.grad_fn,
                     varies=not all(self._studied(t) for t in found),
                 )
             )

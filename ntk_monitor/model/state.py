@@ -74,6 +74,7 @@ class Call:
         uses: How many uses of weights had been seen when it returned.
         nodes: The tensors that it returned in the graph of the pass; none if no studied parameter
             is behind them.
+        node: The first floating one of them; None if that has no studied parameter behind it.
         varies: Whether what it returned depends on data.
     """
 
@@ -84,6 +85,7 @@ class Call:
     output: Any
     uses: int = 0
     nodes: tuple[Any, ...] = ()
+    node: Any = None
     varies: bool = True
 
     def argument(self, name: str) -> Any:  # noqa: ANN401
@@ -490,7 +492,13 @@ def _automatic(calls: Sequence[Call], weights: Sequence[WeightUse], ends: Ends) 
     ways = [[c for c in calls if not graph.isdisjoint(c.nodes)] for graph in graphs]
     ways = [way for way in ways if way] or [list(calls)]  # a frozen body is in no graph
     on_all = set.intersection(*({id(c) for c in way} for way in ways))
-    shared = [c for c in ways[0] if id(c) in on_all] or ways[0]
+    shared = [c for c in ways[0] if id(c) in on_all]
+    if not shared:  # networks of their own: the one with the most weights
+        sizes = [sum(u.size for u in weights if not g.isdisjoint(u.nodes)) for g in graphs]
+        largest = max(range(len(graphs)), key=sizes.__getitem__)
+        graphs = [graphs[largest]]
+        shared = [c for c in calls if not graphs[0].isdisjoint(c.nodes)] or list(calls)
+        ways = [shared]
     first_of = {call.path: i for i, call in reversed(list(enumerate(calls)))}
     readouts = [first_of[c.path] for c in map(_readout, ways) if c is not None]
     limit = min(readouts, default=len(calls))
@@ -532,10 +540,11 @@ def _hidden(
     for graph in graphs:
         acting = [node for use in weights for node in use.nodes if node in graph]
         behind.append(graph_behind(parent for node in acting for parent, _ in node.next_functions))
-    outputs = {
-        c.path for c in shared if any(c.nodes and graph.isdisjoint(c.nodes) for graph in behind)
-    }
-    return [c for c in inner if c.path not in outputs]
+    last = [c for c in shared if any(c.node is not None and c.node not in g for g in behind)]
+    outputs = {c.path for c in last}
+    hidden = [c for c in inner if c.path not in outputs]
+    # Of a cell whose outputs are compared, all but the last call go on to another one.
+    return hidden or [c for c in inner if all(c is not d for d in last)]
 
 
 def _last(

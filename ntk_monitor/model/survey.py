@@ -119,6 +119,10 @@ def survey(question: Question, *, sketched: bool, room: float) -> Survey:
         return _kept(question, math.inf)
 
 
+class UnregisteredError(ValueError):
+    """A pass uses parameters of the model's own where copies should be."""
+
+
 class StepLoss(NamedTuple):
     """The loss of a step, in one recorded pass.
 
@@ -166,6 +170,7 @@ def _find(question: Question, recorded: Recorded) -> _Found:
         must_fit=question.must_fit,
     )
     graph = graph_behind([h.grad_fn])
+    _require_registered(question.forward, graph)
     reaching = recorder.reaching(graph)
     here = torch.tensor([name in reaching for name in names], device="cpu")
     anywhere = question.ranks.sum(here.long()) > 0  # an expert may have no rows here
@@ -177,6 +182,22 @@ def _find(question: Question, recorded: Recorded) -> _Found:
             "descent cannot move it: choose a later module with state=..., or other parameters"
         )
     return _Found(where, h, graph, reached, loss)
+
+
+def _require_registered(forward: ForwardMap, graph: set[Any]) -> None:
+    """Refuse parameters that a module keeps where no copies can take their place.
+
+    Raises:
+        UnregisteredError: If the pass has used some of the model's own in place of copies.
+    """
+    own = {id(t) for t in forward.tensors.values()}
+    names = [n for n, p in forward.parameters.items() if id(p) in graph and id(p) not in own]
+    if names:
+        raise UnregisteredError(
+            f"{', '.join(names[:3])} are used past the module's registry of parameters (from a "
+            "list or a dictionary of its own), where no copies can take their place: "
+            "method='in-place' works with the parameters themselves"
+        )
 
 
 def _loss(step: StepFunction, recorded: Recorded) -> tuple[StepLoss, Ends]:
@@ -194,7 +215,8 @@ def _loss(step: StepFunction, recorded: Recorded) -> tuple[StepLoss, Ends]:
             f"parameters=... leaves out?): {REMEDY}"
         )
     producers = {node: call.path for call in recorded.recorder.calls for node in call.nodes}
-    compares = find_heads(discovery, loss.grad_fn, producers)
+    acting = {node for r in recorded.recorder.records if r.weight is not None for node in r.nodes}
+    compares = find_heads(discovery, loss, producers, acting)
     value = float(loss.detach())
     ends = compares.nodes or ((loss.grad_fn,),)
     return StepLoss(value, compares, discovery.sums), Ends(ends, are_compared=True)

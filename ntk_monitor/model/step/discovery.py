@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
+from ntk_monitor.model.batch import plain_tensor
 from ntk_monitor.model.graph import graph_behind, nearest
 from ntk_monitor.model.step.comparison import Head, Joined
 from ntk_monitor.model.step.losses import BY_HAND
@@ -27,7 +31,12 @@ class Compares(NamedTuple):
     constant: bool = False
 
 
-def find_heads(discovery: Discovery, loss: Any, producers: Mapping[Any, str]) -> Compares:  # noqa: ANN401
+def find_heads(
+    discovery: Discovery,
+    loss: Tensor,
+    producers: Mapping[Any, str],
+    acting: Set[Any],
+) -> Compares:
     """What a loss compares.
 
     Torch's own loss functions tell it; where the loss uses none, the last differences between
@@ -35,16 +44,18 @@ def find_heads(discovery: Discovery, loss: Any, producers: Mapping[Any, str]) ->
 
     Args:
         discovery: What was seen in one pass.
-        loss: The loss in the graph of that pass.
+        loss: The loss, with the graph of that pass.
         producers: Modules' paths by what they returned, in the graph.
+        acting: Results of operations with weights, in the graph.
 
     Returns:
         The heads in the order of their first comparison.
     """
-    behind = graph_behind([loss])
+    behind = graph_behind([loss.grad_fn])
     candidates = [c for c in discovery.candidates if c.result in behind]
     known = [c for c in candidates if not c.by_hand]
-    chosen = known or _last(candidates)
+    by_hand = [c for c in candidates if c.by_hand and not _is_pairwise(c, acting)]
+    chosen = known or [c for c in _last(by_hand) if _is_driven(c, loss)]
     groups: dict[tuple[Any, ...], list[Candidate]] = {}
     for candidate in chosen:
         producer = nearest(candidate.node, producers) or "outputs"
@@ -73,6 +84,82 @@ def _last(candidates: Sequence[Candidate]) -> list[Candidate]:
     picks = [c for c in last if c.reading.loss.kind == "classes"]
     logarithms = [c for c in last if c.reading.loss is BY_HAND["product"]]
     return picks or (logarithms or last)[:1]
+
+
+def _is_driven(candidate: Candidate, loss: Tensor) -> bool:
+    """Whether a loss drives outputs towards what they meet, and that differs by rows.
+
+    In a difference each entry of the outputs is driven towards the target's: not so where the
+    largest one is taken off, or in the ratio of a policy to what it was. Log-probabilities that
+    data picks are to become likely: those of a policy gradient's actions are so or not, by the
+    reward. A product with a mask of ones has no target.
+
+    Args:
+        candidate: The comparison.
+        loss: The loss, with its graph.
+
+    Returns:
+        False where it is none; True where that cannot be told.
+    """
+    if candidate.tensors is None:
+        return True
+    result, t = candidate.tensors
+    (gradient,) = torch.autograd.grad(loss, result, retain_graph=True, allow_unused=True)
+    if gradient is None:
+        return False
+    if candidate.reading.loss is not BY_HAND["difference"]:
+        varies = t.ndim == 0 or bool((t != t[:1]).any())
+        return varies and not bool((gradient > 0).any())
+    return leads_there(result, gradient)
+
+
+def leads_there(difference: Tensor, gradient: Tensor) -> bool:
+    """Whether a loss falls where a difference becomes smaller.
+
+    Args:
+        difference: Outputs less a target, or the reverse.
+        gradient: The derivative of the loss in it.
+
+    Returns:
+        True if it does, but for a small part.
+    """
+    work = plain_tensor(difference.detach() * gradient).double()
+    return float(work.clamp(max=0).abs().sum()) <= AGAINST * float(work.abs().sum())
+
+
+AGAINST = 0.1
+"""Share of a loss's pull on the outputs that may lead away from a target."""
+
+
+def _is_pairwise(candidate: Candidate, acting: Set[Any]) -> bool:
+    """Whether a product's outputs compare rows with rows, as similarities do.
+
+    They come from a matrix product of two trained tensors, after the last weights.
+
+    Args:
+        candidate: The comparison.
+        acting: Results of operations with weights, in the graph.
+
+    Returns:
+        True if they do.
+    """
+    if candidate.reading.loss is BY_HAND["difference"]:
+        return False
+    seen, stack = set(), [candidate.node]
+    while stack:
+        node = stack.pop()
+        if node in seen or node in acting:
+            continue
+        seen.add(node)
+        parents = [parent for parent, _ in node.next_functions]
+        if type(node).__name__.startswith(PRODUCTS) and all(p is not None for p in parents):
+            return True
+        stack += [parent for parent in parents if parent is not None]
+    return False
+
+
+PRODUCTS = ("MmBackward", "BmmBackward")
+"""Matrix products in a graph, by the beginning of their names."""
 
 
 def _features(candidate: Candidate) -> int | None:

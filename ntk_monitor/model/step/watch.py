@@ -75,6 +75,7 @@ class Candidate:
         shape: Of the outputs.
         target: Names the target's numbers.
         by_hand: Whether it is no loss function of torch's.
+        tensors: What it returned, and the target; None where none are kept.
     """
 
     number: int
@@ -84,6 +85,7 @@ class Candidate:
     shape: tuple[int, ...]
     target: tuple[Any, ...]
     by_hand: bool
+    tensors: tuple[Tensor, Tensor] | None
 
 
 class LossWatch(TorchFunctionMode):
@@ -167,14 +169,15 @@ class Discovery(LossWatch):
             the same; by number.
     """
 
-    def __init__(self, protected: frozenset[int] = frozenset()) -> None:
+    def __init__(self, protected: frozenset[int] = frozenset(), *, keep: bool = True) -> None:
         """Begin with nothing known.
 
         Args:
             protected: Addresses of memory that no call may write to.
+            keep: Whether candidates keep tensors.
         """
         super().__init__()
-        self._protected = protected
+        self._protected, self._keep = protected, keep
         self.candidates: list[Candidate] = []
         self.constant_targets: list[Any] = []
         self.sums: dict[int, Tensor] = {}
@@ -208,6 +211,7 @@ class Discovery(LossWatch):
                     tuple(y.shape),
                     (t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape)),
                     by_hand=name not in LOSSES,
+                    tensors=(output, t) if self._keep and name not in LOSSES else None,
                 )
             )
         self._learn(name, args, kwargs, output)
@@ -362,7 +366,8 @@ class Following(LossWatch):
         if self._shake:
             self.sums[number] = sums_of(y, t)
             torch.set_grad_enabled(True)  # put back by whoever runs the pass
-            self.shaken[number] = z = _shaken(y, reading.loss).requires_grad_()
+            around = t.expand_as(y) if reading.loss is BY_HAND["difference"] else y
+            self.shaken[number] = z = _shaken(around, y, reading.loss).requires_grad_()
             # With the leaf itself, what is in place would fail.
             instead = of_the_class(z.view_as(z), whole)
             args, kwargs = _with(args, kwargs, reading.output, instead)
@@ -384,9 +389,18 @@ def sums_of(y: Tensor, t: Tensor) -> Tensor:
         return torch.stack([x.to(y.device) for x in both])
 
 
-def _shaken(y: Tensor, loss: Loss) -> Tensor:
-    """Outputs slightly moved, so that no error is zero by chance."""
-    y = y.detach()
+def _shaken(around: Tensor, y: Tensor, loss: Loss) -> Tensor:
+    """Outputs slightly moved, so that no error is zero by chance.
+
+    Args:
+        around: Around which values.
+        y: The outputs, whose type the result has.
+        loss: The loss.
+
+    Returns:
+        Of the outputs' shape.
+    """
+    y = around.detach().to(y.dtype)
     if loss.inside:
         return y + 0.1 * (0.5 - y)
     generator = torch.Generator(device=y.device).manual_seed(0)
