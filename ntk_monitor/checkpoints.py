@@ -63,6 +63,7 @@ class ProbingTrainer(Trainer):
         """
         monitors = [c for c in self.callbacks if isinstance(c, NTKMonitor)]  # type: ignore[attr-defined]
         monitor = monitors[0] if monitors else NTKMonitor()
+        model.trainer = self
         model.configure_model()
         batch = probe_batch(self, model, datamodule, monitor.probe_batch)
         console = Console()

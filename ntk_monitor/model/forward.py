@@ -27,6 +27,7 @@ from ntk_monitor.model.shards import dots
 from ntk_monitor.model.sketched import Sketch, without_saved_tensors
 from ntk_monitor.model.state import Call, State
 from ntk_monitor.model.step import StepFunction
+from ntk_monitor.model.step.standins import WithoutMessages
 from ntk_monitor.model.step.watch import Discovery, Following, LossWatch, Reading
 from ntk_monitor.ranks import Ranks
 
@@ -132,6 +133,8 @@ class ForwardMap:
 
     keeps_graph = True
     """Whether one run serves several calls of `gradients`."""
+    together = False
+    """Whether other processes do the same, so that a step must not talk to them by itself."""
     stops_early = True
     """Whether a pass for the state alone ends with the state."""
 
@@ -246,6 +249,8 @@ class ForwardMap:
             stack.enter_context(recorder)
             if self.step.is_watched:
                 stack.enter_context(discovery)
+            if self.together:
+                stack.enter_context(WithoutMessages())  # type: ignore[no-untyped-call]
             held = Held(self.module.modules())
             returned = self._call(tensors)
             self._changing = held.changed()

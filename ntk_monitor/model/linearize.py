@@ -111,10 +111,9 @@ def linearize(
         The state, the outputs, the weight sites, and the operators.
 
     Raises:
-        UnregisteredError: If the module keeps parameters where no copies can take their place, and
-            another method than ``"in-place"`` was asked for. An argument that does not fit the
-            model, parameters that do not reach the state, or two passes that differ, raise a
-            ValueError.
+        ValueError: If an argument does not fit the model, named parameters do not reach the state,
+            two passes differ, or the module keeps parameters where no copies can take their place
+            and another method than ``"in-place"`` was asked for.
     """
     settings: dict[str, Any] = {
         "state": state,
@@ -137,7 +136,7 @@ def linearize(
     except UnregisteredError as error:
         reason = error
     if method != "auto" and (isinstance(method, str) or len(method) == 1):
-        raise reason
+        raise ValueError(str(reason)) from reason
     logger.info("method %s: %s", IN_PLACE, reason)
     return _linearize(module, batch, **{**settings, "method": IN_PLACE, "dtype": None})
 
@@ -200,6 +199,7 @@ def _linearize(
         else:
             kind = RealForward if in_place else ForwardMap
             forward = kind(module, batch_here, step, dtype)
+        forward.together = ranks.everyone.size > 1 and not sharded
         mask = (default_mask if mask_fn is None else mask_fn)(batch)
         chosen = parameters is not None
         question = Question(

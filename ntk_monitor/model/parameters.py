@@ -16,6 +16,10 @@ from ntk_monitor.model.compiled import plain_name
 ParameterFilter = str | Sequence[str] | Callable[[str, nn.Parameter], bool] | None
 
 
+class NothingTrainedError(ValueError):
+    """No parameter requires a gradient, at present."""
+
+
 def select_parameters(module: nn.Module, which: ParameterFilter) -> tuple[str, ...]:
     """Names of the trained parameters that are asked for.
 
@@ -28,11 +32,12 @@ def select_parameters(module: nn.Module, which: ParameterFilter) -> tuple[str, .
         Names, in the module's order; a tied parameter appears once.
 
     Raises:
-        ValueError: If nothing is trained, or a pattern or the predicate matches nothing.
+        NothingTrainedError: If nothing is trained.
+        ValueError: If a pattern or the predicate matches nothing.
     """
     trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
     if not trained:
-        raise ValueError(
+        raise NothingTrainedError(
             f"{type(module).__name__} has no parameter with requires_grad=True: there is nothing "
             "that gradient descent could change"
         )

@@ -11,9 +11,9 @@ from torchmetrics import MetricCollection
 from ntk_monitor.checks import require
 from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
 from ntk_monitor.model.compiled import plain_name
-from ntk_monitor.model.parameters import ParameterFilter
+from ntk_monitor.model.parameters import NothingTrainedError, ParameterFilter
 from ntk_monitor.model.quiet import random_states
-from ntk_monitor.model.step import LossFn
+from ntk_monitor.model.step import LossFn, SkippedBatchError
 from ntk_monitor.monitor.failures import Failures, OnError, reading_state
 from ntk_monitor.monitor.followed import (
     FollowedState,
@@ -167,7 +167,7 @@ class BaseMonitor:
         for state in self.states:
             state.reset()
         self.kept = KeptBatch(self.probe_batch)
-        self._begun = False
+        self._begun = self._skipped = False
 
     @property
     def probe_batch(self) -> Any:  # noqa: ANN401
@@ -239,6 +239,13 @@ class BaseMonitor:
     def _wants(self, kind: str) -> bool:
         return self.kept.wants(kind) and self.failures.enabled
 
+    def _see(self, batch: Any) -> None:  # noqa: ANN401
+        """Keep what is wanted of the training's batches."""
+        if self._wants("train"):
+            self.kept.keep(batch)
+        elif self.failures.enabled:
+            self.kept.keep_second(batch)
+
     def _visit(self, host: Host, step: int, *, first: bool) -> None:
         """A planned probe: all processes take it, unless the first one finds it too dear."""
         self._begun = True
@@ -252,12 +259,36 @@ class BaseMonitor:
                 if not host.ranks.everyone.all(ready):
                     return
             snapshots = self._measure(host)
+        except (NothingTrainedError, SkippedBatchError) as error:
+            self.schedule.record(self.schedule.clock() - started)
+            self._wait(host, error)
+            return
         except Exception as error:
             self.schedule.record(self.schedule.clock() - started)
             self.failures.failed(error)
             return
         if snapshots:
             self._publish(host, snapshots, step, started)
+        else:
+            self._publisher.remark(host, self.kept.missing)
+
+    def _wait(self, host: Host, error: Exception) -> None:
+        """Say why there is no probe yet; no failure, and tried again when the next one is due."""
+        if isinstance(error, SkippedBatchError):
+            self.kept.discard()
+            self._begun, self._skipped = False, True
+        self._publisher.remark(host, f"not yet: {error}")
+
+    def _end(self, host: Host) -> None:
+        """A training has ended: say if it was not watched to its end."""
+        if not self.failures.enabled:
+            self._publisher.remark(
+                host,
+                f"it was switched off after {self.failures.count} failures, so that the end of the "
+                "training was not watched; the warnings above say why",
+            )
+        elif self.snapshot is None and self._begun:
+            self._publisher.remark(host, "no probe was taken in this training")
 
     def _affords(self, host: Host) -> bool:
         """Whether a probe may be taken now; when first not, this is said."""

@@ -128,11 +128,10 @@ class NTKMonitor(BaseMonitor, Callback):
         batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
-        """Keep the first training batch, if wanted, and probe before the first step."""
+        """Keep the first training batches, and probe before the first step."""
         del batch_idx
-        if self._wants("train"):
-            self.kept.keep(batch)
-        if trainer.global_step == 0 and not self._begun:
+        self._see(batch)
+        if not self._begun and (trainer.global_step == 0 or self._skipped):
             step = batches_that_stepped(trainer, in_batch_end=False)
             self._visit(TrainerHost(trainer, pl_module), step, first=True)
 
@@ -149,3 +148,7 @@ class NTKMonitor(BaseMonitor, Callback):
         if self.schedule.crosses(trainer.global_step, trainer.current_epoch):
             step = batches_that_stepped(trainer, in_batch_end=True)
             self._visit(TrainerHost(trainer, pl_module), step, first=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say if the training was not watched to its end."""
+        self._end(TrainerHost(trainer, pl_module))

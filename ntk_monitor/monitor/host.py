@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ntk_monitor.monitor.failures import say
 from ntk_monitor.ranks import ALONE, Ranks
 from ntk_monitor.snapshot import Snapshot
 
@@ -118,6 +119,14 @@ class Host(Logs, Protocol):
         if len(values) > 1:
             dist.all_gather_object(values, value)
         return values
+
+    def remark(self, message: str) -> None:
+        """Say what was not found or not measured, and what to do about it.
+
+        Args:
+            message: What to say.
+        """
+        say(message)
 
     def inform(self, message: str) -> None:
         """Say something that is no warning, from the first process.

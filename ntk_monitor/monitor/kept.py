@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -18,19 +19,23 @@ MOST_BYTES = 2**26
 
 
 class KeptBatch:
-    """The probe batch: which one is wanted, and, once it has come, a copy of it.
+    """The probe batch: which one is wanted, and, once it has come, a copy of it; and a second one.
 
     Where several processes train together, each keeps its own.
 
     Attributes:
         choice: ``"train"``, ``"val"``, a batch, or a function that makes one.
         content: The copy, or None.
+        second: A copy of another batch of the training; None where none has come, where all are
+            alike, or where it would be larger than `MOST_BYTES`.
     """
 
     def __init__(self, choice: Any) -> None:  # noqa: ANN401
         """Begin without a batch."""
         self.choice = choice
         self.content: Any = None
+        self.second: Any = None
+        self._has_second = False
         self._parts: list[Any] | None = None
         self._alike: bool | None = None
         self._error: Exception | None = None
@@ -69,6 +74,35 @@ class KeptBatch:
             self.content = keep_batch(make())
         except Exception as error:
             self._error = error
+
+    def keep_second(self, batch: Any) -> None:  # noqa: ANN401
+        """Copy one more batch of the training, once.
+
+        Args:
+            batch: The batch; None, one that is too large, one that cannot be copied, and the probe
+                batch itself are not kept.
+        """
+        if self._has_second or batch is None:
+            return
+        if self._is("train") and (self.content is None or batch is self.content):
+            return
+        self._has_second = True
+        with suppress(Exception):  # what fails of the first batch is told of
+            alike = fingerprint(batch) == fingerprint(self.content)
+            self.second = None if alike or size_of(batch) > MOST_BYTES else keep_batch(batch)
+
+    def discard(self) -> None:
+        """Let another batch of the training be kept."""
+        if self._is("train"):
+            self.content = self._parts = self._alike = self._error = None
+
+    @property
+    def missing(self) -> str:
+        """Why there is no batch to probe on, and what to do about it."""
+        remedy = "or pass probe_batch='train', a batch, or a function that makes one"
+        if self._is("val"):
+            return f"not yet: no validation batch has come so far; wait for the first one, {remedy}"
+        return f"not yet: there is no batch to probe on so far; wait for the next one, {remedy}"
 
     def for_probe(self, host: Host) -> tuple[Any, Ranks]:
         """The batch, and the processes that measure it together.
@@ -121,9 +155,11 @@ class KeptBatch:
         """What a checkpoint keeps of it: of several processes, all that they measure."""
         several = self._alike is False
         kept = self._is("train") and not several
+        second = self.second if not several and is_plain(self.second) else None
         return {
             "batch": self.content if kept and is_plain(self.content) else None,
             "batches": self._parts,
+            "second": second,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -135,3 +171,5 @@ class KeptBatch:
         parts = state.get("batches")
         require(parts is None or isinstance(parts, list), "batches", "a list, or None", parts)
         self.content, self._parts, self._alike = state["batch"], parts, None
+        self.second = state.get("second")
+        self._has_second = self.second is not None

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
 from ntk_monitor.checks import require
+from ntk_monitor.model.step import LossFn
 from ntk_monitor.monitor.failures import Failures
 from ntk_monitor.monitor.host import require_known
 from ntk_monitor.monitor.loop import LoopHost, LoopMonitor
@@ -58,6 +59,7 @@ class Monitor(LoopMonitor):
         model: nn.Module,
         optimizer: Optimizer | Sequence[Optimizer] = (),
         *,
+        loss_fn: LossFn | None = None,
         batch: Any = None,  # noqa: ANN401
         total_steps: int | None = None,
         log_dir: str | PathLike[str] | None = None,
@@ -72,6 +74,9 @@ class Monitor(LoopMonitor):
             model: The model, wrapped for data parallelism, compiled or set up by Fabric as it may
                 be.
             optimizer: Its optimizer, or several; without one there are no steps to learn.
+            loss_fn: ``(module, batch) -> loss``: what the training minimises. Without it, a
+                LightningModule's ``training_step``, the loss that the model itself returns, or a
+                guess by the batch, as in `probe`.
             batch: The first batch, to probe on before the first step; not looked at where
                 ``probe_batch`` is one to probe on. Without either the batch of the first `step` is
                 kept, and probed on after that.
@@ -98,6 +103,10 @@ class Monitor(LoopMonitor):
         optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         good = all(isinstance(each, Optimizer) for each in optimizers)
         require(good, "optimizer", "a torch.optim.Optimizer, or a list of them", optimizer)
+        own = [state.probe for state in self.states]
+        asked = any(p.forward_fn or p.target_fn for p in own)
+        alone = loss_fn is None or not asked
+        require(alone, "loss_fn", "left out where forward_fn or target_fn are given", loss_fn)
         some = total_steps is None or total_steps >= 1
         require(some, "total_steps", "at least 1 optimizer step, or None", total_steps)
         loggers = loggers_of(logger)
@@ -107,14 +116,20 @@ class Monitor(LoopMonitor):
         device = None if fabric is None else fabric.device
         host = LoopHost(self, model, optimizers, loggers, folder, device)
         self._start(host, math.inf if total_steps is None else total_steps)
-        own = self._own_writer(host, folder, loggers)
+        writer = self._own_writer(host, folder, loggers)
         self._host = host
+        before = [probe.loss_fn for probe in own]
         try:
+            for probe in own if loss_fn is not None else ():
+                probe.loss_fn = loss_fn
             self._open(host, batch)
             yield self
+            self._end(host)
         finally:
             self._host = None
-            self._close(host, own)
+            for probe, was in zip(own, before, strict=True):
+                probe.loss_fn = was
+            self._close(host, writer)
 
     def step(self, batch: Any = None, *, epoch: int | None = None) -> None:  # noqa: ANN401
         """Say that an optimizer step was taken; probes if that makes one due.
@@ -132,13 +147,12 @@ class Monitor(LoopMonitor):
                 "Monitor.step: this monitor watches no training; call it inside "
                 "`with monitor.attach(model, optimizer): ...`"
             )
-        if self.kept.wants("train"):
-            if batch is None:
-                raise ValueError(
-                    "batch must be what this step was taken on, since there is nothing to probe on "
-                    "yet, got None: call monitor.step(batch), or monitor.attach(..., batch=batch)"
-                )
-            self.kept.keep(batch)
+        if self.kept.wants("train") and batch is None:
+            raise ValueError(
+                "batch must be what this step was taken on, since there is nothing to probe on "
+                "yet, got None: call monitor.step(batch), or monitor.attach(..., batch=batch)"
+            )
+        self._see(batch)
         self.steps += 1
         self.epoch = self.epoch if epoch is None else epoch
         due = self.schedule.crosses(self.steps, self.epoch)

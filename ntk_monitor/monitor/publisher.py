@@ -40,6 +40,19 @@ class Publisher:
         self._figures = figures
         self._figure_seconds = FIGURE_SECONDS
         self._laid_out = False
+        self._who = who
+        self._remarks: set[str] = set()
+
+    def remark(self, host: Host, message: str) -> None:
+        """Say something once in a training.
+
+        Args:
+            host: The training.
+            message: What was not found or not measured, and what to do about it.
+        """
+        if message not in self._remarks:
+            self._remarks.add(message)
+            host.remark(f"{self._who}: {message}")
 
     def publish(
         self,
@@ -63,8 +76,10 @@ class Publisher:
         """
         overhead = self.schedule.overhead
         for state, snapshot in zip(states, snapshots, strict=True):
-            if state.snapshot is None:
-                host.inform(introduction(snapshot))
+            if state.snapshot is None or state.snapshot.tier != snapshot.tier:
+                host.inform(introduction(snapshot, self._who))
+            for remark in snapshot.remarks:
+                self.remark(host, f"{state.prefix}{remark}")
             scalars = {f"{state.prefix}{tag}": v for tag, v in state.scalars(snapshot).items()}
             scalars["ntk/overhead"] = overhead
             self.reporter.scalars(host, scalars, step)

@@ -95,6 +95,9 @@ class TrainerHost(Host):
     def stop(self) -> None:  # noqa: D102
         self.trainer.should_stop = True
 
+    def remark(self, message: str) -> None:  # noqa: D102
+        rank_zero_info(message)
+
     def inform(self, message: str) -> None:  # noqa: D102
         rank_zero_info(message)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +15,7 @@ from torch.utils.data import IterableDataset
 from torch.utils.tensorboard import SummaryWriter
 
 from ntk_monitor.model.quiet import random_states
+from ntk_monitor.model.step.standins import nothing
 from ntk_monitor.monitor.detector import StallDetector
 from ntk_monitor.monitor.host import require_known
 from ntk_monitor.monitor.loop import LoopHost, LoopMonitor, OnProbe
@@ -20,7 +23,7 @@ from ntk_monitor.monitor.writers import SummaryWriterLogger, loggers_of
 
 try:
     import accelerate  # noqa: F401 (the Trainer needs it)
-    from transformers import TrainerCallback
+    from transformers import Trainer, TrainerCallback
 except ImportError as error:
     raise ImportError(
         "NTKTrainerCallback needs the packages transformers and accelerate: "
@@ -101,6 +104,20 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
             self._probe(state, control, kwargs, first=True)
         return control
 
+    @contextmanager
+    def _computing_loss(self) -> Iterator[None]:
+        """The step function is the Trainer's own ``compute_loss``, unless a user chose one."""
+        probes = [state.probe for state in self.states]
+        own = [p for p in probes if not (p.loss_fn or p.forward_fn or p.target_fn)]
+        trainer = _trainer_of(self) if own else None
+        try:
+            for probe in own if trainer is not None else ():
+                probe.loss_fn = ComputeLoss(trainer)
+            yield
+        finally:
+            for probe in own:
+                probe.loss_fn = None
+
     def _start(self, state: Any) -> None:  # noqa: ANN401
         """Begin anew, or go on with the state of a checkpoint."""
         self._begin()
@@ -134,6 +151,8 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
         """All that was logged is in files, and alerts are on their way."""
         del args, control
         state.stateful_callbacks[KEY] = self.state_dict()
+        if self._host is not None:
+            self._end(self._host)
         self._close()
 
     def _probe(self, state: Any, control: Any, given: dict[str, Any], *, first: bool) -> None:  # noqa: ANN401
@@ -142,7 +161,8 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
             return
         self._fetch(given)  # once more, if it has failed
         before = self.snapshot
-        self._visit(self._host, self.steps, first=first)
+        with self._computing_loss():
+            self._visit(self._host, self.steps, first=first)
         if self.snapshot is not before:
             state.log_history.append({"epoch": state.epoch, **self.numbers, "step": self.steps})
             if self._own is not None:
@@ -154,6 +174,8 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
         """Keep the first batch of the training, if it is the one to probe on."""
         if self._wants("train"):
             self.kept.fetch(lambda: first_batch(given["train_dataloader"]))
+            with suppress(Exception):  # one batch is all that a probe needs
+                self.kept.keep_second(first_batch(given["train_dataloader"], skip=1))
 
     def _remember(self, state: Any, control: Any) -> Any:  # noqa: ANN401
         """What a checkpoint holds; the batch is found again in the data."""
@@ -163,7 +185,7 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """The monitor's state, with that of its alert, in types that JSON can hold."""
-        return {**super().state_dict(), "batch": None, "batches": None}
+        return {**super().state_dict(), "batch": None, "batches": None, "second": None}
 
     def _loggers(self, folder: str) -> list[Any]:
         if self.logger is not None:
@@ -180,11 +202,56 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
             self.alert.close()
 
 
-def first_batch(loader: Any) -> Any:  # noqa: ANN401
+class ComputeLoss:
+    """A Trainer's ``compute_loss`` as a step function."""
+
+    name: ClassVar[str] = "Trainer.compute_loss"
+
+    def __init__(self, trainer: Any) -> None:  # noqa: ANN401
+        """Keep the Trainer.
+
+        Args:
+            trainer: A Trainer of the transformers library.
+        """
+        self._trainer = trainer
+
+    def __call__(self, module: nn.Module, batch: Any) -> Any:  # noqa: ANN401
+        """The loss of a batch; what the method logs is lost."""
+        own = vars(self._trainer)
+        before = own.get("log", own)
+        own["log"] = nothing
+        try:
+            return self._trainer.compute_loss(module, batch)
+        finally:
+            del own["log"]
+            if before is not own:
+                own["log"] = before
+
+
+def _trainer_of(callback: TrainerCallback) -> Any:  # noqa: ANN401
+    """The Trainer that calls a callback, which hooks are not told of: one of those that are at it.
+
+    Args:
+        callback: The callback.
+
+    Returns:
+        The Trainer, or None where there is none on the stack.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        found = frame.f_locals.get("self")
+        if isinstance(found, Trainer) and callback in found.callback_handler.callbacks:
+            return found
+        frame = frame.f_back
+    return None
+
+
+def first_batch(loader: Any, skip: int = 0) -> Any:  # noqa: ANN401
     """The first batch of a loader, without beginning to iterate over it.
 
     Args:
         loader: A ``DataLoader``, or accelerate's in its place.
+        skip: How many to leave out.
 
     Returns:
         The batch; the generators of the loader and its samplers, and all random states, are as
@@ -204,7 +271,7 @@ def first_batch(loader: Any) -> Any:  # noqa: ANN401
         for generator in _generators(loader):
             stack.callback(generator.set_state, generator.get_state())
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)  # as a loader does
-        indices = next(iter(sampler))
+        indices = next(islice(sampler, skip, None))
         together = getattr(loader.dataset, "__getitems__", None)
         items = together(indices) if callable(together) else [loader.dataset[i] for i in indices]
         return loader.collate_fn(items)

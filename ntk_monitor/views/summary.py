@@ -48,21 +48,35 @@ SHOWN = 6
 """How many sites and how many parameters outside the core the introduction names."""
 
 
-def introduction(snapshot: Snapshot) -> str:
+def introduction(snapshot: Snapshot, who: str = "NTKMonitor") -> str:
     """What is measured and how, for the first probe of a run.
 
     Args:
         snapshot: The measurement.
+        who: Who measures.
 
     Returns:
-        A table as plain text: the state, the weight sites in the core, what is outside, and how
-        products are computed.
+        A table as plain text: the step function and its loss, the state, the outputs and targets,
+        each with the argument that names another; the weight sites in the core, what is outside,
+        and how products are computed.
     """
     B, T, n = snapshot.state_shape
     coverage = snapshot.coverage
-    table = Table(title="NTKMonitor: what is measured", show_header=False, title_justify="left")
+    table = Table(title=f"{who}: what is measured", show_header=False, title_justify="left")
+    loss = "" if snapshot.loss is None else f", loss {snapshot.loss:.4g}"
+    table.add_row("step", escape(f"{snapshot.step}{loss}  (another: loss_fn, forward_fn)"))
     modules = ", ".join(snapshot.state) or "?"
-    table.add_row("state", escape(f"{modules}: {B} trials x {T} steps x {n} units"))
+    table.add_row("state", escape(f"{modules}: {B} x {T} rows x {n} units  (another: state)"))
+    for output in snapshot.outputs[:SHOWN]:
+        shape = " x ".join(map(str, output.shape))
+        table.add_row("output", escape(f"{output.name}: {shape}, by {output.loss}"))
+        table.add_row("target", escape(f"{output.target}  (another: target_fn)"))
+    _add_rest(table, len(snapshot.outputs))
+    modes = [f"{mode.share:.0%}" for mode in snapshot.target_modes]
+    if modes:
+        table.add_row(
+            "modes", f"{len(modes)}, with {', '.join(modes)} of their target  (more: modes)"
+        )
     table.add_row(
         "core",
         f"{len(coverage.sites)} weight site{'s' * (len(coverage.sites) != 1)} with "

@@ -4,6 +4,7 @@ from ntk_monitor.model.step.comparison import Comparison, Head
 from ntk_monitor.model.step.functions import (
     ForwardStep,
     LossFn,
+    SkippedBatchError,
     StepError,
     StepFunction,
     TrainingStep,
@@ -15,6 +16,7 @@ __all__ = [
     "ForwardStep",
     "Head",
     "LossFn",
+    "SkippedBatchError",
     "StepError",
     "StepFunction",
     "TrainingStep",

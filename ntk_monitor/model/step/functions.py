@@ -105,7 +105,7 @@ class LossStep(StepFunction):
             loss_fn: ``(module, batch) -> loss``.
             training: Stands in for a Trainer.
         """
-        self.name = "loss_fn"
+        self.name = str(getattr(loss_fn, "name", "loss_fn"))
         self._loss_fn, self._training = loss_fn, training
 
     def __call__(self, module: nn.Module, batch: Any) -> Any:  # noqa: ANN401, D102

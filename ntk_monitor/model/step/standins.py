@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ACTIONS = ("save_checkpoint", "print", "fit", "validate", "test", "predict")
 """Methods of a Trainer that a step may call, and that do nothing in a probe."""
@@ -155,9 +156,7 @@ class Training:
         self.meant: list[Tensor] = []
         self._modules = [m for m in module.modules() if "_trainer" in vars(m)]
         real = next((t for m in self._modules if (t := vars(m)["_trainer"]) is not None), None)
-        optimizers = (
-            _configured(module) if real is None else list(getattr(real, "optimizers", ()) or ())
-        )
+        optimizers = list(getattr(real, "optimizers", ()) or ()) or _configured(module)
         configs = [] if real is None else list(getattr(real, "lr_scheduler_configs", ()) or ())
         self._optimizers = [_Optimizer(optimizer) for optimizer in optimizers]
         self._schedulers = [_Scheduler(config.scheduler) for config in configs]
@@ -248,6 +247,23 @@ def _communicates(*_: Any, **__: Any) -> None:  # noqa: ANN401
         "the forward pass in its place, with forward_fn=lambda module, batch: module(...) and "
         "target_fn=lambda batch: ..."
     )
+
+
+class WithoutMessages(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses messages to other processes, in which nobody would hear of one that fails."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Call an operation that is no message."""
+        del types
+        if "c10d" in str(getattr(func, "namespace", "")):
+            _communicates()
+        return func(*args, **(kwargs or {}))
 
 
 class _NoTrainer:
