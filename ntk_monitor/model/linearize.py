@@ -349,7 +349,14 @@ def _again(
     readings = found.loss.compares.readings
     step = forward.step
     with torch.enable_grad() if recorded else torch.no_grad():
-        again, returned, watch = forward.run_whole({}, found.where, readings, shake=True)
+        try:
+            again, returned, watch = forward.run_whole({}, found.where, readings, shake=True)
+        except Exception as error:
+            if not readings or isinstance(error, (StepError, TimeoutError)):
+                raise
+            # What follows the loss function may refuse outputs that are not the model's.
+            logger.info("what counts in the loss cannot be told: %r", error)
+            again, returned, watch = forward.run_whole({}, found.where, readings)
         _require_same(found.h, again.detach(), step)
         if found.loss.value is None:
             plain = step.plain_output(returned, batch)
@@ -382,10 +389,10 @@ def _gradients(step: StepFunction, returned: Any, watch: Following) -> dict[int,
 
 def _counts(gradient: Tensor | None, loss: Loss) -> Tensor | None:
     """Of which entries of its outputs a loss depends; None where that is not known."""
-    if gradient is None:
+    if gradient is None or loss.counts == "all":
         return None
     counts = (gradient != 0) | gradient.isnan()
-    if loss.smooth or counts.ndim == 0:
+    if loss.counts == "entries" or counts.ndim == 0:
         return counts
     classes = 1 if loss.kind == "classes" and loss.classes_second and counts.ndim > 2 else -1
     return counts.any(classes, keepdim=True).expand_as(counts)

@@ -55,7 +55,7 @@ def find_heads(
     candidates = [c for c in discovery.candidates if c.result in behind]
     known = [c for c in candidates if not c.by_hand]
     by_hand = [c for c in candidates if c.by_hand and not _is_pairwise(c, acting)]
-    chosen = known or [c for c in _last(by_hand) if _is_driven(c, loss)]
+    chosen = known or _last(_driven(by_hand, loss))
     groups: dict[tuple[Any, ...], list[Candidate]] = {}
     for candidate in chosen:
         producer = nearest(candidate.node, producers) or "outputs"
@@ -86,31 +86,37 @@ def _last(candidates: Sequence[Candidate]) -> list[Candidate]:
     return picks or (logarithms or last)[:1]
 
 
-def _is_driven(candidate: Candidate, loss: Tensor) -> bool:
-    """Whether a loss drives outputs towards what they meet, and that differs by rows.
+def _driven(candidates: Sequence[Candidate], loss: Tensor) -> list[Candidate]:
+    """Comparisons whose outputs a loss drives towards what they meet, and that differs by rows.
 
     In a difference each entry of the outputs is driven towards the target's: not so where the
     largest one is taken off, or in the ratio of a policy to what it was. Log-probabilities that
     data picks are to become likely: those of a policy gradient's actions are so or not, by the
-    reward. A product with a mask of ones has no target.
+    reward. What meets a constant has no target.
 
     Args:
-        candidate: The comparison.
+        candidates: Comparisons by hand.
         loss: The loss, with its graph.
 
     Returns:
-        False where it is none; True where that cannot be told.
+        Some of them, and those of which it cannot be told.
     """
-    if candidate.tensors is None:
-        return True
+    known = [c for c in candidates if c.tensors is not None]
+    if not known:
+        return list(candidates)
+    results = [c.tensors[0] for c in known if c.tensors is not None]
+    gradients = torch.autograd.grad(loss, results, retain_graph=True, allow_unused=True)
+    return [c for c, g in zip(known, gradients, strict=True) if g is not None and _leads(c, g)]
+
+
+def _leads(candidate: Candidate, gradient: Tensor) -> bool:
+    assert candidate.tensors is not None
     result, t = candidate.tensors
-    (gradient,) = torch.autograd.grad(loss, result, retain_graph=True, allow_unused=True)
-    if gradient is None:
+    if not bool((t != t.flatten()[:1]).any()):
         return False
-    if candidate.reading.loss is not BY_HAND["difference"]:
-        varies = t.ndim == 0 or bool((t != t[:1]).any())
-        return varies and not bool((gradient > 0).any())
-    return leads_there(result, gradient)
+    if candidate.reading.loss is BY_HAND["difference"]:
+        return leads_there(result, gradient)
+    return not bool((gradient > 0).any())
 
 
 def leads_there(difference: Tensor, gradient: Tensor) -> bool:

@@ -25,6 +25,12 @@ def probabilities(y: Tensor) -> Tensor:
     return y.softmax(-1)
 
 
+Counts = Literal["entries", "rows", "all"]
+"""Of what a derivative that is zero says that it does not count: each entry of the outputs; only
+rows without any other (a target class has one, the others may have none); nothing (where a margin
+is kept, or a target is zero)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Loss:
     """How a loss function reads its arguments.
@@ -35,9 +41,9 @@ class Loss:
         link: From outputs to what should equal the target.
         target: From the target that is given, the function's other arguments by name and the
             outputs, to the target in the outputs' terms.
-        smooth: Whether an entry that counts always has a derivative. Where a derivative may also be
-            zero by the class, or since a margin is kept, only a row without any does not count.
-        inside: Whether outputs are probabilities, which leave [0, 1] only at the price of an error.
+        counts: How far its derivatives tell what counts.
+        generic: From normal noise, and the target, to outputs at which no derivative is zero by
+            chance.
         classes_second: Whether classes are on the second axis of more than two.
     """
 
@@ -45,8 +51,8 @@ class Loss:
     kind: Kind = "values"
     link: Link = identity
     target: Callable[[Tensor, Mapping[str, Any], Tensor], Tensor] = lambda t, _, __: t
-    smooth: bool = True
-    inside: bool = False
+    counts: Counts = "entries"
+    generic: Callable[[Tensor, Tensor], Tensor] = lambda noise, _: noise
     classes_second: bool = True
 
 
@@ -65,44 +71,77 @@ def _of_logarithm(target: Tensor, given: Mapping[str, Any], _: Tensor) -> Tensor
     return target.exp() if given.get("log_target") else target
 
 
+def _around(noise: Tensor, target: Tensor) -> Tensor:
+    return noise + target
+
+
+def _rates(noise: Tensor, _: Tensor) -> Tensor:
+    return noise.exp()
+
+
+def _chances(noise: Tensor, _: Tensor) -> Tensor:
+    return noise.sigmoid()
+
+
+def _logarithms(noise: Tensor, _: Tensor) -> Tensor:
+    return noise.log_softmax(1 if noise.ndim > 2 else -1)
+
+
+def _last_logarithms(noise: Tensor, _: Tensor) -> Tensor:
+    return noise.log_softmax(-1)
+
+
 LOSSES: dict[str, Loss] = {
     loss.name: loss
     for loss in (
-        Loss("mse_loss"),
-        Loss("l1_loss"),
-        Loss("smooth_l1_loss"),
-        Loss("huber_loss"),
-        Loss("gaussian_nll_loss"),
+        Loss("mse_loss", generic=_around),
+        Loss("l1_loss", generic=_around),
+        Loss("smooth_l1_loss", generic=_around),
+        Loss("huber_loss", generic=_around),
+        Loss("gaussian_nll_loss", generic=_around),
         Loss("poisson_nll_loss", link=torch.exp),
-        Loss("cross_entropy", "classes", probabilities, smooth=False),
-        Loss("linear_cross_entropy", "classes", probabilities, smooth=False),
-        Loss("nll_loss", "classes", torch.exp, smooth=False),
-        Loss("multi_margin_loss", "classes", probabilities, smooth=False),
-        Loss("kl_div", "values", torch.exp, _of_logarithm, smooth=False),
-        Loss("binary_cross_entropy", "bits", inside=True),
+        Loss("cross_entropy", "classes", probabilities, counts="rows"),
+        Loss("linear_cross_entropy", "classes", probabilities, counts="rows"),
+        Loss("nll_loss", "classes", torch.exp, counts="rows", generic=_logarithms),
+        Loss("multi_margin_loss", "classes", probabilities, counts="all"),
+        Loss("kl_div", link=torch.exp, target=_of_logarithm, counts="rows", generic=_logarithms),
+        Loss("binary_cross_entropy", "bits", generic=_chances),
         Loss("binary_cross_entropy_with_logits", "bits", torch.sigmoid),
         Loss("multilabel_soft_margin_loss", "bits", torch.sigmoid),
         Loss("soft_margin_loss", "bits", torch.sigmoid, lambda t, _, __: (t + 1) / 2),
-        Loss("multilabel_margin_loss", "bits", torch.sigmoid, _multi_hot, smooth=False),
+        Loss("multilabel_margin_loss", "bits", torch.sigmoid, _multi_hot, "all"),
     )
 }
 """Loss functions of `torch.nn.functional` that compare outputs with a target, by name. The others
 (triplets, rankings, similarities, alignments) compare outputs with one another."""
 
-RATES = Loss("poisson_nll_loss")
+RATES = Loss("poisson_nll_loss", generic=_rates)
 """Poisson's with ``log_input=False``."""
 BY_HAND: dict[str, Loss] = {
-    "difference": Loss("a difference"),
+    "difference": Loss("a difference", generic=_around),
+    "overlap": Loss("a product with probabilities", "bits", counts="all", generic=_chances),
     "gather": Loss(
         "a log-probability",
         "classes",
         torch.exp,
         lambda t, _, __: t.squeeze(-1),
-        smooth=False,
+        "rows",
+        _last_logarithms,
         classes_second=False,
     ),
-    "pick": Loss("a log-probability", "classes", torch.exp, smooth=False, classes_second=False),
-    "overlap": Loss("a product with probabilities", "bits", smooth=False),
-    "product": Loss("a product with log-probabilities", "values", torch.exp, smooth=False),
+    "pick": Loss(
+        "a log-probability",
+        "classes",
+        torch.exp,
+        counts="rows",
+        generic=_last_logarithms,
+        classes_second=False,
+    ),
+    "product": Loss(
+        "a product with log-probabilities",
+        link=torch.exp,
+        counts="rows",
+        generic=_last_logarithms,
+    ),
 }
 """What a loss that is written by hand does with outputs and a target."""

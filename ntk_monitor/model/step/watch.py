@@ -344,8 +344,7 @@ class Following(LossWatch):
 
         Args:
             readings: How the calls compare, by their numbers.
-            shake: Whether to go on from slightly other outputs, in which the loss can then be
-                differentiated.
+            shake: Whether to go on from other outputs, in which the loss is then differentiable.
             cut: See `LossWatch`.
         """
         super().__init__(cut=cut)
@@ -366,8 +365,7 @@ class Following(LossWatch):
         if self._shake:
             self.sums[number] = sums_of(y, t)
             torch.set_grad_enabled(True)  # put back by whoever runs the pass
-            around = t.expand_as(y) if reading.loss is BY_HAND["difference"] else y
-            self.shaken[number] = z = _shaken(around, y, reading.loss).requires_grad_()
+            self.shaken[number] = z = _generic(y, t, reading.loss).requires_grad_()
             # With the leaf itself, what is in place would fail.
             instead = of_the_class(z.view_as(z), whole)
             args, kwargs = _with(args, kwargs, reading.output, instead)
@@ -389,23 +387,21 @@ def sums_of(y: Tensor, t: Tensor) -> Tensor:
         return torch.stack([x.to(y.device) for x in both])
 
 
-def _shaken(around: Tensor, y: Tensor, loss: Loss) -> Tensor:
-    """Outputs slightly moved, so that no error is zero by chance.
+def _generic(y: Tensor, t: Tensor, loss: Loss) -> Tensor:
+    """Outputs at which a loss has no derivative that is zero by chance.
 
     Args:
-        around: Around which values.
-        y: The outputs, whose type the result has.
+        y: The outputs.
+        t: The target.
         loss: The loss.
 
     Returns:
-        Of the outputs' shape.
+        Of the outputs' shape and type.
     """
-    y = around.detach().to(y.dtype)
-    if loss.inside:
-        return y + 0.1 * (0.5 - y)
     generator = torch.Generator(device=y.device).manual_seed(0)
-    noise = torch.randn(y.shape, generator=generator, device=y.device).to(y.dtype)
-    return y + 0.01 * (1 + y.abs()) * noise
+    noise = torch.randn(y.shape, generator=generator, device=y.device, dtype=torch.float32)
+    noise = noise.to(y.dtype) if y.is_floating_point() else noise
+    return loss.generic(noise, t.detach()).to(y.dtype).expand_as(y).clone()
 
 
 def _in_two(args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:  # noqa: ANN401
