@@ -371,7 +371,7 @@ class Probe:
         return error
 
     def _agrees(self, J: Derivative, error: float) -> bool:
-        return error <= self._adjoint_limit(J)
+        return not error > self._adjoint_limit(J)  # what is not finite is told of elsewhere
 
     def _adjoint_limit(self, J: Derivative) -> float:
         """How far both directions may differ: by rounding; finite differences by the tolerance."""

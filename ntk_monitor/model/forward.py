@@ -215,6 +215,8 @@ class ForwardMap:
             for name, t in own.items()
             if t._version != versions[name] or not _same(t, self.tensors[name])
         ]
+        if self._changing is not None:
+            self._changing.put_back()
         self._written += self._taken_anew()
         return Recorded(recorder, discovery, returned)
 

@@ -603,7 +603,6 @@ def _rows(call: Call, calls: Sequence[Call]) -> int:
     output = first_tensor(call.output)
     if not isinstance(output, Tensor) or output.ndim < 2:
         return 0
-    first = isinstance(call.module, CHANNELS_FIRST) or output.ndim > 3
-    if output.ndim > 2 and first and _channels_first(call, calls):
+    if output.ndim > 2 and _channels_first(call, calls):
         return output.numel() // output.shape[1]
     return prod(output.shape[:-1])

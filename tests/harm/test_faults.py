@@ -264,13 +264,13 @@ def test_a_slow_probe_makes_do_with_fewer_samples(monkeypatch: pytest.MonkeyPatc
     module = Module(KIND)
     module.configure_model()
     settings = {"tolerance": 1e-3, "max_products": 90, "method": "finite-difference", "modes": 0}
-    x = next(iter(loader()))[0]
-    snapshot = Probe(time_limit=1.0, **settings)(module, x)
+    batch = next(iter(loader()))
+    snapshot = Probe(time_limit=1.0, **settings)(module, batch)
     assert snapshot.trace.is_finite
     assert not snapshot.tolerance_met
     assert 10 < snapshot.products < 80
     assert snapshot.seconds < 1.0
-    assert Probe(time_limit=None, **settings)(module, x).products >= 90 - SHORTENED - 2
+    assert Probe(time_limit=None, **settings)(module, batch).products >= 90 - SHORTENED - 2
 
 
 def spoil(what: str) -> tuple[World, list[Any]]:

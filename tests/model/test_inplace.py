@@ -395,7 +395,7 @@ def test_a_forward_pass_that_writes_to_parameters_is_reported() -> None:
             return super().forward(x)
 
     net = Clamped(*small())
-    with pytest.raises(RuntimeError, match="wrote to them meanwhile"):
+    with pytest.raises(RuntimeError, match="the step writes into parameters of the model"):
         probe(net, vectors(net), method="in-place")
 
 

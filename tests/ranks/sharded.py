@@ -135,7 +135,7 @@ def training(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
                 scales = preconditioner([optimizer], module)
                 assert scales is not None
                 lin = linearize(module, x, dtype=torch.float64, ranks=ranks)
-                errors = torch.ones(1, len(x), 1, 4, dtype=torch.float64)
+                errors = [(0, torch.ones(len(x), 1, 4, dtype=torch.float64))]
                 found["sharded"] = next(iter(lin.pull_back_outputs(errors, scales)))[1:]
         found["watched" if watched else "plain"] = [local(p).tolist() for p in module.parameters()]
     module = shard(made(mlp), mesh)
@@ -146,7 +146,7 @@ def training(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
         for alike in (False, True):  # as where all processes have the same batch
             inputs, several = (batch[0][:2], ranks.within(None)) if alike else (x, ranks)
             lin = linearize(module, inputs, dtype=torch.float64, ranks=several)
-            errors = torch.ones(1, len(inputs), 1, 4, dtype=torch.float64)
+            errors = [(0, torch.ones(len(inputs), 1, 4, dtype=torch.float64))]
             pulled = next(iter(lin.pull_back_outputs(errors)))
             found[f"divided by {factor}, alike {alike}"] = pulled[1:]
     for watched in (False, True):  # two batches make up a step, and a probe comes between them
@@ -167,7 +167,7 @@ def training(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
         (sum(losses) / len(losses)).backward()  # type: ignore[union-attr]
         optimizer.step()
     lin = linearize(module, batch[0], dtype=torch.float64, method="in-place")
-    errors = torch.ones(1, len(batch[0]), 1, 4, dtype=torch.float64)
+    errors = [(0, torch.ones(len(batch[0]), 1, 4, dtype=torch.float64))]
     scales = preconditioner([optimizer], module)
     found["whole"] = next(iter(lin.pull_back_outputs(errors, scales)))[1:]
     return found

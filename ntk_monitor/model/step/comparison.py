@@ -40,12 +40,14 @@ class Head:
         numbers: Which comparisons of a pass, more than one where the same module is compared again
             and again.
         joined: How these are one.
+        is_column: Whether the outputs are one feature, and all their axes are rows.
     """
 
     name: str
     loss: Loss | None = None
     numbers: tuple[int, ...] = ()
     joined: Joined = "alone"
+    is_column: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def compared(head: Head, seen: Mapping[int, Seen]) -> Comparison:
             f"the loss of {head.name!r} was seen in one call of the step and not in the next: a "
             "probe needs a step that repeats itself"
         )
-    parts = [_laid_out(seen[number], head.loss) for number in head.numbers]
+    parts = [_laid_out(seen[n], head.loss, is_column=head.is_column) for n in head.numbers]
     moved = head.loss.kind == "classes" and seen[head.numbers[0]].output.ndim > 2
     output = _joined([part.output for part in parts], head.joined)
     targets = [part.target for part in parts if part.target is not None]
@@ -105,7 +107,7 @@ def compared(head: Head, seen: Mapping[int, Seen]) -> Comparison:
     )
 
 
-def _laid_out(seen: Seen, loss: Loss) -> Seen:
+def _laid_out(seen: Seen, loss: Loss, *, is_column: bool) -> Seen:
     """One comparison with features or classes on the last axis, two axes or more."""
     y, t = seen.output, seen.target
     assert t is not None
@@ -119,6 +121,8 @@ def _laid_out(seen: Seen, loss: Loss) -> Seen:
         return seen
     shape = torch.broadcast_tensors(y, t)[0].shape  # type: ignore[no-untyped-call]
     whole = _each(seen, lambda x: x.expand(shape))  # as the loss does it
+    if is_column:
+        return _each(whole, lambda x: x.unsqueeze(-1))
     return whole if len(shape) > 1 else _each(whole, lambda x: x.reshape(-1, 1))
 
 

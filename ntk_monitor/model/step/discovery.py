@@ -67,7 +67,8 @@ def find_heads(
     heads, nodes = [], []
     for (producer, *_), group in groups.items():
         numbers = tuple(c.number for c in group)
-        heads.append(Head(producer, group[0].reading.loss, numbers, _how(group)))
+        is_column = all(c.is_column for c in group)
+        heads.append(Head(producer, group[0].reading.loss, numbers, _how(group), is_column))
         nodes.append(tuple(c.node for c in group))
     readings = {c.number: c.reading for c in chosen}
     constant = any(result in behind for result in discovery.constant_targets)

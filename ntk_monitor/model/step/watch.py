@@ -31,6 +31,8 @@ ARRANGING = frozenset({
     *("view", "reshape", "flatten", "unsqueeze", "squeeze", "permute", "transpose"),
 })
 """Functions that put the same numbers in another shape."""
+SELECTING = frozenset({"squeeze", "select", "__getitem__"})
+"""Functions that may take one of the features on the last axis."""
 CONSTANT = frozenset({
     *("zeros_like", "ones_like", "full_like", "empty_like"),
     *("new_zeros", "new_ones", "new_full", "new_empty"),
@@ -44,6 +46,9 @@ VARYING = frozenset({
     *("normal_", "uniform_", "random_", "bernoulli_", "exponential_"),
 })
 """Functions whose results are others at every batch, whatever their arguments."""
+
+HARMLESS = frozenset({"requires_grad_", "detach_", "share_memory_", "retain_grad_"})
+"""Methods that write no numbers, by whatever name."""
 
 Place = tuple[int | str, ...]
 """Where an argument is: its position or its name, and where in it if it is a tuple."""
@@ -76,6 +81,7 @@ class Candidate:
         target: Names the target's numbers.
         by_hand: Whether it is no loss function of torch's.
         tensors: What it returned, and the target; None where none are kept.
+        is_column: Whether the outputs are one of the features of a tensor with one more axis.
     """
 
     number: int
@@ -86,6 +92,7 @@ class Candidate:
     target: tuple[Any, ...]
     by_hand: bool
     tensors: tuple[Tensor, Tensor] | None
+    is_column: bool
 
 
 class LossWatch(TorchFunctionMode):
@@ -184,10 +191,12 @@ class Discovery(LossWatch):
         self._constants: dict[int, Tensor] = {}
         self._logarithms: dict[int, Tensor] = {}
         self._probabilities: dict[int, Tensor] = {}
+        self._columns: dict[int, Tensor] = {}
 
     def see(self, func: Any, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Make a call, and look at what it compares and where its result comes from."""
-        if self._protected and name.endswith("_") and not name.startswith("__") and args:
+        writes = name.endswith("_") and not name.startswith("__") and name not in HARMLESS
+        if self._protected and writes and args:
             self._protect(args[0])
         readings = self._readings(name, args, kwargs) if name in COMPARING else ()
         before = [(r, _at(args, kwargs, r.output), _at(args, kwargs, r.target)) for r in readings]
@@ -211,6 +220,7 @@ class Discovery(LossWatch):
                     tuple(y.shape),
                     (t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape)),
                     by_hand=name not in LOSSES,
+                    is_column=id(y) in self._columns,
                     tensors=(output, t) if self._keep and name not in LOSSES else None,
                 )
             )
@@ -322,6 +332,8 @@ class Discovery(LossWatch):
             self._constants.pop(id(args[0]), None)
         if not isinstance(output, Tensor):
             return
+        if name in SELECTING and inputs and output.shape == inputs[0].shape[:-1]:
+            self._columns[id(output)] = output
         kinds = ((LOGARITHMS, self._logarithms), (PROBABILITIES, self._probabilities))
         for names, known in kinds:
             if name in names or (name in ARRANGING and id(args[0]) in known):

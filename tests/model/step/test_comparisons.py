@@ -116,7 +116,7 @@ def learned(reached: Tensor, target: Tensor, name: str) -> list[float]:
     bits = target is BITS or target is LISTED
     centred = target - target.mean(0) if bits else target
     if target is ONE_HOT and name not in SOFT:  # a class is a mode, the largest first
-        return [float(reached[CLASSES == c, c].sum() / (CLASSES == c).sum()) for c in range(3)]
+        return [float(reached[c == CLASSES, c].sum() / (c == CLASSES).sum()) for c in range(3)]
     U, sigma, V = torch.linalg.svd(centred, full_matrices=False)
     return [float((U[:, i] @ reached @ V[i]) / sigma[i]) for i in range(3)]
 
@@ -410,5 +410,7 @@ def test_the_loss_that_a_module_returns_is_its_own() -> None:
             return {"other": y.exp(), "loss": F.cross_entropy(y, labels.flip(0))}
 
     found = probe(Own(), {"x": X, "labels": CLASSES}, **EXACT)
-    reference = probe(net(), X, loss_fn=lambda m, x: F.cross_entropy(m(x), CLASSES.flip(0)), **EXACT)
+    reference = probe(
+        net(), X, loss_fn=lambda m, x: F.cross_entropy(m(x), CLASSES.flip(0)), **EXACT
+    )
     assert [m.learned for m in found.target_modes] == [m.learned for m in reference.target_modes]

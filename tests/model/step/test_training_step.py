@@ -11,7 +11,6 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric, MeanSquaredError
 
@@ -23,6 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
 ]
+F = nn.functional
 B, M, N = 8, 3, 5
 FAST: dict[str, Any] = {"max_products": 24, "max_overhead": None, "figures": False}
 
@@ -158,7 +158,9 @@ def fit(kind: str, callbacks: list[pl.Callback], path: Any) -> tuple[pl.Lightnin
 
 
 def differing(a: Watch, b: Watch) -> set[str]:
-    return {key for key in a.notes[0] if not same([n[key] for n in a.notes], [n[key] for n in b.notes])}
+    return {
+        key for key in a.notes[0] if not same([n[key] for n in a.notes], [n[key] for n in b.notes])
+    }
 
 
 @pytest.mark.parametrize("kind", STEPS)
@@ -267,7 +269,7 @@ def loss_of(self: Any, batch: Any) -> Tensor:
 RETURNS: dict[str, Callable[..., Any]] = {
     "a tensor": lambda self, batch, batch_idx: loss_of(self, batch),
     "a dictionary": lambda self, batch, batch_idx: {"loss": loss_of(self, batch), "x": 1},
-    "one argument": lambda self, batch: loss_of(self, batch),
+    "one argument": loss_of,
     "another name": lambda self, data, number: loss_of(self, data) + 0 * number,
     "a loader's number": lambda self, batch, batch_idx, dataloader_idx=0: loss_of(self, batch),
     "by name": lambda self, batch, *, batch_idx: loss_of(self, batch) + 0 * batch_idx,
@@ -352,7 +354,9 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         "takes a dataloader_iter and fetches its batches itself.*forward_fn=",
     ),
     "a Trainer": (
-        lambda self, batch, batch_idx: loss_of(self, batch) / self.trainer.estimated_stepping_batches,
+        lambda self, batch, batch_idx: (
+            loss_of(self, batch) / self.trainer.estimated_stepping_batches
+        ),
         "asks its Trainer for 'estimated_stepping_batches', and there is no Trainer: pass loss_fn",
     ),
 }
@@ -408,7 +412,9 @@ def test_a_target_network_may_be_brought_up_to_date_in_the_step() -> None:
         wanted = torch.linalg.svdvals(module.slow(batch()[0]))
     before = copy.deepcopy(module.state_dict())
     found = probe(module, batch())
-    assert [m.singular_value for m in found.target_modes] == pytest.approx(wanted.tolist(), rel=1e-5)
+    assert [m.singular_value for m in found.target_modes] == pytest.approx(
+        wanted.tolist(), rel=1e-5
+    )
     assert all(torch.equal(v, module.state_dict()[k]) for k, v in before.items())
     with pytest.raises(RuntimeError, match="writes into parameters of the model"):
         probe(module, batch(), method="in-place")
