@@ -184,7 +184,8 @@ def place_uses(
     left_out = {name: left_out[name] for name in names if name not in covered}
     sizes = {name: p.numel() for name, p in module.named_parameters()}
     behind, missing = (sum(sizes[n] for n in some) for some in (names, left_out))
-    coverage = Coverage((behind - missing) / behind, left_out, tuple(missed))
+    covered_share = (behind - missing) / behind if behind else 0.0  # of a frozen body nothing
+    coverage = Coverage(covered_share, left_out, tuple(missed))
     return PlacedUses(tuple(placed), rows, valid, coverage)
 
 
