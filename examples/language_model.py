@@ -1,6 +1,6 @@
 """A small GPT under the monitor: which bytes come next in the help texts of Python?
 
-GPT shifts its labels by itself, so that the monitor is told what the outputs are compared with.
+GPT shifts its labels by itself; the monitor sees what the loss compares, and is told nothing.
 
     pip install -c constraints.txt ".[examples]"
     python examples/language_model.py
@@ -11,7 +11,7 @@ from pydoc_data.topics import topics
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -43,11 +43,6 @@ class ByteModel(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=3e-3)
 
 
-def next_bytes(batch: dict[str, Tensor]) -> Tensor:
-    """What the logits are compared with: the byte after each; there is none after the last."""
-    return nn.functional.pad(batch["input_ids"][:, 1:], (0, 1), value=-100)
-
-
 def text(length: int = 64) -> list[dict[str, Tensor]]:
     """The help texts, cut to equal lengths."""
     data = torch.tensor(list("\n".join(topics.values()).encode()))
@@ -60,7 +55,7 @@ if __name__ == "__main__":
     trainer = Trainer(
         max_steps=300,
         accelerator="cpu",
-        callbacks=[NTKMonitor(every_n_steps=60, target_fn=next_bytes, max_overhead=None)],
+        callbacks=[NTKMonitor(every_n_steps=60, max_overhead=None)],
     )
     trainer.fit(ByteModel(), DataLoader(text(), batch_size=16, shuffle=True))
     print_summary(trainer, Console())

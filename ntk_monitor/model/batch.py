@@ -405,7 +405,9 @@ def cast_batch(batch: Any, dtype: torch.dtype, device: torch.device) -> Any:  # 
     """
 
     def cast(tensor: Tensor) -> Tensor:
-        tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
+        # A copy, as a monitor keeps it, may be laid out in another way than what is no whole.
+        whole = tensor.layout != torch.strided or tensor.is_contiguous()
+        tensor = tensor.detach() if whole and not tensor.is_inference() else tensor.detach().clone()
         return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
     with torch.inference_mode(mode=False):

@@ -544,7 +544,9 @@ def _hidden(
     outputs = {c.path for c in last}
     hidden = [c for c in inner if c.path not in outputs]
     # Of a cell whose outputs are compared, all but the last call go on to another one.
-    return hidden or [c for c in inner if all(c is not d for d in last)]
+    hidden = hidden or [c for c in inner if all(c is not d for d in last)]
+    often = Counter(c.path for c in shared)
+    return hidden or [c for c in inner if often[c.path] > 1 and _goes_in_steps(c, shared)]
 
 
 def _last(

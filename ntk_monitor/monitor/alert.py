@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ntk_monitor.monitor.callback import NTKMonitor
 from ntk_monitor.monitor.detector import StallDetector
-from ntk_monitor.monitor.trainers import TrainerHost
+from ntk_monitor.monitor.trainers import CallbackOfEither, TrainerHost
 from ntk_monitor.snapshot import Snapshot
 
 
-class StallAlert(StallDetector, Callback):
+class StallAlert(StallDetector, CallbackOfEither):
     """Say when a target mode is stalled: visible in the loss, invisible to gradient descent.
 
     After each probe every mode has a state: ``"warming up"``, ``"insufficient data"`` (it needs

@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ntk_monitor.monitor.base import BaseMonitor
 from ntk_monitor.monitor.trainers import (
+    CallbackOfEither,
     ProbeListener,
     TrainerHost,
     batches_that_stepped,
@@ -20,7 +21,7 @@ from ntk_monitor.monitor.trainers import (
 __all__ = ["NTKMonitor", "ProbeListener"]
 
 
-class NTKMonitor(BaseMonitor, Callback):
+class NTKMonitor(BaseMonitor, CallbackOfEither):
     """Measure and log what gradient descent can do to a model's state, while the model trains.
 
     A probe is taken before the first optimizer step, and then every ``every_n_steps`` steps, on one

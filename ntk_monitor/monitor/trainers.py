@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, MutableMapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
@@ -18,6 +20,30 @@ from ntk_monitor.monitor.delivery import run_folder
 from ntk_monitor.monitor.host import Host, world
 from ntk_monitor.ranks import ALONE, Ranks
 from ntk_monitor.snapshot import Snapshot
+
+
+def _callback_class() -> type[Callback]:
+    """Lightning's ``Callback``; where an older pytorch_lightning is installed, both in one.
+
+    The Trainer of a pytorch_lightning before 2.6 takes callbacks of its own class alone.
+
+    Returns:
+        The class.
+    """
+    try:
+        major, minor = version("pytorch_lightning").split(".")[:2]
+    except PackageNotFoundError:
+        return Callback
+    if (int(major), int(minor)) >= (2, 6):
+        return Callback
+    other = importlib.import_module("pytorch_lightning").Callback
+    return type("Callback", (Callback, other), {})
+
+
+if TYPE_CHECKING:
+    CallbackOfEither = Callback
+else:
+    CallbackOfEither = _callback_class()
 
 KNOWN = ("DDPStrategy", "ModelParallelStrategy")
 """Strategies for several processes."""

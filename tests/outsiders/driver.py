@@ -25,16 +25,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor
 
 from ntk_monitor import NTKMonitor, StallAlert
+from ntk_monitor.monitor.trainers import CallbackOfEither
 from outsiders.training import Fitted, Training
 
 LOGGERS = ("ntk_monitor", "lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning")
 
 
-class Listener(Callback):
+class Listener(CallbackOfEither):
     def __init__(self) -> None:
         self.steps: list[int] = []
 

@@ -315,8 +315,10 @@ class Discovery(LossWatch):
 
     def _learn(self, name: str, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401
         """Take note of what a call returned."""
-        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+        if output is None and name != "__setitem__":
+            return
+        inputs = [*_tensors_in(args), *_tensors_in(tuple(kwargs.values()))]
+        outputs = _tensors_in((output,))
         inputs_that_count = inputs[:1] if name in AS_THE_FIRST else inputs
         constant = name in CONSTANT or (
             name not in VARYING
@@ -425,6 +427,17 @@ def _in_two(args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any
     if given.get("ignore_index") is None:
         given.pop("ignore_index", None)
     return functional.cross_entropy, (functional.linear(x, weight, bias), target), given
+
+
+def _tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among some arguments, and in lists and tuples among these."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += _tensors_in(value)
+    return found
 
 
 def _third(args: Sequence[Any]) -> Any:  # noqa: ANN401
