@@ -1,5 +1,5 @@
 # The verbs of this project, in the active virtual environment; `make help` lists them.
-.PHONY: help install lint format types test docs bench
+.PHONY: help install lint format types test docs bench outsiders
 
 help:  ## List the verbs.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -26,3 +26,6 @@ docs:  ## Run the examples in the docstrings.
 
 bench:  ## Run all benchmarks and render docs/performance.md.
 	cd benchmarks && python accuracy.py && python cost.py && python growth.py && python alternatives.py && python overhead.py && python render.py
+
+outsiders:  ## Run trainings of other libraries, each in its own environment, and render docs/models.md (nightly).
+	PYTHONPATH=tests python -m outsiders.page

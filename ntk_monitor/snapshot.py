@@ -153,7 +153,12 @@ class Snapshot:
     def is_finite(self) -> bool:
         """Whether all could be measured; False after nan or infinite activations."""
         kernel = self.tier != "kernel" or self.trace.is_finite
-        return kernel and math.isfinite(self.core_effective_rank)
+        return kernel and (self._has_no_core or math.isfinite(self.core_effective_rank))
+
+    @property
+    def _has_no_core(self) -> bool:
+        """Whether nothing that is trained acts on the state, as with a frozen body."""
+        return self.tier != "kernel" and not self.coverage.sites
 
     def scalars(self) -> dict[str, float]:
         """Every number that is logged, by its tag.
@@ -164,7 +169,7 @@ class Snapshot:
         """
         kernel = self.tier == "kernel"
         tags: dict[str, float | Estimate | None] = {
-            "core/effective_rank": self.core_effective_rank,
+            "core/effective_rank": None if self._has_no_core else self.core_effective_rank,
         }
         if kernel:
             tags |= {

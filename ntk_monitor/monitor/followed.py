@@ -53,6 +53,8 @@ class FollowedState:
             Numbers by tag, without the prefix.
         """
         self.snapshot = snapshot
+        if snapshot.tier != self.probe.tier:  # a frozen body: there is no kernel to pool
+            return snapshot.scalars()
         values = {tag: float(value) for tag, value in self.metrics(snapshot).items()}
         scalars = snapshot.scalars()
         scalars.update({tag: value for tag, value in values.items() if tag in scalars})

@@ -15,6 +15,7 @@ from outsiders.data import curves, table
 from outsiders.training import Fit, Fitted, Training
 
 REQUIREMENTS = ("torch==2.13.0", "deeptab==2.1.0")
+CONSTRAINED = False  # constraints.txt has versions that it cannot take
 LIBRARY = "deeptab"
 
 

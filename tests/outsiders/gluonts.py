@@ -17,6 +17,7 @@ from lightning.pytorch import Callback
 from outsiders.training import Fit, Fitted, Training
 
 REQUIREMENTS = ("torch==2.13.0", "gluonts[torch]==0.17.0")
+CONSTRAINED = False  # constraints.txt has versions that it cannot take
 LIBRARY = "gluonts[torch]"
 
 

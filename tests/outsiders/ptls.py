@@ -20,6 +20,7 @@ from torchmetrics import Accuracy
 from outsiders.training import Fit, Fitted, Training, quiet
 
 REQUIREMENTS = ("torch==2.13.0", "pytorch-lifestream==0.7.0")
+CONSTRAINED = False  # constraints.txt has versions that it cannot take
 LIBRARY = "pytorch-lifestream"
 
 

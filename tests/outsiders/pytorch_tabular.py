@@ -17,6 +17,7 @@ from pytorch_tabular.models import CategoryEmbeddingModelConfig, FTTransformerCo
 from outsiders.training import Fit, Fitted, Training
 
 REQUIREMENTS = ("torch==2.13.0", "pytorch-tabular==1.2.0", "requests")
+CONSTRAINED = False  # constraints.txt has versions that it cannot take
 LIBRARY = "pytorch-tabular"
 NUMBERS = ["age", "income", "debt"]
 NAMES = ["city", "plan"]

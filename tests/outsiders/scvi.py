@@ -53,9 +53,9 @@ TRAININGS = (
     Training(
         "scvi",
         fitted(scvi_model),
-        states=("module.z_encoder.encoder*", "module.decoder.px_decoder*"),
-        targets="the counts themselves, 40 values, by a negative binomial",
-        modes=True,
+        states=("module.z_encoder", "module.z_encoder.encoder*", "module.decoder.px_decoder*"),
+        targets="none: likelihood of the counts, by a negative binomial",
+        modes=False,
         library=LIBRARY,
     ),
     Training(

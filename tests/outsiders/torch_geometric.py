@@ -162,7 +162,7 @@ TRAININGS = (
     Training(
         "gin, graphs",
         usual(lambda: (GraphClassifier(16, 4), graphs())),
-        states=("gnn", "gnn.*", "classifier.lins.0", "classifier.norms.0*"),
+        states=("gnn", "gnn.*", "classifier.lins.0", "classifier.norms.0*", "classifier.act"),
         targets="class labels of graphs, 4",
         modes=True,
         library=LIBRARY,
@@ -194,7 +194,7 @@ TRAININGS = (
     Training(
         "nodes of several kinds",
         usual(relational),
-        states=("model.conv1*",),
+        states=("model.conv1*", "model.conv2.*.aggr_module"),
         targets="class labels of nodes of one kind, 4",
         modes=True,
         library=LIBRARY,

@@ -13,6 +13,7 @@ from torch import Tensor
 from outsiders.training import Fitted, Training, quiet
 
 REQUIREMENTS = ("torch==2.13.0", "torchphysics==1.1.2")
+CONSTRAINED = False  # constraints.txt has versions that it cannot take
 LIBRARY = "torchphysics"
 
 

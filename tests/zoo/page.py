@@ -27,10 +27,12 @@ It scales, shifts, normalises or places activity and multiplies none (normalisat
 convolutions, a class token); or it acts on other rows than the state's (an image before pooling, an
 encoder beside a decoder's state, tokens sorted by expert).
 """
+REST = "\n## Trainings as others write them\n"
+"""Where the part begins that ``outsiders/page.py`` writes."""
 
 
 def table() -> str:
-    """The whole page."""
+    """The part of the page on the zoo."""
     parts = [HEAD.format(count=len(CASES))]
     group = ""
     for name, animal in CASES.items():
@@ -61,9 +63,10 @@ def row(name: str, animal: Animal, snapshot: Snapshot) -> str:
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the page, all but what is not of the zoo."""
     warnings.simplefilter("ignore")
-    PAGE.write_text(table())
+    _, rest, text = PAGE.read_text().partition(REST)
+    PAGE.write_text(table() + rest + text)
 
 
 if __name__ == "__main__":

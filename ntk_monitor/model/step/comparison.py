@@ -121,7 +121,7 @@ def _laid_out(seen: Seen, loss: Loss, *, is_column: bool) -> Seen:
         return seen
     shape = torch.broadcast_tensors(y, t)[0].shape  # type: ignore[no-untyped-call]
     whole = _each(seen, lambda x: x.expand(shape))  # as the loss does it
-    if is_column:
+    if is_column and len(shape) == 2:
         return _each(whole, lambda x: x.unsqueeze(-1))
     return whole if len(shape) > 1 else _each(whole, lambda x: x.reshape(-1, 1))
 

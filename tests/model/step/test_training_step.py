@@ -84,7 +84,7 @@ class Talkative(Plain):
         self.print("a step")
         self.logger.experiment.log_metrics({"own": 1.0}, step=self.calls)
         self.logger.log_metrics({"other": 2.0}, step=self.calls)
-        self.trainer.save_checkpoint("never written")
+        self.trainer.save_checkpoint("a checkpoint")
         self.trainer.callback_metrics["own"] = torch.ones(())
         if self.trainer.current_epoch == self.current_epoch and self.trainer.num_training_batches:
             return {"loss": super().training_step(batch, batch_idx), "more": batch_idx}
@@ -164,16 +164,21 @@ def differing(a: Watch, b: Watch) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", STEPS)
-def test_a_step_is_probed_without_a_trace(kind: str, tmp_path: Any) -> None:
+def test_a_step_is_probed_without_a_trace(
+    kind: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[str] = []
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", lambda _, path: saved.append(path))
     _, alone = fit(kind, [], tmp_path / "alone")
     monitor = NTKMonitor(1, on_error="raise", **FAST)
+    once = len(saved)
     _, watched = fit(kind, [monitor], tmp_path / "watched")
     assert differing(alone, watched) == set()
+    assert len(saved) == 2 * once
     assert monitor.snapshot is not None
     assert monitor.snapshot.state == ("body.1",)
     assert monitor.snapshot.step == f"{STEPS[kind].__name__}.training_step"
     assert len(monitor.snapshot.target_modes) == 2
-    assert not (tmp_path / "never written").exists()
 
 
 def leave_out(*names: str) -> Callable[[pytest.MonkeyPatch], None]:
@@ -224,6 +229,7 @@ MUTATIONS: dict[str, tuple[str, str, Callable[[pytest.MonkeyPatch], None]]] = {
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("what", MUTATIONS)
 def test_each_guard_is_needed(what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", lambda _, path: None)
     kind, where, break_it = MUTATIONS[what]
     _, alone = fit(kind, [], tmp_path / "alone")
     break_it(monkeypatch)
