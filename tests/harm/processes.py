@@ -56,7 +56,45 @@ class Sharded(Module):
                 fully_shard(part, mesh=self.device_mesh["data_parallel"])
 
 
-def run(name: str, folder: Path, callbacks: list[Any], *, sharded: bool = False) -> dict[str, Any]:
+class Gathers(Module):
+    """Compares with the mean over all processes, by Lightning's own means."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.log("mean", loss, sync_dist=True)
+        return loss + 0 * self.all_gather(loss).mean()
+
+
+class Reduces(Module):
+    """The same by torch's."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        total = loss.detach().clone()
+        torch.distributed.all_reduce(total)
+        return loss + 0 * total
+
+
+class Synchronises(Module):
+    """Logs what all processes have."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.log("mean", loss, sync_dist=True)
+        return loss
+
+
+STEPS = {"gathers": Gathers, "reduces": Reduces, "synchronises": Synchronises}
+
+
+def run(
+    name: str,
+    folder: Path,
+    callbacks: list[Any],
+    *,
+    sharded: bool = False,
+    kind: type[Module] = Module,
+) -> dict[str, Any]:
     ears = Ears()
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
     trainer = Trainer(
@@ -74,7 +112,7 @@ def run(name: str, folder: Path, callbacks: list[Any], *, sharded: bool = False)
         callbacks=[*callbacks, ears],
     )
     torch.manual_seed(1)
-    module = Sharded("dropout") if sharded else Module("dropout")
+    module = Sharded("dropout") if sharded else kind("dropout")
     error = ""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -169,6 +207,10 @@ def main(folder: Path) -> None:
     watching = [NTKMonitor(2, **FAST), StallAlert(1)]
     found["sharded"] = run("sharded", folder, watching, sharded=True)
     found["sharded"]["method"] = watching[0].snapshot.method
+    for name, kind in STEPS.items():
+        watching = NTKMonitor(2, **FAST)
+        found[name] = run(name, folder, [watching], kind=kind)
+        found[f"plain {name}"] = run(f"plain_{name}", folder, [], kind=kind)
     found["loop"] = loop(watched=True)
     found["cut loop"] = loop(watched=True, cut=True)
     found["plain loop"] = loop(watched=False)

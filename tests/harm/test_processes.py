@@ -157,6 +157,29 @@ def test_a_failure_that_is_to_be_raised_is_raised_in_every_process(rank: int, bo
         assert said in found[f"raised in {rank}"]["error"]
 
 
+@pytest.mark.parametrize("name", ["gathers", "reduces"])
+def test_a_step_that_talks_to_other_processes_is_told_and_hangs_nobody(
+    name: str, both: Any
+) -> None:
+    first, second = (found[name] for found in both[1])
+    assert "communicates with other processes, which a probe cannot repeat" in first["warnings"][0]
+    assert "forward_fn=" in first["warnings"][0]
+    assert len(first["warnings"]) == 2
+    assert first["heard"] == second["heard"] == []
+    for found in both[1]:
+        for what in ("weights", "losses", "steps"):
+            assert found[name][what] == found[f"plain {name}"][what]
+
+
+def test_a_step_that_logs_for_all_processes_is_probed(both: Any) -> None:
+    for found in both[1]:
+        assert len(found["synchronises"]["heard"]) == 5
+        assert found["synchronises"]["warnings"] == []
+        assert found["synchronises"]["metrics"] != {}
+        for what in ("weights", "losses", "steps"):
+            assert found["synchronises"][what] == found["plain synchronises"][what]
+
+
 def test_an_alert_that_stops_stops_every_process(both: Any) -> None:
     first, second = both[1]
     assert 0 < first["stopped"]["steps"] == second["stopped"]["steps"] < first["plain"]["steps"]
