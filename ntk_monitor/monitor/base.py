@@ -280,14 +280,8 @@ class BaseMonitor:
         self._publisher.remark(host, f"not yet: {error}")
 
     def _end(self, host: Host) -> None:
-        """A training has ended: say if it was not watched to its end."""
-        if not self.failures.enabled:
-            self._publisher.remark(
-                host,
-                f"it was switched off after {self.failures.count} failures, so that the end of the "
-                "training was not watched; the warnings above say why",
-            )
-        elif self.snapshot is None and self._begun:
+        """A training has ended: say if it was not watched, where no failure has told why."""
+        if self.snapshot is None and not self.failures.count:
             self._publisher.remark(host, "no probe was taken in this training")
 
     def _affords(self, host: Host) -> bool:

@@ -151,5 +151,5 @@ class NTKMonitor(BaseMonitor, CallbackOfEither):
             self._visit(TrainerHost(trainer, pl_module), step, first=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say if the training was not watched to its end."""
+        """Say if the training was not watched."""
         self._end(TrainerHost(trainer, pl_module))

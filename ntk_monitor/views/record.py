@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ntk_monitor.snapshot import Snapshot, TargetMode
 from ntk_monitor.views.reach import reached_patterns
+from ntk_monitor.views.summary import of_several
 
 PLUGIN = "ntk"
 """The name under which TensorBoard knows these records, and the tab that shows them."""
@@ -66,7 +67,7 @@ def snapshot_record(snapshot: Snapshot) -> dict[str, Any]:
         "temporal_modes": _patterns(snapshot.temporal_modes[:MODES]),
         "target_patterns": _patterns(snapshot.target_patterns[:MODES]),
         "seen_patterns": None if seen is None else _patterns(seen[:MODES]),
-        "target_modes": [_mode(mode) for mode in snapshot.target_modes],
+        "target_modes": [_mode(mode, of_several(snapshot)) for mode in snapshot.target_modes],
     }
     return dict(plain(record))
 
@@ -120,10 +121,11 @@ def write_record(writer: Any, tag: str, record: dict[str, Any], step: int) -> No
     file_writer.add_summary(summary, step)
 
 
-def _mode(mode: TargetMode) -> dict[str, Any]:
-    """A target mode, each number to four digits."""
+def _mode(mode: TargetMode, named: bool) -> dict[str, Any]:
+    """A target mode, each number to four digits; with its output's name where there are several."""
     return {
         "index": mode.index,
+        "output": mode.output if named else "",
         "singular_value": _rounded(mode.singular_value),
         "gain": _rounded(mode.gain),
         "learned": _rounded(mode.learned),

@@ -149,7 +149,8 @@ def _cells(mode: Mapping[str, Any]) -> list[str]:
     since = "" if mode["since"] is None else f" since step {mode['since']}"
     alignment = _number(mode.get("alignment"), mode.get("alignment_stderr"))
     numbers = [_number(mode.get(name)) for name in ("learned", "steps_to_learn")]
-    return [str(mode["index"]), *numbers, alignment, _number(mode.get("core_overlap")),
+    name = printable(f"{mode['index']} {mode.get('output', '')}".strip())
+    return [name, *numbers, alignment, _number(mode.get("core_overlap")),
             f"{mode['state']}{since}"]  # fmt: skip
 
 

@@ -44,6 +44,18 @@ def summary_tables(snapshot: Snapshot, stalled: Sequence[int] = ()) -> list[Tabl
     return tables
 
 
+def of_several(snapshot: Snapshot) -> bool:
+    """Whether the target modes are of several outputs, whose names tell them apart.
+
+    Args:
+        snapshot: The measurement.
+
+    Returns:
+        True if they are.
+    """
+    return len({mode.output for mode in snapshot.target_modes}) > 1
+
+
 SHOWN = 6
 """How many sites and how many parameters outside the core the introduction names."""
 
@@ -66,7 +78,7 @@ def introduction(snapshot: Snapshot, who: str = "NTKMonitor") -> str:
     loss = "" if snapshot.loss is None else f", loss {snapshot.loss:.4g}"
     table.add_row("step", escape(f"{snapshot.step}{loss}  (another: loss_fn, forward_fn)"))
     modules = ", ".join(snapshot.state) or "?"
-    table.add_row("state", escape(f"{modules}: {B} x {T} rows x {n} units  (another: state)"))
+    table.add_row("state", escape(f"{modules}: {B} trials x {T} steps x {n} units  (another: state)"))
     for output in snapshot.outputs[:SHOWN]:
         shape = " x ".join(map(str, output.shape))
         table.add_row("output", escape(f"{output.name}: {shape}, by {output.loss}"))
@@ -105,11 +117,12 @@ def _targets(snapshot: Snapshot, stalled: Sequence[int]) -> Table:
     for column in ("mode", "size", "learned", "steps to learn", "alignment", "core overlap", ""):
         table.add_column(column, justify="right" if column else "left")
     styles = {"stalled": "bold red", "learned": "green", "learning": "yellow"}
+    named = of_several(snapshot)
     for mode in snapshot.target_modes:
         word = verdict(mode, stalled=mode.index in stalled)
         steps = "-" if mode.steps_to_learn is None else f"{mode.steps_to_learn:.3g}"
         table.add_row(
-            str(mode.index),
+            escape(f"{mode.index} {mode.output}" if named else str(mode.index)),
             f"{mode.singular_value:.3g}",
             f"{mode.learned:z.3f}",
             steps,

@@ -47,7 +47,7 @@ def test_the_table_says_what_was_found_and_how_to_name_another(told: Any) -> Non
     for part in (
         "step │ Small.training_step, loss",
         "(another: loss_fn, forward_fn)",
-        "state │ rnn: 4 x 5 rows x 8 units (another: state)",
+        "state │ rnn: 4 trials x 5 steps x 8 units (another: state)",
         "output │ readout: 4 x 5 x 2, by mse_loss",
         "target │ values (4, 5, 2) (another: target_fn)",
         "of the parameters behind the state",
@@ -140,7 +140,7 @@ def test_no_validation_batch_yet_is_said(told: Any) -> None:
     assert told().count("not yet: no validation batch has come so far") == 1
 
 
-def test_a_monitor_that_was_switched_off_is_told_of_at_the_end(told: Any) -> None:
+def test_a_monitor_that_is_switched_off_says_so_and_why() -> None:
     class Bad(Small):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             if not self.training:
@@ -148,9 +148,13 @@ def test_a_monitor_that_was_switched_off_is_told_of_at_the_end(told: Any) -> Non
             return super().training_step(batch, batch_idx)
 
     monitor = NTKMonitor(1, **FAST)
-    with pytest.warns(UserWarning, match="a probe failed"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         fit([monitor], Bad())
-    assert "it was switched off after 3 failures" in told()
+    said = [str(w.message) for w in caught if str(w.message).startswith("NTKMonitor")]
+    assert len(said) == 2
+    assert "it is now switched off" in said[1]
+    assert all("not in evaluation" in message for message in said)
 
 
 def test_two_batches_are_kept_and_checkpointed(tmp_path: Path) -> None:

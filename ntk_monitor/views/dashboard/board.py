@@ -34,6 +34,7 @@ class ModeRow:
         since: The step since when, if known.
         history: Every change: a step, and the state since then.
         numbers: The last values by name; None where unknown.
+        output: The module whose output it belongs to, where there are several.
     """
 
     index: int
@@ -41,6 +42,7 @@ class ModeRow:
     since: int | None = None
     history: list[tuple[int, str]] = field(default_factory=list)
     numbers: dict[str, float | None] = field(default_factory=dict)
+    output: str = ""
 
     @property
     def steps(self) -> float | None:

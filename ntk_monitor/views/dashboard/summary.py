@@ -123,6 +123,7 @@ def _rows(
             row.since, row.state = history[-1]
         row.numbers = {name: curve.values[-1] for name, curve in numbers.items()}
         mode = recorded.get(index, {})
+        row.output = str(mode.get("output", ""))
         for name in ("gain", "core_overlap", "singular_value"):
             row.numbers[name] = float(mode[name]) if name in mode else None
         rows.append(row)

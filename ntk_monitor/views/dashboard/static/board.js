@@ -97,7 +97,8 @@ function board(rows, view) {
     const first = mode.index !== before;
     before = mode.index;
     return h(first ? 'tr.first' : 'tr', { css: { '--run': view.color(name) } },
-      h('td.mode', {}, first ? String(mode.index) : ''),
+      h('td.mode', {}, first ? String(mode.index) : '', first && mode.output
+        ? h('span.since', {}, mode.output) : null),
       h('td.run-cell', { 'data-tip': name }, h('i.swatch'), h('span', {}, view.short(name))),
       h('td.state', {}, chip(mode.state, history(mode)), since(mode)),
       h('td', {}, bar(mode.learned)),
