@@ -78,7 +78,8 @@ def introduction(snapshot: Snapshot, who: str = "NTKMonitor") -> str:
     loss = "" if snapshot.loss is None else f", loss {snapshot.loss:.4g}"
     table.add_row("step", escape(f"{snapshot.step}{loss}  (another: loss_fn, forward_fn)"))
     modules = ", ".join(snapshot.state) or "?"
-    table.add_row("state", escape(f"{modules}: {B} trials x {T} steps x {n} units  (another: state)"))
+    rows = f"{B} trials x {T} steps x {n} units"
+    table.add_row("state", escape(f"{modules}: {rows}  (another: state)"))
     for output in snapshot.outputs[:SHOWN]:
         shape = " x ".join(map(str, output.shape))
         table.add_row("output", escape(f"{output.name}: {shape}, by {output.loss}"))
