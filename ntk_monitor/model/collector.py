@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.model.batch import first_tensor
+from ntk_monitor.model.calls import RECURRENT, Call
 from ntk_monitor.model.operations import READERS, Use
 from ntk_monitor.model.recorder import Record, Watch, layer_uses
 from ntk_monitor.model.register import registered_uses
 from ntk_monitor.model.sites import PlacedUses, WeightSite
-from ntk_monitor.model.state import RECURRENT, Call
 
 Number = tuple[int, int]
 """Of a site: which of the placed uses, and which group of the weight."""

@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from ntk_monitor.model.batch import first_tensor
+from ntk_monitor.model.calls import RECURRENT, Call
 from ntk_monitor.model.recorder import Tap
-from ntk_monitor.model.state import RECURRENT, Call, State, recurrent_source
+from ntk_monitor.model.state import State, recurrent_source
 from ntk_monitor.model.unroll import Reach, unroll
 
 

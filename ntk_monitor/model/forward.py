@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 
 from ntk_monitor.model.batch import FreshBatch
+from ntk_monitor.model.calls import Call
 from ntk_monitor.model.collector import Collector
 from ntk_monitor.model.deadline import require_time
 from ntk_monitor.model.edit import Edit
@@ -25,10 +26,11 @@ from ntk_monitor.model.kernels import open_checkpoints
 from ntk_monitor.model.recorder import Injector, Recorder
 from ntk_monitor.model.shards import dots
 from ntk_monitor.model.sketched import Sketch, without_saved_tensors
-from ntk_monitor.model.state import Call, State
+from ntk_monitor.model.state import State
 from ntk_monitor.model.step import StepFunction
+from ntk_monitor.model.step.discovery import Discovery
 from ntk_monitor.model.step.standins import WithoutMessages
-from ntk_monitor.model.step.watch import Discovery, Following, LossWatch, Reading
+from ntk_monitor.model.step.watch import Following, LossWatch, Reading
 from ntk_monitor.ranks import Ranks
 
 PLAIN = Edit()

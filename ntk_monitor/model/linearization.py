@@ -28,7 +28,7 @@ from ntk_monitor.model.sites import Coverage, WeightSite
 from ntk_monitor.model.state import State, StateSource
 from ntk_monitor.model.step import Comparison
 from ntk_monitor.model.step.comparison import compared
-from ntk_monitor.model.step.discovery import Compares
+from ntk_monitor.model.step.heads import Compares
 from ntk_monitor.operators import (
     BlockRow,
     Dense,

@@ -16,7 +16,7 @@ from ntk_monitor.model.recorder import Recorder, address_of
 from ntk_monitor.model.shards import dots
 from ntk_monitor.model.spread import Spread, averaged_by, place_of, reshard
 from ntk_monitor.model.step import StepFunction
-from ntk_monitor.model.step.watch import Discovery
+from ntk_monitor.model.step.discovery import Discovery
 from ntk_monitor.ranks import Ranks
 
 

@@ -19,10 +19,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ntk_monitor.model.batch import first_tensor, tensors_of
+from ntk_monitor.model.calls import RECURRENT, Call
 from ntk_monitor.model.operations import READERS, Use, perturbed, product
 from ntk_monitor.model.register import registered_uses
 from ntk_monitor.model.sketched import Sketch, TooLargeError
-from ntk_monitor.model.state import RECURRENT, Call, replaced
+from ntk_monitor.model.state import replaced
 from ntk_monitor.model.unroll import layer_activity, layer_input
 
 COMPOSED = {"multi_head_attention_forward"}

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ntk_monitor.model.batch import first_tensor
-from ntk_monitor.model.state import RECURRENT, Call
+from ntk_monitor.model.calls import RECURRENT, Call
 
 
 class GraphNeededError(RuntimeError):

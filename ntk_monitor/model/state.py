@@ -3,48 +3,29 @@
 from __future__ import annotations
 
 import difflib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from ntk_monitor.model.automatic import automatic_state
 from ntk_monitor.model.batch import first_tensor, of_the_class, plain_tensor
+from ntk_monitor.model.calls import (
+    RECURRENT,
+    Call,
+    Ends,
+    WeightUse,
+    is_channels_first,
+)
 from ntk_monitor.model.compiled import plain_name
-from ntk_monitor.model.graph import graph_behind
 
-RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
-Recurrent = nn.RNN | nn.GRU | nn.LSTM
-CELLS = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
 Layout = Literal["batch", "time", "unbatched", "channels"]
 """``"batch"``: (B, T, n), (B, n), or (B, ..., n). ``"time"``: (T, B, n). ``"unbatched"``: (T, n),
 one sequence. ``"channels"``: (B, n, ...), positions last."""
 StatePath = str | Sequence[str]
-MINOR = 0.25
-"""Share of the weights below which their rows are not those of the state."""
-CHANNELS_FIRST = (
-    conv._ConvNd,
-    batchnorm._BatchNorm,
-    instancenorm._InstanceNorm,
-    nn.GroupNorm,
-    pooling._MaxPoolNd,
-    pooling._AvgPoolNd,
-    pooling._AdaptiveAvgPoolNd,
-    pooling._AdaptiveMaxPoolNd,
-)
-FEATURES_LAST = (
-    nn.Linear,
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.Embedding,
-    nn.MultiheadAttention,
-    nn.RNNBase,
-)
 
 
 def is_time_first(module: nn.Module) -> bool:
@@ -59,64 +40,6 @@ def is_time_first(module: nn.Module) -> bool:
     kinds = (*RECURRENT, nn.MultiheadAttention)
     layers = [m for m in module.modules() if isinstance(m, kinds)]
     return bool(layers) and not any(layer.batch_first for layer in layers)
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a submodule in a forward pass.
-
-    Attributes:
-        path: The submodule's path.
-        module: The submodule.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        output: What it returned.
-        uses: How many uses of weights had been seen when it returned.
-        nodes: The tensors that it returned in the graph of the pass; none if no studied parameter
-            is behind them.
-        node: The first floating one of them; None if that has no studied parameter behind it.
-        varies: Whether what it returned depends on data.
-    """
-
-    path: str
-    module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
-    uses: int = 0
-    nodes: tuple[Any, ...] = ()
-    node: Any = None
-    varies: bool = True
-
-    def argument(self, name: str) -> Any:  # noqa: ANN401
-        """The first argument, by position or by name."""
-        return self.args[0] if self.args else self.kwargs.get(name)
-
-
-class WeightUse(NamedTuple):
-    """One use of a weight in a forward pass.
-
-    Attributes:
-        rows: How many rows the weight acts on.
-        size: How many numbers it has.
-        nodes: What the operation returned, in the graph of the pass; none of a bias alone.
-    """
-
-    rows: int
-    size: int
-    nodes: tuple[Any, ...]
-
-
-class Ends(NamedTuple):
-    """The outputs in the graph of a pass.
-
-    Attributes:
-        nodes: For each output, where it is; of a loss that compares none, the loss.
-        are_compared: Whether a loss tells what they are.
-    """
-
-    nodes: tuple[tuple[Any, ...], ...] = ()
-    are_compared: bool = False
 
 
 def unpack(sequence: PackedSequence) -> tuple[Tensor, Tensor]:
@@ -389,7 +312,7 @@ def find_state(
                 f"state={wanted!r} is not a module of {type(module).__name__}{hint}; its modules "
                 f"are {', '.join(known)}"
             )
-        path = _automatic(calls, weights, ends or Ends()) if wanted == "auto" else wanted
+        path = automatic_state(calls, weights, ends or Ends()) if wanted == "auto" else wanted
         source = _source(module, path, calls)
         steps = [source.read(call.output) for call in calls if call.path == path]
         if len(steps) > 1:
@@ -442,7 +365,7 @@ def _source(module: nn.Module, path: str, calls: Sequence[Call]) -> StateSource:
     output, source = steps[0], StateSource(path)
     if isinstance(found[0].module, RECURRENT):
         return recurrent_source(found[0])
-    if isinstance(output, Tensor) and output.ndim > 2 and _channels_first(found[0], calls):
+    if isinstance(output, Tensor) and output.ndim > 2 and is_channels_first(found[0], calls):
         return replace(source, layout="channels")
     three = isinstance(output, Tensor) and output.ndim == 3
     return replace(source, layout="time") if three and is_time_first(module) else source
@@ -461,150 +384,3 @@ def recurrent_source(call: Call) -> StateSource:
     if isinstance(inputs, Tensor) and inputs.ndim == 2:
         return StateSource(call.path, "unbatched", recurrent=True)
     return StateSource(call.path, "batch" if call.module.batch_first else "time", recurrent=True)
-
-
-def _channels_first(call: Call, calls: Sequence[Call]) -> bool:
-    """Whether features come before positions, by the last layer whose output had this shape."""
-    output = first_tensor(call.output)
-    assert isinstance(output, Tensor)
-    before = calls[: 1 + next(i for i, c in enumerate(calls) if c is call)]
-    for earlier in reversed(before):
-        shape = getattr(first_tensor(earlier.output), "shape", None)
-        if shape == output.shape and isinstance(earlier.module, CHANNELS_FIRST):
-            return True
-        if shape == output.shape and isinstance(earlier.module, FEATURES_LAST):
-            return False
-    return output.ndim > 3
-
-
-READOUTS = (nn.Linear, nn.Bilinear, conv._ConvNd)
-"""Layers that, as the last ones before a loss, make outputs of a state."""
-
-
-def _automatic(calls: Sequence[Call], weights: Sequence[WeightUse], ends: Ends) -> str:
-    """The path that ``state="auto"`` stands for."""
-    if not calls:
-        raise ValueError(
-            "state='auto' found no submodule call to read a state from: name one with "
-            "state='path.of.module'"
-        )
-    graphs = [graph_behind(nodes) for nodes in ends.nodes if any(n is not None for n in nodes)]
-    ways = [[c for c in calls if not graph.isdisjoint(c.nodes)] for graph in graphs]
-    ways = [way for way in ways if way] or [list(calls)]  # a frozen body is in no graph
-    on_all = set.intersection(*({id(c) for c in way} for way in ways))
-    shared = [c for c in ways[0] if id(c) in on_all]
-    if not shared:  # networks of their own: the one with the most weights
-        sizes = [sum(u.size for u in weights if not g.isdisjoint(u.nodes)) for g in graphs]
-        largest = max(range(len(graphs)), key=sizes.__getitem__)
-        graphs = [graphs[largest]]
-        shared = [c for c in calls if not graphs[0].isdisjoint(c.nodes)] or list(calls)
-        ways = [shared]
-    first_of = {call.path: i for i, call in reversed(list(enumerate(calls)))}
-    readouts = [first_of[c.path] for c in map(_readout, ways) if c is not None]
-    limit = min(readouts, default=len(calls))
-    inner = _readable(shared, calls)
-    if ends.are_compared:
-        before = _hidden(inner, shared, weights, graphs)
-    else:
-        number = {id(call): i for i, call in enumerate(calls)}
-        before = [c for c in inner if number[id(c)] < limit] if readouts else []
-    if not before and readouts:  # what comes before the readout may be frozen, or nothing
-        before = _readable(calls[:limit], calls)
-        inner = before or inner
-    recurrent = [c.path for c in inner if isinstance(c.module, (*RECURRENT, *CELLS))]
-    if recurrent:
-        return recurrent[-1]
-    return _last(before or inner, calls, weights, has_readout=bool(before))
-
-
-def _hidden(
-    inner: Sequence[Call],
-    shared: Sequence[Call],
-    weights: Sequence[WeightUse],
-    graphs: Sequence[set[Any]],
-) -> list[Call]:
-    """Calls of modules after which weights act on the way to every output.
-
-    The others compute the outputs themselves, or a part of them.
-
-    Args:
-        inner: Calls that return rows of features.
-        shared: All calls on the way to every output.
-        weights: The uses of weights.
-        graphs: For each output, the graph behind it.
-
-    Returns:
-        Some of the first.
-    """
-    behind = []
-    for graph in graphs:
-        acting = [node for use in weights for node in use.nodes if node in graph]
-        behind.append(graph_behind(parent for node in acting for parent, _ in node.next_functions))
-    last = [c for c in shared if any(c.node is not None and c.node not in g for g in behind)]
-    outputs = {c.path for c in last}
-    hidden = [c for c in inner if c.path not in outputs]
-    # Of a cell whose outputs are compared, all but the last call go on to another one.
-    hidden = hidden or [c for c in inner if all(c is not d for d in last)]
-    often = Counter(c.path for c in shared)
-    return hidden or [c for c in inner if often[c.path] > 1 and _goes_in_steps(c, shared)]
-
-
-def _last(
-    before: Sequence[Call],
-    calls: Sequence[Call],
-    weights: Sequence[WeightUse],
-    *,
-    has_readout: bool,
-) -> str:
-    """The last of some calls on whose rows weights act."""
-    rows = _rows(before[-1], calls)
-    sizes: dict[int, int] = {}
-    for use in weights[: before[-1].uses]:
-        sizes[use.rows] = sizes.get(use.rows, 0) + use.size
-    if sizes and has_readout and sizes.get(rows, 0) < MINOR * sum(sizes.values()):
-        rows = max(sizes, key=lambda count: sizes[count])
-    often = Counter(call.path for call in calls)
-    once = [call for call in before if often[call.path] == 1]
-    last = next((call for call in reversed(once) if _rows(call, calls) == rows), None)
-    if last is None and often[before[-1].path] > 1:
-        return next((c.path for c in reversed(before) if _goes_in_steps(c, calls)), before[-1].path)
-    if last is None:
-        return before[-1].path
-    # A module that hands on what one of its own returned is named by the inner one.
-    same = (c for c in once if first_tensor(c.output) is first_tensor(last.output))
-    return next(call.path for call in same if _rows(call, calls) == rows)
-
-
-def _readable(some: Sequence[Call], calls: Sequence[Call]) -> list[Call]:
-    """Calls that return rows of features, of modules that see data, if there are any."""
-    varying = {c.path for c in calls if c.varies}
-    rows = [c for c in some if _rows(c, calls) or isinstance(c.module, RECURRENT)]
-    return [c for c in rows if c.path in varying] or rows or list(some)
-
-
-def _readout(way: Sequence[Call]) -> Call | None:
-    """The layer that makes the outputs, if the last one with weights on the way to them does."""
-    last = next((call for call in reversed(way) if _is_layer(call.module)), None)
-    return last if last is not None and isinstance(last.module, READOUTS) else None
-
-
-def _goes_in_steps(call: Call, calls: Sequence[Call]) -> bool:
-    """Whether all calls of a module return trials of the same features."""
-    outputs = [first_tensor(c.output) for c in calls if c.path == call.path]
-    features = {t.shape[1] if isinstance(t, Tensor) and t.ndim == 2 else None for t in outputs}
-    return len(features) == 1 and None not in features
-
-
-def _is_layer(module: nn.Module) -> bool:
-    """Whether a module has parameters and no modules of its own."""
-    return not any(True for _ in module.children()) and any(True for _ in module.parameters())
-
-
-def _rows(call: Call, calls: Sequence[Call]) -> int:
-    """How many rows of features a module returned."""
-    output = first_tensor(call.output)
-    if not isinstance(output, Tensor) or output.ndim < 2:
-        return 0
-    if output.ndim > 2 and _channels_first(call, calls):
-        return output.numel() // output.shape[1]
-    return prod(output.shape[:-1])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.model.batch import first_tensor, main_output
+from ntk_monitor.model.calls import Call, Ends, WeightUse
 from ntk_monitor.model.collector import Collector, Number
 from ntk_monitor.model.common import in_every_process
 from ntk_monitor.model.dependence import ByGradient, ByShaking
@@ -33,17 +34,9 @@ from ntk_monitor.model.sketched import (
     TooLargeError,
     without_saved_tensors,
 )
-from ntk_monitor.model.state import (
-    Call,
-    Ends,
-    State,
-    StatePath,
-    StateSource,
-    WeightUse,
-    find_state,
-)
+from ntk_monitor.model.state import State, StatePath, StateSource, find_state
 from ntk_monitor.model.step import StepError, StepFunction
-from ntk_monitor.model.step.discovery import Compares, find_heads
+from ntk_monitor.model.step.heads import Compares, find_heads
 from ntk_monitor.model.step.standins import REMEDY
 from ntk_monitor.ranks import Ranks
 

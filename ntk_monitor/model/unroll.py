@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.utils.rnn import PackedSequence
 
-from ntk_monitor.model.state import Call, Recurrent, recurrent_source, unpack
+from ntk_monitor.model.calls import Call, Recurrent
+from ntk_monitor.model.state import recurrent_source, unpack
 
 Hidden = tuple[Tensor, Tensor]
 """Hidden state and, for an LSTM, cell state (elsewhere unused)."""

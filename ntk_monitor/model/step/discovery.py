@@ -1,185 +1,295 @@
-"""Which of the comparisons that were seen make up the loss, and which outputs they are of."""
+"""Finding the calls of a step that may compare outputs with a target."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from ntk_monitor.model.batch import plain_tensor
-from ntk_monitor.model.graph import graph_behind, nearest
-from ntk_monitor.model.step.comparison import Head, Joined
-from ntk_monitor.model.step.losses import BY_HAND
-from ntk_monitor.model.step.watch import Candidate, Discovery, Reading
+from ntk_monitor.model.step.losses import BY_HAND, LOSSES, RATES
+from ntk_monitor.model.step.standins import REMEDY, StepError
+from ntk_monitor.model.step.watch import (
+    COMPARING,
+    DIFFERENCES,
+    DISTANCES,
+    PRODUCTS,
+    LossWatch,
+    Place,
+    Reading,
+    argument_at,
+    sums_of,
+)
+
+PROBABILITIES = frozenset({"sigmoid", "softmax"})
+"""Functions whose results are taken for probabilities."""
+LOGARITHMS = frozenset({"log", "log_softmax", "logsigmoid"})
+"""Functions whose results are taken for log-probabilities."""
+ARRANGING = frozenset({
+    *("view", "reshape", "flatten", "unsqueeze", "squeeze", "permute", "transpose"),
+})
+"""Functions that put the same numbers in another shape."""
+SELECTING = frozenset({"squeeze", "select", "__getitem__"})
+"""Functions that may take one of the features on the last axis."""
+CONSTANT = frozenset({
+    *("zeros_like", "ones_like", "full_like", "empty_like"),
+    *("new_zeros", "new_ones", "new_full", "new_empty"),
+})
+"""Functions whose results hold nothing of their arguments."""
+AS_THE_FIRST = frozenset({"type_as", "to", "expand_as", "view_as", "reshape_as"})
+"""Functions whose results hold nothing of their arguments but the first."""
+VARYING = frozenset({
+    *("tensor", "as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack"),
+    *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "poisson", "multinomial"),
+    *("normal_", "uniform_", "random_", "bernoulli_", "exponential_"),
+})
+"""Functions whose results are others at every batch, whatever their arguments."""
+
+HARMLESS = frozenset({"requires_grad_", "detach_", "share_memory_", "retain_grad_"})
+"""Methods that write no numbers, by whatever name."""
 
 
-class Compares(NamedTuple):
-    """What a loss compares, in every pass.
+@dataclass(frozen=True)
+class Candidate:
+    """A call that may compare outputs with a target.
 
     Attributes:
-        heads: The outputs that are compared.
-        readings: How the calls compare, by their numbers.
-        nodes: For each head, its outputs in the graph of the pass.
-        constant: Whether it compares outputs with constants.
+        number: Its number.
+        reading: How it compares.
+        node: The outputs in the graph of the pass.
+        result: What it returned, in the graph.
+        shape: Of the outputs.
+        target: Names the target's numbers.
+        by_hand: Whether it is no loss function of torch's.
+        tensors: What it returned, and the target; None where none are kept.
+        is_column: Whether the outputs are one of the features of a tensor with one more axis.
     """
 
-    heads: tuple[Head, ...] = ()
-    readings: Mapping[int, Reading] = {}
-    nodes: tuple[tuple[Any, ...], ...] = ()
-    constant: bool = False
+    number: int
+    reading: Reading
+    node: Any
+    result: Any
+    shape: tuple[int, ...]
+    target: tuple[Any, ...]
+    by_hand: bool
+    tensors: tuple[Tensor, Tensor] | None
+    is_column: bool
 
 
-def find_heads(
-    discovery: Discovery,
-    loss: Tensor,
-    producers: Mapping[Any, str],
-    acting: Set[Any],
-) -> Compares:
-    """What a loss compares.
+class Discovery(LossWatch):
+    """Finds the calls that may compare outputs with a target.
 
-    Torch's own loss functions tell it; where the loss uses none, the last differences between
-    outputs and data on the way to it, or log-probabilities that data picks or weighs.
+    A target is data: what is the same for every batch (ones, the numbers of the rows) is none.
 
-    Args:
-        discovery: What was seen in one pass.
-        loss: The loss, with the graph of that pass.
-        producers: Modules' paths by what they returned, in the graph.
-        acting: Results of operations with weights, in the graph.
-
-    Returns:
-        The heads in the order of their first comparison.
+    Attributes:
+        candidates: What was found, in order.
+        constant_targets: Results of comparisons with what is the same for every batch, in the
+            graph.
+        sums: What torch's own functions compare, as sums that tell whether another pass compares
+            the same; by number.
     """
-    behind = graph_behind([loss.grad_fn])
-    candidates = [c for c in discovery.candidates if c.result in behind]
-    known = [c for c in candidates if not c.by_hand]
-    by_hand = [c for c in candidates if c.by_hand and not _is_pairwise(c, acting)]
-    chosen = known or _last(_driven(by_hand, loss))
-    groups: dict[tuple[Any, ...], list[Candidate]] = {}
-    for candidate in chosen:
-        producer = nearest(candidate.node, producers) or "outputs"
-        loss_name = candidate.reading.loss.name
-        side_by_side = candidate.by_hand and len({c.target for c in chosen}) == 1
-        kind = candidate.shape if side_by_side else len(candidate.shape)
-        key = (producer, loss_name, kind, _features(candidate))
-        groups.setdefault(key, []).append(candidate)
-    heads, nodes = [], []
-    for (producer, *_), group in groups.items():
-        numbers = tuple(c.number for c in group)
-        is_column = all(c.is_column for c in group)
-        heads.append(Head(producer, group[0].reading.loss, numbers, _how(group), is_column))
-        nodes.append(tuple(c.node for c in group))
-    readings = {c.number: c.reading for c in chosen}
-    constant = any(result in behind for result in discovery.constant_targets)
-    return Compares(tuple(heads), readings, tuple(nodes), constant)
+
+    def __init__(self, protected: frozenset[int] = frozenset(), *, keep: bool = True) -> None:
+        """Begin with nothing known.
+
+        Args:
+            protected: Addresses of memory that no call may write to.
+            keep: Whether candidates keep tensors.
+        """
+        super().__init__()
+        self._protected, self._keep = protected, keep
+        self.candidates: list[Candidate] = []
+        self.constant_targets: list[Any] = []
+        self.sums: dict[int, Tensor] = {}
+        self._constants: dict[int, Tensor] = {}
+        self._logarithms: dict[int, Tensor] = {}
+        self._probabilities: dict[int, Tensor] = {}
+        self._columns: dict[int, Tensor] = {}
+
+    def see(self, func: Any, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        """Make a call, and look at what it compares and where its result comes from."""
+        writes = name.endswith("_") and not name.startswith("__") and name not in HARMLESS
+        if self._protected and writes and args:
+            self._protect(args[0])
+        readings = self._readings(name, args, kwargs) if name in COMPARING else ()
+        before = [(r, *_compared(r, args, kwargs)) for r in readings]
+        nodes = [y.grad_fn for _, y, _ in before]
+        output = func(*args, **kwargs)
+        for (reading, y, t), node in zip(before, nodes, strict=True):
+            result = output.grad_fn if isinstance(output, Tensor) else None
+            if node is None or result is None:
+                continue
+            if self.is_constant(t):
+                self.constant_targets.append(result)
+                continue
+            if name in LOSSES:
+                self.sums[number] = sums_of(y, t)
+            self.candidates.append(
+                Candidate(
+                    number,
+                    reading,
+                    node,
+                    result,
+                    tuple(y.shape),
+                    (t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape)),
+                    by_hand=name not in LOSSES,
+                    is_column=id(y) in self._columns,
+                    tensors=(output, t) if self._keep and name not in LOSSES else None,
+                )
+            )
+        self._learn(name, args, kwargs, output)
+        return output
+
+    def _protect(self, written: Any) -> None:  # noqa: ANN401
+        """Refuse a call that would write into the parameters themselves."""
+        for tensor in tree_leaves(written):
+            if not isinstance(tensor, Tensor) or type(tensor).__name__ == "DTensor":
+                continue
+            if tensor.numel() and tensor.untyped_storage().data_ptr() in self._protected:
+                raise StepError(
+                    "the step writes into parameters of the model (a target network, weights that "
+                    "are clipped), and method='in-place' keeps no copy of them: leave the method "
+                    f"out, or {REMEDY}"
+                )
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor is known to be the same for every batch."""
+        return id(tensor) in self._constants
+
+    def _readings(self, name: str, args: Any, kwargs: Any) -> tuple[Reading, ...]:  # noqa: ANN401
+        """How a call compares; none where it does not."""
+        if name in LOSSES:
+            rates = name == "poisson_nll_loss" and not kwargs.get("log_input", _third(args))
+            loss = RATES if rates else LOSSES[name]
+            reading = Reading(loss, _place(args, 0, "input"), _place(args, 1, "target"))
+        elif name in DISTANCES:
+            reading = Reading(BY_HAND["difference"], _place(args, 0, "x1"), _place(args, 1, "x2"))
+            reading = self._turned(reading, args, kwargs)
+        elif name in DIFFERENCES:
+            other = _place(args, 1, "other")
+            reading = self._turned(Reading(BY_HAND["difference"], (0,), other), args, kwargs)
+            if kwargs.get("alpha", 1) != 1 or not _is_whole(reading, args, kwargs):
+                return ()
+        elif name in PRODUCTS:
+            other = _place(args, 1, "other")
+            weighs = self._weighs(
+                self._turned(Reading(BY_HAND["product"], (0,), other), args, kwargs), args, kwargs
+            )
+            if weighs is None:
+                return ()
+            reading = weighs
+        else:
+            picked = self._picked(name, args, kwargs)
+            if picked is None:
+                return ()
+            reading = picked
+        y, t = _compared(reading, args, kwargs)
+        floating = isinstance(y, Tensor) and y.is_floating_point() and y.ndim > 0
+        if not floating or not y.requires_grad or not isinstance(t, Tensor) or t.requires_grad:
+            return ()
+        return (reading,)
+
+    def _turned(self, reading: Reading, args: Any, kwargs: Any) -> Reading:  # noqa: ANN401
+        """The reading in which the outputs are what can be trained."""
+        y = argument_at(args, kwargs, reading.output)
+        if isinstance(y, Tensor) and not y.requires_grad:
+            return reading._replace(output=reading.target, target=reading.output)
+        return reading
+
+    def _weighs(self, reading: Reading, args: Any, kwargs: Any) -> Reading | None:  # noqa: ANN401
+        """How (log-)probabilities are multiplied with data that could be such."""
+        y, t = _compared(reading, args, kwargs)
+        if not isinstance(y, Tensor) or not isinstance(t, Tensor) or y.shape != t.shape:
+            return None
+        if id(y) not in self._logarithms and id(y) not in self._probabilities:
+            return None
+        with torch._C.DisableTorchFunction():
+            if not bool(((t >= 0) & (t <= 1)).all()):
+                return None
+        is_logarithm = id(y) in self._logarithms
+        return reading if is_logarithm else reading._replace(loss=BY_HAND["overlap"])
+
+    def _picked(self, name: str, args: Any, kwargs: Any) -> Reading | None:  # noqa: ANN401
+        """How log-probabilities are picked by class indices."""
+        source = args[0] if args else None
+        if not isinstance(source, Tensor) or id(source) not in self._logarithms:
+            return None
+        last = source.ndim - 1
+        if name == "gather":
+            dim = argument_at(args, kwargs, _place(args, 1, "dim"))
+            which = argument_at(args, kwargs, _place(args, 2, "index"))
+            fits = isinstance(dim, int) and dim % source.ndim == last and which.shape[-1] == 1
+            return Reading(BY_HAND["gather"], (0,), _place(args, 2, "index")) if fits else None
+        index: Any = args[1] if len(args) > 1 else None
+        pair = isinstance(index, tuple) and len(index) == source.ndim == 2
+        if not pair or not all(isinstance(i, Tensor) and i.ndim == 1 for i in index):
+            return None
+        fits = self.is_constant(index[0]) and len(index[0]) == len(source)
+        return Reading(BY_HAND["pick"], (0,), (1, 1)) if fits else None
+
+    def _learn(self, name: str, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401
+        """Take note of what a call returned."""
+        if output is None and name != "__setitem__":
+            return
+        inputs = [*_tensors_in(args), *_tensors_in(tuple(kwargs.values()))]
+        outputs = _tensors_in((output,))
+        inputs_that_count = inputs[:1] if name in AS_THE_FIRST else inputs
+        constant = name in CONSTANT or (
+            name not in VARYING
+            and all(map(self.is_constant, inputs_that_count))
+            and name != "__get__"
+        )
+        for t in outputs:
+            if constant and not t.requires_grad:
+                self._constants[id(t)] = t
+            elif t is not None and id(t) in self._constants:
+                del self._constants[id(t)]
+        if name == "__setitem__" and not all(map(self.is_constant, inputs)):
+            self._constants.pop(id(args[0]), None)
+        if not isinstance(output, Tensor):
+            return
+        if name in SELECTING and inputs and output.shape == inputs[0].shape[:-1]:
+            self._columns[id(output)] = output
+        kinds = ((LOGARITHMS, self._logarithms), (PROBABILITIES, self._probabilities))
+        for names, known in kinds:
+            if name in names or (name in ARRANGING and id(args[0]) in known):
+                known[id(output)] = output
 
 
-def _last(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those on whose result no other depends; of products one, since they share a target."""
-    upstream = graph_behind(c.node for c in candidates)
-    last = [c for c in candidates if c.result not in upstream]
-    differences = [c for c in last if c.reading.loss is BY_HAND["difference"]]
-    if differences:
-        return differences
-    picks = [c for c in last if c.reading.loss.kind == "classes"]
-    logarithms = [c for c in last if c.reading.loss is BY_HAND["product"]]
-    return picks or (logarithms or last)[:1]
+def _tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among some arguments, and in lists and tuples among these."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += _tensors_in(value)
+    return found
 
 
-def _driven(candidates: Sequence[Candidate], loss: Tensor) -> list[Candidate]:
-    """Comparisons whose outputs a loss drives towards what they meet, and that differs by rows.
-
-    In a difference each entry of the outputs is driven towards the target's: not so where the
-    largest one is taken off, or in the ratio of a policy to what it was. Log-probabilities that
-    data picks are to become likely: those of a policy gradient's actions are so or not, by the
-    reward. What meets a constant has no target.
-
-    Args:
-        candidates: Comparisons by hand.
-        loss: The loss, with its graph.
-
-    Returns:
-        Some of them, and those of which it cannot be told.
-    """
-    known = [c for c in candidates if c.tensors is not None]
-    if not known:
-        return list(candidates)
-    results = [c.tensors[0] for c in known if c.tensors is not None]
-    gradients = torch.autograd.grad(loss, results, retain_graph=True, allow_unused=True)
-    return [c for c, g in zip(known, gradients, strict=True) if g is not None and _leads(c, g)]
+def _compared(reading: Reading, args: Any, kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401
+    """The outputs and the target of a call."""
+    output = argument_at(args, kwargs, reading.output)
+    return output, argument_at(args, kwargs, reading.target)
 
 
-def _leads(candidate: Candidate, gradient: Tensor) -> bool:
-    assert candidate.tensors is not None
-    result, t = candidate.tensors
-    if not bool((t != t.flatten()[:1]).any()):
+def _third(args: Sequence[Any]) -> Any:  # noqa: ANN401
+    return args[2] if len(args) > 2 else True
+
+
+def _place(args: Sequence[Any], index: int, name: str) -> Place:
+    return (index,) if len(args) > index else (name,)
+
+
+def _is_whole(reading: Reading, args: Any, kwargs: Any) -> bool:  # noqa: ANN401
+    """Whether a difference compares rows of outputs with rows of a target."""
+    y, t = _compared(reading, args, kwargs)
+    if not isinstance(y, Tensor) or not isinstance(t, Tensor) or t.numel() < 2 or y.ndim == 0:
         return False
-    if candidate.reading.loss is BY_HAND["difference"]:
-        return leads_there(result, gradient)
-    return not bool((gradient > 0).any())
-
-
-def leads_there(difference: Tensor, gradient: Tensor) -> bool:
-    """Whether a loss falls where a difference becomes smaller.
-
-    Args:
-        difference: Outputs less a target, or the reverse.
-        gradient: The derivative of the loss in it.
-
-    Returns:
-        True if it does, but for a small part.
-    """
-    work = plain_tensor(difference.detach() * gradient).double()
-    return float(work.clamp(max=0).abs().sum()) <= AGAINST * float(work.abs().sum())
-
-
-AGAINST = 0.1
-"""Share of a loss's pull on the outputs that may lead away from a target."""
-
-
-def _is_pairwise(candidate: Candidate, acting: Set[Any]) -> bool:
-    """Whether a product's outputs compare rows with rows, as similarities do.
-
-    They come from a matrix product of two trained tensors, after the last weights.
-
-    Args:
-        candidate: The comparison.
-        acting: Results of operations with weights, in the graph.
-
-    Returns:
-        True if they do.
-    """
-    if candidate.reading.loss is BY_HAND["difference"]:
+    if not t.is_floating_point() or t.ndim > y.ndim:
         return False
-    seen, stack = set(), [candidate.node]
-    while stack:
-        node = stack.pop()
-        if node in seen or node in acting:
-            continue
-        seen.add(node)
-        parents = [parent for parent, _ in node.next_functions]
-        if type(node).__name__.startswith(PRODUCTS) and all(p is not None for p in parents):
-            return True
-        stack += [parent for parent in parents if parent is not None]
-    return False
-
-
-PRODUCTS = ("MmBackward", "BmmBackward")
-"""Matrix products in a graph, by the beginning of their names."""
-
-
-def _features(candidate: Candidate) -> int | None:
-    shape = candidate.shape
-    second = candidate.reading.loss.kind == "classes" and candidate.reading.loss.classes_second
-    return None if len(shape) < 2 else shape[1] if second else shape[-1]
-
-
-def _how(group: Sequence[Candidate]) -> Joined:
-    """How the comparisons of one module are one."""
-    if len(group) == 1:
-        return "alone"
-    same = len({c.shape for c in group}) == 1
-    if same and group[0].by_hand and len({c.target for c in group}) == 1:
-        return "features"
-    return "steps" if same and len(group[0].shape) <= 2 else "rows"
+    same = all(a in {b, 1} for a, b in zip(t.shape[::-1], y.shape[::-1], strict=False))
+    return same and t.ndim == y.ndim and t.shape[0] == y.shape[0]

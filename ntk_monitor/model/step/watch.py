@@ -1,10 +1,9 @@
-"""Watching what the loss of a step compares, in one call of it."""
+"""Watching one call of a step: what its loss compares, and that it optimises nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -15,41 +14,13 @@ from torch.utils._pytree import tree_leaves
 
 from ntk_monitor.model.batch import of_the_class, plain_tensor
 from ntk_monitor.model.step.comparison import Seen
-from ntk_monitor.model.step.losses import BY_HAND, LOSSES, RATES, Loss
-from ntk_monitor.model.step.standins import REMEDY, StepError
+from ntk_monitor.model.step.losses import LOSSES, Loss
 
 DIFFERENCES = frozenset({"sub", "subtract", "rsub", "__rsub__", "sub_", "__isub__"})
 PRODUCTS = frozenset({"mul", "multiply", "mul_", "__rmul__"})
 DISTANCES = frozenset({"dist", "pairwise_distance"})
 COMPARING = frozenset(LOSSES) | DIFFERENCES | PRODUCTS | DISTANCES | {"gather", "__getitem__"}
 """Functions that may compare outputs with a target, by name; each call of one has a number."""
-PROBABILITIES = frozenset({"sigmoid", "softmax"})
-"""Functions whose results are taken for probabilities."""
-LOGARITHMS = frozenset({"log", "log_softmax", "logsigmoid"})
-"""Functions whose results are taken for log-probabilities."""
-ARRANGING = frozenset({
-    *("view", "reshape", "flatten", "unsqueeze", "squeeze", "permute", "transpose"),
-})
-"""Functions that put the same numbers in another shape."""
-SELECTING = frozenset({"squeeze", "select", "__getitem__"})
-"""Functions that may take one of the features on the last axis."""
-CONSTANT = frozenset({
-    *("zeros_like", "ones_like", "full_like", "empty_like"),
-    *("new_zeros", "new_ones", "new_full", "new_empty"),
-})
-"""Functions whose results hold nothing of their arguments."""
-AS_THE_FIRST = frozenset({"type_as", "to", "expand_as", "view_as", "reshape_as"})
-"""Functions whose results hold nothing of their arguments but the first."""
-VARYING = frozenset({
-    *("tensor", "as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack"),
-    *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "poisson", "multinomial"),
-    *("normal_", "uniform_", "random_", "bernoulli_", "exponential_"),
-})
-"""Functions whose results are others at every batch, whatever their arguments."""
-
-HARMLESS = frozenset({"requires_grad_", "detach_", "share_memory_", "retain_grad_"})
-"""Methods that write no numbers, by whatever name."""
-
 Place = tuple[int | str, ...]
 """Where an argument is: its position or its name, and where in it if it is a tuple."""
 
@@ -66,33 +37,6 @@ class Reading(NamedTuple):
     loss: Loss
     output: Place
     target: Place
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A call that may compare outputs with a target.
-
-    Attributes:
-        number: Its number.
-        reading: How it compares.
-        node: The outputs in the graph of the pass.
-        result: What it returned, in the graph.
-        shape: Of the outputs.
-        target: Names the target's numbers.
-        by_hand: Whether it is no loss function of torch's.
-        tensors: What it returned, and the target; None where none are kept.
-        is_column: Whether the outputs are one of the features of a tensor with one more axis.
-    """
-
-    number: int
-    reading: Reading
-    node: Any
-    result: Any
-    shape: tuple[int, ...]
-    target: tuple[Any, ...]
-    by_hand: bool
-    tensors: tuple[Tensor, Tensor] | None
-    is_column: bool
 
 
 class LossWatch(TorchFunctionMode):
@@ -163,185 +107,6 @@ class LossWatch(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class Discovery(LossWatch):
-    """Finds the calls that may compare outputs with a target.
-
-    A target is data: what is the same for every batch (ones, the numbers of the rows) is none.
-
-    Attributes:
-        candidates: What was found, in order.
-        constant_targets: Results of comparisons with what is the same for every batch, in the
-            graph.
-        sums: What torch's own functions compare, as sums that tell whether another pass compares
-            the same; by number.
-    """
-
-    def __init__(self, protected: frozenset[int] = frozenset(), *, keep: bool = True) -> None:
-        """Begin with nothing known.
-
-        Args:
-            protected: Addresses of memory that no call may write to.
-            keep: Whether candidates keep tensors.
-        """
-        super().__init__()
-        self._protected, self._keep = protected, keep
-        self.candidates: list[Candidate] = []
-        self.constant_targets: list[Any] = []
-        self.sums: dict[int, Tensor] = {}
-        self._constants: dict[int, Tensor] = {}
-        self._logarithms: dict[int, Tensor] = {}
-        self._probabilities: dict[int, Tensor] = {}
-        self._columns: dict[int, Tensor] = {}
-
-    def see(self, func: Any, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
-        """Make a call, and look at what it compares and where its result comes from."""
-        writes = name.endswith("_") and not name.startswith("__") and name not in HARMLESS
-        if self._protected and writes and args:
-            self._protect(args[0])
-        readings = self._readings(name, args, kwargs) if name in COMPARING else ()
-        before = [(r, _at(args, kwargs, r.output), _at(args, kwargs, r.target)) for r in readings]
-        nodes = [y.grad_fn for _, y, _ in before]
-        output = func(*args, **kwargs)
-        for (reading, y, t), node in zip(before, nodes, strict=True):
-            result = output.grad_fn if isinstance(output, Tensor) else None
-            if node is None or result is None:
-                continue
-            if self.is_constant(t):
-                self.constant_targets.append(result)
-                continue
-            if name in LOSSES:
-                self.sums[number] = sums_of(y, t)
-            self.candidates.append(
-                Candidate(
-                    number,
-                    reading,
-                    node,
-                    result,
-                    tuple(y.shape),
-                    (t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape)),
-                    by_hand=name not in LOSSES,
-                    is_column=id(y) in self._columns,
-                    tensors=(output, t) if self._keep and name not in LOSSES else None,
-                )
-            )
-        self._learn(name, args, kwargs, output)
-        return output
-
-    def _protect(self, written: Any) -> None:  # noqa: ANN401
-        """Refuse a call that would write into the parameters themselves."""
-        for tensor in tree_leaves(written):
-            if not isinstance(tensor, Tensor) or type(tensor).__name__ == "DTensor":
-                continue
-            if tensor.numel() and tensor.untyped_storage().data_ptr() in self._protected:
-                raise StepError(
-                    "the step writes into parameters of the model (a target network, weights that "
-                    "are clipped), and method='in-place' keeps no copy of them: leave the method "
-                    f"out, or {REMEDY}"
-                )
-
-    def is_constant(self, tensor: Tensor) -> bool:
-        """Whether a tensor is known to be the same for every batch."""
-        return id(tensor) in self._constants
-
-    def _readings(self, name: str, args: Any, kwargs: Any) -> tuple[Reading, ...]:  # noqa: ANN401
-        """How a call compares; none where it does not."""
-        if name in LOSSES:
-            rates = name == "poisson_nll_loss" and not kwargs.get("log_input", _third(args))
-            loss = RATES if rates else LOSSES[name]
-            reading = Reading(loss, _place(args, 0, "input"), _place(args, 1, "target"))
-        elif name in DISTANCES:
-            reading = Reading(BY_HAND["difference"], _place(args, 0, "x1"), _place(args, 1, "x2"))
-            reading = self._turned(reading, args, kwargs)
-        elif name in DIFFERENCES:
-            other = _place(args, 1, "other")
-            reading = self._turned(Reading(BY_HAND["difference"], (0,), other), args, kwargs)
-            if kwargs.get("alpha", 1) != 1 or not _is_whole(reading, args, kwargs):
-                return ()
-        elif name in PRODUCTS:
-            other = _place(args, 1, "other")
-            weighs = self._weighs(
-                self._turned(Reading(BY_HAND["product"], (0,), other), args, kwargs), args, kwargs
-            )
-            if weighs is None:
-                return ()
-            reading = weighs
-        else:
-            picked = self._picked(name, args, kwargs)
-            if picked is None:
-                return ()
-            reading = picked
-        y, t = _at(args, kwargs, reading.output), _at(args, kwargs, reading.target)
-        floating = isinstance(y, Tensor) and y.is_floating_point() and y.ndim > 0
-        if not floating or not y.requires_grad or not isinstance(t, Tensor) or t.requires_grad:
-            return ()
-        return (reading,)
-
-    def _turned(self, reading: Reading, args: Any, kwargs: Any) -> Reading:  # noqa: ANN401
-        """The reading in which the outputs are what can be trained."""
-        y = _at(args, kwargs, reading.output)
-        if isinstance(y, Tensor) and not y.requires_grad:
-            return reading._replace(output=reading.target, target=reading.output)
-        return reading
-
-    def _weighs(self, reading: Reading, args: Any, kwargs: Any) -> Reading | None:  # noqa: ANN401
-        """How (log-)probabilities are multiplied with data that could be such."""
-        y, t = _at(args, kwargs, reading.output), _at(args, kwargs, reading.target)
-        if not isinstance(y, Tensor) or not isinstance(t, Tensor) or y.shape != t.shape:
-            return None
-        if id(y) not in self._logarithms and id(y) not in self._probabilities:
-            return None
-        with torch._C.DisableTorchFunction():
-            if not bool(((t >= 0) & (t <= 1)).all()):
-                return None
-        is_logarithm = id(y) in self._logarithms
-        return reading if is_logarithm else reading._replace(loss=BY_HAND["overlap"])
-
-    def _picked(self, name: str, args: Any, kwargs: Any) -> Reading | None:  # noqa: ANN401
-        """How log-probabilities are picked by class indices."""
-        source = args[0] if args else None
-        if not isinstance(source, Tensor) or id(source) not in self._logarithms:
-            return None
-        last = source.ndim - 1
-        if name == "gather":
-            dim, which = (_at(args, kwargs, _place(args, *p)) for p in ((1, "dim"), (2, "index")))
-            fits = isinstance(dim, int) and dim % source.ndim == last and which.shape[-1] == 1
-            return Reading(BY_HAND["gather"], (0,), _place(args, 2, "index")) if fits else None
-        index: Any = args[1] if len(args) > 1 else None
-        pair = isinstance(index, tuple) and len(index) == source.ndim == 2
-        if not pair or not all(isinstance(i, Tensor) and i.ndim == 1 for i in index):
-            return None
-        fits = self.is_constant(index[0]) and len(index[0]) == len(source)
-        return Reading(BY_HAND["pick"], (0,), (1, 1)) if fits else None
-
-    def _learn(self, name: str, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401
-        """Take note of what a call returned."""
-        if output is None and name != "__setitem__":
-            return
-        inputs = [*_tensors_in(args), *_tensors_in(tuple(kwargs.values()))]
-        outputs = _tensors_in((output,))
-        inputs_that_count = inputs[:1] if name in AS_THE_FIRST else inputs
-        constant = name in CONSTANT or (
-            name not in VARYING
-            and all(map(self.is_constant, inputs_that_count))
-            and name != "__get__"
-        )
-        for t in outputs:
-            if constant and not t.requires_grad:
-                self._constants[id(t)] = t
-            elif t is not None and id(t) in self._constants:
-                del self._constants[id(t)]
-        if name == "__setitem__" and not all(map(self.is_constant, inputs)):
-            self._constants.pop(id(args[0]), None)
-        if not isinstance(output, Tensor):
-            return
-        if name in SELECTING and inputs and output.shape == inputs[0].shape[:-1]:
-            self._columns[id(output)] = output
-        kinds = ((LOGARITHMS, self._logarithms), (PROBABILITIES, self._probabilities))
-        for names, known in kinds:
-            if name in names or (name in ARRANGING and id(args[0]) in known):
-                known[id(output)] = output
-
-
 class Following(LossWatch):
     """Reads comparisons that were found before.
 
@@ -372,7 +137,7 @@ class Following(LossWatch):
         reading = self._readings.get(number) if name in COMPARING else None
         if reading is None:
             return func(*args, **kwargs)
-        y, t = _at(args, kwargs, reading.output), _at(args, kwargs, reading.target)
+        y, t = argument_at(args, kwargs, reading.output), argument_at(args, kwargs, reading.target)
         with torch._C.DisableTorchFunction():
             whole, y, t = y, plain_tensor(y), plain_tensor(t)
             self.seen[number] = Seen(y, reading.loss.target(t, kwargs, y))
@@ -429,26 +194,17 @@ def _in_two(args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any
     return functional.cross_entropy, (functional.linear(x, weight, bias), target), given
 
 
-def _tensors_in(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among some arguments, and in lists and tuples among these."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found += _tensors_in(value)
-    return found
+def argument_at(args: Sequence[Any], kwargs: Mapping[str, Any], place: Place) -> Any:  # noqa: ANN401
+    """An argument of a call.
 
+    Args:
+        args: The arguments by position.
+        kwargs: The arguments by name.
+        place: Which one.
 
-def _third(args: Sequence[Any]) -> Any:  # noqa: ANN401
-    return args[2] if len(args) > 2 else True
-
-
-def _place(args: Sequence[Any], index: int, name: str) -> Place:
-    return (index,) if len(args) > index else (name,)
-
-
-def _at(args: Sequence[Any], kwargs: Mapping[str, Any], place: Place) -> Any:  # noqa: ANN401
+    Returns:
+        The argument; None where there is none.
+    """
     first, *rest = place
     value: Any = None
     if isinstance(first, str):
@@ -471,14 +227,3 @@ def _with(
     if isinstance(first, str):
         return args, {**kwargs, first: value}
     return (*args[:first], value, *args[first + 1 :]), kwargs
-
-
-def _is_whole(reading: Reading, args: Any, kwargs: Any) -> bool:  # noqa: ANN401
-    """Whether a difference compares rows of outputs with rows of a target."""
-    y, t = _at(args, kwargs, reading.output), _at(args, kwargs, reading.target)
-    if not isinstance(y, Tensor) or not isinstance(t, Tensor) or t.numel() < 2 or y.ndim == 0:
-        return False
-    if not t.is_floating_point() or t.ndim > y.ndim:
-        return False
-    same = all(a in {b, 1} for a, b in zip(t.shape[::-1], y.shape[::-1], strict=False))
-    return same and t.ndim == y.ndim and t.shape[0] == y.shape[0]

@@ -1,0 +1,186 @@
+"""Which of the comparisons that were seen make up the loss, and which outputs they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ntk_monitor.model.batch import plain_tensor
+from ntk_monitor.model.graph import graph_behind, nearest
+from ntk_monitor.model.step.comparison import Head, Joined
+from ntk_monitor.model.step.discovery import Candidate, Discovery
+from ntk_monitor.model.step.losses import BY_HAND
+from ntk_monitor.model.step.watch import Reading
+
+
+class Compares(NamedTuple):
+    """What a loss compares, in every pass.
+
+    Attributes:
+        heads: The outputs that are compared.
+        readings: How the calls compare, by their numbers.
+        nodes: For each head, its outputs in the graph of the pass.
+        constant: Whether it compares outputs with constants.
+    """
+
+    heads: tuple[Head, ...] = ()
+    readings: Mapping[int, Reading] = {}
+    nodes: tuple[tuple[Any, ...], ...] = ()
+    constant: bool = False
+
+
+def find_heads(
+    discovery: Discovery,
+    loss: Tensor,
+    producers: Mapping[Any, str],
+    acting: Set[Any],
+) -> Compares:
+    """What a loss compares.
+
+    Torch's own loss functions tell it; where the loss uses none, the last differences between
+    outputs and data on the way to it, or log-probabilities that data picks or weighs.
+
+    Args:
+        discovery: What was seen in one pass.
+        loss: The loss, with the graph of that pass.
+        producers: Modules' paths by what they returned, in the graph.
+        acting: Results of operations with weights, in the graph.
+
+    Returns:
+        The heads in the order of their first comparison.
+    """
+    behind = graph_behind([loss.grad_fn])
+    candidates = [c for c in discovery.candidates if c.result in behind]
+    known = [c for c in candidates if not c.by_hand]
+    by_hand = [c for c in candidates if c.by_hand and not _is_pairwise(c, acting)]
+    chosen = known or _last(_driven(by_hand, loss))
+    groups: dict[tuple[Any, ...], list[Candidate]] = {}
+    for candidate in chosen:
+        producer = nearest(candidate.node, producers) or "outputs"
+        loss_name = candidate.reading.loss.name
+        side_by_side = candidate.by_hand and len({c.target for c in chosen}) == 1
+        kind = candidate.shape if side_by_side else len(candidate.shape)
+        key = (producer, loss_name, kind, _features(candidate))
+        groups.setdefault(key, []).append(candidate)
+    heads, nodes = [], []
+    for (producer, *_), group in groups.items():
+        numbers = tuple(c.number for c in group)
+        is_column = all(c.is_column for c in group)
+        heads.append(Head(producer, group[0].reading.loss, numbers, _how(group), is_column))
+        nodes.append(tuple(c.node for c in group))
+    readings = {c.number: c.reading for c in chosen}
+    constant = any(result in behind for result in discovery.constant_targets)
+    return Compares(tuple(heads), readings, tuple(nodes), constant)
+
+
+def _last(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those on whose result no other depends; of products one, since they share a target."""
+    upstream = graph_behind(c.node for c in candidates)
+    last = [c for c in candidates if c.result not in upstream]
+    differences = [c for c in last if c.reading.loss is BY_HAND["difference"]]
+    if differences:
+        return differences
+    picks = [c for c in last if c.reading.loss.kind == "classes"]
+    logarithms = [c for c in last if c.reading.loss is BY_HAND["product"]]
+    return picks or (logarithms or last)[:1]
+
+
+def _driven(candidates: Sequence[Candidate], loss: Tensor) -> list[Candidate]:
+    """Comparisons whose outputs a loss drives towards what they meet, and that differs by rows.
+
+    In a difference each entry of the outputs is driven towards the target's: not so where the
+    largest one is taken off, or in the ratio of a policy to what it was. Log-probabilities that
+    data picks are to become likely: those of a policy gradient's actions are so or not, by the
+    reward. What meets a constant has no target.
+
+    Args:
+        candidates: Comparisons by hand.
+        loss: The loss, with its graph.
+
+    Returns:
+        Some of them, and those of which it cannot be told.
+    """
+    known = [c for c in candidates if c.tensors is not None]
+    if not known:
+        return list(candidates)
+    results = [c.tensors[0] for c in known if c.tensors is not None]
+    gradients = torch.autograd.grad(loss, results, retain_graph=True, allow_unused=True)
+    return [c for c, g in zip(known, gradients, strict=True) if g is not None and _leads(c, g)]
+
+
+def _leads(candidate: Candidate, gradient: Tensor) -> bool:
+    assert candidate.tensors is not None
+    result, t = candidate.tensors
+    if not bool((t != t.flatten()[:1]).any()):
+        return False
+    if candidate.reading.loss is BY_HAND["difference"]:
+        return leads_there(result, gradient)
+    return not bool((gradient > 0).any())
+
+
+def leads_there(difference: Tensor, gradient: Tensor) -> bool:
+    """Whether a loss falls where a difference becomes smaller.
+
+    Args:
+        difference: Outputs less a target, or the reverse.
+        gradient: The derivative of the loss in it.
+
+    Returns:
+        True if it does, but for a small part.
+    """
+    work = plain_tensor(difference.detach() * gradient).double()
+    return float(work.clamp(max=0).abs().sum()) <= AGAINST * float(work.abs().sum())
+
+
+AGAINST = 0.1
+"""Share of a loss's pull on the outputs that may lead away from a target."""
+
+
+def _is_pairwise(candidate: Candidate, acting: Set[Any]) -> bool:
+    """Whether a product's outputs compare rows with rows, as similarities do.
+
+    They come from a matrix product of two trained tensors, after the last weights.
+
+    Args:
+        candidate: The comparison.
+        acting: Results of operations with weights, in the graph.
+
+    Returns:
+        True if they do.
+    """
+    if candidate.reading.loss is BY_HAND["difference"]:
+        return False
+    seen, stack = set(), [candidate.node]
+    while stack:
+        node = stack.pop()
+        if node in seen or node in acting:
+            continue
+        seen.add(node)
+        parents = [parent for parent, _ in node.next_functions]
+        if type(node).__name__.startswith(PRODUCTS) and all(p is not None for p in parents):
+            return True
+        stack += [parent for parent in parents if parent is not None]
+    return False
+
+
+PRODUCTS = ("MmBackward", "BmmBackward")
+"""Matrix products in a graph, by the beginning of their names."""
+
+
+def _features(candidate: Candidate) -> int | None:
+    shape = candidate.shape
+    second = candidate.reading.loss.kind == "classes" and candidate.reading.loss.classes_second
+    return None if len(shape) < 2 else shape[1] if second else shape[-1]
+
+
+def _how(group: Sequence[Candidate]) -> Joined:
+    """How the comparisons of one module are one."""
+    if len(group) == 1:
+        return "alone"
+    same = len({c.shape for c in group}) == 1
+    if same and group[0].by_hand and len({c.target for c in group}) == 1:
+        return "features"
+    return "steps" if same and len(group[0].shape) <= 2 else "rows"
