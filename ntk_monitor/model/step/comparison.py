@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal, NamedTuple
 
 import torch
@@ -41,6 +42,7 @@ class Head:
             and again.
         joined: How these are one.
         is_column: Whether the outputs are one feature, and all their axes are rows.
+        whole: The outputs' shape before they were flattened; None if they were not.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Head:
     numbers: tuple[int, ...] = ()
     joined: Joined = "alone"
     is_column: bool = False
+    whole: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,9 @@ def compared(head: Head, seen: Mapping[int, Seen]) -> Comparison:
             f"the loss of {head.name!r} was seen in one call of the step and not in the next: a "
             "probe needs a step that repeats itself"
         )
-    parts = [_laid_out(seen[n], head.loss, is_column=head.is_column) for n in head.numbers]
     moved = head.loss.kind == "classes" and seen[head.numbers[0]].output.ndim > 2
+    whole = [_unflattened(seen[number], head) for number in head.numbers]
+    parts = [_laid_out(each, head.loss, is_column=head.is_column) for each in whole]
     output = _joined([part.output for part in parts], head.joined)
     targets = [part.target for part in parts if part.target is not None]
     indices = bool(targets) and targets[0].ndim < parts[0].output.ndim
@@ -124,6 +128,23 @@ def _laid_out(seen: Seen, loss: Loss, *, is_column: bool) -> Seen:
     if is_column and len(shape) == 2:
         return _each(whole, lambda x: x.unsqueeze(-1))
     return whole if len(shape) > 1 else _each(whole, lambda x: x.reshape(-1, 1))
+
+
+def _unflattened(seen: Seen, head: Head) -> Seen:
+    """One comparison in the shape that it had before the loss was given it in fewer axes."""
+    whole, y, t = head.whole, seen.output, seen.target
+    assert head.loss is not None
+    if whole is None or t is None or prod(whole) != y.numel():
+        return seen
+    classes = head.loss.kind == "classes"
+    if classes and (y.ndim != 2 or y.shape[1] != whole[-1] or t.numel() * whole[-1] != y.numel()):
+        return seen
+    if classes:
+        second = head.loss.classes_second
+        rows = _each(seen._replace(target=None), lambda x: x.reshape(whole))
+        rows = _each(rows, lambda x: x.movedim(-1, 1)) if second else rows
+        return rows._replace(target=t.reshape(whole[:-1]))
+    return seen if t.shape != y.shape else _each(seen, lambda x: x.reshape(whole))
 
 
 def _each(seen: Seen, change: Callable[[Tensor], Tensor]) -> Seen:

@@ -32,6 +32,8 @@ ARRANGING = frozenset({
     *("view", "reshape", "flatten", "unsqueeze", "squeeze", "permute", "transpose"),
 })
 """Functions that put the same numbers in another shape."""
+FLATTENING = frozenset({"view", "reshape", "flatten", "ravel"})
+"""Functions that may put rows and features into fewer axes."""
 SELECTING = frozenset({"squeeze", "select", "__getitem__"})
 """Functions that may take one of the features on the last axis."""
 CONSTANT = frozenset({
@@ -66,6 +68,7 @@ class Candidate:
         by_hand: Whether it is no loss function of torch's.
         tensors: What it returned, and the target; None where none are kept.
         is_column: Whether the outputs are one of the features of a tensor with one more axis.
+        whole: The outputs' shape before they were flattened; None if they were not.
     """
 
     number: int
@@ -77,6 +80,7 @@ class Candidate:
     by_hand: bool
     tensors: tuple[Tensor, Tensor] | None
     is_column: bool
+    whole: tuple[int, ...] | None
 
 
 class Discovery(LossWatch):
@@ -108,6 +112,7 @@ class Discovery(LossWatch):
         self._logarithms: dict[int, Tensor] = {}
         self._probabilities: dict[int, Tensor] = {}
         self._columns: dict[int, Tensor] = {}
+        self._flattened: dict[int, tuple[tuple[int, ...], Tensor]] = {}
 
     def see(self, func: Any, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Make a call, and look at what it compares and where its result comes from."""
@@ -137,6 +142,7 @@ class Discovery(LossWatch):
                     (t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape)),
                     by_hand=name not in LOSSES,
                     is_column=id(y) in self._columns,
+                    whole=self._flattened.get(id(y), (None, y))[0],
                     tensors=(output, t) if self._keep and name not in LOSSES else None,
                 )
             )
@@ -253,6 +259,8 @@ class Discovery(LossWatch):
             return
         if name in SELECTING and inputs and output.shape == inputs[0].shape[:-1]:
             self._columns[id(output)] = output
+        if name in FLATTENING and inputs and output.ndim < inputs[0].ndim:
+            self._flattened[id(output)] = tuple(inputs[0].shape), output
         kinds = ((LOGARITHMS, self._logarithms), (PROBABILITIES, self._probabilities))
         for names, known in kinds:
             if name in names or (name in ARRANGING and id(args[0]) in known):

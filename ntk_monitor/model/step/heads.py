@@ -69,7 +69,9 @@ def find_heads(
     for (producer, *_), group in groups.items():
         numbers = tuple(c.number for c in group)
         is_column = all(c.is_column for c in group)
-        heads.append(Head(producer, group[0].reading.loss, numbers, _how(group), is_column))
+        whole = group[0].whole if len(group) == 1 else None
+        loss_of = group[0].reading.loss
+        heads.append(Head(producer, loss_of, numbers, _how(group), is_column, whole))
         nodes.append(tuple(c.node for c in group))
     readings = {c.number: c.reading for c in chosen}
     constant = any(result in behind for result in discovery.constant_targets)

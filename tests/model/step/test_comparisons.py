@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchmetrics.functional import mean_squared_error
 
 from ntk_monitor import linearize, probe
 from ntk_monitor.model.step.losses import LOSSES
@@ -311,6 +312,27 @@ def test_one_loss_in_several_layouts_has_the_same_modes(loss: Callable[[Tensor],
     }
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y: F.mse_loss(y.flatten(), VALUES.flatten()),
+        lambda y: ((y.reshape(-1) - VALUES.reshape(-1)) ** 2).mean(),
+        lambda y: mean_squared_error(y, VALUES),
+        lambda y: F.mse_loss(y[:, None], VALUES[:, None]),
+    ],
+    ids=["flattened", "by hand", "torchmetrics", "another axis"],
+)
+def test_one_function_in_several_shapes_has_the_same_modes(
+    loss: Callable[[Tensor], Tensor],
+) -> None:
+    wanted = probe(net(), X, loss_fn=lambda module, x: F.mse_loss(module(x), VALUES), **EXACT)
+    found = probe(net(), X, loss_fn=lambda module, x: loss(module(x)), **EXACT)
+    for left, right in zip(found.target_modes, wanted.target_modes, strict=True):
+        assert left.singular_value == pytest.approx(right.singular_value)
+        assert left.learned == pytest.approx(right.learned)
+        assert left.gain == pytest.approx(right.gain)
+
+
 def test_labels_that_the_loss_shifts_are_shifted() -> None:
     model = Sequences().double()
 
@@ -318,6 +340,7 @@ def test_labels_that_the_loss_shifts_are_shifted() -> None:
         return F.cross_entropy(module(x)[:, :-1].flatten(0, 1), LABELS[:, 1:].flatten())
 
     found = probe(model, STEPS, loss_fn=loss, modes=C, **EXACT)
+    assert found.target_patterns.shape == (C, B, T - 1)
     counts = torch.bincount(LABELS[:, 1:].flatten()).double()
     sizes = sorted(counts.sqrt().tolist(), reverse=True)
     assert [m.singular_value for m in found.target_modes] == pytest.approx(sizes)
