@@ -178,9 +178,28 @@ def number(row: dict[str, Any]) -> str:
     return str(row["number"]).replace("|", "\\|")
 
 
+def step_cost(results: dict[str, Any]) -> str:
+    """The table of what the training step costs."""
+    lines = [
+        "## The training step\n",
+        "Time of a probe through a `training_step` over one through the forward pass, with as many",
+        f"products ({results['products']} at most), both in turn in one process; median and range",
+        f"of {len(results['rows'][0]['ratios'])} pairs.\n",
+        "| workload | ratio | lowest | highest |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['workload']} | {row['ratio']:.2f} | {row['ratios'][0]:.2f} | "
+        f"{row['ratios'][-1]:.2f} |"
+        for row in results["rows"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
 PARTS = {
     "accuracy": accuracy,
     "cost": cost,
+    "step_cost": step_cost,
     "growth": growth,
     "alternatives": alternatives,
     "overhead": overhead,
