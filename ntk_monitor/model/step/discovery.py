@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ntk_monitor.model.step.losses import BY_HAND, LOSSES, RATES
 from ntk_monitor.model.step.standins import REMEDY, StepError
@@ -108,11 +109,12 @@ class Discovery(LossWatch):
         self.candidates: list[Candidate] = []
         self.constant_targets: list[Any] = []
         self.sums: dict[int, Tensor] = {}
-        self._constants: dict[int, Tensor] = {}
-        self._logarithms: dict[int, Tensor] = {}
-        self._probabilities: dict[int, Tensor] = {}
-        self._columns: dict[int, Tensor] = {}
-        self._flattened: dict[int, tuple[tuple[int, ...], Tensor]] = {}
+        # Of tensors that are still there: nothing is kept for this.
+        self._constants: Any = WeakIdKeyDictionary()
+        self._logarithms: Any = WeakIdKeyDictionary()
+        self._probabilities: Any = WeakIdKeyDictionary()
+        self._columns: Any = WeakIdKeyDictionary()
+        self._flattened: Any = WeakIdKeyDictionary()
 
     def see(self, func: Any, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Make a call, and look at what it compares and where its result comes from."""
@@ -141,8 +143,8 @@ class Discovery(LossWatch):
                     tuple(y.shape),
                     (t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape)),
                     by_hand=name not in LOSSES,
-                    is_column=id(y) in self._columns,
-                    whole=self._flattened.get(id(y), (None, y))[0],
+                    is_column=y in self._columns,
+                    whole=self._flattened.get(y),
                     tensors=(output, t) if self._keep and name not in LOSSES else None,
                 )
             )
@@ -163,7 +165,7 @@ class Discovery(LossWatch):
 
     def is_constant(self, tensor: Tensor) -> bool:
         """Whether a tensor is known to be the same for every batch."""
-        return id(tensor) in self._constants
+        return tensor in self._constants
 
     def _readings(self, name: str, args: Any, kwargs: Any) -> tuple[Reading, ...]:  # noqa: ANN401
         """How a call compares; none where it does not."""
@@ -210,18 +212,18 @@ class Discovery(LossWatch):
         y, t = _compared(reading, args, kwargs)
         if not isinstance(y, Tensor) or not isinstance(t, Tensor) or y.shape != t.shape:
             return None
-        if id(y) not in self._logarithms and id(y) not in self._probabilities:
+        if y not in self._logarithms and y not in self._probabilities:
             return None
         with torch._C.DisableTorchFunction():
             if not bool(((t >= 0) & (t <= 1)).all()):
                 return None
-        is_logarithm = id(y) in self._logarithms
+        is_logarithm = y in self._logarithms
         return reading if is_logarithm else reading._replace(loss=BY_HAND["overlap"])
 
     def _picked(self, name: str, args: Any, kwargs: Any) -> Reading | None:  # noqa: ANN401
         """How log-probabilities are picked by class indices."""
         source = args[0] if args else None
-        if not isinstance(source, Tensor) or id(source) not in self._logarithms:
+        if not isinstance(source, Tensor) or source not in self._logarithms:
             return None
         last = source.ndim - 1
         if name == "gather":
@@ -250,21 +252,21 @@ class Discovery(LossWatch):
         )
         for t in outputs:
             if constant and not t.requires_grad:
-                self._constants[id(t)] = t
-            elif t is not None and id(t) in self._constants:
-                del self._constants[id(t)]
+                self._constants[t] = True
+            else:
+                self._constants.pop(t, None)
         if name == "__setitem__" and not all(map(self.is_constant, inputs)):
-            self._constants.pop(id(args[0]), None)
+            self._constants.pop(args[0], None)
         if not isinstance(output, Tensor):
             return
         if name in SELECTING and inputs and output.shape == inputs[0].shape[:-1]:
-            self._columns[id(output)] = output
+            self._columns[output] = True
         if name in FLATTENING and inputs and output.ndim < inputs[0].ndim:
-            self._flattened[id(output)] = tuple(inputs[0].shape), output
+            self._flattened[output] = tuple(inputs[0].shape)
         kinds = ((LOGARITHMS, self._logarithms), (PROBABILITIES, self._probabilities))
         for names, known in kinds:
-            if name in names or (name in ARRANGING and id(args[0]) in known):
-                known[id(output)] = output
+            if name in names or (name in ARRANGING and inputs and inputs[0] in known):
+                known[output] = True
 
 
 def _tensors_in(values: Iterable[Any]) -> list[Tensor]:

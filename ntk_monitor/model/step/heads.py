@@ -133,8 +133,9 @@ def leads_there(difference: Tensor, gradient: Tensor) -> bool:
     Returns:
         True if it does, but for a small part.
     """
-    work = plain_tensor(difference.detach() * gradient).double()
-    return float(work.clamp(max=0).abs().sum()) <= AGAINST * float(work.abs().sum())
+    work = plain_tensor(difference.detach() * gradient)
+    against = -work.clamp(max=0).sum(dtype=torch.float64)
+    return bool(against <= AGAINST * work.abs().sum(dtype=torch.float64))
 
 
 AGAINST = 0.1

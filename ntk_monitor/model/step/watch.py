@@ -21,6 +21,8 @@ PRODUCTS = frozenset({"mul", "multiply", "mul_", "__rmul__"})
 DISTANCES = frozenset({"dist", "pairwise_distance"})
 COMPARING = frozenset(LOSSES) | DIFFERENCES | PRODUCTS | DISTANCES | {"gather", "__getitem__"}
 """Functions that may compare outputs with a target, by name; each call of one has a number."""
+MOST_SHAKEN = 2**26
+"""Entries of outputs up to which it is asked which of them count; of more, all do."""
 Place = tuple[int | str, ...]
 """Where an argument is: its position or its name, and where in it if it is a tuple."""
 
@@ -143,6 +145,7 @@ class Following(LossWatch):
             self.seen[number] = Seen(y, reading.loss.target(t, kwargs, y))
         if self._shake:
             self.sums[number] = sums_of(y, t)
+        if self._shake and y.numel() <= MOST_SHAKEN:
             torch.set_grad_enabled(True)  # put back by whoever runs the pass
             self.shaken[number] = z = _generic(y, t, reading.loss).requires_grad_()
             # With the leaf itself, what is in place would fail.
@@ -159,11 +162,14 @@ def sums_of(y: Tensor, t: Tensor) -> Tensor:
         t: The target.
 
     Returns:
-        The root mean squares of both.
+        The norm of floating numbers, the sum of others.
     """
     with torch._C.DisableTorchFunction():
-        both = (plain_tensor(x).detach().double().square().mean().sqrt() for x in (y, t))
-        return torch.stack([x.to(y.device) for x in both])
+        found = []
+        for x in (plain_tensor(y).detach(), plain_tensor(t).detach()):
+            size = torch.linalg.vector_norm(x) if x.is_floating_point() else x.sum()
+            found.append(size.to(y.device, torch.float64))
+        return torch.stack(found)
 
 
 def _generic(y: Tensor, t: Tensor, loss: Loss) -> Tensor:
