@@ -34,6 +34,7 @@ from ntk_monitor.model.linearization import Preconditioner
 from ntk_monitor.model.memory import room
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.products import IN_PLACE, ProductMethod
+from ntk_monitor.model.quiet import draw_anew
 from ntk_monitor.model.spread import is_sharded
 from ntk_monitor.model.state import StatePath
 from ntk_monitor.model.step import Comparison, LossFn
@@ -169,6 +170,7 @@ class Probe:
         seed: int | None = None,
         max_products: int | None = None,
         ranks: Ranks = ALONE,
+        noise: int | None = None,
     ) -> Snapshot:
         """Measure a module on a batch; see `probe`.
 
@@ -183,6 +185,8 @@ class Probe:
             max_products: Likewise, but never fewer than any probe needs.
             ranks: The processes that make this call together, each on a batch of its own, with the
                 same settings and parameters: they measure the batch that all of these make up.
+            noise: Names what a step draws at random, the same at every probe; None for what it
+                would draw now.
 
         Returns:
             The snapshot, the same in every process. If one process fails, all do, the others with a
@@ -191,6 +195,8 @@ class Probe:
         deadline = Deadline(self.time_limit)
         module = plain_module(module)
         with ranks.together(), quiet(module, kernels="any"), deadline.keep():
+            if noise is not None:
+                draw_anew(noise)
             lin, core = self._linearize(module, batch, ranks)
             targets, remarks = self._targets(lin)
             pulled = self._pulled(lin, core, targets, preconditioner)

@@ -77,6 +77,19 @@ def random_states(module: nn.Module) -> Iterator[None]:
             random.setstate(python_state)
 
 
+def draw_anew(seed: int) -> None:
+    """Begin the draws of torch, numpy and python anew; inside `quiet`, which puts them back.
+
+    Args:
+        seed: Names the draws.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 @contextmanager
 def parts(module: nn.Module) -> Iterator[None]:
     """Sharded parameters: whatever was gathered of them is let go of.

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-
 from ntk_monitor.model.linearization import Preconditioner
-from ntk_monitor.model.quiet import random_states
 from ntk_monitor.monitor.followed import FollowedState
 from ntk_monitor.monitor.host import Host
 from ntk_monitor.monitor.kept import KeptBatch
@@ -55,8 +50,7 @@ def measure(
         return ()
     most = most_products(states[0].probe, host, len(states), max_overhead)
     apart = ranks.size < host.ranks.size
-    with random_states(host.module), ranks.together():
-        _draw_alike(states[0].probe.seed + redraws, ranks.index)
+    with ranks.together():
         rate, scales = optimization(states[0].probe, host, ranks)
         found = tuple(
             state.probe(
@@ -67,25 +61,11 @@ def measure(
                 seed=state.probe.seed + redraws,
                 max_products=most,
                 ranks=ranks,
+                noise=state.probe.seed + redraws + 2**16 * ranks.index,
             )
             for state in states
         )
     return host.shared(found) if apart else found
-
-
-def _draw_alike(seed: int, index: int) -> None:
-    """Have a step draw the same noise at every probe; other noise in every process.
-
-    Args:
-        seed: Names the draws.
-        index: The process.
-    """
-    number = seed + index * 2**16
-    torch.default_generator.manual_seed(number)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed_all(number)
-    np.random.seed(number % 2**32)
-    random.seed(number)
 
 
 def optimization(

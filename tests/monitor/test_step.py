@@ -134,6 +134,24 @@ def test_a_batch_that_the_step_skips_makes_way_for_the_next(told: Any) -> None:
     assert monitor.kept.content[0].sum() != module.skipped
 
 
+def test_noise_that_a_step_draws_is_the_same_at_every_probe() -> None:
+    class Denoises(Small):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            noise = torch.randn(4, 5, 2)
+            return F.mse_loss(self(batch[0] + noise), noise)
+
+    sizes: list[list[float]] = []
+
+    class Ears(Callback):
+        def on_probe(self, trainer: Any, pl_module: Any, snapshot: Any, step: int) -> None:
+            sizes.append([mode.singular_value for mode in snapshot.target_modes])
+
+    fit([NTKMonitor(5, **FAST), Ears()], Denoises())
+    assert len(sizes) == 3
+    assert sizes[0]
+    assert sizes[0] == sizes[1] == sizes[2]
+
+
 def test_no_validation_batch_yet_is_said(told: Any) -> None:
     monitor = NTKMonitor(2, probe_batch="val", **FAST)
     fit([monitor], Small(), limit_val_batches=1, num_sanity_val_steps=0)
