@@ -142,9 +142,10 @@ class TrainingStep(StepFunction):
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         positional = [p for p in parameters.values() if p.kind in kinds]
         # As Lightning does: a second argument, by whatever name, is the number of the batch.
-        self._numbers = (0,) * (len(positional) > 1)
+        any_number = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters.values())
+        self._numbers = (0,) * (len(positional) > 1 or any_number)
         self._named = {n: 0 for n in ("dataloader_idx", "batch_idx") if n in parameters}
-        if self._numbers and len(positional) > 1:
+        if len(positional) > 1:
             self._named.pop(positional[1].name, None)
 
     def __call__(self, module: nn.Module, batch: Any) -> Any:  # noqa: ANN401, D102

@@ -278,6 +278,7 @@ RETURNS: dict[str, Callable[..., Any]] = {
     "one argument": loss_of,
     "another name": lambda self, data, number: loss_of(self, data) + 0 * number,
     "a loader's number": lambda self, batch, batch_idx, dataloader_idx=0: loss_of(self, batch),
+    "any arguments": lambda self, *args: loss_of(self, args[0]) + 0 * args[1],
     "by name": lambda self, batch, *, batch_idx: loss_of(self, batch) + 0 * batch_idx,
     "a tuple": lambda self, batch, batch_idx: (loss_of(self, batch), None),
     "one number": lambda self, batch, batch_idx: loss_of(self, batch)[None],
