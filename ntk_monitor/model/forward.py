@@ -6,8 +6,9 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import wraps
+from traceback import clear_frames
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -355,8 +356,10 @@ class ForwardMap:
                 stack.enter_context(watch)
                 if watch.differentiates or self._steps_itself:
                     stack.enter_context(torch.enable_grad())
-            with suppress(_Enough):
+            try:
                 returned = self._call({**self.tensors, **theta})
+            except _Enough as enough:  # what the pass has computed is let go of at once
+                clear_frames(enough.__traceback__)
         if any(seen[path] != count for path, count in missing.items()):
             raise RuntimeError(
                 f"the state {', '.join(missing)!r} was computed in {dict(missing)} calls in one "
