@@ -219,6 +219,7 @@ def _kept(question: Question, room: float) -> Survey:
     """In one pass, whose graph and activations are kept."""
     recorded = _recorded(question, room)
     recorder, found = recorded.recorder, _find(question, recorded)
+    del recorded  # what the step returned may be larger than all else
     placed = place_uses(
         question.forward.module,
         recorder,
@@ -296,6 +297,7 @@ def _streamed(question: Question) -> Survey:
     forward = question.forward
     recorded = forward.record(question.names, Sketch())
     recorder, found = recorded.recorder, _find(question, recorded)
+    del recorded  # what the step returned may be larger than all else
     where, loss = found.where, found.loss
 
     def state_again() -> Tensor:
@@ -315,7 +317,7 @@ def _streamed(question: Question) -> Survey:
     chunk_size = _affordable_chunk(recorder.calls, found.h)
     untrained = _untrained(recorder, found.reached)
     reached = found.reached
-    del recorded, recorder, found
+    del recorder, found
     h, outputs, sites, coverage = _collected(question, placed, where, reached, list(steps))
     recurrence = _recurrence(where, {path: outputs[path] for path in steps}, h)
     return Survey(where, h, reached, sites, coverage, recurrence, chunk_size, untrained, loss)
