@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ntk_monitor.checks import require
+from ntk_monitor.descent import Descent, Predicted, Setting, plain_descent, predict
 from ntk_monitor.estimators import (
     Activities,
     CoreGram,
@@ -30,7 +31,6 @@ from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
 from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.model.deadline import Deadline
 from ntk_monitor.model.derivative import Derivative
-from ntk_monitor.model.linearization import Preconditioner
 from ntk_monitor.model.memory import room
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.products import IN_PLACE, ProductMethod
@@ -165,8 +165,10 @@ class Probe:
         module: nn.Module,
         batch: Any,  # noqa: ANN401
         *,
-        learning_rate: float | None = None,
-        preconditioner: Preconditioner | None = None,
+        descent: Descent | None = None,
+        horizon: float = math.inf,
+        second: Any = None,  # noqa: ANN401
+        source: Any = None,  # noqa: ANN401
         seed: int | None = None,
         max_products: int | None = None,
         ranks: Ranks = ALONE,
@@ -177,10 +179,12 @@ class Probe:
         Args:
             module: The model; left exactly as it was.
             batch: What to call it on.
-            learning_rate: Takes the place of the setting of that name for this call.
-            preconditioner: What the optimizer multiplies the gradient with, as a linear map for
-                each parameter by its name, for ``preconditioned_steps_to_learn``; parameters that
-                it lacks are not stepped.
+            descent: How the training steps; plain gradient descent at the setting's learning rate,
+                if there is one, where left out.
+            horizon: Steps that remain. Of a mode that needs more it is found out what would change
+                that.
+            second: Another batch of the training, to measure what a step on one does to the other.
+            source: A batch of the training, where ``batch`` is none: the steps are made on it.
             seed: Takes the place of the setting for this call.
             max_products: Likewise, but never fewer than any probe needs.
             ranks: The processes that make this call together, each on a batch of its own, with the
@@ -199,11 +203,14 @@ class Probe:
                 draw_anew(noise)
             lin, core = self._linearize(module, batch, ranks)
             targets, remarks = self._targets(lin)
-            pulled = self._pulled(lin, core, targets, preconditioner)
+            pulled = self._pulled(lin, core, targets)
             remarks += _remarks(lin, targets)
+            predicted = self._predicted(
+                lin, targets, pulled, Setting(self._descent(module, descent), horizon, second, source)
+            )
             outputs = tuple(map(_described, lin.comparisons)) if lin.loss is not None else ()
             lin = replace(lin, outputs=None, comparisons=())  # which may be larger than all else
-            told = _Told(pulled, outputs, remarks, learning_rate, deadline)
+            told = _Told(pulled, outputs, remarks, predicted, deadline)
             if not ranks.all(core.is_finite and bool(torch.isfinite(lin.state).all())):
                 _warn_non_finite("activations", ranks)
                 return self._snapshot(lin, core, told, None, math.nan)
@@ -293,17 +300,26 @@ class Probe:
         lin: Linearization,
         core: CoreGram,
         targets: dict[int, Target],
-        preconditioner: Preconditioner | None,
     ) -> tuple[PulledMode, ...]:
-        derivatives = self.tier != "core"
-        return pull_back(
-            targets,
-            self.modes,
-            lin,
-            core,
-            derivatives=derivatives,
-            preconditioner=preconditioner,
-        )
+        return pull_back(targets, self.modes, lin, core, derivatives=self.tier != "core")
+
+    def _descent(self, module: nn.Module, descent: Descent | None) -> Descent | None:
+        if descent is not None or self.learning_rate is None:
+            return descent
+        return plain_descent(module, self.learning_rate)
+
+    def _predicted(
+        self,
+        lin: Linearization,
+        targets: dict[int, Target],
+        pulled: tuple[PulledMode, ...],
+        setting: Setting,
+    ) -> Predicted:
+        """What the coming steps do, as far as the tier and the method go."""
+        finite = lin.loss is None or math.isfinite(lin.loss)
+        if self.tier == "core" or not finite or lin.jacobian.method == IN_PLACE:
+            return Predicted(loss=lin.loss)
+        return predict(lin, targets, pulled, setting)
 
     def _measure(
         self,
@@ -419,8 +435,7 @@ class Probe:
             if kernel is not None:
                 _warn_non_finite("derivatives", ranks)
         modes = _whole(modes.T.reshape(-1, *lin.state.shape[:2]), ranks)
-        rate = self.learning_rate if told.learning_rate is None else told.learning_rate
-        pulled = told.pulled
+        pulled, predicted = told.pulled, told.predicted
         return Snapshot(
             core_cosine=statistics.core_cosine,
             temporal_core_cosine=statistics.temporal_core_cosine,
@@ -433,7 +448,7 @@ class Probe:
             core_spectrum=core.spectrum,
             temporal_spectrum=spectrum.cpu(),
             temporal_modes=modes,
-            target_modes=target_modes(pulled, statistics.frobenius_norm, rate),
+            target_modes=target_modes(pulled, statistics.frobenius_norm, predicted.modes),
             target_patterns=_whole(stacked_patterns(pulled), ranks) if pulled else modes[:0],
             coverage=lin.coverage,
             state_shape=(*modes.shape[1:], n),
@@ -446,9 +461,12 @@ class Probe:
             tolerance_met=measured.tolerance_met if isinstance(measured, Measured) else True,
             adjoint_error=adjoint_error,
             step=lin.step,
-            loss=lin.loss,
+            loss=predicted.loss,
+            transfer=predicted.transfer,
+            forecast=predicted.forecast,
+            instruments=predicted.instruments,
             outputs=told.outputs,
-            remarks=told.remarks,
+            remarks=told.remarks + predicted.remarks,
         )
 
 
@@ -458,7 +476,7 @@ class _Told(NamedTuple):
     pulled: tuple[PulledMode, ...]
     outputs: tuple[ComparedOutput, ...]
     remarks: tuple[str, ...]
-    learning_rate: float | None
+    predicted: Predicted
     deadline: Deadline
 
 

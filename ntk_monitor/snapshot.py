@@ -18,8 +18,10 @@ from torch import Tensor
 from ntk_monitor.estimators import Estimate
 from ntk_monitor.model import Coverage
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file format of `Snapshot.save`."""
+AHEAD = (10, 30)
+"""Steps ahead for which the loss is logged."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,22 @@ class TargetMode:
             it does not compare across networks.
         gain: ``||J* q_i||^2 / ||q_i||^2``: how fast the state moves along ``q_i`` per unit of
             error and learning rate. Exact. Nan if the outputs do not depend on the state.
-        learned: ``<y, e_i> / sigma_i``: 0 absent, 1 solved.
+        learned: ``<y, e_i> / sigma_i``: 0 for the best constant output, 1 solved; ``y`` is what
+            should equal the target (probabilities of classes, say).
         core_overlap: ``||V* u_i||^2 / ||V||_op^2``, in [0, 1]: whether site activity has the
             mode's time course at all. Where the target's rows are not the state's, ``q_i`` takes
             the place of ``u_i``.
-        steps_to_learn: ``N / (2 lr ||J_y* e_i||^2)``: gradient steps in which the mode's error
-            falls by the factor e at the present rate, for plain gradient descent on a mean
-            squared error over ``N`` outputs; an estimate elsewhere. None without a learning rate.
-        preconditioned_steps_to_learn: ``N / (2 lr <J_y* e_i, D J_y* e_i>)``: the same for an
-            optimizer that multiplies the gradient with some ``D``, such as Adam or Shampoo. None
-            without one.
         output: The module whose output the target is compared with, where there are several.
         share: ``sigma_i^2`` of the squared size of its target.
+        rate: ``d learned / d step`` at the next step of the optimizer in use. Nan without one.
+        steps_to_learn: Optimizer steps until ``learned`` is 0.9, by the forecast; inf where it
+            never is. None without an optimizer or learning rate.
+        steps_band: The least and the most of them, by forecasts in fewer Krylov directions and with
+            what another batch leaves of the rate. None where there are no steps.
+        transfer: What a step on some trials does to this mode on others, over what it does to it on
+            its own: 1 where all trials teach the same, 0 where what is learned of one is of no use
+            for another. None where there are no others.
+        steps_if: Steps to learn with one thing changed, by what that is.
     """
 
     index: int
@@ -57,10 +63,72 @@ class TargetMode:
     gain: float
     learned: float
     core_overlap: float
-    steps_to_learn: float | None
-    preconditioned_steps_to_learn: float | None = None
     output: str = ""
     share: float = math.nan
+    rate: float = math.nan
+    steps_to_learn: float | None = None
+    steps_band: tuple[float, float] | None = None
+    transfer: Estimate | None = None
+    steps_if: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class PredictedMode:
+    """What becomes of a target mode in the coming steps; see `TargetMode`."""
+
+    learned: float
+    rate: float
+    steps: float
+    band: tuple[float, float]
+    transfer: Estimate | None
+    steps_if: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """What the coming optimizer steps do, by the linearised model and the real loss.
+
+    Attributes:
+        steps: Steps ahead, from 0, shape ``(h,)``.
+        loss: The loss after them, on the batch that is probed, shape ``(h,)``.
+        learned: The learned fraction of each target mode, shape ``(h, modes)``.
+        valid_for: Steps for which it was found to hold: by earlier forecasts of the same training
+            that have come true, or, where there are none, as far as fewer Krylov directions agree.
+    """
+
+    steps: Tensor
+    loss: Tensor
+    learned: Tensor
+    valid_for: float
+
+    def loss_in(self, steps: float) -> float | None:
+        """The loss after some steps.
+
+        Args:
+            steps: How many, any number.
+
+        Returns:
+            The loss, between known ones by straight lines; None beyond the last.
+        """
+        if not len(self.steps) or steps > float(self.steps[-1]):
+            return None
+        return float(np.interp(steps, self.steps.numpy(), self.loss.numpy()))
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What a flat loss asks for.
+
+    Attributes:
+        gradient_norm: Norm of the loss's gradient, before it is clipped.
+        signal_to_noise: Of the gradient: the squared size of what all trials share, over that of
+            the rest, in this batch. None where there are too few trials.
+        relative_update: Norm of the next step over that of what it moves. Nan without an optimizer.
+    """
+
+    gradient_norm: float
+    signal_to_noise: Estimate | None
+    relative_update: float
 
 
 @dataclass(frozen=True)
@@ -113,8 +181,12 @@ class Snapshot:
             if not, the budget ended the sampling.
         tier: How far the measurement went; see `probe`. What it did not reach is nan or None.
         step: What was called: a training step, a user's loss, or a forward pass.
-        loss: The loss that training minimises, on this batch; None where only a forward pass is
-            known.
+        loss: The loss that training minimises, on this batch; where only a forward pass is known,
+            the mean squared error or cross-entropy with the batch's target. None without either.
+        transfer: What a step on some trials does to the loss of others, over what it does to that
+            of its own. None where there are no others.
+        forecast: What the coming steps do. None without a loss of outputs, or an optimizer.
+        instruments: What a flat loss asks for. None without a loss.
         outputs: What the loss compares.
         remarks: What was not found or not measured, each with what to do about it.
         adjoint_error: ``|<J g, z> - <g, J* z>| / ||J g||`` for random ``g`` and ``z``: both
@@ -146,6 +218,9 @@ class Snapshot:
     state: tuple[str, ...] = ()
     step: str = ""
     loss: float | None = None
+    transfer: Estimate | None = None
+    forecast: Forecast | None = None
+    instruments: Instruments | None = None
     outputs: tuple[ComparedOutput, ...] = ()
     remarks: tuple[str, ...] = ()
 
@@ -183,10 +258,19 @@ class Snapshot:
         for mode in self.target_modes:
             tags[f"target/mode_{mode.index}/alignment"] = mode.alignment if kernel else None
             tags[f"target/mode_{mode.index}/learned"] = mode.learned
+            tags[f"target/mode_{mode.index}/rate"] = None if math.isnan(mode.rate) else mode.rate
             tags[f"target/mode_{mode.index}/steps_to_learn"] = mode.steps_to_learn
-            tags[f"target/mode_{mode.index}/preconditioned_steps_to_learn"] = (
-                mode.preconditioned_steps_to_learn
-            )
+            tags[f"target/mode_{mode.index}/transfer"] = mode.transfer
+        tags |= {"loss/now": self.loss, "loss/transfer": self.transfer}
+        if self.forecast is not None:
+            tags |= {f"loss/in_{ahead}_steps": self.forecast.loss_in(ahead) for ahead in AHEAD}
+            tags["loss/forecast_holds_for"] = self.forecast.valid_for
+        if self.instruments is not None:
+            found = self.instruments
+            tags["gradient/norm"] = found.gradient_norm
+            tags["gradient/signal_to_noise"] = found.signal_to_noise
+            update = found.relative_update
+            tags["update/relative_size"] = None if math.isnan(update) else update
         tags["ntk/probe_seconds"] = self.seconds
         scalars: dict[str, float] = {}
         for tag, value in tags.items():
@@ -215,6 +299,10 @@ class Snapshot:
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 arrays[field.name] = value.numpy()
+            elif isinstance(value, Forecast):
+                tensors = {f.name: getattr(value, f.name) for f in fields(value)}
+                record[field.name] = tensors.pop("valid_for")
+                arrays |= {f"forecast_{name}": t.numpy() for name, t in tensors.items()}
             else:
                 record[field.name] = _plain(value)
         text = json.dumps({"format": FORMAT, **record})
@@ -252,7 +340,7 @@ class Snapshot:
                 f"{path} is a snapshot of format {found}, this version reads format {FORMAT}"
             )
         try:
-            snapshot = cls(**{**arrays, **_revive(record)})
+            snapshot = cls(**_with_forecast(arrays, _revive(record)))
             snapshot.require_valid()
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is not a complete snapshot: {error}") from error
@@ -318,7 +406,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
         return [_plain(item) for item in value]
     if isinstance(value, Coverage):
         return asdict(value)
-    known = (Estimate, TargetMode, ComparedOutput)
+    known = (Estimate, TargetMode, ComparedOutput, Instruments)
     return asdict(value) if isinstance(value, known) else value
 
 
@@ -342,8 +430,34 @@ def _revive(record: Mapping[str, Any]) -> dict[str, Any]:
         for output in record.get("outputs", ())
     )
     revived["state_shape"] = tuple(record["state_shape"])
-    revived["target_modes"] = tuple(
-        TargetMode(**{**mode, "alignment": Estimate(**mode["alignment"])})
-        for mode in record["target_modes"]
-    )
+    revived["target_modes"] = tuple(_revived_mode(mode) for mode in record["target_modes"])
+    if record.get("instruments") is not None:
+        found = record["instruments"]
+        ratio = _revived_estimate(found["signal_to_noise"])
+        revived["instruments"] = Instruments(**{**found, "signal_to_noise": ratio})
     return revived
+
+
+def _revived_estimate(value: Any) -> Estimate | None:  # noqa: ANN401
+    return None if value is None else Estimate(**value)
+
+
+def _revived_mode(mode: Mapping[str, Any]) -> TargetMode:
+    band = mode["steps_band"]
+    return TargetMode(**{
+        **mode,
+        "alignment": Estimate(**mode["alignment"]),
+        "transfer": _revived_estimate(mode["transfer"]),
+        "steps_band": None if band is None else tuple(band),
+        "steps_if": tuple((str(what), float(steps)) for what, steps in mode["steps_if"]),
+    })
+
+
+def _with_forecast(arrays: Mapping[str, Tensor], revived: Mapping[str, Any]) -> dict[str, Any]:
+    """All fields, the forecast's arrays put together."""
+    found = {**arrays, **revived}
+    valid_for = found.pop("forecast", None)
+    own = {n: found.pop(f"forecast_{n}", None) for n in ("steps", "loss", "learned")}
+    if valid_for is not None:
+        found["forecast"] = Forecast(**own, valid_for=float(valid_for))
+    return found

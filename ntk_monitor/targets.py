@@ -13,11 +13,11 @@ from torch import Tensor
 from ntk_monitor.estimators import CoreGram, Estimate
 from ntk_monitor.estimators.tall import tall_svd
 from ntk_monitor.model import Linearization
-from ntk_monitor.model.linearization import Preconditioner, squared_norm
+from ntk_monitor.model.linearization import squared_norm
 from ntk_monitor.model.step import Comparison
-from ntk_monitor.model.step.losses import Link, identity
+from ntk_monitor.model.step.losses import Kind, Link, Loss, identity
 from ntk_monitor.ranks import ALONE, Ranks
-from ntk_monitor.snapshot import TargetMode
+from ntk_monitor.snapshot import PredictedMode, TargetMode
 
 
 @dataclass(frozen=True)
@@ -43,26 +43,33 @@ class Target(NamedTuple):
     """A target in the layout of the outputs.
 
     Attributes:
-        values: Shape ``(B, T, c)``; zero at rows and entries that do not count.
+        values: Each column less its mean over what counts, which the best constant output reaches;
+            shape ``(B, T, c)``, zero at rows and entries that do not count.
+        given: The same with its mean.
+        counts: Which entries count, of the same shape, as zeros and ones.
         classes: For class targets, which outputs the ``c`` columns are, those of the classes that
             occur in any process; None where they are all outputs.
         outputs: How many outputs ``o`` there are.
-        entries: How many entries of the outputs count, in all processes.
+        kind: What the target is; see `Loss`.
         link: From outputs to what should equal the target.
+        reach: What the loss wants of the target: less than 1 where labels are smoothed.
     """
 
     values: Tensor
+    given: Tensor
+    counts: Tensor
     classes: Tensor | None
     outputs: int
-    entries: int
+    kind: Kind
     link: Link
+    reach: float
 
 
 def decompose(target: Target, modes: int, ranks: Ranks = ALONE) -> Decomposition:
     """Leading singular triples of a target, read as a (rows x outputs) matrix.
 
-    Those of classes are known: a class has the indicator of its rows, at the root of their number;
-    classes of as many rows come in their own order.
+    Those of classes are taken class by class: a class has the indicator of its rows less its
+    frequency, those of most variance first, and of as much in their own order.
 
     Args:
         target: The target, this process's trials of it.
@@ -81,9 +88,12 @@ def decompose(target: Target, modes: int, ranks: Ranks = ALONE) -> Decomposition
         count = min(modes, int((sigma > noise).sum()))
         U, sigma, directions = U[:, :count], sigma[:count], Vh[:count]
     else:
-        sizes, order = ranks.sum(matrix.sum(0)).sort(descending=True, stable=True)
-        order = order[: min(modes, int((sizes > 0).sum()))]
-        sigma = sizes[: len(order)].sqrt()
+        rows = ranks.sum(target.counts.flatten(0, 1).double().sum(0))
+        sizes = ranks.sum(target.given.flatten(0, 1).double().sum(0))
+        # Of numbers that are whole for classes, so that no rounding decides the order.
+        variances, order = (sizes * (rows - sizes)).sort(descending=True, stable=True)
+        order = order[: min(modes, int((variances > 0).sum()))]
+        sigma = ranks.sum(matrix[:, order].square().sum(0)).sqrt()
         U = matrix[:, order] / sigma
         directions = matrix.new_zeros(len(order), target.outputs)
         directions[torch.arange(len(order)), target.classes[order]] = 1
@@ -105,8 +115,8 @@ def target_like(comparison: Comparison, output: Tensor, lin: Linearization) -> T
         lin: Knows the layout of the model, and which rows of the state are padding.
 
     Returns:
-        The target: class indices as one-hot vectors over the classes that occur; what is yes or no
-        less its mean, which a network that has learned nothing reaches.
+        The target: class indices as one-hot vectors over the classes that occur, each column less
+        its mean.
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -133,16 +143,26 @@ def target_like(comparison: Comparison, output: Tensor, lin: Linearization) -> T
             "target_fn, for example target_fn=lambda batch: batch['targets']"
         )
     valid = lin.valid
-    if valid is not None and valid.shape == placed.shape[:2]:
-        placed = placed.where(valid.unsqueeze(-1), 0)
-        counts = None if counts is None else counts & valid.unsqueeze(-1)
+    shape = placed.shape
+    counted = torch.ones_like(placed, dtype=torch.bool)
+    if valid is not None and valid.shape == shape[:2]:
+        counted = counted & valid.unsqueeze(-1)
     if counts is not None:
-        placed = placed.where(counts if classes is None else counts.any(-1, keepdim=True), 0)
-    if loss is not None and loss.kind == "bits":
-        placed = _centred(placed, counts, lin.ranks)
-    entries = _entries(placed, counts, classes, output.shape[2], valid)
-    link = _guessed_link(classes, lin.ranks) if loss is None else loss.link
-    return Target(placed, classes, output.shape[2], int(lin.ranks.total(entries)), link)
+        counted = counted & (counts if classes is None else counts.any(-1, keepdim=True))
+    if by_index and classes is not None:  # a negative index marks what does not count
+        counted = counted & placed.any(-1, keepdim=True)
+    placed = placed.where(counted, 0)
+    kind, link = _kind_of(loss, classes, placed, output, lin.ranks)
+    return Target(
+        _centred(placed, counted, lin.ranks),
+        placed,
+        counted.to(placed.dtype),
+        classes,
+        output.shape[2],
+        kind,
+        link,
+        comparison.reach,
+    )
 
 
 def _one_hot(target: Tensor, output: Tensor, lin: Linearization) -> tuple[Tensor, Tensor]:
@@ -162,33 +182,35 @@ def _one_hot(target: Tensor, output: Tensor, lin: Linearization) -> tuple[Tensor
     return target.unsqueeze(-1) == present, present.to(output.device)
 
 
-def _centred(placed: Tensor, counts: Tensor | None, ranks: Ranks) -> Tensor:
-    """A target less each output's mean over what counts."""
-    weights = torch.ones_like(placed) if counts is None else counts.to(placed.dtype)
+def _centred(placed: Tensor, counted: Tensor, ranks: Ranks) -> Tensor:
+    """A target less each column's mean over what counts."""
+    weights = counted.to(placed.dtype)
     sums = ranks.sum(torch.stack([placed.double().sum((0, 1)), weights.double().sum((0, 1))]))
-    mean = (sums[0] / sums[1].clamp_min(1)).to(placed.dtype)
-    return (placed - mean) * weights
+    mean = sums[0] / sums[1].clamp_min(1)
+    size = ranks.sum(placed.double().square().sum((0, 1))) / sums[1].clamp_min(1)
+    noise = torch.finfo(placed.dtype).eps * size.sqrt()
+    mean = mean.where(mean.abs() > 10 * noise, 0)  # a target without a mean stays as it is
+    return (placed - mean.to(placed.dtype)) * weights
 
 
-def _entries(
-    placed: Tensor,
-    counts: Tensor | None,
-    classes: Tensor | None,
-    outputs: int,
-    valid: Tensor | None,
-) -> int:
-    """How many entries of the outputs count in this process."""
+def _kind_of(
+    loss: Loss | None, classes: Tensor | None, placed: Tensor, output: Tensor, ranks: Ranks
+) -> tuple[Kind, Link]:
+    """What a target is and how outputs become it; without a loss, as the numbers have it."""
+    if loss is not None:
+        return loss.kind, loss.link
     if classes is not None:
-        return int(placed.any(-1).sum()) * outputs
-    if counts is not None:
-        return int(counts.sum())
-    return (placed.shape[:2].numel() if valid is None else int(valid.sum())) * outputs
+        return "classes", _guessed_link(ranks)
+    y, t = output.detach().double(), placed.double()
+    if not ranks.all(bool(((t == 0) | (t == 1)).all())) or not ranks.total(float(t.sum())):
+        return "values", identity
+    errors = torch.stack([(y - t).square().sum(), (y.sigmoid() - t).square().sum()])
+    plain, logits = ranks.sum(errors).tolist()
+    return ("bits", torch.sigmoid) if logits < plain else ("values", identity)
 
 
-def _guessed_link(classes: Tensor | None, ranks: Ranks) -> Link:
-    """The link without a loss to tell it."""
-    if classes is None:
-        return identity
+def _guessed_link(ranks: Ranks) -> Link:
+    """The link of classes without a loss to tell it."""
 
     def link(output: Tensor) -> Tensor:
         """Outputs as probabilities of classes, from these, their logarithms, or logits."""
@@ -201,33 +223,45 @@ def _guessed_link(classes: Tensor | None, ranks: Ranks) -> Link:
     return link
 
 
+def component(target: Target, direction: Tensor) -> Tensor:
+    """A target along one direction of the outputs.
+
+    Args:
+        target: The target.
+        direction: ``v``, shape ``(o,)``.
+
+    Returns:
+        Shape ``(B, T)``.
+    """
+    chosen = direction if target.classes is None else direction[target.classes]
+    return target.values @ chosen.to(target.values.dtype)
+
+
 @dataclass(frozen=True)
 class PulledMode:
     """One mode of a target, and what the model does with its unit error; see `pull_back`.
 
     Attributes:
-        output: The head that it belongs to.
+        number: Which of the comparisons it belongs to.
+        output: The head of that.
         singular_value: ``sigma``.
         share: Of its target's squared size.
         pattern: ``u``, of this process's trials, shape ``(B, T)``.
+        direction: ``v``, shape ``(o,)``.
         learned: ``<y, e> / sigma``.
         gain: ``||J* q||^2 / ||q||^2``.
         core_overlap: ``||V* u||^2 / ||V||_op^2``.
-        output_gain: ``||J_y* e||^2``; None where no derivative is taken.
-        preconditioned_gain: ``<J_y* e, D J_y* e>``; None without a preconditioner.
-        entries: How many entries of the outputs count.
     """
 
+    number: int
     output: str
     singular_value: float
     share: float
     pattern: Tensor
+    direction: Tensor
     learned: float
     gain: float
     core_overlap: float
-    output_gain: float | None
-    preconditioned_gain: float | None
-    entries: int
 
 
 def pull_back(
@@ -237,7 +271,6 @@ def pull_back(
     core: CoreGram,
     *,
     derivatives: bool = True,
-    preconditioner: Preconditioner | None = None,
 ) -> tuple[PulledMode, ...]:
     r"""Everything about the modes of targets that is exact.
 
@@ -249,7 +282,6 @@ def pull_back(
         core: Its core.
         derivatives: Whether to take derivatives; without them gains are nan, and so are core
             overlaps where the target's rows are not the state's.
-        preconditioner: The optimizer's ``D``.
 
     Returns:
         The modes, the largest shares first. The cost is one product a mode.
@@ -265,20 +297,22 @@ def pull_back(
     chosen = sorted(chosen, key=lambda each: -each[0])[:modes]
     reached = {number: _reached(targets[number], lin, number) for _, number, _ in chosen}
     errors = [(number, decompositions[number].error(i)) for _, number, i in chosen]
-    products = [(reached[number] * e.double()).sum() for number, e in errors]
+    products = [
+        (reached[number] * e.double()).sum() / targets[number].reach for number, e in errors
+    ]
     sums = ranks.sum(torch.stack(products)).tolist() if products else []
-    pulled = iter(lin.pull_back_outputs(errors, preconditioner) if derivatives else ())
+    pulled = iter(lin.pull_back_outputs(errors) if derivatives else ())
     return tuple(
         _pulled_mode(
+            number,
             lin.comparisons[number].head.name,
             share,
-            (targets[number], decompositions[number], i),
+            (decompositions[number], i),
             total / float(decompositions[number].singular_values[i]),
             core,
             ranks,
             next(pulled, None),
             rows=lin.state.shape[:2],
-            preconditioned=preconditioner is not None,
         )
         for (share, number, i), total in zip(chosen, sums, strict=True)
     )
@@ -295,51 +329,49 @@ def _reached(target: Target, lin: Linearization, number: int) -> Tensor:
 
 
 def _pulled_mode(
+    number: int,
     output: str,
     share: float,
-    mode: tuple[Target, Decomposition, int],
+    mode: tuple[Decomposition, int],
     learned: float,
     core: CoreGram,
     ranks: Ranks,
-    pulled: tuple[Tensor, float, float, float] | None,
+    pulled: tuple[Tensor, float] | None,
     *,
     rows: Sequence[int],
-    preconditioned: bool,
 ) -> PulledMode:
     """One mode, with what was pulled back of its error."""
-    target, decomposition, i = mode
+    decomposition, i = mode
     pattern = decomposition.patterns[i]
     same_rows = ranks.all(pattern.shape == tuple(rows))
     overlap = core.overlap(pattern.flatten()) if same_rows else math.nan
-    gain, size, scaled = math.nan, None, None
+    gain = math.nan
     if pulled is not None:
-        q, squared, output_gain, scaled_gain = pulled
+        q, squared = pulled
         gain = float(squared / ranks.sum(squared_norm(q)))
-        size, scaled = float(output_gain), float(scaled_gain) if preconditioned else None
         overlap = overlap if same_rows else core.overlap(q.flatten(0, 1))
     return PulledMode(
+        number,
         output,
         float(decomposition.singular_values[i]),
         share,
         pattern,
+        decomposition.directions[i],
         learned,
         gain,
         overlap,
-        size,
-        scaled,
-        target.entries,
     )
 
 
 def target_modes(
-    pulled: Sequence[PulledMode], norm: Estimate, learning_rate: float | None
+    pulled: Sequence[PulledMode], norm: Estimate, predicted: Sequence[PredictedMode] = ()
 ) -> tuple[TargetMode, ...]:
-    """Put the exact numbers, the sampled norm and the learning rate together.
+    """Put the exact numbers, the sampled norm and what is to come together.
 
     Args:
         pulled: The exact numbers.
         norm: ``||A||_F``.
-        learning_rate: Of the optimizer, or None.
+        predicted: What becomes of each mode in the coming steps; none where that is not known.
 
     Returns:
         The target modes, from 1.
@@ -347,20 +379,22 @@ def target_modes(
     modes = []
     for i, mode in enumerate(pulled, start=1):
         alignment = mode.gain / norm.value if norm.value else float("nan")
+        coming = predicted[i - 1] if predicted else None
         modes.append(
             TargetMode(
                 index=i,
                 singular_value=mode.singular_value,
                 alignment=Estimate(alignment, alignment * norm.relative_error),
                 gain=mode.gain,
-                learned=mode.learned,
+                learned=mode.learned if coming is None else coming.learned,
                 core_overlap=mode.core_overlap,
-                steps_to_learn=_steps(mode.entries, learning_rate, mode.output_gain),
-                preconditioned_steps_to_learn=_steps(
-                    mode.entries, learning_rate, mode.preconditioned_gain
-                ),
                 output=mode.output,
                 share=mode.share,
+                rate=math.nan if coming is None else coming.rate,
+                steps_to_learn=None if coming is None else coming.steps,
+                steps_band=None if coming is None else coming.band,
+                transfer=None if coming is None else coming.transfer,
+                steps_if=() if coming is None else coming.steps_if,
             )
         )
     return tuple(modes)
@@ -379,11 +413,3 @@ def stacked_patterns(pulled: Sequence[PulledMode]) -> Tensor:
     B, T = (max(pattern.shape[axis] for pattern in patterns) for axis in (0, 1))
     pad = torch.nn.functional.pad
     return torch.stack([pad(p, (0, T - p.shape[1], 0, B - p.shape[0])) for p in patterns])
-
-
-def _steps(entries: int, learning_rate: float | None, gain: float | None) -> float | None:
-    """``N / (2 lr gain)``."""
-    if learning_rate is None or gain is None or math.isnan(gain):
-        return None
-    rate = 2 * learning_rate * gain
-    return entries / rate if rate else math.inf

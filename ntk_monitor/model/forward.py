@@ -7,9 +7,10 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from copy import copy
 from functools import wraps
 from traceback import clear_frames
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -17,13 +18,14 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 
-from ntk_monitor.model.batch import FreshBatch
+from ntk_monitor.model.batch import FreshBatch, cast_batch
 from ntk_monitor.model.calls import Call
 from ntk_monitor.model.collector import Collector
 from ntk_monitor.model.deadline import require_time
 from ntk_monitor.model.edit import Edit
 from ntk_monitor.model.held import Held
 from ntk_monitor.model.kernels import open_checkpoints
+from ntk_monitor.model.quiet import batch_statistics
 from ntk_monitor.model.recorder import Injector, Recorder
 from ntk_monitor.model.shards import dots
 from ntk_monitor.model.sketched import Sketch, without_saved_tensors
@@ -31,6 +33,7 @@ from ntk_monitor.model.state import State
 from ntk_monitor.model.step import StepFunction
 from ntk_monitor.model.step.discovery import Discovery
 from ntk_monitor.model.step.standins import WithoutMessages
+from ntk_monitor.model.step.tape import Tape
 from ntk_monitor.model.step.watch import Following, LossWatch, Reading
 from ntk_monitor.ranks import Ranks
 
@@ -123,6 +126,19 @@ class ForwardMap:
         """What is studied in a tensor's place: a copy of its own; floating ones in ``dtype``."""
         return tensor.detach().to(self.dtype if tensor.is_floating_point() else None, copy=True)
 
+    def on(self, batch: Any) -> Self:  # noqa: ANN401
+        """The same map on another batch, with the same tensors.
+
+        Args:
+            batch: The batch, in any arithmetic.
+
+        Returns:
+            Another map.
+        """
+        other = copy(self)
+        other.batch = FreshBatch(cast_batch(batch, self.dtype, self._device))
+        return other
+
     def leaves(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Parameters as leaves of the graph of a run to which they are given.
 
@@ -133,6 +149,21 @@ class ForwardMap:
             The leaves by name.
         """
         return {name: self.tensors[name].detach().requires_grad_() for name in names}
+
+    @contextmanager
+    def as_training_normalises(self) -> Iterator[None]:
+        """Batch statistics in runs where training takes them; running ones are not touched.
+
+        Yields:
+            Nothing.
+        """
+        before = self._written
+        with batch_statistics(self.module) as buffers:
+            self._written = [*before, *(name for name in buffers if name not in before)]
+            try:
+                yield
+            finally:
+                self._written = before
 
     keeps_graph = True
     """Whether one run serves several calls of `gradients`."""
@@ -297,6 +328,7 @@ class ForwardMap:
         edit: Edit = PLAIN,
         *,
         shake: bool = False,
+        tape: Tape | None = None,
     ) -> tuple[Tensor, Any, Following]:
         """Run the whole step with some parameters replaced.
 
@@ -306,11 +338,12 @@ class ForwardMap:
             readings: The comparisons to read.
             edit: What to change in the pass.
             shake: Whether the loss goes on from slightly other outputs; see `Following`.
+            tape: Records what is computed from the outputs.
 
         Returns:
             The computed state, what the step returned, and the comparisons.
         """
-        watch = Following(readings, shake=shake, cut=edit.given is not None)
+        watch = Following(readings, shake=shake, cut=edit.given is not None, tape=tape)
         used = watch if self.step.is_watched else None
         return *self._run(theta, state, edit, used, whole=True), watch
 

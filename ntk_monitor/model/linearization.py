@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -41,8 +41,6 @@ from ntk_monitor.ranks import Ranks
 
 STATE = "the state"
 """Stands for the state among the names of parameters."""
-Preconditioner = Mapping[str, Callable[[Tensor], Tensor]]
-"""The linear map by which an optimizer multiplies the gradient of each parameter, by its name."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +248,34 @@ class Linearization:
     def _derivative(self, name: str, function: Function, at: Tensor) -> Derivative:
         return differentiate(name, function, at, self.state, self._quiet, self._chunk_size)
 
+    def on(self, batch: Any) -> Linearization:  # noqa: ANN401
+        """The same model on another batch, as far as its state and what is compared; one pass.
+
+        Args:
+            batch: The batch.
+
+        Returns:
+            A linearisation whose operators are not to be used.
+
+        Raises:
+            RuntimeError: If the step compares something else on it, or computes the state in
+                another number of calls.
+        """
+        forward = self._forward.on(batch)
+        state = replace(self._state, valid=None)
+        readings = self._compares.readings
+        with self._quiet("any"), torch.no_grad():
+            h, returned, watch = forward.run_whole({}, state, readings)
+            if readings:
+                heads = (c.head for c in self.comparisons)
+                comparisons = tuple(compared(head, watch.seen) for head in heads)
+            else:
+                plain = forward.step.plain_output(returned, batch)
+                comparisons = () if plain is None else (plain,)
+        return replace(
+            self, state=h, comparisons=comparisons, _forward=forward, _state=state, _batch=batch
+        )
+
     @property
     def output(self) -> Tensor | None:
         """The first output that is compared with a target, ``(B, T, o)`` or ``(B, 1, o)``."""
@@ -306,52 +332,37 @@ class Linearization:
         return StateSource("the output", layout).read(tensor)
 
     def pull_back_outputs(
-        self, errors: Sequence[tuple[int, Tensor]], preconditioner: Preconditioner | None = None
-    ) -> Iterator[tuple[Tensor, float, float, float]]:
-        r"""Pull error signals on the outputs back to the state and to all trained parameters.
+        self, errors: Sequence[tuple[int, Tensor]]
+    ) -> Iterator[tuple[Tensor, float]]:
+        r"""Pull error signals on the outputs back to the state.
 
-        With outputs ``y(h, theta)`` and an error ``e``, both results are exact:
-
-        .. math::
-            q = (\partial y / \partial h)^* e, \qquad
-            J_y^* e = J^* q + (\partial y / \partial\theta)^* e.
+        With outputs ``y(h, theta)`` and an error ``e``, the result is exact:
+        :math:`q = (\partial y / \partial h)^* e`.
 
         Args:
             errors: For each error, which of the `comparisons` it is on, and the error on the rows
                 of its output, shape ``(B, T, o)``.
-            preconditioner: ``D``, as a linear map of each parameter by its name; one where left
-                out, and zero for a parameter that it lacks.
 
         Yields:
-            For each error, this process's rows of ``q``, shape ``(B, T, n)``, ``||J* q||^2``,
-            ``||J_y* e||^2``, and ``<J_y* e, D J_y* e>``. The cost is one product per error, and
-            one pass for all.
+            For each error, this process's rows of ``q``, shape ``(B, T, n)``, and ``||J* q||^2``.
+            The cost is one product per error, and one pass for all.
         """
         forward, given = self._forward, None
         for which, e in errors:
             if given is None or not forward.keeps_graph:
                 given = self._outputs_given_state()
-            leaves, outputs = given
-            q, direct = self._directly(leaves, outputs[which], e)
+            leaf, outputs = given
+            q = self._directly(leaf, outputs[which], e)
             through_state = self._pulled(q)
-            gain = forward.inner(through_state, through_state)
-            whole = {n: g + direct[n] if n in direct else g for n, g in through_state.items()}
-            whole = {**direct, **whole}
-            size = forward.inner(whole, whole)
-            if preconditioner is None:
-                yield q, gain, size, size
-                continue
-            stepped = {n: preconditioner[n](g) for n, g in whole.items() if n in preconditioner}
-            yield q, gain, size, forward.inner({n: whole[n] for n in stepped}, stepped)
+            yield q, forward.inner(through_state, through_state)
 
-    def _outputs_given_state(self) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+    def _outputs_given_state(self) -> tuple[Tensor, list[Tensor | None]]:
         """The outputs, None for those that nothing moves, and what they are computed from."""
-        theta = self._forward.leaves(self._trained)
         leaf = self.state.clone().requires_grad_()
         with self._quiet("reversible"):
             edit = Edit(given=leaf.clone())  # what follows may write into it in place
             _, returned, watch = self._forward.run_whole(
-                theta, self._state, self._compares.readings, edit
+                {}, self._state, self._compares.readings, edit
             )
             if self._compares.readings:
                 found = [compared(c.head, watch.seen).output for c in self.comparisons]
@@ -361,19 +372,15 @@ class Linearization:
                 None if y is None or not y.requires_grad else self.placed_output(c, y)
                 for c, y in zip(self.comparisons, found, strict=False)
             ]
-        return {STATE: leaf, **theta}, outputs
+        return leaf, outputs
 
-    def _directly(
-        self, leaves: Mapping[str, Tensor], output: Tensor | None, e: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """This process's ``q``, and gradients past the state, summed over processes."""
-        found: dict[str, Tensor | None] = dict.fromkeys(leaves)
-        if output is not None:
-            with self._quiet("reversible"):
-                found = self._forward.gradients(output, leaves, e)
-        q = found.pop(STATE)
-        q = torch.zeros_like(leaves[STATE]) if q is None else q
-        return q, self._forward.summed(found, self.ranks)
+    def _directly(self, leaf: Tensor, output: Tensor | None, e: Tensor) -> Tensor:
+        """This process's ``q``."""
+        if output is None:
+            return torch.zeros_like(leaf)
+        with self._quiet("reversible"):
+            found = self._forward.gradients(output, {STATE: leaf}, e)[STATE]
+        return torch.zeros_like(leaf) if found is None else found
 
     def _pulled(self, q: Tensor) -> dict[str, Tensor]:
         """``J* q``, summed over processes, a tensor for each parameter."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules import module as _hooks
+from torch.nn.modules.batchnorm import _NormBase
 
 from ntk_monitor.model.compiled import unwrapped
 from ntk_monitor.model.held import Held
@@ -54,6 +55,34 @@ def quiet(module: nn.Module, *, kernels: Kernels = "plain") -> Iterator[None]:
 
 _inside: ContextVar[frozenset[int]] = ContextVar("_inside", default=frozenset())
 """The modules that are being probed, by id."""
+_was_training: ContextVar[frozenset[int]] = ContextVar("_was_training", default=frozenset())
+"""The submodules of these that training has in training mode, by id."""
+
+
+@contextmanager
+def batch_statistics(module: nn.Module) -> Iterator[tuple[str, ...]]:
+    """Normalise by the statistics of the batch where training does so; inside `quiet`.
+
+    Args:
+        module: The module.
+
+    Yields:
+        The names of the buffers that its passes then write to.
+    """
+    found = [
+        (name, submodule)
+        for name, submodule in module.named_modules()
+        if isinstance(submodule, _NormBase)
+        and not isinstance(submodule, nn.SyncBatchNorm)  # which waits for other processes
+        and id(submodule) in _was_training.get()
+    ]
+    try:
+        for _, submodule in found:
+            submodule.training = True
+        yield tuple(f"{name}.{own}".lstrip(".") for name, m in found for own in m._buffers)
+    finally:
+        for _, submodule in found:
+            submodule.training = False
 
 
 @contextmanager
@@ -161,6 +190,7 @@ def evaluation(module: nn.Module) -> Iterator[None]:
         Nothing.
     """
     training = [(m, m.training) for m in module.modules()]
+    token = _was_training.set(_was_training.get() | {id(m) for m, on in training if on})
     everywhere = (_hooks._global_backward_hooks, _hooks._global_backward_pre_hooks)
     before_here = [dict(hooks) for hooks in everywhere]
     try:
@@ -172,6 +202,7 @@ def evaluation(module: nn.Module) -> Iterator[None]:
             submodule._backward_pre_hooks.clear()
         yield
     finally:
+        _was_training.reset(token)
         for submodule, before in training:
             submodule.training = before  # of TorchScript, too, which keeps it elsewhere
         for hooks, content in zip(everywhere, before_here, strict=True):

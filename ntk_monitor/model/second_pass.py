@@ -60,7 +60,8 @@ def second_pass(
         number: Seen(
             one.output.detach(),
             None if one.target is None else one.target.detach(),
-            _counts(gradients.get(number), readings[number].loss),
+            counts_of(gradients.get(number), readings[number].loss),
+            one.reach,
         )
         for number, one in watch.seen.items()
     }
@@ -80,8 +81,16 @@ def _gradients(step: StepFunction, returned: Any, watch: Following) -> dict[int,
     return {number: gradient for number, gradient in pairs if gradient is not None}
 
 
-def _counts(gradient: Tensor | None, loss: Loss) -> Tensor | None:
-    """Of which entries of its outputs a loss depends; None where that is not known."""
+def counts_of(gradient: Tensor | None, loss: Loss) -> Tensor | None:
+    """Of which entries of its outputs a loss depends.
+
+    Args:
+        gradient: The loss's derivative in the outputs; None where it is not known.
+        loss: The loss.
+
+    Returns:
+        Of the outputs' shape; None where that is not known.
+    """
     if gradient is None or loss.counts == "all":
         return None
     counts = (gradient != 0) | gradient.isnan()

@@ -9,6 +9,7 @@ from torch import nn
 from torchmetrics import MetricCollection
 
 from ntk_monitor.checks import require
+from ntk_monitor.descent import Ahead
 from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
 from ntk_monitor.model.compiled import plain_name
 from ntk_monitor.model.parameters import NothingTrainedError, ParameterFilter
@@ -168,6 +169,7 @@ class BaseMonitor:
             state.reset()
         self.kept = KeptBatch(self.probe_batch)
         self._begun = self._skipped = False
+        self._ahead = Ahead()
 
     @property
     def probe_batch(self) -> Any:  # noqa: ANN401
@@ -301,7 +303,14 @@ class BaseMonitor:
         every = self.redraw_every_n_epochs
         redraws = host.current_epoch // every if every else 0
         share = self.schedule.max_overhead
-        return measure(host, self.states, self.kept, redraws=redraws, max_overhead=share)
+        return measure(
+            host,
+            self.states,
+            self.kept,
+            redraws=redraws,
+            max_overhead=share,
+            ahead=self._ahead,
+        )
 
     def _publish(
         self, host: Host, snapshots: tuple[Snapshot, ...], step: int, started: float

@@ -151,7 +151,7 @@ class StallDetector:
         spacing = step - self._last_step if self._last_step is not None else 1
         self._last_step = step
         readings = [
-            Reading(mode.index, mode.learned, steps, mode.preconditioned_steps_to_learn is not None)
+            Reading(mode.index, mode.learned, steps)
             for mode in snapshot.target_modes
             if (steps := steps_to_learn(mode)) is not None
         ]

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ntk_monitor.descent import NO_CLIPPING, Clipping, Scheduled
 from ntk_monitor.monitor.failures import say
 from ntk_monitor.ranks import ALONE, Ranks
 from ntk_monitor.snapshot import Snapshot
@@ -61,6 +62,16 @@ class Host(Logs, Protocol):
     @property
     def optimizers(self) -> Sequence[Optimizer]:
         """The optimizers themselves, without what a library wraps around them."""
+
+    @property
+    def schedulers(self) -> Sequence[Scheduled]:
+        """What changes the optimizers' learning rates, and when."""
+        return ()
+
+    @property
+    def clipping(self) -> Clipping:
+        """How gradients are clipped before a step."""
+        return NO_CLIPPING
 
     @property
     def ranks(self) -> Ranks:

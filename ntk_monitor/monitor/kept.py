@@ -40,6 +40,11 @@ class KeptBatch:
         self._alike: bool | None = None
         self._error: Exception | None = None
 
+    @property
+    def source(self) -> Any:  # noqa: ANN401
+        """A batch of the training, where the one that is probed is none."""
+        return None if self._is("train") else self.second
+
     def wants(self, kind: str) -> bool:
         """Whether the first batch of a kind is still to be kept.
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ntk_monitor.checks import require
+from ntk_monitor.descent import Clipping, Scheduled, plain_optimizer
 from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.model.spread import of_batches
 from ntk_monitor.monitor.base import BaseMonitor
 from ntk_monitor.monitor.detector import StallDetector
 from ntk_monitor.monitor.host import Host, world
-from ntk_monitor.monitor.optimizers import plain_optimizer
 from ntk_monitor.monitor.writers import folder_of
 from ntk_monitor.ranks import Ranks
 from ntk_monitor.snapshot import Snapshot
@@ -107,8 +107,12 @@ class LoopHost(Host):
         loggers: Sequence[Any],
         log_dir: str | None,
         device: Any = None,  # noqa: ANN401
+        clip_norm: float | None = None,
+        schedulers: Sequence[Any] = (),
     ) -> None:
         """Take the parts of a training; only the first process has loggers."""
+        self._clipping = Clipping(norm=clip_norm)
+        self._schedulers = [Scheduled(each) for each in schedulers]
         self._monitor = monitor
         self.module = plain_module(module)
         self._optimizers = [plain_optimizer(optimizer) for optimizer in optimizers]
@@ -133,6 +137,14 @@ class LoopHost(Host):
     @property
     def optimizers(self) -> Sequence[Optimizer]:  # noqa: D102
         return self._optimizers
+
+    @property
+    def schedulers(self) -> Sequence[Scheduled]:  # noqa: D102
+        return self._schedulers
+
+    @property
+    def clipping(self) -> Clipping:  # noqa: D102
+        return self._clipping
 
     @property
     def loggers(self) -> list[Any]:  # noqa: D102

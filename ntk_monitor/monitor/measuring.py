@@ -6,11 +6,10 @@ import logging
 import math
 from collections.abc import Sequence
 
-from ntk_monitor.model.linearization import Preconditioner
+from ntk_monitor.descent import Ahead, Descent, descent_of, plain_descent
 from ntk_monitor.monitor.followed import FollowedState
 from ntk_monitor.monitor.host import Host
 from ntk_monitor.monitor.kept import KeptBatch
-from ntk_monitor.monitor.optimizers import learning_rate, preconditioner
 from ntk_monitor.probe import Probe
 from ntk_monitor.ranks import Ranks
 from ntk_monitor.snapshot import Snapshot
@@ -31,6 +30,7 @@ def measure(
     *,
     redraws: int,
     max_overhead: float | None,
+    ahead: Ahead,
 ) -> tuple[Snapshot, ...]:
     """Measure every state, in all processes together.
 
@@ -40,6 +40,7 @@ def measure(
         kept: The batch.
         redraws: How often new tangents were drawn.
         max_overhead: Share of the training that probes may take, or None.
+        ahead: The learning rates to come.
 
     Returns:
         A snapshot for each state, the same in all processes; none where there is no batch yet.
@@ -51,13 +52,15 @@ def measure(
     most = most_products(states[0].probe, host, len(states), max_overhead)
     apart = ranks.size < host.ranks.size
     with ranks.together():
-        rate, scales = optimization(states[0].probe, host, ranks)
+        descent = descent_in(states[0].probe, host, ahead)
         found = tuple(
             state.probe(
                 host.module,
                 batch,
-                learning_rate=rate,
-                preconditioner=scales,
+                descent=descent,
+                horizon=max(host.planned_steps - host.global_step, 1),
+                second=kept.second,
+                source=kept.source,
                 seed=state.probe.seed + redraws,
                 max_products=most,
                 ranks=ranks,
@@ -68,29 +71,30 @@ def measure(
     return host.shared(found) if apart else found
 
 
-def optimization(
-    probe: Probe, host: Host, ranks: Ranks
-) -> tuple[float | None, Preconditioner | None]:
-    """What the optimizers do; one that cannot be read costs these numbers, and no probe.
+def descent_in(probe: Probe, host: Host, ahead: Ahead) -> Descent | None:
+    """How a training steps; optimizers that cannot be read cost the forecast, and no probe.
 
     Args:
-        probe: The measurement.
+        probe: The measurement; plain gradient descent if it has a learning rate of its own.
         host: The training.
-        ranks: The processes that measure together, which all take the first one's rate.
+        ahead: The learning rates to come.
 
     Returns:
-        The learning rate, and what the optimizers multiply the gradient with; see `optimizers`.
+        How it steps, or None.
     """
-    rate, scales = probe.learning_rate, None
+    if probe.tier == "core":
+        return None
+    if probe.learning_rate is not None:
+        return plain_descent(host.module, probe.learning_rate)
     try:
-        rate = rate or learning_rate(host.optimizers)
-        if probe.modes and probe.tier != "core":
-            scales = preconditioner(host.optimizers, host.module)
+        optimizers, step = host.optimizers, host.global_step
+        rates = ahead.rates(
+            optimizers, lambda: host.schedulers, step, host.planned_steps - step
+        )
+        return descent_of(optimizers, host.module, rates=rates, clipping=host.clipping)
     except Exception as error:
         logger.info("the optimizers could not be read: %r", error)
-    first = ranks.everyone.each(rate or math.nan)[0]
-    known = ranks.everyone.all(scales is not None)
-    return None if math.isnan(first) else first, scales if known else None
+        return None
 
 
 def most_products(probe: Probe, host: Host, states: int, max_overhead: float | None) -> int:

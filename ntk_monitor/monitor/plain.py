@@ -60,6 +60,8 @@ class Monitor(LoopMonitor):
         optimizer: Optimizer | Sequence[Optimizer] = (),
         *,
         loss_fn: LossFn | None = None,
+        clip_norm: float | None = None,
+        scheduler: Any = None,  # noqa: ANN401
         batch: Any = None,  # noqa: ANN401
         total_steps: int | None = None,
         log_dir: str | PathLike[str] | None = None,
@@ -77,6 +79,9 @@ class Monitor(LoopMonitor):
             loss_fn: ``(module, batch) -> loss``: what the training minimises. Without it, a
                 LightningModule's ``training_step``, the loss that the model itself returns, or a
                 guess by the batch, as in `probe`.
+            clip_norm: Norm to which the loop clips the gradients of all parameters together.
+            scheduler: What changes the learning rate, stepped once a step, or several of them; the
+                rates to come are read ahead on a copy.
             batch: The first batch, to probe on before the first step; not looked at where
                 ``probe_batch`` is one to probe on. Without either the batch of the first `step` is
                 kept, and probed on after that.
@@ -107,6 +112,10 @@ class Monitor(LoopMonitor):
         asked = any(p.forward_fn or p.target_fn for p in own)
         alone = loss_fn is None or not asked
         require(alone, "loss_fn", "left out where forward_fn or target_fn are given", loss_fn)
+        positive = clip_norm is None or clip_norm > 0
+        require(positive, "clip_norm", "a norm above 0, or None", clip_norm)
+        several = isinstance(scheduler, (list, tuple))
+        schedulers = scheduler if several else [] if scheduler is None else [scheduler]
         some = total_steps is None or total_steps >= 1
         require(some, "total_steps", "at least 1 optimizer step, or None", total_steps)
         loggers = loggers_of(logger)
@@ -114,7 +123,9 @@ class Monitor(LoopMonitor):
             loggers = loggers_of(list(fabric.loggers))
         folder = None if log_dir is None else str(log_dir)
         device = None if fabric is None else fabric.device
-        host = LoopHost(self, model, optimizers, loggers, folder, device)
+        host = LoopHost(
+            self, model, optimizers, loggers, folder, device, clip_norm, schedulers
+        )
         self._start(host, math.inf if total_steps is None else total_steps)
         writer = self._own_writer(host, folder, loggers)
         self._host = host

@@ -26,8 +26,7 @@ def steps_to_learn(mode: TargetMode) -> float | None:
     Returns:
         Those of the preconditioned kernel, if there is one, else plain gradient descent's.
     """
-    preconditioned = mode.preconditioned_steps_to_learn
-    return mode.steps_to_learn if preconditioned is None else preconditioned
+    return mode.steps_to_learn
 
 
 def reason_of(mode: TargetMode, modes: Sequence[TargetMode]) -> Reason:
@@ -67,7 +66,7 @@ def stall_message(
         A few sentences.
     """
     steps = steps_to_learn(mode) or math.nan
-    plain = mode.preconditioned_steps_to_learn is None
+    plain = True
     why, advice = {
         "core": (
             "the activity that the weights multiply hardly has this mode's time course (core "

@@ -15,7 +15,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ntk_monitor.descent import Clipping, Scheduled
 from ntk_monitor.model.spread import of_batches
+from ntk_monitor.model.step.standins import Training
 from ntk_monitor.monitor.delivery import run_folder
 from ntk_monitor.monitor.host import Host, world
 from ntk_monitor.ranks import ALONE, Ranks
@@ -93,6 +95,14 @@ class TrainerHost(Host):
         return self.trainer.optimizers
 
     @property
+    def schedulers(self) -> Sequence[Scheduled]:  # noqa: D102
+        return [_scheduled(self.trainer, c) for c in self.trainer.lr_scheduler_configs]
+
+    @property
+    def clipping(self) -> Clipping:  # noqa: D102
+        return _clipping(self.trainer, self.module)
+
+    @property
     def loggers(self) -> Sequence[Any]:  # noqa: D102
         return self.trainer.loggers
 
@@ -134,6 +144,43 @@ class TrainerHost(Host):
 
     def make_batch(self, make: Callable[..., Any]) -> Any:  # noqa: ANN401, D102
         return make(self.trainer, self.module)
+
+
+def _scheduled(trainer: Trainer, config: Any) -> Scheduled:  # noqa: ANN401
+    """When a scheduler of a Trainer steps, in optimizer steps."""
+    every = max(int(config.frequency), 1)
+    if config.interval == "step":
+        return Scheduled(config.scheduler, every)
+    batches = float(trainer.num_training_batches)
+    epoch = max(int(batches // trainer.accumulate_grad_batches), 1) if batches < math.inf else 1
+    to_its_end = epoch - batches_that_stepped(trainer, in_batch_end=False) % epoch
+    later = (every - 1 - trainer.current_epoch % every) * epoch
+    return Scheduled(config.scheduler, every * epoch, to_its_end + later)
+
+
+def _clipping(trainer: Trainer, module: LightningModule) -> Clipping:
+    """How a Trainer, or its module, clips gradients."""
+    if not module.automatic_optimization:
+        return Clipping()
+    value = trainer.gradient_clip_val
+    if _overrides(module, "configure_gradient_clipping"):
+
+        def own(optimizer: Optimizer) -> None:
+            algorithm = trainer.gradient_clip_algorithm
+            with Training(module).standing_in():
+                module.configure_gradient_clipping(optimizer, value, algorithm)
+
+        return Clipping(own=own)
+    if not value:
+        return Clipping()
+    by_value = str(trainer.gradient_clip_algorithm or "norm").endswith("value")
+    return Clipping(value=float(value)) if by_value else Clipping(norm=float(value))
+
+
+def _overrides(module: LightningModule, name: str) -> bool:
+    """Whether a module has a hook of its own."""
+    owner = next(kind for kind in type(module).__mro__ if name in vars(kind))
+    return name in vars(module) or owner.__name__ != "LightningModule"
 
 
 def require_known_strategy(trainer: Trainer) -> None:

@@ -24,11 +24,13 @@ class Seen(NamedTuple):
         output: ``y``.
         target: What it is compared with; None for an output without a loss.
         counts: Of which entries of the output the loss depends; None for all.
+        reach: Share of the target that the loss asks for; less than 1 where labels are smoothed.
     """
 
     output: Tensor
     target: Tensor | None
     counts: Tensor | None = None
+    reach: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Comparison:
         target: In the layout of the outputs; class indices without the last axis; None for none.
         counts: Of which entries the loss depends, in the layout of the outputs; None for all.
         batch_first: Whether the layout is known to be ``(B, ..., o)``, whatever the model's.
+        reach: As in `Seen`.
     """
 
     head: Head
@@ -70,6 +73,7 @@ class Comparison:
     target: Tensor | None = None
     counts: Tensor | None = None
     batch_first: bool = False
+    reach: float = 1.0
 
 
 def compared(head: Head, seen: Mapping[int, Seen]) -> Comparison:
@@ -108,6 +112,7 @@ def compared(head: Head, seen: Mapping[int, Seen]) -> Comparison:
         target.squeeze(-1) if indices and target is not None else target,
         None if counts is None or bool(counts.all()) else counts,
         batch_first=head.joined == "steps" or (head.joined == "alone" and moved),
+        reach=whole[0].reach,
     )
 
 
@@ -148,7 +153,8 @@ def _unflattened(seen: Seen, head: Head) -> Seen:
 
 
 def _each(seen: Seen, change: Callable[[Tensor], Tensor]) -> Seen:
-    return Seen(*(None if x is None else change(x) for x in seen))  # type: ignore[arg-type]
+    changed = (None if x is None else change(x) for x in seen[:3])
+    return Seen(*changed, reach=seen.reach)  # type: ignore[arg-type]
 
 
 def _joined(tensors: Sequence[Tensor], how: Joined) -> Tensor:

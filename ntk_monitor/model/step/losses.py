@@ -45,6 +45,8 @@ class Loss:
         generic: From normal noise, and the target, to outputs at which no derivative is zero by
             chance.
         classes_second: Whether classes are on the second axis of more than two.
+        reach: From the function's other arguments by name to the share of the target, less its
+            mean, that outputs have where the loss is least.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Loss:
     counts: Counts = "entries"
     generic: Callable[[Tensor, Tensor], Tensor] = lambda noise, _: noise
     classes_second: bool = True
+    reach: Callable[[Mapping[str, Any]], float] = lambda _: 1.0
 
 
 def _multi_hot(target: Tensor, _: Mapping[str, Any], output: Tensor) -> Tensor:
@@ -69,6 +72,10 @@ def _multi_hot(target: Tensor, _: Mapping[str, Any], output: Tensor) -> Tensor:
 
 def _of_logarithm(target: Tensor, given: Mapping[str, Any], _: Tensor) -> Tensor:
     return target.exp() if given.get("log_target") else target
+
+
+def _smoothed(given: Mapping[str, Any]) -> float:
+    return 1 - float(given.get("label_smoothing") or 0.0)
 
 
 def _around(noise: Tensor, target: Tensor) -> Tensor:
@@ -100,7 +107,7 @@ LOSSES: dict[str, Loss] = {
         Loss("huber_loss", generic=_around),
         Loss("gaussian_nll_loss", generic=_around),
         Loss("poisson_nll_loss", link=torch.exp),
-        Loss("cross_entropy", "classes", probabilities, counts="rows"),
+        Loss("cross_entropy", "classes", probabilities, counts="rows", reach=_smoothed),
         Loss("linear_cross_entropy", "classes", probabilities, counts="rows"),
         Loss("nll_loss", "classes", torch.exp, counts="rows", generic=_logarithms),
         Loss("multi_margin_loss", "classes", probabilities, counts="all"),

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from ntk_monitor.model.batch import of_the_class, plain_tensor
 from ntk_monitor.model.step.comparison import Seen
 from ntk_monitor.model.step.losses import LOSSES, Loss
+from ntk_monitor.model.step.tape import Tape
 
 DIFFERENCES = frozenset({"sub", "subtract", "rsub", "__rsub__", "sub_", "__isub__"})
 PRODUCTS = frozenset({"mul", "multiply", "mul_", "__rmul__"})
@@ -119,7 +120,12 @@ class Following(LossWatch):
     """
 
     def __init__(
-        self, readings: Mapping[int, Reading], *, shake: bool = False, cut: bool = False
+        self,
+        readings: Mapping[int, Reading],
+        *,
+        shake: bool = False,
+        cut: bool = False,
+        tape: Tape | None = None,
     ) -> None:
         """Prepare for a pass.
 
@@ -127,12 +133,13 @@ class Following(LossWatch):
             readings: How the calls compare, by their numbers.
             shake: Whether to go on from other outputs, in which the loss is then differentiable.
             cut: See `LossWatch`.
+            tape: Records what is computed from the outputs; whoever made it stops it.
         """
         super().__init__(cut=cut)
         self.seen: dict[int, Seen] = {}
         self.sums: dict[int, Tensor] = {}
         self.shaken: dict[int, Tensor] = {}
-        self._readings, self._shake = readings, shake
+        self._readings, self._shake, self._tape = readings, shake, tape
 
     def see(self, func: Any, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Make a call, and read what it compares."""
@@ -142,7 +149,11 @@ class Following(LossWatch):
         y, t = argument_at(args, kwargs, reading.output), argument_at(args, kwargs, reading.target)
         with torch._C.DisableTorchFunction():
             whole, y, t = y, plain_tensor(y), plain_tensor(t)
-            self.seen[number] = Seen(y, reading.loss.target(t, kwargs, y))
+            target, reach = reading.loss.target(t, kwargs, y), reading.loss.reach(kwargs)
+            self.seen[number] = Seen(y, target, reach=reach)
+        if self._tape is not None:
+            self._tape.start(number, y)
+            args, kwargs = _with(args, kwargs, reading.output, y)
         if self._shake:
             self.sums[number] = sums_of(y, t)
         if self._shake and y.numel() <= MOST_SHAKEN:

@@ -1,0 +1,347 @@
+"""The coming steps of a training in a small space: Krylov directions, and the real loss in them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from ntk_monitor.descent.lossmap import LossMap
+from ntk_monitor.descent.optimizers import Descent, Part, Velocity
+
+Vector = NDArray[np.float64]
+DEPTH = 6
+"""Krylov directions."""
+SINGLE = 32
+"""Coming steps that are taken one by one; those after them as a flow."""
+PER_DOUBLING = 6
+"""Steps ahead at which the curves are known, beyond those."""
+MOST_ENTRIES = 2**22
+"""Outputs up to which the loss is computed anew as often as a long forecast asks."""
+BREAKDOWN = 1e-6
+"""Share of a new direction that must be left when the others are taken out of it."""
+
+
+class Grown(NamedTuple):
+    """What a Krylov space is made of.
+
+    Attributes:
+        basis: Orthonormal directions of outputs, this process's entries, shape ``(m, N)``.
+        response: What a step of the size one along each makes of the outputs, ``J S J* b``.
+        pulled: The gradients ``J* b``, each of shape ``(p,)``.
+    """
+
+    basis: Tensor
+    response: Tensor
+    pulled: list[Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    r"""How the outputs move in the coming steps.
+
+    Outputs are :math:`f = y - \sum_j p_j \Phi_j`. The first ``m`` of the directions
+    :math:`\Phi_j = J S J^* b_j` are those of a Krylov space, ``S`` being the learning rate times the
+    optimizer's ``D``; the others do not depend on the loss's outputs: a penalty's gradient, what
+    momentum holds, decay. At each step the gradient is that of the real loss at ``f``, seen through
+    the ``b_j``, clipped, averaged by momentum and scheduled as the optimizer does it.
+
+    Attributes:
+        loss_map: The loss.
+        basis: ``b_j``, shape ``(m, N)``.
+        directions: All ``Phi_j``, shape ``(m + drifts, N)``.
+        drifts: What the others are, by name, in order.
+        gram: Inner products of the gradients of the first ``m``, and of the penalty.
+        velocity: Momentum.
+        descent: Rates and clipping.
+        shrink: What is taken off the movement itself at each step, by decay.
+        clip_norm: Norm to which gradients are clipped, or inf.
+        speed: What the learning rate is multiplied with.
+        with_decay: Whether there is decay.
+    """
+
+    loss_map: LossMap
+    basis: Tensor
+    directions: Tensor
+    drifts: tuple[str, ...]
+    gram: Vector
+    velocity: Velocity
+    descent: Descent
+    shrink: float
+    clip_norm: float
+    speed: float = 1.0
+    with_decay: bool = True
+
+    def shallower(self, depth: int) -> Course:
+        """The same in fewer Krylov directions.
+
+        Args:
+            depth: How many.
+
+        Returns:
+            Another course.
+        """
+        m = len(self.basis)
+        kept = [*range(min(depth, m)), *range(m, len(self.directions))]
+        inner = [*range(min(depth, m)), *range(m, len(self.gram))]
+        return replace(
+            self,
+            basis=self.basis[:depth],
+            directions=self.directions[kept],
+            gram=self.gram[np.ix_(inner, inner)],
+        )
+
+    def outputs(self, p: Vector) -> Tensor:
+        """The outputs at a place of the small space."""
+        moved = torch.as_tensor(p, dtype=self.directions.dtype, device=self.directions.device)
+        return self.loss_map.outputs - moved @ self.directions
+
+    def slopes(self, p: Vector) -> tuple[float, Vector]:
+        """The loss at a place, and the gradient in terms of the directions, clipped."""
+        m = len(self.basis)
+        loss, along = self.loss_map.evaluate(self.outputs(p), self.basis)
+        coefficients = np.zeros(len(self.directions))
+        coefficients[:m] = along.cpu().numpy()
+        inner = coefficients[: len(self.gram)].copy()
+        for i, name in enumerate(self.drifts, start=m):
+            coefficients[i] = float(name in {"rest", "coupled decay"})
+            if name == "rest":
+                inner[i] = 1.0
+        norm = math.sqrt(max(float(inner @ self.gram @ inner), 0.0))
+        if norm > self.clip_norm:
+            coefficients[: len(inner)] *= self.clip_norm / norm
+        return loss, self._decaying(coefficients)
+
+    def _decaying(self, coefficients: Vector) -> Vector:
+        if not self.with_decay:
+            for i, name in enumerate(self.drifts, start=len(self.basis)):
+                if name.endswith("decay"):
+                    coefficients[i] = 0.0
+        return coefficients
+
+    def run(self, horizon: float) -> tuple[Vector, NDArray[np.float64], Vector]:
+        """Integrate.
+
+        Args:
+            horizon: How many steps ahead.
+
+        Returns:
+            Steps ahead, from 0; the place in the small space at each, ``(h, directions)``; and the
+            loss at each. They end early where the loss ceases to be finite.
+        """
+        steps, places, losses = self._single(int(min(horizon, SINGLE)))
+        long = horizon > SINGLE and math.isfinite(losses[-1])
+        if long and self.loss_map.outputs.numel() <= MOST_ENTRIES:
+            self._flow(steps, places, losses, horizon)
+        return np.array(steps), np.array(places), np.array(losses)
+
+    def _single(self, count: int) -> tuple[list[float], list[Vector], list[float]]:
+        m, v = len(self.basis), self.velocity
+        p = np.zeros(len(self.directions))
+        momentum = np.zeros_like(p)
+        if "held" in self.drifts:
+            momentum[m + self.drifts.index("held")] = 1.0
+        cap = self._caps() if count else np.ones((m, m))
+        loss, gradient = self.slopes(p)
+        steps, places, losses = [0.0], [p], [loss]
+        for k in range(count):
+            rate = self.descent.rate_at(k) * self.speed
+            first = k == 0 and "held" not in self.drifts and v.taken is None
+            momentum = v.beta * momentum + (1.0 if first and v.beta else v.gain) * gradient
+            step = momentum.copy()
+            if v.taken is not None and v.beta:
+                step /= 1 - v.beta ** (v.taken + k + 1)
+            if v.nesterov:
+                step = gradient + v.beta * momentum
+            step = self._undirected(step)
+            if k:
+                step[:m] = cap @ step[:m]
+            p = p * (1 - self._shrink_at(rate)) + rate * step
+            loss, gradient = self.slopes(p)
+            steps.append(k + 1.0)
+            places.append(p)
+            losses.append(loss)
+            if not math.isfinite(loss):
+                break
+        return steps, places, losses
+
+    def _undirected(self, step: Vector) -> Vector:
+        """What happens at every step whatever the gradient."""
+        for i, name in enumerate(self.drifts, start=len(self.basis)):
+            if name == "steady" or (name == "decoupled decay" and self.with_decay):
+                step[i] = 1.0
+        return step
+
+    def _shrink_at(self, rate: float) -> float:
+        return self.shrink * rate if self.with_decay else 0.0
+
+    def _caps(self) -> NDArray[np.float64]:
+        """What a step along unstable directions is multiplied with.
+
+        Along an eigendirection of the small kernel with eigenvalue ``lambda`` a step longer than
+        ``1 / (lambda h)``, ``h`` the loss's curvature, would overshoot.
+        """
+        m = len(self.basis)
+        kernel = self._small_kernel()
+        values, vectors = np.linalg.eigh(kernel)
+        curvatures = [self._curvature(vectors[:, i]) for i in range(m)]
+        reach = values * np.array(curvatures) * self.speed
+        factors = np.where(reach > 1, 1 / np.maximum(reach, 1), 1.0)
+        return (vectors * factors) @ vectors.T
+
+    def _small_kernel(self) -> NDArray[np.float64]:
+        m = len(self.basis)
+        kernel = self.loss_map.ranks.sum((self.basis @ self.directions[:m].T).double())
+        kernel = kernel.cpu().numpy()
+        return (kernel + kernel.T) / 2
+
+    def _curvature(self, direction: Vector) -> float:
+        """Second derivative of the loss along a unit direction of the space."""
+        along = torch.as_tensor(direction, dtype=self.basis.dtype, device=self.basis.device)
+        q = (along @ self.basis).unsqueeze(0)
+        y, ranks = self.loss_map.outputs, self.loss_map.ranks
+        size = math.sqrt(float(ranks.sum(y.double().square().sum())))
+        epsilon = 0.01 * (size + 1e-3 * math.sqrt(ranks.total(len(y))))
+        slopes = [float(self.loss_map.evaluate(y + s * epsilon * q[0], q)[1]) for s in (1, -1)]
+        return max((slopes[0] - slopes[1]) / (2 * epsilon), 0.0)
+
+    def _flow(
+        self,
+        steps: list[float],
+        places: list[Vector],
+        losses: list[float],
+        horizon: float,
+    ) -> None:
+        count = max(round(PER_DOUBLING * math.log2(horizon / SINGLE)), 1) + 1
+        times = np.geomspace(SINGLE, horizon, count)[1:]
+        gain = self.velocity.total
+
+        def speed(t: float, p: Vector) -> Vector:
+            rate = self.descent.rate_at(int(t)) * self.speed
+            _, gradient = self.slopes(p)
+            step = self._undirected(gain * gradient)
+            return rate * step - self._shrink_at(rate) * p
+
+        def carried_on() -> None:
+            solution = solve_ivp(
+                speed,
+                (SINGLE, horizon),
+                places[-1],
+                method="LSODA",
+                t_eval=times,
+                rtol=0.01,
+                atol=1e-3 * (np.abs(places[-1]).max() + 1e-12),
+            )
+            for t, p in zip(solution.t, solution.y.T, strict=True):
+                loss, _ = self.slopes(p)
+                if not math.isfinite(loss):
+                    break
+                steps.append(float(t))
+                places.append(p)
+                losses.append(loss)
+
+        with np.errstate(all="ignore"):
+            carried_on()
+
+
+def grow(
+    loss_map: LossMap,
+    scaled: Callable[[Tensor], Tensor],
+    start: Tensor,
+    first: tuple[Tensor, Tensor] | None,
+    depth: int,
+) -> Grown:
+    r"""A Krylov space of outputs under :math:`J S J^*`, with full orthogonalisation.
+
+    Args:
+        loss_map: The model.
+        scaled: ``S`` on flat gradients.
+        start: Its first direction, this process's entries, shape ``(N,)``.
+        first: The pulled gradient of ``start`` and what it makes of the outputs, if known.
+        depth: How many directions at most; each costs a backward pass and a product.
+
+    Returns:
+        The space; it ends early where it is invariant.
+    """
+    ranks = loss_map.ranks
+
+    def size_of(x: Tensor) -> float:
+        return math.sqrt(float(ranks.sum(x.double().square().sum())))
+
+    basis: list[Tensor] = []
+    response: list[Tensor] = []
+    pulled: list[Tensor] = []
+    new, size = start, size_of(start)
+    reference = size
+    while len(basis) < depth and size > BREAKDOWN * reference and size > 0:
+        b = new / size
+        if first is not None and not basis:
+            g, moved = first[0] / size, first[1] / size
+        else:
+            g = loss_map.pull(b)
+            moved = loss_map.push([scaled(g)])[0]
+        basis.append(b)
+        pulled.append(g)
+        response.append(moved)
+        new, reference = moved, size_of(moved)
+        for _ in range(2):
+            B = torch.stack(basis)
+            new = new - ranks.sum((B @ new).double()).to(new.dtype) @ B
+        size = size_of(new)
+    none = loss_map.outputs.new_zeros(0, len(loss_map.outputs))
+    return Grown(
+        torch.stack(basis) if basis else none, torch.stack(response) if response else none, pulled
+    )
+
+
+def scaling(parts: dict[str, Part], loss_map: LossMap, mask: Tensor | None) -> Callable[..., Tensor]:
+    """``S`` on flat gradients: learning rate times ``D``; zero for what is not stepped.
+
+    Args:
+        parts: How each parameter is stepped.
+        loss_map: Knows how parameters form a flat vector.
+        mask: What gradients are multiplied with before, by clipping entry by entry; or None.
+
+    Returns:
+        The map.
+    """
+    space = loss_map.space
+
+    def scaled(flat: Tensor) -> Tensor:
+        given = space.split(flat if mask is None else flat * mask)
+        return space.join([
+            parts[name].scale(g) if name in parts else torch.zeros_like(g)
+            for name, g in given.items()
+        ])
+
+    return scaled
+
+
+def crossing(steps: Sequence[float] | Vector, learned: Vector, threshold: float) -> float:
+    """The first step at which a learned fraction reaches a threshold.
+
+    Args:
+        steps: Steps ahead.
+        learned: The learned fraction at each.
+        threshold: Of it.
+
+    Returns:
+        The step, between those that are given by straight lines; 0 if it is there already, inf if
+        it never is.
+    """
+    above = np.flatnonzero(np.asarray(learned) >= threshold)
+    if not len(above):
+        return math.inf
+    i = int(above[0])
+    if i == 0:
+        return 0.0
+    before, after = float(learned[i - 1]), float(learned[i])
+    share = (threshold - before) / (after - before)
+    return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))

@@ -1,0 +1,322 @@
+"""The loss that training minimises, as a function of outputs, and these of the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ntk_monitor.model import Linearization, quiet
+from ntk_monitor.model.derivative import Derivative
+from ntk_monitor.model.parameters import ParameterSpace
+from ntk_monitor.model.products import AUTOMATIC, make_products
+from ntk_monitor.model.second_pass import counts_of
+from ntk_monitor.model.step import Comparison
+from ntk_monitor.model.step.comparison import Seen, compared
+from ntk_monitor.model.step.tape import Tape
+from ntk_monitor.ranks import Ranks
+
+NEGLIGIBLE = 1e-3
+"""Share of the gradient's size below which the loss counts as a function of the outputs alone."""
+AGREES = 1e-3
+"""Relative difference up to which a loss computed anew is the one that was computed."""
+
+
+class NoLossError(ValueError):
+    """There is no loss that could be computed anew from other outputs; says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One recorded pass of the step.
+
+    Attributes:
+        raw: The compared outputs as the loss gets them, by number.
+        seen: The comparisons by number.
+        returned: What the step returned.
+        loss: The loss; carries the graph.
+        again: The loss from other outputs, by number.
+    """
+
+    raw: Mapping[int, Tensor]
+    seen: Mapping[int, Seen]
+    loss: Tensor
+    again: Callable[[Mapping[int, Tensor]], Tensor | None]
+
+
+class LossMap:
+    r"""The loss :math:`l(y(\theta))` at the present parameters, on one batch.
+
+    Where several processes train together, each has the outputs of its own batch, and the loss is
+    the mean over all. Batches are normalised as training normalises them, and nothing is dropped
+    out.
+
+    Attributes:
+        outputs: The compared outputs ``y`` one after the other, shape ``(N,)``.
+        loss: The loss.
+        error: ``r = dl/dy``, shape ``(N,)``.
+        gradient: ``dl/dtheta`` of all trained parameters, shape ``(p,)``.
+        rest: What of it does not come through the outputs (a penalty of weights or activity), or
+            None where that is nothing to speak of.
+        space: How the trained parameters form a flat vector.
+        theta: Their values, flat.
+        products: The derivative of the outputs in them.
+    """
+
+    def __init__(
+        self,
+        lin: Linearization,
+        guess: Callable[[Tensor], Tensor] | None = None,
+        accuracy: float = 0.002,
+    ) -> None:
+        """Record one pass.
+
+        Args:
+            lin: The model on the batch.
+            guess: The loss of the outputs, where no step function tells it.
+            accuracy: Relative agreement that finite differences must show.
+
+        Raises:
+            NoLossError: If there is no loss that can be computed anew, or no output of it.
+        """
+        self._lin, self._guess = lin, guess
+        self._forward = lin._forward
+        self.ranks: Ranks = lin.ranks
+        names = lin._trained
+        self.space = ParameterSpace({name: self._forward.tensors[name].shape for name in names})
+        self.theta = self.space.join([self._forward.tensors[name].detach() for name in names])
+        leaves = self._forward.leaves(names)
+        self._leaves = leaves
+        with self._quiet(), torch.enable_grad():
+            found = self._pass(leaves)
+        self._found = found
+        self._numbers = [n for n in sorted(found.raw) if found.raw[n].requires_grad]
+        if not self._numbers:
+            raise NoLossError("the loss compares no output that training moves")
+        self._graph = torch.cat([found.raw[n].reshape(-1) for n in self._numbers])
+        self.outputs = self._graph.detach()
+        loss, self.error = self._once(self.outputs)
+        self.loss = float(loss)
+        self._require_agreement(found)
+        self.gradient = self._total_gradient(found)
+        through = self.pull(self.error)
+        rest = self.gradient - through
+        sizes = [float(torch.linalg.vector_norm(x)) for x in (rest, self.gradient)]
+        self.rest = rest if sizes[0] > NEGLIGIBLE * sizes[1] else None
+        self.products = self._derivative(accuracy)
+
+    def _quiet(self) -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(quiet(self._forward.module, kernels="reversible"))
+        stack.enter_context(self._forward.as_training_normalises())
+        return stack
+
+    def _pass(self, leaves: Mapping[str, Tensor]) -> Pass:
+        lin, tape = self._lin, Tape()
+        readings = lin._compares.readings if self._guess is None else {}
+        step = self._forward.step
+        try:
+            _, returned, watch = self._forward.run_whole(leaves, lin._state, readings, tape=tape)
+            if self._guess is not None:
+                plain = step.plain_output(returned, lin._batch)
+                if plain is None or plain.output is None:
+                    raise NoLossError("there is no output")
+                seen = {0: Seen(plain.output, None)}
+                return Pass(
+                    {0: plain.output},
+                    seen,
+                    self._guess(plain.output),
+                    lambda raw: self._guess(raw[0]),  # type: ignore[misc]
+                )
+            loss = step.loss(returned, watch.meant)
+        finally:
+            tape.stop()
+        if loss is None or not loss.requires_grad:
+            raise NoLossError(f"{step.name} gives no loss that training could minimise")
+        raw = {number: seen.output for number, seen in watch.seen.items()}
+        return Pass(raw, dict(watch.seen), loss, lambda raw: tape.replay(raw, loss))
+
+    def _once(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss of all processes' outputs, and its derivative in this process's."""
+        given = flat.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = self._found.again(self._raw(given))
+            if loss is None or not loss.requires_grad:
+                raise NoLossError("the loss does not depend on the outputs that it compares")
+            (error,) = torch.autograd.grad(loss, given, materialize_grads=True)
+        size = self.ranks.size
+        return loss.detach().double().reshape(()) / size, error / size
+
+    def _raw(self, flat: Tensor) -> dict[int, Tensor]:
+        """Outputs by number, in the shapes that the loss gets; those that nothing moves as well."""
+        raw = {n: y.detach() for n, y in self._found.raw.items() if n not in self._numbers}
+        parts = torch.split(flat, [self._found.raw[n].numel() for n in self._numbers])
+        for number, part in zip(self._numbers, parts, strict=True):
+            raw[number] = part.view(self._found.raw[number].shape)
+        return raw
+
+    def _require_agreement(self, found: Pass) -> None:
+        """Refuse a loss that is another when it is computed anew.
+
+        Raises:
+            NoLossError: If it is.
+        """
+        own = float(found.loss.detach().double()) / self.ranks.size
+        gap = abs(self.loss - own)
+        if not self.ranks.all(gap <= AGREES * abs(own) + 1e-12):
+            raise NoLossError(
+                f"the loss is {own:.4g} in the step and {self.loss:.4g} when it is computed anew "
+                "from its outputs"
+            )
+        self.loss = float(self.ranks.total(self.loss))
+
+    def _total_gradient(self, found: Pass) -> Tensor:
+        with self._quiet():
+            grads = self._forward.gradients(
+                found.loss.reshape(()), self._leaves, found.loss.new_ones(()) / self.ranks.size
+            )
+        return self.ranks.sum(self._joined(grads))
+
+    def _joined(self, grads: Mapping[str, Tensor | None]) -> Tensor:
+        shapes = self.space.shapes
+        zero = self.theta.new_zeros
+        return self.space.join([
+            zero(shapes[name]) if g is None else g.to(self.theta.dtype)
+            for name, g in grads.items()
+        ])
+
+    def evaluate(self, flat: Tensor, along: Tensor | None = None) -> tuple[float, Tensor]:
+        """The loss of some outputs, and its derivative along some directions.
+
+        Args:
+            flat: This process's outputs, shape ``(N,)``.
+            along: Directions, shape ``(m, N)``; None for none.
+
+        Returns:
+            The loss, and the derivatives in float64, shape ``(m,)``.
+        """
+        loss, error = self._once(flat)
+        slopes = error.new_zeros(0) if along is None else along @ error
+        joined = self.ranks.sum(torch.cat([loss.reshape(1), slopes.double()]))
+        return float(joined[0]), joined[1:]
+
+    def pull(self, e: Tensor) -> Tensor:
+        """``J_y* e``, summed over processes; one backward pass.
+
+        Args:
+            e: Of the outputs' shape.
+
+        Returns:
+            Shape ``(p,)``.
+        """
+        with self._quiet():
+            grads = self._forward.gradients(self._graph, self._leaves, e.to(self._graph.dtype))
+        return self.ranks.sum(self._joined(grads))
+
+    def push(self, tangents: Sequence[Tensor]) -> Tensor:
+        """``J_y w`` for some ``w``; one product each.
+
+        Args:
+            tangents: Each of shape ``(p,)``.
+
+        Returns:
+            This process's, shape ``(len(tangents), N)``.
+        """
+        if not tangents:
+            return self.outputs.new_zeros(0, len(self.outputs))
+        with self._quiet():
+            return self.products.matmat(torch.stack(list(tangents)))
+
+    def _derivative(self, accuracy: float) -> Derivative:
+        lin, chunk_size = self._lin, 1
+
+        def outputs_at(flat: Tensor) -> Tensor:
+            with self._forward.as_training_normalises():
+                raw = self._outputs(self.space.split(flat))
+                return torch.cat([raw[n].reshape(-1) for n in self._numbers])
+
+        methods = {
+            name: make_products(name, outputs_at, self.theta, chunk_size, accuracy, lin.ranks)
+            for name in ("finite-difference", *AUTOMATIC)
+        }
+
+        def context(kernels: Any) -> Any:  # noqa: ANN401
+            return quiet(self._forward.module, kernels=kernels)
+
+        return Derivative(
+            "J_y", (self.space.size,), self.outputs, methods, context, self.pull, (), lin.ranks
+        )
+
+    def _outputs(self, theta: Mapping[str, Tensor]) -> Mapping[int, Tensor]:
+        lin = self._lin
+        readings = lin._compares.readings if self._guess is None else {}
+        _, returned, watch = self._forward.run_whole(theta, lin._state, readings)
+        if self._guess is None:
+            return {number: seen.output for number, seen in watch.seen.items()}
+        plain = self._forward.step.plain_output(returned, lin._batch)
+        assert plain is not None
+        assert plain.output is not None
+        return {0: plain.output}
+
+    def placed(self, number: int, flat: Tensor) -> Tensor | None:
+        """The outputs of one comparison as rows.
+
+        Args:
+            number: Which of the linearisation's comparisons.
+            flat: All outputs, shape ``(N,)``.
+
+        Returns:
+            Shape ``(B, T, o)``, zero where the loss does not depend on them.
+        """
+        return self._lin.placed_output(self._comparison(number), self._laid_out(number, flat))
+
+    def _comparison(self, number: int) -> Comparison:
+        return self._lin.comparisons[number]
+
+    def _laid_out(self, number: int, flat: Tensor) -> Tensor | None:
+        raw = self._raw(flat)
+        if self._guess is not None:
+            return raw[0]
+        found = self._found.seen
+        seen = {n: Seen(raw[n], one.target) for n, one in found.items()}
+        return compared(self._comparison(number).head, seen).output
+
+    def counted(self, number: int) -> Comparison:
+        """A comparison that knows of which entries of its outputs the loss depends, by its error.
+
+        Args:
+            number: Which.
+
+        Returns:
+            The comparison.
+        """
+        comparison, raw = self._comparison(number), self._raw(self.error)
+        loss = comparison.head.loss
+        if loss is None:
+            return comparison
+        seen = {
+            n: Seen(one.output.detach(), one.target, counts_of(raw[n], loss))
+            for n, one in self._found.seen.items()
+        }
+        return replace(comparison, counts=compared(comparison.head, seen).counts)
+
+    def trials(self) -> Tensor:
+        """Which trial of the batch each output belongs to.
+
+        Returns:
+            Shape ``(N,)``; -1 for those that are not placed.
+        """
+        found = torch.full_like(self.outputs, -1, dtype=torch.long)
+        index = torch.arange(len(found), dtype=torch.float64, device=found.device)
+        for number, comparison in enumerate(self._lin.comparisons):
+            laid_out = self._laid_out(number, index)
+            if laid_out is None:
+                continue
+            placed = self._lin.in_rows(laid_out, batch_first=comparison.batch_first).long()
+            rows = torch.arange(len(placed), device=found.device).view(-1, 1, 1)
+            found[placed.reshape(-1)] = rows.expand_as(placed).reshape(-1)
+        return found

@@ -1,0 +1,413 @@
+"""What optimizers do with a gradient: the step itself, and how it goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
+
+from ntk_monitor.descent.shadow import real_update
+from ntk_monitor.model.compiled import plain_name
+
+Map = Callable[[Tensor], Tensor]
+Gradients = Mapping[str, Tensor]
+Clip = Callable[[Optimizer], None]
+AVERAGING = (Adam, AdamW, NAdam)
+"""Optimizers whose momentum is an average, of a gain of one."""
+
+
+def plain_optimizer(optimizer: Optimizer) -> Optimizer:
+    """The optimizer inside what Fabric or accelerate wraps around it.
+
+    Args:
+        optimizer: Wrapped or not.
+
+    Returns:
+        The optimizer that steps.
+    """
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
+
+
+class Clipping(NamedTuple):
+    """How gradients are clipped before a step.
+
+    Attributes:
+        norm: Norm to which those of all parameters together are, or None.
+        value: Likewise each entry.
+        own: What clips those of an optimizer's parameters in their place, where that is the user's.
+    """
+
+    norm: float | None = None
+    value: float | None = None
+    own: Clip | None = None
+
+
+NO_CLIPPING = Clipping()
+
+
+class Velocity(NamedTuple):
+    """How an optimizer carries steps on from one to the next.
+
+    Attributes:
+        beta: What is kept of it at each step.
+        gain: With what a new gradient comes in.
+        nesterov: Whether the step looks one ahead.
+        taken: Steps taken so far, for a mean that is corrected for its beginning; None for one that
+            is not.
+    """
+
+    beta: float = 0.0
+    gain: float = 1.0
+    nesterov: bool = False
+    taken: int | None = None
+
+    @property
+    def total(self) -> float:
+        """What one gradient comes to over all later steps."""
+        return self.gain / (1 - self.beta) if self.beta < 1 else math.inf
+
+
+class Part(NamedTuple):
+    """How one parameter is stepped.
+
+    Attributes:
+        scale: The gradient times the learning rate and ``D``, a linear map.
+        decay: Coefficient of the parameter itself that is added to its gradient, or, where it is
+            decoupled, what is taken off it at a step.
+        decoupled: Which of both.
+        held: What the momentum holds, in the gradient's place; None for nothing.
+    """
+
+    scale: Map
+    decay: float = 0.0
+    decoupled: bool = False
+    held: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How a training steps.
+
+    Attributes:
+        optimizers: Its optimizers.
+        rates: The learning rates of the coming steps over the present one; the last holds from then
+            on.
+        clipping: How gradients are clipped.
+    """
+
+    optimizers: tuple[Optimizer, ...]
+    names: Mapping[int, str]
+    rates: tuple[float, ...] = (1.0,)
+    clipping: Clipping = NO_CLIPPING
+    references: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The present learning rate, of the first group of parameters that has one above 0."""
+        groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
+        rates = (_number(group.get("lr")) for group in groups)
+        return next((rate for rate in rates if rate), None)
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a coming step over the present one."""
+        return self.rates[min(step, len(self.rates) - 1)]
+
+    def update(self, gradient: Gradients) -> dict[str, Tensor]:
+        """The step that the optimizers take, on copies; nothing of theirs is touched.
+
+        Args:
+            gradient: Of the loss, by the parameters' names.
+
+        Returns:
+            What each parameter moves by; nothing for those that no optimizer has.
+        """
+        clipped = self.clipped(gradient)
+        found: dict[str, Tensor] = {}
+        for optimizer in self.optimizers:
+            found.update(real_update(optimizer, self.names, clipped))
+        return found
+
+    def clipped(self, gradient: Gradients) -> dict[str, Tensor]:
+        """A gradient as the optimizers get it.
+
+        Args:
+            gradient: Of the loss, by the parameters' names.
+
+        Returns:
+            The same, clipped.
+        """
+        found = {name: gradient[name] for name in self.stepped if name in gradient}
+        norm, value, own = self.clipping
+        if own is not None:
+            return self._clipped_by_the_user(found, own)
+        if value is not None:
+            found = {n: g.clamp(-value, value) for n, g in found.items()}
+        if norm is not None and found:
+            sizes = [torch.linalg.vector_norm(g) for g in found.values()]
+            size = float(torch.linalg.vector_norm(torch.stack(sizes)))
+            if size > norm:
+                found = {n: g * (norm / size) for n, g in found.items()}
+        return found
+
+    def _clipped_by_the_user(self, gradient: dict[str, Tensor], own: Clip) -> dict[str, Tensor]:
+        """Inside `quiet`, where no parameter has a gradient, and which puts them back."""
+        parameters = {n: p for o in self.optimizers for n, p in self._named(o)}
+        try:
+            for name, g in gradient.items():
+                parameters[name].grad = g.to(parameters[name].dtype).clone()
+            for optimizer in self.optimizers:
+                own(optimizer)
+            left = {n: parameters[n].grad for n in gradient}
+            return {n: gradient[n] * 0 if g is None else g for n, g in left.items()}
+        finally:
+            for parameter in parameters.values():
+                parameter.grad = None
+
+    def _named(self, optimizer: Optimizer) -> list[tuple[str, Tensor]]:
+        found = [p for group in optimizer.param_groups for p in group["params"]]
+        return [(self.names[id(p)], p) for p in found if id(p) in self.names]
+
+    @property
+    def stepped(self) -> tuple[str, ...]:
+        """Names of the parameters that an optimizer has."""
+        return tuple(name for optimizer in self.optimizers for name, _ in self._named(optimizer))
+
+    @property
+    def velocity(self) -> Velocity:
+        """How steps are carried on; of the first optimizer and its first group."""
+        optimizer = self.optimizers[0]
+        group = optimizer.param_groups[0]
+        if isinstance(optimizer, AVERAGING):
+            beta = float(group["betas"][0])
+            states = (optimizer.state.get(p, {}) for p in group["params"])
+            taken = next((int(float(s["step"])) for s in states if "step" in s), 0)
+            return Velocity(beta, 1 - beta, taken=taken)
+        beta = float(group.get("momentum") or 0.0)
+        if isinstance(optimizer, (SGD, RMSprop)) and 0 < beta < 1:
+            gain = 1 - float(group.get("dampening") or 0.0)
+            return Velocity(beta, gain, nesterov=bool(group.get("nesterov")))
+        return Velocity()
+
+    def parts(self, gradient: Gradients) -> dict[str, Part]:
+        r"""How each parameter is stepped when the gradient is near a given one.
+
+        For Adam, AdamW and NAdam
+
+        .. math::
+            D = 1/(\sqrt{v / (1 - \beta_2^t)} + \epsilon),
+
+        :math:`v` being what it will be at the next step (the largest so far for AMSGrad), with
+        :math:`v` itself for RMSprop and the sum of squares for Adagrad. For Shampoo, as
+        pytorch-optimizer and torch-optimizer have it, ``D`` multiplies each axis of the gradient
+        with the inverse root of that axis' second moments. For SGD it is one. For any other
+        optimizer it is what the real step makes of each entry.
+
+        Args:
+            gradient: Of the loss, by the parameters' names.
+
+        Returns:
+            A part for each parameter that is stepped.
+        """
+        clipped = self.clipped(gradient)
+        found: dict[str, Part] = {}
+        for optimizer in self.optimizers:
+            known = self._known(optimizer, clipped)
+            found.update(self._secant(optimizer, clipped) if known is None else known)
+        return found
+
+    def _known(self, optimizer: Optimizer, gradient: Gradients) -> dict[str, Part] | None:
+        """The parts of an optimizer that is known, or None."""
+        found = {}
+        for group in optimizer.param_groups:
+            rate = self.references.get(id(group), _number(group.get("lr")))
+            if rate is None or group.get("maximize") or isinstance(group.get("lr"), Mapping):
+                return None
+            for parameter in group["params"]:
+                name = self.names.get(id(parameter))
+                if name is None or name not in gradient:
+                    continue
+                part = _part(optimizer, group, parameter, gradient[name], rate)
+                if part is None:
+                    return None
+                found[name] = part
+        return found
+
+    def _secant(self, optimizer: Optimizer, gradient: Gradients) -> dict[str, Part]:
+        """The parts of any optimizer, from two of its steps: with the gradient, and without."""
+        own = {name for name, _ in self._named(optimizer)}
+        some = {name: g for name, g in gradient.items() if name in own}
+        zero = {name: torch.zeros_like(g) for name, g in some.items()}
+        there, without = (real_update(optimizer, self.names, g) for g in (some, zero))
+        found = {}
+        for name, g in some.items():
+            moved = there[name].to(g) - without[name].to(g)
+            ratio = torch.where(g == 0, 0.0, -moved / torch.where(g == 0, 1.0, g)).clamp_min(0)
+            found[name] = Part(partial(_entrywise, ratio))
+        return found
+
+    def steady(self, gradient: Gradients) -> dict[str, Tensor]:
+        """What optimizers that are not known do at each step whatever the gradient.
+
+        Args:
+            gradient: Of the loss, by the parameters' names.
+
+        Returns:
+            What each of their parameters moves by.
+        """
+        clipped, found = self.clipped(gradient), {}
+        for optimizer in self.optimizers:
+            if self._known(optimizer, clipped) is None:
+                zero = {n: torch.zeros_like(g) for n, g in clipped.items()}
+                found.update(real_update(optimizer, self.names, zero))
+        return found
+
+
+def descent_of(
+    optimizers: Sequence[Optimizer],
+    module: nn.Module,
+    *,
+    rates: Mapping[int, Sequence[float]] | None = None,
+    clipping: Clipping = NO_CLIPPING,
+) -> Descent | None:
+    """How a training steps, read off its optimizers.
+
+    Args:
+        optimizers: All of them.
+        module: Whose parameters they step.
+        rates: The learning rates to come, the first being that of the next step, of each group of
+            parameters by its id; see `read_ahead`. The present ones where left out.
+        clipping: How gradients are clipped.
+
+    Returns:
+        How it steps; None without an optimizer. Nothing is copied: it looks into the optimizers'
+        states when it is used.
+    """
+    if not optimizers:
+        return None
+    names = {id(p): plain_name(name) for name, p in module.named_parameters()}
+    rates = rates or {}
+    ahead: dict[int, Sequence[float]] = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            own = _number(group.get("lr"))
+            if own is not None:
+                ahead[id(group)] = (own, *rates.get(id(group), ())[1:])
+    references = {key: next((r for r in some if r > 0), 0.0) for key, some in ahead.items()}
+    leading = next((key for key, rate in references.items() if rate), None)
+    relative: tuple[float, ...] = (1.0,)
+    if leading is not None:
+        relative = tuple(rate / references[leading] for rate in ahead[leading])
+    return Descent(tuple(optimizers), names, relative, clipping, references)
+
+
+def plain_descent(module: nn.Module, learning_rate: float) -> Descent:
+    """Plain gradient descent.
+
+    Args:
+        module: Whose trained parameters are stepped.
+        learning_rate: Its rate.
+
+    Returns:
+        How it steps.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    found = descent_of([SGD(trained, lr=learning_rate)], module)
+    assert found is not None
+    return found
+
+
+def _number(value: Any) -> float | None:  # noqa: ANN401
+    return None if value is None else float(value)
+
+
+def _part(
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    parameter: Tensor,
+    gradient: Tensor,
+    rate: float,
+) -> Part | None:
+    """How one parameter is stepped, or None if that is not known."""
+    state = optimizer.state.get(parameter, {})
+    decay = float(group.get("weight_decay") or 0.0)
+    if isinstance(optimizer, SGD):
+        held = state.get("momentum_buffer") if group.get("momentum") else None
+        return Part(partial(_multiplied, rate, []), decay, held=held)
+    whole = gradient + decay * parameter.detach().to(gradient) if decay else gradient
+    if type(optimizer) in {Adam, AdamW, NAdam, RMSprop, Adagrad}:
+        decoupled = isinstance(optimizer, AdamW) or bool(group.get("decoupled_weight_decay"))
+        scale = _adaptive(optimizer, group, state, gradient if decoupled else whole, rate)
+        amount = decay * rate if decoupled else decay
+        held = state.get("exp_avg", state.get("momentum_buffer") if group.get("momentum") else None)
+        return Part(scale, amount, decoupled, held)
+    factors = _factors(state, parameter)
+    if factors and not group.get("momentum"):
+        return Part(partial(_multiplied, rate, factors), decay)
+    return None
+
+
+def _adaptive(
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    state: Mapping[str, Any],
+    gradient: Tensor,
+    rate: float,
+) -> Map:
+    """The scaling of an optimizer with second moments, at its next step."""
+    square = gradient.square()
+    steps = float(state.get("step", 0)) + 1
+    mean: Tensor | None = None
+    if isinstance(optimizer, AVERAGING):
+        beta = float(group["betas"][1])
+        second = beta * state["exp_avg_sq"].to(square) if "exp_avg_sq" in state else 0.0
+        second = second + (1 - beta) * square
+        if group.get("amsgrad") and "max_exp_avg_sq" in state:
+            second = torch.maximum(second, state["max_exp_avg_sq"].to(square))
+        second = second / (1 - beta**steps)
+    elif isinstance(optimizer, RMSprop):
+        alpha = float(group["alpha"])
+        second = alpha * state["square_avg"].to(square) if "square_avg" in state else 0.0
+        second = second + (1 - alpha) * square
+        if group["centered"]:
+            mean = alpha * state["grad_avg"].to(square) if "grad_avg" in state else 0.0 * square
+            mean = mean + (1 - alpha) * gradient
+    else:
+        first = torch.full_like(square, float(group.get("initial_accumulator_value", 0.0)))
+        second = state["sum"].to(square) if "sum" in state else first
+        second = second + square
+        rate = rate / (1 + (steps - 1) * group["lr_decay"])
+    if mean is not None:
+        second = second - mean.square()
+    return partial(_entrywise, rate / (second.clamp_min(0).sqrt() + group["eps"]))
+
+
+def _entrywise(factor: Tensor, gradient: Tensor) -> Tensor:
+    return gradient * factor.to(gradient)
+
+
+def _multiplied(rate: float, factors: Sequence[Tensor], gradient: Tensor) -> Tensor:
+    """Axis by axis, with a symmetric matrix each."""
+    gradient = rate * gradient
+    for axis, factor in enumerate(factors):
+        gradient = (gradient.movedim(axis, -1) @ factor.to(gradient)).movedim(-1, axis)
+    return gradient
+
+
+def _factors(state: Mapping[str, Any], parameter: Tensor) -> list[Tensor]:
+    """Shampoo's matrices, one for each axis of a parameter; empty where they are not all there."""
+    found = []
+    for axis in range(parameter.ndim):
+        keys = (f"inv_pre_cond_{axis}", f"inv_precond_{axis}")
+        factor = next((state[key] for key in keys if key in state), None)
+        if not isinstance(factor, Tensor) or factor.shape != (parameter.shape[axis],) * 2:
+            return []
+        found.append(factor)
+    return found

@@ -1,0 +1,672 @@
+"""Rates, forecast and transfer of one training on one batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ntk_monitor.descent.forecast import DEPTH, Course, Vector, crossing, grow, scaling
+from ntk_monitor.descent.lossmap import LossMap, NoLossError
+from ntk_monitor.descent.optimizers import Descent, Part
+from ntk_monitor.descent.transfer import Effects, over_own, shared
+from ntk_monitor.estimators import Estimate
+from ntk_monitor.model import Linearization
+from ntk_monitor.snapshot import Forecast, Instruments, PredictedMode
+from ntk_monitor.targets import PulledMode, Target, component, target_like
+
+PARTS = 4
+"""Parts of a batch between which transfer is measured."""
+LEARNED = 0.9
+"""Learned fraction from which a mode counts as learned."""
+UNBOUNDED = 10_000.0
+"""Steps ahead of a forecast where nobody says how many remain."""
+BEYOND = 10.0
+"""How many times the steps that remain a forecast goes, so that a trend can be seen in it."""
+LOSS_AGREES = 0.25
+"""Relative difference of two forecasts of a loss up to which they agree."""
+ADAM_RATE = 1e-3
+"""Adam's default learning rate."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the coming steps do; see `Snapshot` and `TargetMode`.
+
+    Attributes:
+        loss: The loss.
+        transfer: Of the loss.
+        forecast: None without an optimizer.
+        instruments: Gradient and update.
+        modes: One for each target mode; none without an optimizer.
+        remarks: What was not measured.
+    """
+
+    loss: float | None = None
+    transfer: Estimate | None = None
+    forecast: Forecast | None = None
+    instruments: Instruments | None = None
+    modes: tuple[PredictedMode, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+class Watched(NamedTuple):
+    """The target modes of a batch, as functions of its outputs.
+
+    Attributes:
+        loss_map: The batch's.
+        targets: By the number of the comparison.
+        numbers: Of each mode.
+        errors: ``e_i`` of each mode, this process's rows, (B, T, o) in float64.
+        sizes: ``sigma_i`` of each mode, times what the loss asks of it.
+    """
+
+    loss_map: LossMap
+    targets: Mapping[int, Target]
+    numbers: tuple[int, ...]
+    errors: tuple[Tensor, ...]
+    sizes: tuple[float, ...]
+
+    def learned(self, flat: Tensor) -> Vector:
+        """The learned fraction of each mode in some outputs, shape ``(modes,)``."""
+        rows = self._by_trial(flat)
+        sums = [row.sum() for row in rows]
+        if not sums:
+            return np.zeros(0)
+        return self.loss_map.ranks.sum(torch.stack(sums)).cpu().numpy()
+
+    def _by_trial(self, flat: Tensor) -> list[Tensor]:
+        """What each trial of this process adds to the learned fractions, (B,) for each mode."""
+        linked: dict[int, Tensor] = {}
+        for number in self.numbers:
+            if number not in linked:
+                placed = self.loss_map.placed(number, flat.double())
+                assert placed is not None
+                linked[number] = self.targets[number].link(placed)
+        return [
+            (linked[number] * e).sum((1, 2)) / size
+            for number, e, size in zip(self.numbers, self.errors, self.sizes, strict=True)
+        ]
+
+    def moved_by(self, change: Tensor) -> list[Tensor]:
+        """What a small change of the outputs makes of them, trial by trial.
+
+        Args:
+            change: Of the outputs, shape ``(N,)``.
+
+        Returns:
+            The derivative along it, (B,) for each mode, in float64.
+        """
+        y, change = self.loss_map.outputs.double(), change.double()
+        longest = float(change.abs().max()) if len(change) else 0.0
+        if not longest or not math.isfinite(longest):
+            return [x * longest for x in self._by_trial(y)]
+        epsilon = 1e-4 / longest
+        ahead, behind = (self._by_trial(y + s * epsilon * change) for s in (1, -1))
+        return [(a - b) / (2 * epsilon) for a, b in zip(ahead, behind, strict=True)]
+
+    def rates(self, change: Tensor) -> Vector:
+        """The same, of all trials together, shape ``(modes,)``."""
+        sums = [x.sum() for x in self.moved_by(change)]
+        if not sums:
+            return np.zeros(0)
+        return self.loss_map.ranks.sum(torch.stack(sums)).cpu().numpy()
+
+
+def watched(
+    loss_map: LossMap, targets: Mapping[int, Target], pulled: Sequence[PulledMode]
+) -> Watched:
+    """The target modes of the batch that is probed.
+
+    Args:
+        loss_map: The batch's.
+        targets: Its targets.
+        pulled: Its modes.
+
+    Returns:
+        Them as functions of the outputs.
+    """
+    return Watched(
+        loss_map,
+        targets,
+        tuple(mode.number for mode in pulled),
+        tuple((m.pattern[..., None] * m.direction).double() for m in pulled),
+        tuple(m.singular_value * targets[m.number].reach for m in pulled),
+    )
+
+
+def counterparts(
+    loss_map: LossMap, lin: Linearization, pulled: Sequence[PulledMode]
+) -> Watched | None:
+    """The same modes in another batch: its target along the same directions of the outputs.
+
+    Args:
+        loss_map: The other batch's.
+        lin: The model on it.
+        pulled: The modes.
+
+    Returns:
+        Them as functions of its outputs; None where its targets do not fit.
+    """
+    targets: dict[int, Target] = {}
+    errors, sizes = [], []
+    for mode in pulled:
+        if mode.number not in targets:
+            comparison = lin.comparisons[mode.number]
+            output = lin.placed_output(comparison)
+            if comparison.target is None or output is None:
+                return None
+            try:
+                targets[mode.number] = target_like(comparison, output, lin)
+            except ValueError:
+                return None
+        pattern = component(targets[mode.number], mode.direction).double()
+        size = math.sqrt(float(lin.ranks.sum(pattern.square().sum())))
+        scale = size if size > 0 else math.inf
+        errors.append(pattern[..., None] / scale * mode.direction.double())
+        sizes.append(scale * targets[mode.number].reach)
+    return Watched(
+        loss_map, targets, tuple(m.number for m in pulled), tuple(errors), tuple(sizes)
+    )
+
+
+class Setting(NamedTuple):
+    """What a prediction is asked for.
+
+    Attributes:
+        descent: How the training steps; None where that is not known.
+        horizon: Steps that remain, or inf.
+        second: Another batch of the training; None for none.
+        source: A batch of the training, where the one that is probed is none; None where it is.
+        depth: Krylov directions.
+    """
+
+    descent: Descent | None
+    horizon: float = math.inf
+    second: Any = None
+    source: Any = None
+    depth: int = DEPTH
+
+
+def predict(
+    lin: Linearization,
+    targets: Mapping[int, Target],
+    pulled: Sequence[PulledMode],
+    setting: Setting,
+) -> Predicted:
+    """What the coming steps of a training do.
+
+    Args:
+        lin: The model on the batch that is probed.
+        targets: Its targets.
+        pulled: Its modes.
+        setting: How it trains.
+
+    Returns:
+        The prediction; what could not be had is left out, with a remark.
+    """
+    try:
+        observed = LossMap(lin, guess=_guess(lin, targets))
+    except NoLossError as error:
+        return Predicted(loss=lin.loss, remarks=_told(lin, error))
+    modes = watched(observed, targets, pulled)
+    if setting.source is None:
+        return _Prediction(observed, observed, modes, lin, pulled, setting).predicted()
+    from_training = lin.on(setting.source)
+    source = LossMap(from_training, guess=_guess(from_training, _targets_of(from_training)))
+    return _Prediction(source, observed, modes, lin, pulled, setting).predicted()
+
+
+def _told(lin: Linearization, error: Exception) -> tuple[str, ...]:
+    """Why there is no forecast; nothing where there are no targets, of which it is told already."""
+    if lin.loss is None or not lin.comparisons:
+        return ()
+    return (
+        f"there is no forecast: {error}; pass loss_fn=lambda module, batch: ... with the loss that "
+        "training minimises",
+    )
+
+
+def _targets_of(lin: Linearization) -> dict[int, Target]:
+    found = {}
+    for number, comparison in enumerate(lin.comparisons):
+        output = lin.placed_output(comparison)
+        if comparison.target is not None and output is not None:
+            found[number] = target_like(comparison, output, lin)
+    return found
+
+
+def _guess(
+    lin: Linearization, targets: Mapping[int, Target]
+) -> Callable[[Tensor], Tensor] | None:
+    """The loss of a forward pass with a target: mean squared error or cross-entropy."""
+    if lin.loss is not None:
+        return None
+    if not targets:
+        raise NoLossError("no loss is known")
+    target, comparison = targets[0], lin.comparisons[0]
+
+    def loss(output: Tensor) -> Tensor:
+        placed = lin.placed_output(comparison, output)
+        assert placed is not None
+        if target.kind == "values":
+            errors = (placed - target.given).square() * target.counts
+            return errors.sum() / target.counts.sum().clamp_min(1)
+        p = target.link(placed).clamp(1e-7, 1 - 1e-7)
+        if target.kind == "bits":
+            chances = target.given * p.log() + (1 - target.given) * (1 - p).log()
+            return -(chances * target.counts).sum() / target.counts.sum().clamp_min(1)
+        assert target.classes is not None
+        chosen = (p[..., target.classes] * target.given).sum(-1)
+        counted = target.counts[..., 0]
+        return -(torch.where(counted > 0, chosen, 1.0).log()).sum() / counted.sum().clamp_min(1)
+
+    return loss
+
+
+class _Prediction:
+    """One prediction in the making."""
+
+    def __init__(
+        self,
+        source: LossMap,
+        observed: LossMap,
+        modes: Watched,
+        lin: Linearization,
+        pulled: Sequence[PulledMode],
+        setting: Setting,
+    ) -> None:
+        self.source, self.observed, self.modes = source, observed, modes
+        self.lin, self.pulled, self.setting = lin, pulled, setting
+        self.ranks = source.ranks
+
+    def predicted(self) -> Predicted:
+        """All of it."""
+        source, descent = self.source, self.setting.descent
+        norm = float(torch.linalg.vector_norm(source.gradient.double()))
+        if descent is None or not math.isfinite(norm):
+            instruments = Instruments(norm, None, math.nan)
+            return Predicted(loss=self.observed.loss, instruments=instruments)
+        self._step(descent)
+        labels = self._labels()
+        pieces = self._pieces(labels)
+        course, tangents = self._course(descent, pieces)
+        course_here = course.directions
+        if self.observed is not self.source:
+            course_here = self.observed.push(tangents)
+        effects, on_modes = self._effects(labels, pieces)
+        transfer, mode_transfers = self._transfers(effects, on_modes, pieces)
+        reach = self.setting.horizon
+        horizon = BEYOND * reach if math.isfinite(reach) else UNBOUNDED
+        full = self._curves(course, course_here, horizon)
+        less = self._curves(
+            course.shallower(max(len(course.basis) - 2, 1)), course_here, horizon
+        )
+        first = self._first_change(course, course_here)
+        rates = self.modes.rates(first)
+        steps = [crossing(full.steps, c, LEARNED) for c in full.learned.T]
+        bands = [
+            _band(step, crossing(less.steps, c, LEARNED), moved)
+            for step, c, moved in zip(steps, less.learned.T, mode_transfers, strict=True)
+        ]
+        others = self._steps_if(course, course_here, descent, horizon, steps, full.learned)
+        predicted = tuple(
+            PredictedMode(float(full.learned[0, i]), float(rates[i]), *each)
+            for i, each in enumerate(zip(steps, bands, mode_transfers, others, strict=True))
+        )
+        valid = _agree_until(full, less)
+        forecast = Forecast(
+            _tensor(full.steps), _tensor(full.losses), _tensor(full.learned), valid
+        )
+        instruments = Instruments(norm, self._signal_to_noise(pieces), self._relative_update())
+        return Predicted(self.observed.loss, transfer, forecast, instruments, predicted)
+
+    def _step(self, descent: Descent) -> None:
+        """How each parameter is stepped, and what of its gradient is clipped away."""
+        source = self.source
+        gradient = source.space.split(source.gradient)
+        self.stepped = {name: gradient[name] for name in descent.stepped if name in gradient}
+        clipped = descent.clipped(self.stepped)
+        self.parts: dict[str, Part] = descent.parts(self.stepped)
+        norm = math.sqrt(sum(float(g.double().square().sum()) for g in self.stepped.values()))
+        ratio = {
+            n: torch.where(g == 0, 1.0, clipped[n].to(g) / torch.where(g == 0, 1.0, g))
+            for n, g in self.stepped.items()
+        }
+        least = min((float(r.min()) for r in ratio.values() if r.numel()), default=1.0)
+        most = max((float(r.max()) for r in ratio.values() if r.numel()), default=1.0)
+        uniform = most - least <= 1e-3 * most
+        self.clip_norm = descent.clipping.norm or math.inf
+        mask = None
+        if uniform and most < 1 - 1e-6:
+            self.clip_norm = most * norm
+        elif not uniform:
+            self.clip_norm = math.inf
+            zero = torch.zeros_like
+            mask = source.space.join([
+                ratio.get(name, zero(g)).to(source.theta) for name, g in gradient.items()
+            ])
+        self.scaled = scaling(self.parts, source, mask)
+        self.clip = min(self.clip_norm / norm, 1.0) if norm else 1.0
+
+    def _labels(self) -> Tensor:
+        """Which part of the batch each output belongs to; -1 for those that no row has."""
+        trials = self.source.trials()
+        here = int(trials.max()) + 1 if len(trials) else 0
+        self.count = min(PARTS, int(self.ranks.least(here)))
+        if self.count < 3:
+            self.count = 1
+        return torch.where(trials < 0, trials, trials % self.count)
+
+    def _pieces(self, labels: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """For each part its error, the gradient of that, and what a step along it does."""
+        source, found = self.source, []
+        for c in range(self.count):
+            chosen = (labels == c) | ((labels < 0) & (c == 0))
+            error = torch.where(chosen, source.error, 0.0)
+            found.append((error, source.pull(error)))
+        moved = source.push([self.scaled(g) for _, g in found])
+        return [(error, g, change) for (error, g), change in zip(found, moved, strict=True)]
+
+    def _course(
+        self, descent: Descent, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
+    ) -> tuple[Course, list[Tensor]]:
+        """The small space, and the directions of the parameters that it is made of."""
+        source = self.source
+        first = sum(g for _, g, _ in pieces), sum(change for *_, change in pieces)
+        grown = grow(source, self.scaled, source.error, first, self.setting.depth)  # type: ignore[arg-type]
+        drifts = self._drifts(descent)
+        pushed = source.push(list(drifts.values()))
+        gradients = list(grown.pulled)
+        if "rest" in drifts and source.rest is not None:
+            gradients.append(source.rest)
+        gram = torch.stack([g.double() for g in gradients]) if gradients else None
+        velocity = descent.velocity
+        if velocity.taken is None and velocity.beta and "held" in drifts:
+            velocity = velocity._replace(taken=None)
+        course = Course(
+            source,
+            grown.basis,
+            torch.cat([grown.response, pushed]),
+            tuple(drifts),
+            np.zeros((0, 0)) if gram is None else (gram @ gram.T).cpu().numpy(),
+            velocity,
+            descent,
+            self._shrink(),
+            self.clip_norm,
+        )
+        return course, [*(self.scaled(g) for g in grown.pulled), *drifts.values()]
+
+    def _drifts(self, descent: Descent) -> dict[str, Tensor]:
+        """Movements of the parameters that do not depend on the outputs, with the minus sign."""
+        source, space = self.source, self.source.space
+        own = space.split(source.theta)
+        found: dict[str, Tensor] = {}
+        if source.rest is not None:
+            found["rest"] = self.scaled(source.rest)
+
+        def joined(make: Callable[[Part, Tensor], Tensor | None]) -> Tensor | None:
+            made = {n: make(part, own[n]) for n, part in self.parts.items()}
+            if all(x is None for x in made.values()):
+                return None
+            zero = torch.zeros_like
+            return space.join([
+                zero(own[n]) if made.get(n) is None else made[n].to(own[n])  # type: ignore[union-attr]
+                for n in own
+            ])
+
+        held = joined(lambda p, _: None if p.held is None else p.scale(p.held.to(source.theta)))
+        coupled = joined(
+            lambda p, x: None if p.decoupled or not p.decay else p.scale(p.decay * x)
+        )
+        decoupled = joined(lambda p, x: p.decay * x if p.decoupled and p.decay else None)
+        for name, each in (("held", held), ("coupled decay", coupled)):
+            if each is not None:
+                found[name] = each
+        if decoupled is not None:
+            found["decoupled decay"] = decoupled
+        steady = descent.steady(self.stepped)
+        if steady:
+            zero = torch.zeros_like
+            found["steady"] = -space.join([
+                steady[n].to(own[n]) if n in steady else zero(own[n]) for n in own
+            ])
+        return found
+
+    def _shrink(self) -> float:
+        """What decay takes off the movement itself at each step, on average over parameters."""
+        sizes, amounts = [], []
+        for name, part in self.parts.items():
+            size = float(self.source.space.split(self.source.theta)[name].double().square().sum())
+            if part.decoupled:
+                amount = part.decay
+            else:
+                one = torch.ones_like(self.stepped[name])
+                amount = part.decay * float(part.scale(one).mean()) if part.decay else 0.0
+            sizes.append(size)
+            amounts.append(size * amount)
+        return sum(amounts) / sum(sizes) if sum(sizes) else 0.0
+
+    def _effects(
+        self, labels: Tensor, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
+    ) -> tuple[Effects, list[Effects]]:
+        """What a step on each part does to the loss, and to each mode, of each part."""
+        del labels
+        C = self.count
+        loss = torch.stack([
+            torch.stack([(error * change).double().sum() for error, *_ in pieces])
+            for *_, change in pieces
+        ])
+        found = [loss]
+        if self.observed is self.source:
+            moved = [self.modes.moved_by(-change) for *_, change in pieces]
+            for i in range(len(self.pulled)):
+                by_trial = [m[i] for m in moved]
+                found.append(
+                    torch.stack([torch.stack([x[c::C].sum() for c in range(C)]) for x in by_trial])
+                )
+        joined = self.ranks.sum(torch.stack(found)).cpu().numpy()
+        return joined[0], list(joined[1:])
+
+    def _transfers(
+        self,
+        effects: Effects,
+        on_modes: list[Effects],
+        pieces: Sequence[tuple[Tensor, Tensor, Tensor]],
+    ) -> tuple[Estimate | None, list[Estimate | None]]:
+        if self.observed is not self.source:
+            return self._from_training(effects, pieces)
+        other, others = self._on_the_second(pieces)
+        modes = [
+            over_own(each, others[i] if others else None) for i, each in enumerate(on_modes)
+        ]
+        return over_own(effects, other), modes
+
+    def _from_training(
+        self, effects: Effects, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
+    ) -> tuple[Estimate | None, list[Estimate | None]]:
+        """What the training's own step does to the batch that is probed, over what it does there."""
+        gradient = sum(g for _, g, _ in pieces)
+        change = self.observed.push([self.scaled(gradient)])[0]  # type: ignore[arg-type]
+        other = self._on(self.observed, change)
+        own = float(effects.sum())
+        loss = Estimate(other[0] / own, other[1] / abs(own)) if own else None
+        return loss, [None] * len(self.pulled)
+
+    def _on(self, loss_map: LossMap, change: Tensor) -> tuple[float, float]:
+        """What a change of the outputs does to the loss, with the spread over trials."""
+        trials = loss_map.trials()
+        by_trial = torch.zeros(int(trials.max()) + 2, dtype=torch.float64, device=change.device)
+        by_trial.index_add_(0, trials + 1, (loss_map.error * change).double())
+        return _summed(by_trial[1:], self.ranks)
+
+    def _on_the_second(
+        self, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
+    ) -> tuple[tuple[float, float] | None, list[tuple[float, float]]]:
+        """What the step on this batch does to another one of the training."""
+        if not self.ranks.all(self.setting.second is not None):
+            return None, []
+        try:
+            lin = self.lin.on(self.setting.second)
+            second = LossMap(lin, guess=_guess(lin, _targets_of(lin)))
+        except (NoLossError, ValueError, RuntimeError):
+            return None, []  # another batch may be of another shape than the step was seen with
+        known = tuple(second.counted(number) for number in range(len(lin.comparisons)))
+        lin = replace(lin, comparisons=known)
+        gradient = sum(g for _, g, _ in pieces)
+        change = second.push([self.scaled(gradient)])[0]  # type: ignore[arg-type]
+        modes = counterparts(second, lin, self.pulled)
+        found = [] if modes is None else [
+            _summed(x, self.ranks) for x in modes.moved_by(-change)
+        ]
+        return self._on(second, change), found
+
+    def _curves(self, course: Course, here: Tensor, horizon: float) -> _Curves:
+        steps, places, losses = course.run(horizon)
+        if here is not course.directions and len(here) != places.shape[1]:
+            m = len(course.basis)  # fewer Krylov directions
+            drifts = len(course.drifts)
+            here = torch.cat([here[:m], here[len(here) - drifts :]])
+        learned = []
+        if self.observed is not self.source:
+            losses = np.array([
+                self.observed.evaluate(self._moved(here, p))[0] for p in places
+            ])
+        for p in places:
+            learned.append(self.modes.learned(self._moved(here, p)))
+        return _Curves(steps, losses, np.array(learned).reshape(len(steps), len(self.pulled)))
+
+    def _moved(self, here: Tensor, p: Vector) -> Tensor:
+        place = torch.as_tensor(p, dtype=here.dtype, device=here.device)
+        return self.observed.outputs - place @ here
+
+    def _first_change(self, course: Course, here: Tensor) -> Tensor:
+        """What the very next step does to the outputs, to first order."""
+        _, places, _ = course.run(1)
+        return -torch.as_tensor(places[-1], dtype=here.dtype, device=here.device) @ here
+
+    def _steps_if(
+        self,
+        course: Course,
+        here: Tensor,
+        descent: Descent,
+        horizon: float,
+        steps: Sequence[float],
+        learned: Vector,
+    ) -> list[tuple[tuple[str, float], ...]]:
+        """Steps to learn with one thing changed, of modes that are out of reach."""
+        stuck = [i for i, s in enumerate(steps) if s > self.setting.horizon]
+        found: list[list[tuple[str, float]]] = [[] for _ in steps]
+        if not stuck:
+            return [tuple(each) for each in found]
+        for name, changed in self._changes(course).items():
+            curves = self._curves(changed, here, horizon)
+            for i in stuck:
+                found[i].append((name, crossing(curves.steps, curves.learned[:, i], LEARNED)))
+        for name, rates in self._other_scalings(descent).items():
+            for i in stuck:
+                left, rate = LEARNED - learned[0, i], float(rates[i])
+                found[i].append((name, left / rate if rate > 0 else math.inf))
+        return [tuple(each) for each in found]
+
+    def _changes(self, course: Course) -> dict[str, Course]:
+        found = {"at ten times the learning rate": replace(course, speed=10.0)}
+        if self.clip < 1:
+            found["without clipping"] = replace(course, clip_norm=math.inf)
+        if any(name.endswith("decay") for name in course.drifts):
+            found["without weight decay"] = replace(course, with_decay=False)
+        return found
+
+    def _other_scalings(self, descent: Descent) -> dict[str, Vector]:
+        """Rates of the modes under other optimizers: one product each."""
+        del descent
+        source, space = self.source, self.source.space
+        gradient = space.split(source.gradient)
+        own = self.scaled(source.gradient)
+        adam = space.join([
+            ADAM_RATE * g / (g.abs() + 1e-8) if n in self.parts else torch.zeros_like(g)
+            for n, g in gradient.items()
+        ])
+        plain = space.join([
+            g if n in self.parts else torch.zeros_like(g) for n, g in gradient.items()
+        ])
+        size = float(torch.linalg.vector_norm(plain))
+        plain = plain * (float(torch.linalg.vector_norm(own)) / size if size else 0.0)
+        changes = self.observed.push([adam, plain])
+        names = ("with Adam", "with plain gradient descent")
+        return {name: self.modes.rates(-c) for name, c in zip(names, changes, strict=True)}
+
+    def _signal_to_noise(
+        self, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
+    ) -> Estimate | None:
+        if self.count < 3:
+            return None
+        gradients = torch.stack([g.double() for _, g, _ in pieces])
+        gram = (gradients @ gradients.T).cpu().numpy()
+        signal, stderr = shared(gram)
+        noise = float(gram.sum()) - signal
+        return Estimate(signal / noise, stderr * (1 + signal / noise) / noise) if noise > 0 else None
+
+    def _relative_update(self) -> float:
+        descent = self.setting.descent
+        assert descent is not None
+        try:
+            update = descent.update(self.stepped)
+        except Exception:  # an optimizer that needs more than gradients
+            return math.nan
+        own = self.source.space.split(self.source.theta)
+        moved = sum(float(u.double().square().sum()) for n, u in update.items() if n in own)
+        size = sum(float(own[n].double().square().sum()) for n in update if n in own)
+        return math.sqrt(moved / size) if size else math.nan
+
+
+class _Curves(NamedTuple):
+    """Steps ahead, the loss and the learned fractions at each."""
+
+    steps: Vector
+    losses: Vector
+    learned: Vector
+
+
+def _summed(by_trial: Tensor, ranks: Any) -> tuple[float, float]:  # noqa: ANN401
+    """The sum over all trials, and its standard error."""
+    n = len(by_trial)
+    sums = torch.stack([
+        by_trial.sum(),
+        by_trial.square().sum(),
+        torch.tensor(float(n), dtype=torch.float64, device=by_trial.device),
+    ])
+    total, squares, count = ranks.sum(sums).tolist()
+    if count < 2:
+        return total, math.inf
+    variance = max(squares / count - (total / count) ** 2, 0.0) * count / (count - 1)
+    return total, math.sqrt(count * variance)
+
+
+def _band(
+    steps: float, shallower: float, transfer: Estimate | None
+) -> tuple[float, float]:
+    """Between which numbers steps to learn lie."""
+    found = [steps, shallower]
+    if transfer is not None and math.isfinite(transfer.stderr):
+        share = transfer.value - 2 * transfer.stderr
+        if share < 1:
+            found.append(steps / share if share > 0 else math.inf)
+    return min(found), max(found)
+
+
+def _agree_until(full: _Curves, less: _Curves) -> float:
+    """Steps ahead up to which two forecasts of the loss agree."""
+    count = min(len(full.steps), len(less.steps))
+    a, b = full.losses[:count], less.losses[:count]
+    apart = np.flatnonzero(~(np.abs(a - b) <= LOSS_AGREES * np.abs(a) + 1e-12))
+    return float(full.steps[count - 1 if not len(apart) else max(int(apart[0]) - 1, 0)])
+
+
+def _tensor(values: Vector) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
