@@ -206,11 +206,14 @@ class Probe:
             pulled = self._pulled(lin, core, targets)
             remarks += _remarks(lin, targets)
             predicted = self._predicted(
-                lin, targets, pulled, Setting(self._descent(module, descent), horizon, second, source)
+                lin,
+                targets,
+                pulled,
+                Setting(self._descent(module, descent), horizon, second, source),
             )
             outputs = tuple(map(_described, lin.comparisons)) if lin.loss is not None else ()
             lin = replace(lin, outputs=None, comparisons=())  # which may be larger than all else
-            told = _Told(pulled, outputs, remarks, predicted, deadline)
+            told = _Told(pulled, outputs, remarks, predicted, *_idle_units(lin), deadline)
             if not ranks.all(core.is_finite and bool(torch.isfinite(lin.state).all())):
                 _warn_non_finite("activations", ranks)
                 return self._snapshot(lin, core, told, None, math.nan)
@@ -465,6 +468,8 @@ class Probe:
             transfer=predicted.transfer,
             forecast=predicted.forecast,
             instruments=predicted.instruments,
+            dead_units=told.dead,
+            saturated_units=told.saturated,
             outputs=told.outputs,
             remarks=told.remarks + predicted.remarks,
         )
@@ -477,7 +482,35 @@ class _Told(NamedTuple):
     outputs: tuple[ComparedOutput, ...]
     remarks: tuple[str, ...]
     predicted: Predicted
+    dead: float
+    saturated: float
     deadline: Deadline
+
+
+CONSTANT = 1e-6
+"""Spread of a unit's activity over rows, over its size or 1, below which it is the same on all."""
+AT_THE_END = 0.01
+"""How close to an end of their range saturated units are."""
+
+
+def _idle_units(lin: Linearization) -> tuple[float, float]:
+    """The shares of units that are dead, and that are saturated."""
+    h, valid, ranks = lin.state.detach().flatten(0, 1).double(), lin.valid, lin.ranks
+    if valid is not None and valid.numel() == len(h):
+        h = h[valid.flatten()]
+    ends = ((h.abs() - 1).abs() < AT_THE_END) | (h.abs() < AT_THE_END)
+    moments = torch.stack([
+        h.sum(0),
+        h.square().sum(0),
+        ends.sum(0).double(),
+        (h.abs() > 1).sum(0).double(),
+    ])
+    count = ranks.total(len(h))
+    mean, square, at_ends, beyond = ranks.sum(moments) / max(count, 1)
+    spread = (square - mean.square()).clamp_min(0).sqrt()
+    dead = spread <= CONSTANT * mean.abs().clamp_min(1)
+    saturated = (at_ends > 1 - AT_THE_END) & (beyond == 0) & ~dead
+    return float(dead.double().mean()), float(saturated.double().mean())
 
 
 def _lower(tier: Tier) -> Tier:

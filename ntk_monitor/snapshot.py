@@ -54,7 +54,10 @@ class TargetMode:
         transfer: What a step on some trials does to this mode on others, over what it does to it on
             its own: 1 where all trials teach the same, 0 where what is learned of one is of no use
             for another. None where there are no others.
-        steps_if: Steps to learn with one thing changed, by what that is.
+        steps_if: Steps to learn with one thing changed, by what that is; of modes that need more
+            steps than remain.
+        rate_if: The rate with one thing changed, likewise.
+        readout: ``||q_i||^2``: 0 where the outputs do not see the state.
     """
 
     index: int
@@ -70,6 +73,13 @@ class TargetMode:
     steps_band: tuple[float, float] | None = None
     transfer: Estimate | None = None
     steps_if: tuple[tuple[str, float], ...] = ()
+    rate_if: tuple[tuple[str, float], ...] = ()
+    readout: float = math.nan
+
+    @property
+    def preconditioned_steps_to_learn(self) -> None:
+        """None; `steps_to_learn` are those of the optimizer in use, whichever it is."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,7 @@ class PredictedMode:
     band: tuple[float, float]
     transfer: Estimate | None
     steps_if: tuple[tuple[str, float], ...] = ()
+    rate_if: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +198,9 @@ class Snapshot:
             of its own. None where there are no others.
         forecast: What the coming steps do. None without a loss of outputs, or an optimizer.
         instruments: What a flat loss asks for. None without a loss.
+        dead_units: Share of the state's units that have the same activity on all rows.
+        saturated_units: Share of its units that are at one end of their range, -1, 0 or 1, on
+            nearly all rows, and never beyond.
         outputs: What the loss compares.
         remarks: What was not found or not measured, each with what to do about it.
         adjoint_error: ``|<J g, z> - <g, J* z>| / ||J g||`` for random ``g`` and ``z``: both
@@ -221,6 +235,8 @@ class Snapshot:
     transfer: Estimate | None = None
     forecast: Forecast | None = None
     instruments: Instruments | None = None
+    dead_units: float = math.nan
+    saturated_units: float = math.nan
     outputs: tuple[ComparedOutput, ...] = ()
     remarks: tuple[str, ...] = ()
 
@@ -449,7 +465,10 @@ def _revived_mode(mode: Mapping[str, Any]) -> TargetMode:
         "alignment": Estimate(**mode["alignment"]),
         "transfer": _revived_estimate(mode["transfer"]),
         "steps_band": None if band is None else tuple(band),
-        "steps_if": tuple((str(what), float(steps)) for what, steps in mode["steps_if"]),
+        **{
+            name: tuple((str(what), float(number)) for what, number in mode[name])
+            for name in ("steps_if", "rate_if")
+        },
     })
 
 

@@ -251,6 +251,7 @@ class PulledMode:
         learned: ``<y, e> / sigma``.
         gain: ``||J* q||^2 / ||q||^2``.
         core_overlap: ``||V* u||^2 / ||V||_op^2``.
+        readout: ``||q||^2``.
     """
 
     number: int
@@ -262,6 +263,7 @@ class PulledMode:
     learned: float
     gain: float
     core_overlap: float
+    readout: float
 
 
 def pull_back(
@@ -345,10 +347,11 @@ def _pulled_mode(
     pattern = decomposition.patterns[i]
     same_rows = ranks.all(pattern.shape == tuple(rows))
     overlap = core.overlap(pattern.flatten()) if same_rows else math.nan
-    gain = math.nan
+    gain = readout = math.nan
     if pulled is not None:
         q, squared = pulled
-        gain = float(squared / ranks.sum(squared_norm(q)))
+        readout = float(ranks.sum(squared_norm(q)))
+        gain = float(squared) / readout if readout else math.nan
         overlap = overlap if same_rows else core.overlap(q.flatten(0, 1))
     return PulledMode(
         number,
@@ -360,6 +363,7 @@ def _pulled_mode(
         learned,
         gain,
         overlap,
+        readout,
     )
 
 
@@ -395,6 +399,8 @@ def target_modes(
                 steps_band=None if coming is None else coming.band,
                 transfer=None if coming is None else coming.transfer,
                 steps_if=() if coming is None else coming.steps_if,
+                rate_if=() if coming is None else coming.rate_if,
+                readout=mode.readout,
             )
         )
     return tuple(modes)

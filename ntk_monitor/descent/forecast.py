@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from ntk_monitor.descent.lossmap import LossMap
@@ -21,8 +21,10 @@ DEPTH = 6
 """Krylov directions."""
 SINGLE = 32
 """Coming steps that are taken one by one; those after them as a flow."""
-PER_DOUBLING = 6
+PER_DOUBLING = 4
 """Steps ahead at which the curves are known, beyond those."""
+RENEWED = 4
+"""Strides of which the first finds out how the speed changes with the place."""
 MOST_ENTRIES = 2**22
 """Outputs up to which the loss is computed anew as often as a long forecast asks."""
 BREAKDOWN = 1e-6
@@ -219,36 +221,56 @@ class Course:
         losses: list[float],
         horizon: float,
     ) -> None:
+        """Go on as a flow, in strides that grow with the distance, linearly implicit.
+
+        A stride of ``n`` steps solves :math:`(1 - n DF) \Delta p = n F`, ``F`` being what a step
+        does, so that directions in which a stride would overshoot come to rest.
+        """
         count = max(round(PER_DOUBLING * math.log2(horizon / SINGLE)), 1) + 1
-        times = np.geomspace(SINGLE, horizon, count)[1:]
-        gain = self.velocity.total
+        times = np.geomspace(SINGLE, horizon, count)
+        p, loss = places[-1], losses[-1]
+        slope = np.zeros((len(p), len(p)))
+        for i, (t, then) in enumerate(itertools.pairwise(times)):
+            moved = self.pace(t, p)
+            if i % RENEWED == 0:
+                slope = self._slope(t, p, moved)
+            n = then - t
+            change = np.linalg.solve(np.eye(len(p)) - n * slope, n * moved)
+            p = p + change
+            loss = self.slopes(p)[0]
+            if not (math.isfinite(loss) and np.isfinite(p).all()):
+                break
+            steps.append(float(then))
+            places.append(p)
+            losses.append(loss)
 
-        def speed(t: float, p: Vector) -> Vector:
-            rate = self.descent.rate_at(int(t)) * self.speed
-            _, gradient = self.slopes(p)
-            step = self._undirected(gain * gradient)
-            return rate * step - self._shrink_at(rate) * p
+    def pace(self, t: float, p: Vector) -> Vector:
+        """What a step does at a place, momentum having come to its full gain.
 
-        def carried_on() -> None:
-            solution = solve_ivp(
-                speed,
-                (SINGLE, horizon),
-                places[-1],
-                method="LSODA",
-                t_eval=times,
-                rtol=0.01,
-                atol=1e-3 * (np.abs(places[-1]).max() + 1e-12),
-            )
-            for t, p in zip(solution.t, solution.y.T, strict=True):
-                loss, _ = self.slopes(p)
-                if not math.isfinite(loss):
-                    break
-                steps.append(float(t))
-                places.append(p)
-                losses.append(loss)
+        Args:
+            t: How many steps ahead.
+            p: The place.
 
-        with np.errstate(all="ignore"):
-            carried_on()
+        Returns:
+            By what the place changes.
+        """
+        rate = self.descent.rate_at(int(t)) * self.speed
+        _, gradient = self.slopes(p)
+        step = self._undirected(self.velocity.total * gradient)
+        return rate * step - self._shrink_at(rate) * p
+
+    def _slope(self, t: float, p: Vector, moved: Vector) -> NDArray[np.float64]:
+        """The derivative of that in the place."""
+        found = np.zeros((len(p), len(p)))
+        size = float(np.abs(p).max())
+        for i in range(len(self.basis), len(p)):
+            found[i, i] = -self._shrink_at(self.descent.rate_at(int(t)) * self.speed)
+        for j in range(len(self.basis)):
+            epsilon = 0.01 * max(abs(p[j]), 0.01 * size, 1e-12)
+            ahead = p.copy()
+            ahead[j] += epsilon
+            found[:, j] = (self.pace(t, ahead) - moved) / epsilon
+        return found
 
 
 def grow(
@@ -301,7 +323,9 @@ def grow(
     )
 
 
-def scaling(parts: dict[str, Part], loss_map: LossMap, mask: Tensor | None) -> Callable[..., Tensor]:
+def scaling(
+    parts: dict[str, Part], loss_map: LossMap, mask: Tensor | None
+) -> Callable[..., Tensor]:
     """``S`` on flat gradients: learning rate times ``D``; zero for what is not stepped.
 
     Args:

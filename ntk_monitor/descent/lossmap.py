@@ -185,8 +185,7 @@ class LossMap:
         shapes = self.space.shapes
         zero = self.theta.new_zeros
         return self.space.join([
-            zero(shapes[name]) if g is None else g.to(self.theta.dtype)
-            for name, g in grads.items()
+            zero(shapes[name]) if g is None else g.to(self.theta.dtype) for name, g in grads.items()
         ])
 
     def evaluate(self, flat: Tensor, along: Tensor | None = None) -> tuple[float, Tensor]:

@@ -30,6 +30,8 @@ BEYOND = 10.0
 """How many times the steps that remain a forecast goes, so that a trend can be seen in it."""
 LOSS_AGREES = 0.25
 """Relative difference of two forecasts of a loss up to which they agree."""
+AS_IT_IS = "as it is"
+"""The change that is none."""
 ADAM_RATE = 1e-3
 """Adam's default learning rate."""
 
@@ -170,9 +172,7 @@ def counterparts(
         scale = size if size > 0 else math.inf
         errors.append(pattern[..., None] / scale * mode.direction.double())
         sizes.append(scale * targets[mode.number].reach)
-    return Watched(
-        loss_map, targets, tuple(m.number for m in pulled), tuple(errors), tuple(sizes)
-    )
+    return Watched(loss_map, targets, tuple(m.number for m in pulled), tuple(errors), tuple(sizes))
 
 
 class Setting(NamedTuple):
@@ -241,9 +241,7 @@ def _targets_of(lin: Linearization) -> dict[int, Target]:
     return found
 
 
-def _guess(
-    lin: Linearization, targets: Mapping[int, Target]
-) -> Callable[[Tensor], Tensor] | None:
+def _guess(lin: Linearization, targets: Mapping[int, Target]) -> Callable[[Tensor], Tensor] | None:
     """The loss of a forward pass with a target: mean squared error or cross-entropy."""
     if lin.loss is not None:
         return None
@@ -304,9 +302,7 @@ class _Prediction:
         reach = self.setting.horizon
         horizon = BEYOND * reach if math.isfinite(reach) else UNBOUNDED
         full = self._curves(course, course_here, horizon)
-        less = self._curves(
-            course.shallower(max(len(course.basis) - 2, 1)), course_here, horizon
-        )
+        less = self._curves(course.shallower(max(len(course.basis) - 2, 1)), course_here, horizon)
         first = self._first_change(course, course_here)
         rates = self.modes.rates(first)
         steps = [crossing(full.steps, c, LEARNED) for c in full.learned.T]
@@ -314,15 +310,23 @@ class _Prediction:
             _band(step, crossing(less.steps, c, LEARNED), moved)
             for step, c, moved in zip(steps, less.learned.T, mode_transfers, strict=True)
         ]
-        others = self._steps_if(course, course_here, descent, horizon, steps, full.learned)
+        others = self._with_changes(course, course_here, horizon, steps, full)
         predicted = tuple(
-            PredictedMode(float(full.learned[0, i]), float(rates[i]), *each)
-            for i, each in enumerate(zip(steps, bands, mode_transfers, others, strict=True))
+            PredictedMode(
+                float(full.learned[0, i]),
+                float(rates[i]),
+                step,
+                band,
+                transfer,
+                tuple(changed.steps.items()),
+                tuple(changed.rates.items()),
+            )
+            for i, (step, band, transfer, changed) in enumerate(
+                zip(steps, bands, mode_transfers, others, strict=True)
+            )
         )
         valid = _agree_until(full, less)
-        forecast = Forecast(
-            _tensor(full.steps), _tensor(full.losses), _tensor(full.learned), valid
-        )
+        forecast = Forecast(_tensor(full.steps), _tensor(full.losses), _tensor(full.learned), valid)
         instruments = Instruments(norm, self._signal_to_noise(pieces), self._relative_update())
         return Predicted(self.observed.loss, transfer, forecast, instruments, predicted)
 
@@ -421,9 +425,7 @@ class _Prediction:
             ])
 
         held = joined(lambda p, _: None if p.held is None else p.scale(p.held.to(source.theta)))
-        coupled = joined(
-            lambda p, x: None if p.decoupled or not p.decay else p.scale(p.decay * x)
-        )
+        coupled = joined(lambda p, x: None if p.decoupled or not p.decay else p.scale(p.decay * x))
         decoupled = joined(lambda p, x: p.decay * x if p.decoupled and p.decay else None)
         for name, each in (("held", held), ("coupled decay", coupled)):
             if each is not None:
@@ -482,9 +484,7 @@ class _Prediction:
         if self.observed is not self.source:
             return self._from_training(effects, pieces)
         other, others = self._on_the_second(pieces)
-        modes = [
-            over_own(each, others[i] if others else None) for i, each in enumerate(on_modes)
-        ]
+        modes = [over_own(each, others[i] if others else None) for i, each in enumerate(on_modes)]
         return over_own(effects, other), modes
 
     def _from_training(
@@ -521,9 +521,7 @@ class _Prediction:
         gradient = sum(g for _, g, _ in pieces)
         change = second.push([self.scaled(gradient)])[0]  # type: ignore[arg-type]
         modes = counterparts(second, lin, self.pulled)
-        found = [] if modes is None else [
-            _summed(x, self.ranks) for x in modes.moved_by(-change)
-        ]
+        found = [] if modes is None else [_summed(x, self.ranks) for x in modes.moved_by(-change)]
         return self._on(second, change), found
 
     def _curves(self, course: Course, here: Tensor, horizon: float) -> _Curves:
@@ -534,9 +532,7 @@ class _Prediction:
             here = torch.cat([here[:m], here[len(here) - drifts :]])
         learned = []
         if self.observed is not self.source:
-            losses = np.array([
-                self.observed.evaluate(self._moved(here, p))[0] for p in places
-            ])
+            losses = np.array([self.observed.evaluate(self._moved(here, p))[0] for p in places])
         for p in places:
             learned.append(self.modes.learned(self._moved(here, p)))
         return _Curves(steps, losses, np.array(learned).reshape(len(steps), len(self.pulled)))
@@ -550,41 +546,45 @@ class _Prediction:
         _, places, _ = course.run(1)
         return -torch.as_tensor(places[-1], dtype=here.dtype, device=here.device) @ here
 
-    def _steps_if(
+    def _settled_change(self, course: Course, here: Tensor) -> Tensor:
+        """What a step does to the outputs when momentum holds nothing of the past."""
+        pace = course.pace(0.0, np.zeros(len(course.directions)))
+        return -torch.as_tensor(pace, dtype=here.dtype, device=here.device) @ here
+
+    def _with_changes(
         self,
         course: Course,
         here: Tensor,
-        descent: Descent,
         horizon: float,
         steps: Sequence[float],
-        learned: Vector,
-    ) -> list[tuple[tuple[str, float], ...]]:
-        """Steps to learn with one thing changed, of modes that are out of reach."""
+        known: _Curves,
+    ) -> list[_Changed]:
+        """Steps to learn, and rates, with one thing changed, of modes that are out of reach."""
         stuck = [i for i, s in enumerate(steps) if s > self.setting.horizon]
-        found: list[list[tuple[str, float]]] = [[] for _ in steps]
+        found = [_Changed({}, {}) for _ in steps]
         if not stuck:
-            return [tuple(each) for each in found]
+            return found
         for name, changed in self._changes(course).items():
-            curves = self._curves(changed, here, horizon)
+            curves = known if name == AS_IT_IS else self._curves(changed, here, horizon)
+            rates = self.modes.rates(self._settled_change(changed, here))
             for i in stuck:
-                found[i].append((name, crossing(curves.steps, curves.learned[:, i], LEARNED)))
-        for name, rates in self._other_scalings(descent).items():
+                found[i].steps[name] = crossing(curves.steps, curves.learned[:, i], LEARNED)
+                found[i].rates[name] = float(rates[i])
+        for name, rates in self._other_scalings().items():
             for i in stuck:
-                left, rate = LEARNED - learned[0, i], float(rates[i])
-                found[i].append((name, left / rate if rate > 0 else math.inf))
-        return [tuple(each) for each in found]
+                found[i].rates[name] = float(rates[i])
+        return found
 
     def _changes(self, course: Course) -> dict[str, Course]:
-        found = {"at ten times the learning rate": replace(course, speed=10.0)}
+        found = {AS_IT_IS: course, "at ten times the learning rate": replace(course, speed=10.0)}
         if self.clip < 1:
             found["without clipping"] = replace(course, clip_norm=math.inf)
         if any(name.endswith("decay") for name in course.drifts):
             found["without weight decay"] = replace(course, with_decay=False)
         return found
 
-    def _other_scalings(self, descent: Descent) -> dict[str, Vector]:
+    def _other_scalings(self) -> dict[str, Vector]:
         """Rates of the modes under other optimizers: one product each."""
-        del descent
         source, space = self.source, self.source.space
         gradient = space.split(source.gradient)
         own = self.scaled(source.gradient)
@@ -601,16 +601,16 @@ class _Prediction:
         names = ("with Adam", "with plain gradient descent")
         return {name: self.modes.rates(-c) for name, c in zip(names, changes, strict=True)}
 
-    def _signal_to_noise(
-        self, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
-    ) -> Estimate | None:
+    def _signal_to_noise(self, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Estimate | None:
         if self.count < 3:
             return None
         gradients = torch.stack([g.double() for _, g, _ in pieces])
         gram = (gradients @ gradients.T).cpu().numpy()
         signal, stderr = shared(gram)
         noise = float(gram.sum()) - signal
-        return Estimate(signal / noise, stderr * (1 + signal / noise) / noise) if noise > 0 else None
+        return (
+            Estimate(signal / noise, stderr * (1 + signal / noise) / noise) if noise > 0 else None
+        )
 
     def _relative_update(self) -> float:
         descent = self.setting.descent
@@ -623,6 +623,13 @@ class _Prediction:
         moved = sum(float(u.double().square().sum()) for n, u in update.items() if n in own)
         size = sum(float(own[n].double().square().sum()) for n in update if n in own)
         return math.sqrt(moved / size) if size else math.nan
+
+
+class _Changed(NamedTuple):
+    """What becomes of a mode with one thing changed, by what that is."""
+
+    steps: dict[str, float]
+    rates: dict[str, float]
 
 
 class _Curves(NamedTuple):
@@ -648,9 +655,7 @@ def _summed(by_trial: Tensor, ranks: Any) -> tuple[float, float]:  # noqa: ANN40
     return total, math.sqrt(count * variance)
 
 
-def _band(
-    steps: float, shallower: float, transfer: Estimate | None
-) -> tuple[float, float]:
+def _band(steps: float, shallower: float, transfer: Estimate | None) -> tuple[float, float]:
     """Between which numbers steps to learn lie."""
     found = [steps, shallower]
     if transfer is not None and math.isfinite(transfer.stderr):

@@ -17,8 +17,17 @@ from typing import Any, Literal
 from ntk_monitor.monitor.failures import Failures
 from ntk_monitor.monitor.sinks import Severity, file_system
 
-Kind = Literal["stalled", "recovered", "not moving"]
-Reason = Literal["core", "propagator", "learning rate", "gradient noise"]
+Kind = Literal["stalled", "recovered", "unpredictable"]
+Reason = Literal[
+    "clipping",
+    "decay",
+    "saturated",
+    "readout",
+    "core",
+    "propagator",
+    "learning rate",
+    "gradient noise",
+]
 FILE = "alerts.jsonl"
 FAREWELL = 10.0
 """Seconds that the end of a training waits for notifications that are on their way."""
@@ -31,12 +40,11 @@ class Alert:
     Attributes:
         step: Where on the loggers' x-axis.
         mode: Which target mode, from 1.
-        kind: ``"stalled"``; ``"recovered"``, after that; or ``"not moving"``, though within reach.
+        kind: ``"stalled"``; ``"recovered"``, after that; or ``"unpredictable"``, where a step on
+            one batch does nothing for others.
         severity: ``"warning"`` for a stall, else ``"info"``.
-        reason: What holds the mode back, as far as the numbers tell: ``"core"``, the activity lacks
-            its time course; ``"propagator"``, the activity has it and the state does not answer;
-            ``"learning rate"``, only the step is too small; ``"gradient noise"``, it is visible,
-            and does not move. None after a recovery.
+        reason: What holds the mode back, as far as the numbers tell; see `find_reason`. None but
+            for a stall.
         message: All of it in words, with what helps.
     """
 

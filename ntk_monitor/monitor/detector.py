@@ -7,11 +7,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from ntk_monitor.checks import require
+from ntk_monitor.estimators import Estimate
 from ntk_monitor.monitor.base import BaseMonitor
 from ntk_monitor.monitor.delivery import Alert, Delivery
 from ntk_monitor.monitor.failures import reading_state, say
 from ntk_monitor.monitor.host import Host
-from ntk_monitor.monitor.reasons import reason_of, stall_message, steps_to_learn
+from ntk_monitor.monitor.reasons import (
+    find_reason,
+    in_steps,
+    stall_message,
+    unpredictable_message,
+)
 from ntk_monitor.monitor.stall import (
     FEWEST_PROBES,
     ModeState,
@@ -20,11 +26,11 @@ from ntk_monitor.monitor.stall import (
     StallRule,
     StallWatch,
 )
-from ntk_monitor.snapshot import Snapshot, TargetMode
+from ntk_monitor.snapshot import Snapshot
 from ntk_monitor.views.record import CHANGES_TAG, write_record
 
 Action = Literal["warn", "stop"]
-STATE_VERSION = 3
+STATE_VERSION = 4
 MOST = 100
 """The latest alerts, and changes of a mode's state, that a record holds."""
 
@@ -151,13 +157,13 @@ class StallDetector:
         spacing = step - self._last_step if self._last_step is not None else 1
         self._last_step = step
         readings = [
-            Reading(mode.index, mode.learned, steps)
+            Reading(mode.index, mode.learned, mode.steps_to_learn, _pair(mode.transfer))
             for mode in snapshot.target_modes
-            if (steps := steps_to_learn(mode)) is not None
+            if mode.steps_to_learn is not None
         ]
         early = math.isfinite(planned) and step < self.warmup * planned
         changes = self._watch.update(step, readings, remaining, early=early, last=to_come < spacing)
-        alerts = self._alerts_of(changes, snapshot.target_modes, max(remaining, 1.0), step)
+        alerts = self._alerts_of(changes, snapshot, max(remaining, 1.0), step)
         self.alerts += alerts
         self._log(host, monitor, alerts, step)
         for alert in alerts:
@@ -175,35 +181,30 @@ class StallDetector:
     def _alerts_of(
         self,
         changes: dict[int, ModeState],
-        modes: Sequence[TargetMode],
+        snapshot: Snapshot,
         remaining: float,
         step: int,
     ) -> list[Alert]:
-        """What is to be told: modes that have stalled, moved again, or stand still."""
+        """What is to be told: modes that have stalled, move again, or cannot be predicted."""
         alerts = []
-        for mode in modes:
+        for mode in snapshot.target_modes:
             before, now = changes.get(mode.index), self.states.get(mode.index)
-            if before is not None and now == "stalled":
-                reason = reason_of(mode, modes)
-                text = stall_message(mode, reason, remaining, step, self.rule.level)
-                alerts.append(Alert(step, mode.index, "stalled", "warning", reason, text))
-            if before == "stalled" and now in {"recovered", "learned"}:
+            if before is None:
+                continue
+            if now == "stalled":
+                found = find_reason(mode, snapshot, remaining)
+                text = stall_message(mode, found, remaining, step, self.rule.level)
+                alerts.append(Alert(step, mode.index, "stalled", "warning", found.reason, text))
+            elif now == "unpredictable":
+                known = self._watch.watches[mode.index].transfer
+                text = unpredictable_message(mode, known, step)
+                alerts.append(Alert(step, mode.index, "unpredictable", "info", None, text))
+            elif before == "stalled" and now in {"recovered", "learned"}:
                 text = (
                     f"Target mode {mode.index} has recovered at step {step}: learned "
-                    f"{mode.learned:z.3f}, steps to learn {steps_to_learn(mode):.3g}."
+                    f"{mode.learned:z.3f}, {in_steps(mode.steps_to_learn)}."
                 )
                 alerts.append(Alert(step, mode.index, "recovered", "info", None, text))
-            if mode.index in self._watch.halted:
-                times = self._watch.watches[mode.index].stood_still
-                text = (
-                    f"Target mode {mode.index} does not move, at step {step}: learned "
-                    f"{mode.learned:z.3f}, hardly more than {times:.2g} times its steps to learn "
-                    f"({steps_to_learn(mode):.3g}) ago. Gradient descent sees it, so that "
-                    "something else holds it: noise in the gradient (larger batches, a smaller "
-                    "learning rate, averaged weights), a loss that does not ask for it, or a part "
-                    "of this batch's target that cannot be predicted."
-                )
-                alerts.append(Alert(step, mode.index, "not moving", "info", "gradient noise", text))
         return alerts
 
     def _log(self, host: Host, monitor: BaseMonitor, alerts: Sequence[Alert], step: int) -> None:
@@ -278,3 +279,7 @@ class StallDetector:
             alerts = [Alert(**alert) for alert in state_dict.get("alerts", [])]
             self._last_step = None if last is None else int(last)
             self._watch.watches, self.alerts, self._history = watches, alerts, history
+
+
+def _pair(transfer: Estimate | None) -> tuple[float, float] | None:
+    return None if transfer is None else (transfer.value, transfer.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 
 from ntk_monitor.descent import Ahead, Descent, descent_of, plain_descent
@@ -11,7 +10,6 @@ from ntk_monitor.monitor.followed import FollowedState
 from ntk_monitor.monitor.host import Host
 from ntk_monitor.monitor.kept import KeptBatch
 from ntk_monitor.probe import Probe
-from ntk_monitor.ranks import Ranks
 from ntk_monitor.snapshot import Snapshot
 
 FEWEST_PRODUCTS = 16
@@ -88,9 +86,7 @@ def descent_in(probe: Probe, host: Host, ahead: Ahead) -> Descent | None:
         return plain_descent(host.module, probe.learning_rate)
     try:
         optimizers, step = host.optimizers, host.global_step
-        rates = ahead.rates(
-            optimizers, lambda: host.schedulers, step, host.planned_steps - step
-        )
+        rates = ahead.rates(optimizers, lambda: host.schedulers, step, host.planned_steps - step)
         return descent_of(optimizers, host.module, rates=rates, clipping=host.clipping)
     except Exception as error:
         logger.info("the optimizers could not be read: %r", error)

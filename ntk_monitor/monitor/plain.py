@@ -123,9 +123,7 @@ class Monitor(LoopMonitor):
             loggers = loggers_of(list(fabric.loggers))
         folder = None if log_dir is None else str(log_dir)
         device = None if fabric is None else fabric.device
-        host = LoopHost(
-            self, model, optimizers, loggers, folder, device, clip_norm, schedulers
-        )
+        host = LoopHost(self, model, optimizers, loggers, folder, device, clip_norm, schedulers)
         self._start(host, math.inf if total_steps is None else total_steps)
         writer = self._own_writer(host, folder, loggers)
         self._host = host

@@ -4,60 +4,134 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ntk_monitor.monitor.delivery import Reason
-from ntk_monitor.snapshot import TargetMode
+from ntk_monitor.snapshot import Snapshot, TargetMode
 
 LOW_OVERLAP = 0.01
 """Core overlap below which the activity is said to lack a mode."""
-LOW_ALIGNMENT = 0.01
-"""Alignment below which the kernel is said not to see a mode."""
 LOST = 0.1
 """Share of what a mode's core overlap promises, against the best mode, below which the propagator
 is said to suppress it."""
+MOST_IDLE = 0.9
+"""Share of the state's units that are dead or saturated from which they are the reason."""
+FAR = 10.0
+"""How many times the remaining steps a rate may promise and still count as within reach."""
+CHANGES: tuple[tuple[Reason, str], ...] = (
+    ("clipping", "without clipping"),
+    ("decay", "without weight decay"),
+    ("learning rate", "at ten times the learning rate"),
+)
+"""Reasons that are found by asking again with one thing changed."""
 
 
-def steps_to_learn(mode: TargetMode) -> float | None:
-    """Steps to learn under the optimizer in use.
+class Finding(NamedTuple):
+    """What holds a mode back.
 
-    Args:
-        mode: A target mode.
-
-    Returns:
-        Those of the preconditioned kernel, if there is one, else plain gradient descent's.
+    Attributes:
+        reason: In a word.
+        number: The number that shows it, in words.
+        advice: What helps.
     """
-    return mode.steps_to_learn
+
+    reason: Reason
+    number: str
+    advice: str
 
 
-def reason_of(mode: TargetMode, modes: Sequence[TargetMode]) -> Reason:
-    """What holds a stalled mode back, as far as its numbers tell.
+def find_reason(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Finding:
+    """What holds a stalled mode back, as far as its numbers tell; the same in every tier.
 
     Args:
         mode: The mode.
-        modes: All modes of the target.
+        snapshot: The measurement that it is of.
+        remaining: Steps that remain.
 
     Returns:
-        ``"core"`` if the activity hardly has its time course; ``"propagator"`` if the kernel
-        hardly sees it, by its alignment or against what its core overlap promises beside the best
-        mode; else ``"learning rate"``.
+        The first that fits: clipping or decay, where the mode would be in reach without; units that
+        are dead or saturated; a readout that does not see the state; activity that hardly has the
+        mode's time course; a propagator that does not let the state follow; a learning rate that is
+        too small; a gradient that does not move what it sees.
     """
+    changed = dict(mode.steps_if)
+    for reason, name in CHANGES[:2]:
+        text = _opened(mode, name, remaining)
+        if text:
+            return Finding(reason, text, _ADVICE[reason])
+    idle = snapshot.dead_units + snapshot.saturated_units
+    if idle >= MOST_IDLE:
+        return Finding(
+            "saturated",
+            f"{idle:.0%} of the state's units are dead or saturated",
+            _ADVICE["saturated"],
+        )
+    if mode.readout == 0:
+        return Finding("readout", "the outputs do not depend on the state", _ADVICE["readout"])
     if mode.core_overlap < LOW_OVERLAP:
-        return "core"
+        return Finding("core", f"core overlap {mode.core_overlap:.2g}", _ADVICE["core"])
+    if _is_suppressed(mode, snapshot.target_modes):
+        text = f"gain {mode.gain:.2g}, core overlap {mode.core_overlap:.2g}"
+        return Finding("propagator", text, _ADVICE["propagator"])
+    reason, name = CHANGES[2]
+    if name in changed and math.isfinite(changed[name]):
+        return Finding(reason, f"{name} {changed[name]:.3g} steps", _ADVICE[reason])
+    if mode.steps_to_learn is not None and mode.steps_to_learn <= remaining:
+        text = f"{mode.steps_to_learn:.3g} steps on the batch that is probed"
+        return Finding("gradient noise", text, _ADVICE["gradient noise"])
+    adam = changed.get("with Adam", math.inf)
+    text = f"with Adam {adam:.3g} steps" if math.isfinite(adam) else "no change that was tried"
+    return Finding("propagator", text, _ADVICE["propagator"])
+
+
+def _opened(mode: TargetMode, name: str, remaining: float) -> str:
+    """What a change makes of a mode, in words; empty where it would not bring it into reach.
+
+    It does if the forecast with it says so, or if without it the mode has at most half the rate, and
+    at that rate it would take no more than `FAR` times the steps that remain: what is out of the
+    forecast's sight may still be reached.
+    """
+    steps, rates = dict(mode.steps_if), dict(mode.rate_if)
+    if steps.get(name, math.inf) <= remaining:
+        return f"{name} {steps[name]:.3g} steps"
+    rate = rates.get(name, 0.0)
+    if rate <= 0 or rates.get("as it is", 0.0) > rate / 2:
+        return ""
+    by_rate = (0.9 - mode.learned) / rate
+    return f"{name} {by_rate:.3g} steps at its rate" if by_rate <= FAR * remaining else ""
+
+
+def _is_suppressed(mode: TargetMode, modes: Sequence[TargetMode]) -> bool:
     best = max(modes, key=lambda other: other.gain if math.isfinite(other.gain) else -1.0)
     promised = mode.core_overlap / best.core_overlap if best.core_overlap else math.nan
     share = 1.0 if math.isnan(promised) else min(promised, 1.0)
-    suppressed = mode.gain < LOST * share * best.gain
-    return "propagator" if suppressed or mode.alignment.value < LOW_ALIGNMENT else "learning rate"
+    return mode.gain < LOST * share * best.gain
+
+
+_ADVICE: dict[str, str] = {
+    "clipping": "clip at a larger norm, or not at all",
+    "decay": "a smaller weight decay",
+    "saturated": "start from an initialisation whose units are in their range, with smaller weights "
+    "or a normalisation before the nonlinearity",
+    "readout": "look at what lies between the state and the outputs: frozen or zero weights, a "
+    "detach()",
+    "core": "start from an initialisation whose activity is alive where this part of the target "
+    "lives (the paper's Network 2), or train it in with a curriculum",
+    "propagator": "look at spatial_effective_rank and the recurrent gain; orthogonal recurrent "
+    "weights, or a preconditioned optimizer such as Adam or Shampoo, see what the kernel hardly has",
+    "learning rate": "a larger learning rate, where that is stable, or more steps",
+    "gradient noise": "larger batches, a smaller learning rate or averaged weights",
+}
 
 
 def stall_message(
-    mode: TargetMode, reason: Reason, remaining: float, step: int, level: float
+    mode: TargetMode, found: Finding, remaining: float, step: int, level: float
 ) -> str:
     """What is known of a stalled mode, and what helps.
 
     Args:
         mode: The mode.
-        reason: What holds it back.
+        found: What holds it back.
         remaining: Steps that remain.
         step: Now.
         level: Of the test.
@@ -65,32 +139,38 @@ def stall_message(
     Returns:
         A few sentences.
     """
-    steps = steps_to_learn(mode) or math.nan
-    plain = True
-    why, advice = {
-        "core": (
-            "the activity that the weights multiply hardly has this mode's time course (core "
-            f"overlap {mode.core_overlap:.2g})",
-            "start from an initialisation whose activity is alive where this part of the target "
-            "lives (the paper's Network 2), or train it in with a curriculum"
-            + ", or use a preconditioned optimizer such as Shampoo"
-            * plain,
-        ),
-        "propagator": (
-            f"the activity has this mode's time course (core overlap {mode.core_overlap:.2g}), but "
-            f"the propagator does not let the state follow (alignment {mode.alignment})",
-            "look at spatial_effective_rank and the recurrent gain"
-            + "; a preconditioned optimizer such as Shampoo amplifies what the kernel hardly has"
-            * plain,
-        ),
-        "learning rate": (
-            "the kernel sees this mode as well as any, and only the steps are too small",
-            f"a learning rate {steps / remaining:.2g} times as large, where that is stable, or as "
-            "many times more steps",
-        ),
-    }.get(reason, ("unknown", "look at the other numbers"))
+    others = ", ".join(f"{name} {steps:.3g}" for name, steps in mode.steps_if[1:])
     return (
-        f"Target mode {mode.index} is stalled at step {step}: learned {mode.learned:z.3f}, needs "
-        f"{steps:.3g} steps where {remaining:.0f} remain, and does not grow fast enough "
-        f"({1 - level:.0%} sure). Reason: {reason}; {why}. What helps: {advice}."
+        f"Target mode {mode.index} is stalled at step {step}: learned {mode.learned:z.3f}, "
+        f"{in_steps(mode.steps_to_learn)} where {remaining:.0f} remain, and it does not grow fast "
+        f"enough ({1 - level:.0%} sure). Reason: {found.reason} ({found.number}). What helps: "
+        f"{found.advice}."
+        + (f" Steps to learn with one thing changed: {others}." if others else "")
+    )
+
+
+def in_steps(steps: float | None) -> str:
+    """Steps to learn in words."""
+    if steps is None:
+        return "in an unknown number of steps"
+    return "not learned in any number of steps" if math.isinf(steps) else f"needs {steps:.3g} steps"
+
+
+def unpredictable_message(mode: TargetMode, transfer: tuple[float, float] | None, step: int) -> str:
+    """What is known of a mode that a step on one batch does not teach another.
+
+    Args:
+        mode: The mode.
+        transfer: What is known of its transfer.
+        step: Now.
+
+    Returns:
+        A few sentences.
+    """
+    known = "" if transfer is None else f" (transfer {transfer[0]:.2f} ± {transfer[1]:.2f})"
+    return (
+        f"Target mode {mode.index} is unpredictable at step {step}: learned {mode.learned:z.3f}, and "
+        f"though a step on one batch would fit it there, that does nothing for others{known}. It is "
+        "noise, or nothing that this network sees yet in its inputs: look at the labels, try larger "
+        "batches or another network."
     )

@@ -14,10 +14,19 @@ import numpy as np
 from scipy import special
 
 ModeState = Literal[
-    "warming up", "insufficient data", "learning", "learned", "stalled", "recovered"
+    "warming up",
+    "insufficient data",
+    "learning",
+    "learned",
+    "stalled",
+    "recovered",
+    "unpredictable",
+    "not judged",
 ]
 LARGEST_LOG = 700.0
 """Stands for the logarithm of infinity, so that a series with it has a slope."""
+SHORTEST = 0.1
+"""Fewer steps to learn than that are as good as none."""
 LARGEST_PHI = 0.95
 ROUNDING = 10 * float(np.finfo(float).eps)
 """Of a series' largest value: residuals below it are no noise to speak of."""
@@ -31,8 +40,18 @@ answer is that the data do not suffice."""
 LONGEST = 4
 """A window that does not suffice is doubled, up to so many times its length."""
 FLAT_TIMES = 2.0
-"""How many times its steps to learn a mode may stand still: then gradient descent sees it, and
-something else holds it."""
+"""How many times its steps to learn a mode may stand still: then what a step on this batch does is
+not what training does."""
+FLAT_SHARE = 0.1
+"""Share of the remaining steps that it must have stood still for besides."""
+POOLED = 20
+"""Probes whose transfers are taken together."""
+INDEPENDENT = 4
+"""How many of them are worth as much as independent ones, at most."""
+SURE = 2.0
+"""Standard errors by which a transfer must differ from nothing."""
+NOTHING = 0.2
+"""Transfer below which a step on one batch is of no use for another."""
 PROGRESS = 0.05
 """Approach of the learned fraction to 1, over its best, that counts as not standing still."""
 
@@ -153,14 +172,15 @@ class Reading:
     Attributes:
         mode: Which, from 1.
         learned: Its learned fraction.
-        steps: Its steps to learn.
-        preconditioned: Whether those are of the preconditioned kernel.
+        steps: Its steps to learn; inf where it never will be.
+        transfer: What a step on one batch does for it on another, over what it does on its own, and
+            the standard error; None where that is not known.
     """
 
     mode: int
     learned: float
     steps: float
-    preconditioned: bool = False
+    transfer: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -191,32 +211,42 @@ class ModeWatch:
         steps: Where it was probed.
         learned: Learned fractions there.
         log_steps: Logarithms of the steps to learn there.
-        preconditioned: Of which kernel; a series of the other one begins anew.
+        transfers: Transfers and their standard errors there, where they were known.
         best: Smallest distance of the learned fraction from 1 that counted as progress.
         moved: The step of that.
         state: Its state.
         proposed: The state that the latest probes propose.
         agreeing: How many of them in a row.
         rest: Probes to come in which no stall is called.
-        flat: Probes in a row at which it stood still although within reach.
     """
 
     steps: list[int] = field(default_factory=list)
     learned: list[float] = field(default_factory=list)
     log_steps: list[float] = field(default_factory=list)
-    preconditioned: bool = False
+    transfers: list[tuple[float, float]] = field(default_factory=list)
     best: float = math.inf
     moved: int = 0
     state: ModeState = "warming up"
     proposed: ModeState = "warming up"
     agreeing: int = 0
     rest: int = 0
-    flat: int = 0
+
+    def has_stood_still(self, remaining: float) -> bool:
+        """Whether it did not move in much more than its present steps to learn."""
+        still = self.steps[-1] - self.moved
+        long = FLAT_TIMES * math.exp(self.log_steps[-1])
+        return still >= max(long, FLAT_SHARE * remaining)
 
     @property
-    def stood_still(self) -> float:
-        """Steps since the mode moved, in its present steps to learn."""
-        return (self.steps[-1] - self.moved) / math.exp(self.log_steps[-1])
+    def transfer(self) -> tuple[float, float] | None:
+        """What is known of its transfer from the latest probes together."""
+        latest = [each for each in self.transfers[-POOLED:] if all(map(math.isfinite, each))]
+        if not latest:
+            return None
+        weights = [1 / max(stderr, 1e-6) ** 2 for _, stderr in latest]
+        mean = sum(w * value for w, (value, _) in zip(weights, latest, strict=True)) / sum(weights)
+        # Probes of one batch err alike: many of them are worth no more than a few.
+        return mean, math.sqrt(len(latest) / sum(weights) / min(len(latest), INDEPENDENT))
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> ModeWatch:
@@ -238,24 +268,23 @@ class ModeWatch:
             steps=[int(x) for x in state["steps"]],
             learned=[float(x) for x in state["learned"]],
             log_steps=[float(x) for x in state["log_steps"]],
+            transfers=[(float(value), float(stderr)) for value, stderr in state["transfers"]],
             state=state["state"],
             proposed=state["proposed"],
-            preconditioned=bool(state["preconditioned"]),
             best=float(state["best"]),
-            **{k: int(state[k]) for k in ("moved", "agreeing", "rest", "flat")},
+            **{k: int(state[k]) for k in ("moved", "agreeing", "rest")},
         )
 
     def add(self, step: int, reading: Reading, kept: int) -> None:
         """Add a probe, keeping the last ``kept``."""
-        if reading.preconditioned != self.preconditioned:
-            self.steps, self.learned, self.log_steps = [], [], []
-            self.preconditioned = reading.preconditioned
         if abs(1 - reading.learned) < self.best - PROGRESS:
             self.best, self.moved = abs(1 - reading.learned), step
-        log_steps = min(math.log(reading.steps), LARGEST_LOG)
+        log_steps = min(math.log(max(reading.steps, SHORTEST)), LARGEST_LOG)
         self.steps = [*self.steps, step][-kept:]
         self.learned = [*self.learned, reading.learned][-kept:]
         self.log_steps = [*self.log_steps, log_steps][-kept:]
+        if reading.transfer is not None:
+            self.transfers = [*self.transfers, reading.transfer][-POOLED:]
         self.rest = max(self.rest - 1, 0)
 
 
@@ -266,37 +295,40 @@ class Evidence(NamedTuple):
         in_time: P-value of "it will be in time": its rate grows as fast as the remaining steps
             need, or its learned fraction does. Small: it will not.
         too_late: P-value of the contrary. Small: it will.
-        moving: P-value of "its learned fraction rises fast enough", alone.
+        rising: P-value of "its learned fraction rises fast enough", alone.
+        too_slow: P-value of the contrary of that.
     """
 
     in_time: float
     too_late: float
-    moving: float
+    rising: float
+    too_slow: float
 
 
 class StallWatch:
     """The states of all target modes, from probe to probe.
 
-    A mode is stalled if, at ``patience`` probes in a row, it is not learned, needs more steps than
-    remain, and both the upper confidence bound of the growth of its rate (the inverse of its steps
-    to learn) and that of its learned fraction lie below what the remaining steps need. This is a
+    A mode whose steps to learn are more than remain is stalled if, at ``patience`` probes in a row,
+    both the upper confidence bound of the growth of its rate (the inverse of its steps to learn)
+    and that of its learned fraction lie below what the remaining steps need. This is a
     test of equivalence: that a trend is not significant says nothing, that it is certainly too slow
-    does. A loss that stands still while the rate grows is healthy; a mode that has stood still for
-    twice its steps to learn is one that gradient descent sees, and no stall. The bounds hold
-    for all modes of a probe together (Holm).
+    does. A loss that stands still while the rate grows is healthy.
+
+    A mode that has fewer steps to learn than remain, by the batch that is probed, is being learned
+    only if it moves, or if a step on one batch certainly does something for it on another. Where it
+    has stood still for twice its steps to learn, and certainly does not rise fast enough, it is
+    unpredictable, or, if steps do transfer, stalled. The bounds hold for all modes of a probe
+    together (Holm).
 
     Attributes:
         rule: The settings.
         watches: The modes' pasts and states.
-        halted: Modes that the latest probe has found to stand still although gradient descent sees
-            them, each once for every time that it comes to that.
     """
 
     def __init__(self, rule: StallRule) -> None:
         """Begin with no mode."""
         self.rule = rule
         self.watches: dict[int, ModeWatch] = {}
-        self.halted: set[int] = set()
 
     @property
     def states(self) -> dict[int, ModeState]:
@@ -317,7 +349,7 @@ class StallWatch:
         Args:
             step: Where it was taken; a probe at or before the last step is left out.
             readings: What it says of each mode; modes without a finite learned fraction, or with
-                no positive steps to learn, are left out.
+                steps to learn that are no number, are left out.
             remaining: Steps that remain.
             early: Whether the training is still warming up, so that there is no verdict.
             last: Whether no probe is to come; whatever is not learned would then be out of reach,
@@ -326,38 +358,32 @@ class StallWatch:
         Returns:
             The modes whose state changed, with the state before.
         """
-        self.halted = set()
         evidence: dict[int, Evidence | None] = {}
         remaining = max(remaining, 1.0)
         for reading in readings:
-            if not math.isfinite(reading.learned) or not reading.steps > 0:
+            if not math.isfinite(reading.learned) or math.isnan(reading.steps):
                 continue
             watch = self.watches.setdefault(reading.mode, ModeWatch())
             if watch.steps and step <= watch.steps[-1]:
                 continue
             watch.add(step, reading, self.rule.window * LONGEST)
             evidence[reading.mode] = None if early else self._evidence(watch, remaining)
-        out_of_reach = {
-            i: found.in_time
-            for i, found in evidence.items()
-            if found is not None and self.watches[i].log_steps[-1] > math.log(remaining)
-        }
-        # A stall stays one when it comes to stand still: time has passed, and nothing else.
-        tested = {
-            i: p
-            for i, p in out_of_reach.items()
-            if self.watches[i].stood_still < FLAT_TIMES or self.watches[i].state == "stalled"
-        }
+        tested: dict[int, float] = {}
+        for i, found in evidence.items():
+            if found is not None and self._is_out_of_reach(self.watches[i], remaining):
+                tested[i] = found.in_time
+            elif found is not None and self.watches[i].has_stood_still(remaining):
+                tested[i] = found.rising
         too_slow = holm(tested, self.rule.level)
         before = self.states
         for i, found in evidence.items():
             watch = self.watches[i]
-            proposal = self._proposal(watch, found, stalled=i in too_slow, tested=i in tested)
+            proposal = self._proposal(watch, found, remaining, too_slow=i in too_slow)
             self._propose(watch, proposal, last=last)
-            self._look_for_standstill(watch, found)
-            if watch.flat == self.rule.patience:
-                self.halted.add(i)
         return {i: before[i] for i in evidence if before[i] != self.watches[i].state}
+
+    def _is_out_of_reach(self, watch: ModeWatch, remaining: float) -> bool:
+        return watch.log_steps[-1] > math.log(remaining)
 
     def _evidence(self, watch: ModeWatch, remaining: float) -> Evidence | None:
         if len(watch.steps) < FEWEST_PROBES:
@@ -367,10 +393,10 @@ class StallWatch:
         rate = _p_values(watch.steps, rates, needed, self.rule.window)
         rise = (self.rule.learned_threshold - watch.learned[-1]) / remaining
         learned = _p_values(watch.steps, watch.learned, rise, self.rule.window)
-        return Evidence(max(rate[0], learned[0]), min(rate[1], learned[1]), learned[0])
+        return Evidence(max(rate[0], learned[0]), min(rate[1], learned[1]), *learned)
 
     def _proposal(
-        self, watch: ModeWatch, found: Evidence | None, *, stalled: bool, tested: bool
+        self, watch: ModeWatch, found: Evidence | None, remaining: float, *, too_slow: bool
     ) -> ModeState:
         error = 1 - self.rule.learned_threshold
         if watch.state == "learned":
@@ -379,40 +405,54 @@ class StallWatch:
             return "learned"
         if found is None:  # nothing is known now: no change
             return watch.state
-        if stalled:
-            return "stalled"
-        undecided = tested and found.too_late > self.rule.level
-        return "insufficient data" if undecided else "learning"
+        if self._is_out_of_reach(watch, remaining):
+            if too_slow:
+                return "unpredictable" if _nothing_transfers(watch) else "stalled"
+            return "learning" if found.too_late <= self.rule.level else "insufficient data"
+        if found.too_slow <= self.rule.level or _transfers(watch, remaining):
+            return "learning"
+        if too_slow:
+            return "unpredictable"
+        return "insufficient data"
 
     def _propose(self, watch: ModeWatch, proposal: ModeState, *, last: bool) -> None:
         """Take a proposal over once enough probes in a row agree."""
-        if proposal == "stalled" and (watch.rest or last) and watch.state != "stalled":
-            proposal = watch.proposed if watch.proposed != "stalled" else "insufficient data"
+        verdicts = {"stalled", "unpredictable"}
+        if proposal in verdicts and (watch.rest or last) and watch.state != proposal:
+            proposal = watch.proposed if watch.proposed not in verdicts else "insufficient data"
         watch.agreeing = watch.agreeing + 1 if proposal == watch.proposed else 1
         watch.proposed = proposal
-        at_once = proposal == "learned" or (watch.state == "warming up" and proposal != "stalled")
+        at_once = proposal == "learned" or (
+            watch.state == "warming up" and proposal not in verdicts
+        )
         if proposal == watch.state or not (at_once or watch.agreeing >= self.rule.patience):
             return
-        if watch.state in {"stalled", "recovered"}:
+        if watch.state in {"stalled", "recovered", "unpredictable"}:
             if proposal == "insufficient data":
                 return  # not knowing is no change
             if proposal == "learning" and watch.state == "recovered":
                 return
-            proposal = "recovered" if proposal == "learning" else proposal
+            if watch.state == "stalled" and proposal == "learning":
+                proposal = "recovered"
         if watch.state == "stalled":
             watch.rest = self.rule.cooldown + 1
         watch.state = proposal
 
-    def _look_for_standstill(self, watch: ModeWatch, found: Evidence | None) -> None:
-        """Count the probes at which a mode that gradient descent sees stood still."""
-        still = (
-            found is not None
-            and watch.state != "stalled"
-            and watch.stood_still >= FLAT_TIMES
-            and watch.learned[-1] < self.rule.learned_threshold
-            and found.moving < self.rule.level
-        )
-        watch.flat = watch.flat + 1 if still else 0
+
+def _transfers(watch: ModeWatch, remaining: float) -> bool:
+    """Whether steps on one batch certainly teach another, and the mode has not stood still."""
+    known = watch.transfer
+    return (
+        known is not None
+        and known[0] - SURE * known[1] > 0
+        and not watch.has_stood_still(remaining)
+    )
+
+
+def _nothing_transfers(watch: ModeWatch) -> bool:
+    """Whether steps on one batch certainly do next to nothing for another."""
+    known = watch.transfer
+    return known is not None and known[0] + SURE * known[1] < NOTHING
 
 
 def _p_values(
