@@ -55,17 +55,25 @@ def say(training: Training, model: nn.Module, optimizer: Optimizer, step: int) -
         ``loss``; the curve, as ``steps`` ahead with a loss each in ``losses``; ``valid_for`` steps;
         and ``modes``, each with ``sigma``, ``learned``, ``rate``, ``steps`` and ``band``.
     """
-    from ntk_monitor.descent import descent_of  # noqa: PLC0415
+    from ntk_monitor.descent import (  # noqa: PLC0415
+        Clipping,
+        Scheduled,
+        descent_of,
+        read_ahead,
+    )
 
     if "probe" not in training.kept:
         training.kept["probe"] = Probe(tier="modes", state=training.state, loss_fn=training.loss)
-    schedulers = [] if training.scheduler is None else [training.scheduler]
-    snapshot = training.kept["probe"](
+    remaining = training.steps - step
+    schedulers = [] if training.scheduler is None else [Scheduled(training.scheduler)]
+    descent = descent_of(
+        [optimizer],
         model,
-        training.evaluation,
-        descent=descent_of([optimizer], model, schedulers=schedulers, clip_norm=training.clip_norm),
-        second=training.second,
-        horizon=training.steps - step,
+        rates=read_ahead(schedulers, remaining + 1),
+        clipping=Clipping(norm=training.clip_norm),
+    )
+    snapshot = training.kept["probe"](
+        model, training.evaluation, descent=descent, second=training.second, horizon=remaining
     )
     forecast = snapshot.forecast
     return {
@@ -78,12 +86,16 @@ def say(training: Training, model: nn.Module, optimizer: Optimizer, step: int) -
                 "sigma": float(mode.singular_value),
                 "learned": float(mode.learned),
                 "rate": float(mode.rate),
-                "steps": float(mode.steps_to_learn),
-                "band": [float(end) for end in mode.steps_band],
+                "steps": _number(mode.steps_to_learn),
+                "band": [_number(end) for end in mode.steps_band or (None, None)],
             }
             for mode in snapshot.target_modes
         ],
     }
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def stand_in(
