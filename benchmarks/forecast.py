@@ -38,6 +38,8 @@ RUNS = Path(__file__).parent / "results" / "forecast_runs.json.gz"
 CHECKPOINTS = (0.0, 0.05, 0.3)
 POINTS = 300
 """How often the modes are looked at in a training, besides the steps just after a forecast."""
+FAILED = {"loss": math.nan, "steps": [], "losses": [], "valid_for": 0.0, "modes": []}
+"""What is kept of a forecast that fails."""
 SMALL = 1e-4
 """Part of a step in which the rate of the modes is taken."""
 
@@ -301,7 +303,10 @@ def record(name: str, *, tangent: bool = False) -> dict[str, Any]:
             found["learned"].append([_short(value) for value in now.learned])
         if step in checkpoints:
             begin = time.perf_counter()
-            said = speak(training, training.model, training.optimizer, step)
+            try:
+                said = speak(training, training.model, training.optimizer, step)
+            except Exception as error:  # a forecast that fails is one that is wrong
+                said = FAILED | {"failed": f"{type(error).__name__}: {error}"}
             said["seconds"] = time.perf_counter() - begin
             real = real_rates(training, modes)["modes"] if exact else None
             found["forecasts"].append({"step": step, "said": said, "real": real})

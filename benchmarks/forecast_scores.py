@@ -145,6 +145,8 @@ def cases_of(run: Case) -> dict[str, list[Case]]:
                 }
             )
         numbers = matched(said["modes"], run["sigma"], learned)
+        if "failed" in said:
+            continue
         for i, (number, mode) in enumerate(zip(numbers, said["modes"], strict=True)):
             off = math.inf if number < 0 else abs(learned[number] - mode["learned"])
             found["now"].append(
@@ -378,6 +380,12 @@ def report(runs: Sequence[Case], count: int) -> dict[str, Any]:
     printed(title, rows.get("loss", []), others)
     printed("Rates of full batches; wanted: all", rows.get("rate", []), list(rate_row([])))
     names = worst(cases, count)
+    names["failed"] = [
+        f"[{run['half']}] {run['name']}, at {at}: {forecast['said']['failed']}"
+        for run in runs
+        for at, forecast in zip(AT, run["forecasts"], strict=True)
+        if "failed" in forecast["said"]
+    ]
     for kind, lines in names.items():
         print(f"\nWorst, {kind}:", *(lines or ["none"]), sep="\n  ")
     missed = [
