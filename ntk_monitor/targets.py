@@ -88,10 +88,10 @@ def decompose(target: Target, modes: int, ranks: Ranks = ALONE) -> Decomposition
         count = min(modes, int((sigma > noise).sum()))
         U, sigma, directions = U[:, :count], sigma[:count], Vh[:count]
     else:
-        rows = ranks.sum(target.counts.flatten(0, 1).double().sum(0))
+        counted = ranks.sum(target.counts.flatten(0, 1).double().sum(0))
         sizes = ranks.sum(target.given.flatten(0, 1).double().sum(0))
         # Of numbers that are whole for classes, so that no rounding decides the order.
-        variances, order = (sizes * (rows - sizes)).sort(descending=True, stable=True)
+        variances, order = (sizes * (counted - sizes)).sort(descending=True, stable=True)
         order = order[: min(modes, int((variances > 0).sum()))]
         sigma = ranks.sum(matrix[:, order].square().sum(0)).sqrt()
         U = matrix[:, order] / sigma

@@ -24,7 +24,7 @@ SINGLE = 32
 PER_DOUBLING = 4
 """Steps ahead at which the curves are known, beyond those."""
 RENEWED = 4
-"""Strides of which the first finds out how the speed changes with the place."""
+"""Of so many strides the first finds out how the speed changes with the place."""
 MOST_ENTRIES = 2**22
 """Outputs up to which the loss is computed anew as often as a long forecast asks."""
 BREAKDOWN = 1e-6
@@ -50,8 +50,8 @@ class Course:
     r"""How the outputs move in the coming steps.
 
     Outputs are :math:`f = y - \sum_j p_j \Phi_j`. The first ``m`` of the directions
-    :math:`\Phi_j = J S J^* b_j` are those of a Krylov space, ``S`` being the learning rate times the
-    optimizer's ``D``; the others do not depend on the loss's outputs: a penalty's gradient, what
+    :math:`\Phi_j = J S J^* b_j` are those of a Krylov space, ``S`` being the learning rate times
+    the optimizer's ``D``; the others do not depend on the outputs: a penalty's gradient, what
     momentum holds, decay. At each step the gradient is that of the real loss at ``f``, seen through
     the ``b_j``, clipped, averaged by momentum and scheduled as the optimizer does it.
 
@@ -189,6 +189,9 @@ class Course:
 
         Along an eigendirection of the small kernel with eigenvalue ``lambda`` a step longer than
         ``1 / (lambda h)``, ``h`` the loss's curvature, would overshoot.
+
+        Returns:
+            A map of steps in the basis.
         """
         m = len(self.basis)
         kernel = self._small_kernel()
@@ -196,12 +199,13 @@ class Course:
         curvatures = [self._curvature(vectors[:, i]) for i in range(m)]
         reach = values * np.array(curvatures) * self.speed
         factors = np.where(reach > 1, 1 / np.maximum(reach, 1), 1.0)
-        return (vectors * factors) @ vectors.T
+        caps: NDArray[np.float64] = (vectors * factors) @ vectors.T
+        return caps
 
     def _small_kernel(self) -> NDArray[np.float64]:
         m = len(self.basis)
-        kernel = self.loss_map.ranks.sum((self.basis @ self.directions[:m].T).double())
-        kernel = kernel.cpu().numpy()
+        found = self.loss_map.ranks.sum((self.basis @ self.directions[:m].T).double())
+        kernel: NDArray[np.float64] = found.cpu().numpy()
         return (kernel + kernel.T) / 2
 
     def _curvature(self, direction: Vector) -> float:
@@ -221,7 +225,7 @@ class Course:
         losses: list[float],
         horizon: float,
     ) -> None:
-        """Go on as a flow, in strides that grow with the distance, linearly implicit.
+        r"""Go on as a flow, in strides that grow with the distance, linearly implicit.
 
         A stride of ``n`` steps solves :math:`(1 - n DF) \Delta p = n F`, ``F`` being what a step
         does, so that directions in which a stride would overshoot come to rest.

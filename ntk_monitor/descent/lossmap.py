@@ -13,7 +13,7 @@ from torch import Tensor
 from ntk_monitor.model import Linearization, quiet
 from ntk_monitor.model.derivative import Derivative
 from ntk_monitor.model.parameters import ParameterSpace
-from ntk_monitor.model.products import AUTOMATIC, make_products
+from ntk_monitor.model.products import AUTOMATIC, TangentProducts, make_products
 from ntk_monitor.model.second_pass import counts_of
 from ntk_monitor.model.step import Comparison
 from ntk_monitor.model.step.comparison import Seen, compared
@@ -238,7 +238,7 @@ class LossMap:
                 raw = self._outputs(self.space.split(flat))
                 return torch.cat([raw[n].reshape(-1) for n in self._numbers])
 
-        methods = {
+        methods: dict[str, TangentProducts] = {
             name: make_products(name, outputs_at, self.theta, chunk_size, accuracy, lin.ranks)
             for name in ("finite-difference", *AUTOMATIC)
         }

@@ -382,8 +382,8 @@ class _Prediction:
     ) -> tuple[Course, list[Tensor]]:
         """The small space, and the directions of the parameters that it is made of."""
         source = self.source
-        first = sum(g for _, g, _ in pieces), sum(change for *_, change in pieces)
-        grown = grow(source, self.scaled, source.error, first, self.setting.depth)  # type: ignore[arg-type]
+        first = _total([g for _, g, _ in pieces]), _total([change for *_, change in pieces])
+        grown = grow(source, self.scaled, source.error, first, self.setting.depth)
         drifts = self._drifts(descent)
         pushed = source.push(list(drifts.values()))
         gradients = list(grown.pulled)
@@ -427,11 +427,8 @@ class _Prediction:
         held = joined(lambda p, _: None if p.held is None else p.scale(p.held.to(source.theta)))
         coupled = joined(lambda p, x: None if p.decoupled or not p.decay else p.scale(p.decay * x))
         decoupled = joined(lambda p, x: p.decay * x if p.decoupled and p.decay else None)
-        for name, each in (("held", held), ("coupled decay", coupled)):
-            if each is not None:
-                found[name] = each
-        if decoupled is not None:
-            found["decoupled decay"] = decoupled
+        own_pace = {"held": held, "coupled decay": coupled, "decoupled decay": decoupled}
+        found |= {name: each for name, each in own_pace.items() if each is not None}
         steady = descent.steady(self.stepped)
         if steady:
             zero = torch.zeros_like
@@ -490,9 +487,9 @@ class _Prediction:
     def _from_training(
         self, effects: Effects, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
     ) -> tuple[Estimate | None, list[Estimate | None]]:
-        """What the training's own step does to the batch that is probed, over what it does there."""
-        gradient = sum(g for _, g, _ in pieces)
-        change = self.observed.push([self.scaled(gradient)])[0]  # type: ignore[arg-type]
+        """What the training's own step does to the batch that is probed, over its own effect."""
+        gradient = _total([g for _, g, _ in pieces])
+        change = self.observed.push([self.scaled(gradient)])[0]
         other = self._on(self.observed, change)
         own = float(effects.sum())
         loss = Estimate(other[0] / own, other[1] / abs(own)) if own else None
@@ -515,11 +512,13 @@ class _Prediction:
             lin = self.lin.on(self.setting.second)
             second = LossMap(lin, guess=_guess(lin, _targets_of(lin)))
         except (NoLossError, ValueError, RuntimeError):
+            if self.ranks.size > 1:
+                raise
             return None, []  # another batch may be of another shape than the step was seen with
         known = tuple(second.counted(number) for number in range(len(lin.comparisons)))
         lin = replace(lin, comparisons=known)
-        gradient = sum(g for _, g, _ in pieces)
-        change = second.push([self.scaled(gradient)])[0]  # type: ignore[arg-type]
+        gradient = _total([g for _, g, _ in pieces])
+        change = second.push([self.scaled(gradient)])[0]
         modes = counterparts(second, lin, self.pulled)
         found = [] if modes is None else [_summed(x, self.ranks) for x in modes.moved_by(-change)]
         return self._on(second, change), found
@@ -530,11 +529,9 @@ class _Prediction:
             m = len(course.basis)  # fewer Krylov directions
             drifts = len(course.drifts)
             here = torch.cat([here[:m], here[len(here) - drifts :]])
-        learned = []
         if self.observed is not self.source:
             losses = np.array([self.observed.evaluate(self._moved(here, p))[0] for p in places])
-        for p in places:
-            learned.append(self.modes.learned(self._moved(here, p)))
+        learned = [self.modes.learned(self._moved(here, p)) for p in places]
         return _Curves(steps, losses, np.array(learned).reshape(len(steps), len(self.pulled)))
 
     def _moved(self, here: Tensor, p: Vector) -> Tensor:
@@ -570,9 +567,9 @@ class _Prediction:
             for i in stuck:
                 found[i].steps[name] = crossing(curves.steps, curves.learned[:, i], LEARNED)
                 found[i].rates[name] = float(rates[i])
-        for name, rates in self._other_scalings().items():
-            for i in stuck:
-                found[i].rates[name] = float(rates[i])
+        others = self._other_scalings()
+        for i in stuck:
+            found[i].rates.update({name: float(rates[i]) for name, rates in others.items()})
         return found
 
     def _changes(self, course: Course) -> dict[str, Course]:
@@ -675,3 +672,7 @@ def _agree_until(full: _Curves, less: _Curves) -> float:
 
 def _tensor(values: Vector) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
+
+
+def _total(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(tensors)).sum(0)

@@ -256,10 +256,8 @@ class Linearization:
 
         Returns:
             A linearisation whose operators are not to be used.
-
-        Raises:
-            RuntimeError: If the step compares something else on it, or computes the state in
-                another number of calls.
+            Where the step compares something else on it, or computes the state in another number
+            of calls, a RuntimeError is raised.
         """
         forward = self._forward.on(batch)
         state = replace(self._state, valid=None)

@@ -54,42 +54,71 @@ def find_reason(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Findi
         mode's time course; a propagator that does not let the state follow; a learning rate that is
         too small; a gradient that does not move what it sees.
     """
-    changed = dict(mode.steps_if)
-    for reason, name in CHANGES[:2]:
-        text = _opened(mode, name, remaining)
-        if text:
-            return Finding(reason, text, _ADVICE[reason])
+    found = (look(mode, snapshot, remaining) for look in _LOOKS)
+    reason, number = next(each for each in found if each is not None)
+    return Finding(reason, number, _ADVICE[reason])
+
+
+Found = tuple[Reason, str] | None
+
+
+def _by_change(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Found:
+    """Clipping or decay, without which it would be within reach."""
+    del snapshot
+    found = ((reason, _opened(mode, name, remaining)) for reason, name in CHANGES[:2])
+    return next((each for each in found if each[1]), None)
+
+
+def _in_the_activity(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Found:
+    """Units that are no longer in their range, a readout that is blind, a core without the mode."""
+    del remaining
     idle = snapshot.dead_units + snapshot.saturated_units
     if idle >= MOST_IDLE:
-        return Finding(
-            "saturated",
-            f"{idle:.0%} of the state's units are dead or saturated",
-            _ADVICE["saturated"],
-        )
+        return "saturated", f"{idle:.0%} of the state's units are dead or saturated"
     if mode.readout == 0:
-        return Finding("readout", "the outputs do not depend on the state", _ADVICE["readout"])
+        return "readout", "the outputs do not depend on the state"
     if mode.core_overlap < LOW_OVERLAP:
-        return Finding("core", f"core overlap {mode.core_overlap:.2g}", _ADVICE["core"])
-    if _is_suppressed(mode, snapshot.target_modes):
-        text = f"gain {mode.gain:.2g}, core overlap {mode.core_overlap:.2g}"
-        return Finding("propagator", text, _ADVICE["propagator"])
+        return "core", f"core overlap {mode.core_overlap:.2g}"
+    return None
+
+
+def _in_the_kernel(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Found:
+    """A propagator that lets the state follow far less than the activity promises."""
+    del remaining
+    if not _is_suppressed(mode, snapshot.target_modes):
+        return None
+    return "propagator", f"gain {mode.gain:.2g}, core overlap {mode.core_overlap:.2g}"
+
+
+def _in_the_steps(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Found:
+    """A learning rate that is too small; else what the gradient sees, and does not move."""
+    del snapshot
     reason, name = CHANGES[2]
-    if name in changed and math.isfinite(changed[name]):
-        return Finding(reason, f"{name} {changed[name]:.3g} steps", _ADVICE[reason])
+    steps = dict(mode.steps_if).get(name, math.inf)
+    if math.isfinite(steps):
+        return reason, f"{name} {steps:.3g} steps"
     if mode.steps_to_learn is not None and mode.steps_to_learn <= remaining:
-        text = f"{mode.steps_to_learn:.3g} steps on the batch that is probed"
-        return Finding("gradient noise", text, _ADVICE["gradient noise"])
-    adam = changed.get("with Adam", math.inf)
-    text = f"with Adam {adam:.3g} steps" if math.isfinite(adam) else "no change that was tried"
-    return Finding("propagator", text, _ADVICE["propagator"])
+        return "gradient noise", f"{mode.steps_to_learn:.3g} steps on the batch that is probed"
+    rates = dict(mode.rate_if)
+    times = rates.get("with Adam", 0.0) / rates["as it is"] if rates.get("as it is") else 0.0
+    text = (
+        f"{times:.2g} times the rate with Adam" if times > 1 else "no change that was tried helps"
+    )
+    return "propagator", text
+
+
+_LOOKS = (_by_change, _in_the_activity, _in_the_kernel, _in_the_steps)
 
 
 def _opened(mode: TargetMode, name: str, remaining: float) -> str:
     """What a change makes of a mode, in words; empty where it would not bring it into reach.
 
-    It does if the forecast with it says so, or if without it the mode has at most half the rate, and
-    at that rate it would take no more than `FAR` times the steps that remain: what is out of the
-    forecast's sight may still be reached.
+    It does if the forecast with it says so, or if without it the mode has at most half the rate,
+    and at that rate it would take no more than `FAR` times the steps that remain: what is out of
+    the forecast's sight may still be reached.
+
+    Returns:
+        A clause.
     """
     steps, rates = dict(mode.steps_if), dict(mode.rate_if)
     if steps.get(name, math.inf) <= remaining:
@@ -111,14 +140,14 @@ def _is_suppressed(mode: TargetMode, modes: Sequence[TargetMode]) -> bool:
 _ADVICE: dict[str, str] = {
     "clipping": "clip at a larger norm, or not at all",
     "decay": "a smaller weight decay",
-    "saturated": "start from an initialisation whose units are in their range, with smaller weights "
-    "or a normalisation before the nonlinearity",
+    "saturated": "start from an initialisation whose units are in their range, with smaller "
+    "weights or a normalisation before the nonlinearity",
     "readout": "look at what lies between the state and the outputs: frozen or zero weights, a "
     "detach()",
     "core": "start from an initialisation whose activity is alive where this part of the target "
     "lives (the paper's Network 2), or train it in with a curriculum",
     "propagator": "look at spatial_effective_rank and the recurrent gain; orthogonal recurrent "
-    "weights, or a preconditioned optimizer such as Adam or Shampoo, see what the kernel hardly has",
+    "weights, or an optimizer such as Adam or Shampoo, see what the kernel hardly has",
     "learning rate": "a larger learning rate, where that is stable, or more steps",
     "gradient noise": "larger batches, a smaller learning rate or averaged weights",
 }
@@ -150,7 +179,14 @@ def stall_message(
 
 
 def in_steps(steps: float | None) -> str:
-    """Steps to learn in words."""
+    """Steps to learn in words.
+
+    Args:
+        steps: How many; None where that is not known.
+
+    Returns:
+        A clause.
+    """
     if steps is None:
         return "in an unknown number of steps"
     return "not learned in any number of steps" if math.isinf(steps) else f"needs {steps:.3g} steps"
@@ -169,8 +205,8 @@ def unpredictable_message(mode: TargetMode, transfer: tuple[float, float] | None
     """
     known = "" if transfer is None else f" (transfer {transfer[0]:.2f} ± {transfer[1]:.2f})"
     return (
-        f"Target mode {mode.index} is unpredictable at step {step}: learned {mode.learned:z.3f}, and "
-        f"though a step on one batch would fit it there, that does nothing for others{known}. It is "
-        "noise, or nothing that this network sees yet in its inputs: look at the labels, try larger "
-        "batches or another network."
+        f"Target mode {mode.index} is unpredictable at step {step}: learned {mode.learned:z.3f}, "
+        "and though a step on one batch would fit it there, that does nothing for others"
+        f"{known}. It is noise, or nothing that this network sees yet in its inputs: look at the "
+        "labels, try larger batches or another network."
     )

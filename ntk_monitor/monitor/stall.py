@@ -406,14 +406,14 @@ class StallWatch:
         if found is None:  # nothing is known now: no change
             return watch.state
         if self._is_out_of_reach(watch, remaining):
-            if too_slow:
-                return "unpredictable" if _nothing_transfers(watch) else "stalled"
-            return "learning" if found.too_late <= self.rule.level else "insufficient data"
-        if found.too_slow <= self.rule.level or _transfers(watch, remaining):
-            return "learning"
+            in_time = found.too_late <= self.rule.level
+            verdict: ModeState = "unpredictable" if _nothing_transfers(watch) else "stalled"
+        else:
+            in_time = found.too_slow <= self.rule.level or _transfers(watch, remaining)
+            too_slow, verdict = too_slow and not in_time, "unpredictable"
         if too_slow:
-            return "unpredictable"
-        return "insufficient data"
+            return verdict
+        return "learning" if in_time else "insufficient data"
 
     def _propose(self, watch: ModeWatch, proposal: ModeState, *, last: bool) -> None:
         """Take a proposal over once enough probes in a row agree."""

@@ -153,8 +153,9 @@ def _unflattened(seen: Seen, head: Head) -> Seen:
 
 
 def _each(seen: Seen, change: Callable[[Tensor], Tensor]) -> Seen:
-    changed = (None if x is None else change(x) for x in seen[:3])
-    return Seen(*changed, reach=seen.reach)  # type: ignore[arg-type]
+    y, t, counts = (None if x is None else change(x) for x in seen[:3])
+    assert y is not None
+    return seen._replace(output=y, target=t, counts=counts)
 
 
 def _joined(tensors: Sequence[Tensor], how: Joined) -> Tensor:
