@@ -228,7 +228,9 @@ def main() -> None:
             continue
         for tool in installed():
             said = JUDGES[tool](name, arguments.seed)
-            print(f"{name} ({kind.group}), {tool}: {said.step} {said.what} {said.later}", flush=True)
+            print(
+                f"{name} ({kind.group}), {tool}: {said.step} {said.what} {said.later}", flush=True
+            )
 
 
 if __name__ == "__main__":
