@@ -1456,11 +1456,9 @@ def show() -> None:
             f"| {row['kind']} | {row['half']} | {row['group']} | {row['cause']} | "
             f"{row['loss type']} | {row['steps']} | {ends} |"
         )
-    count = Counter(
-        (half(n), k.group, "MSE" if k.loss == "MSE" else "CE") for n, k in KINDS.items()
-    )
-    for cell, number in sorted(count.items()):
-        print(*cell, number)
+    count = Counter((half(n), k.group, k.loss == "MSE") for n, k in KINDS.items())
+    for (which, group, values), number in sorted(count.items()):
+        print(which, group, "MSE" if values else "CE or BCE", number)
 
 
 def main() -> None:
