@@ -5,7 +5,7 @@ learning rate and gradient norm (the latter also how far each step moves the wei
 `torchmortem` hangs its own hooks into the model. They are called as their documentation says, with
 their own settings. `training-doctor` judges at each step as it comes; the other two judge a whole
 record, and are asked every so often for the record up to then. All of them see a training that
-they leave as it was: none of them draws random numbers as used here.
+they leave as it was, to the last digit of the loss.
 
 To have them without their dependencies: pip install --no-deps training-doctor gradsnitch
 torchmortem, and plotly and jinja2 for the last.
@@ -36,11 +36,13 @@ class Verdict:
         step: When it first spoke up, None if it never did.
         what: What it said then.
         later: Everything else that it said, with the steps.
+        final: What it says of the whole record, or, if it only judges live, all that it said.
     """
 
     step: int | None = None
     what: str = ""
     later: list[tuple[int, str]] = field(default_factory=list)
+    final: list[str] = field(default_factory=list)
 
     def add(self, step: int, what: str) -> None:
         """It said something; what it has said before is not new."""
@@ -93,6 +95,7 @@ class TrainingDoctor(Tool):
             step=step, loss=loss, lr=rate, grad_norm=gradient_norm(self.training)
         ):
             self.verdict.add(step, found.problem)
+            self.verdict.final.append(found.problem)
 
 
 class GradSnitch(Tool):
@@ -115,8 +118,10 @@ class GradSnitch(Tool):
         """Log, and ask every so often."""
         self.monitor.log(step, loss)
         if (step + 1) % self.every == 0 or step == self.training.steps - 1:
-            for found in self.lint(self.monitor.df()):
-                self.verdict.add(step, f"{found.code} {found.name}")
+            said = [f"{found.code} {found.name}" for found in self.lint(self.monitor.df())]
+            self.verdict.final = said
+            for what in said:
+                self.verdict.add(step, what)
 
 
 class TorchMortem(Tool):
@@ -147,6 +152,7 @@ class TorchMortem(Tool):
         autopsy = self.autopsy
         states = {state.name: state for state in (c.state() for c in autopsy._collectors)}
         metadata = autopsy._build_metadata(is_complete=step == self.training.steps - 1)
+        self.verdict.final = []
         for detector in autopsy._detectors:
             found: list[Any] = []
             with contextlib.suppress(Exception):  # as its own report does
@@ -154,6 +160,7 @@ class TorchMortem(Tool):
             for finding in found:
                 if finding.severity >= Severity.WARNING:
                     self.verdict.add(step, finding.title)
+                    self.verdict.final.append(finding.title)
 
     def close(self) -> None:
         """Take the hooks out, without a report."""
