@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kinds import KINDS, half, make, train
+from kinds import KINDS, half, learned, make, train
 
 from ntk_monitor.monitor.optimizers import learning_rate, preconditioner
 from ntk_monitor.probe import Probe
@@ -75,7 +75,7 @@ def record(name: str, seed: int) -> dict[str, Any]:
         ])
 
     train(training, before=look, stepped=lambda _, loss: losses.append(loss))
-    return found
+    return found | {"end": [float(f"{value:.4g}") for value in learned(training)]}
 
 
 def _record(job: tuple[str, int]) -> dict[str, Any]:
