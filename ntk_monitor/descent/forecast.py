@@ -19,10 +19,12 @@ from ntk_monitor.descent.optimizers import Descent, Part, Velocity
 Vector = NDArray[np.float64]
 DEPTH = 6
 """Krylov directions."""
-SINGLE = 32
+SINGLE = 64
 """Coming steps that are taken one by one; those after them as a flow."""
 PER_DOUBLING = 4
 """Steps ahead at which the curves are known, beyond those."""
+SINGLE_RENEWED = 8
+"""Of so many steps taken one by one the first finds out which directions are unstable."""
 RENEWED = 4
 """Of so many strides the first finds out how the speed changes with the place."""
 MOST_ENTRIES = 2**22
@@ -150,7 +152,7 @@ class Course:
         momentum = np.zeros_like(p)
         if "held" in self.drifts:
             momentum[m + self.drifts.index("held")] = 1.0
-        cap = self._caps() if count else np.ones((m, m))
+        cap = np.eye(m)
         loss, gradient = self.slopes(p)
         steps, places, losses = [0.0], [p], [loss]
         for k in range(count):
@@ -163,8 +165,9 @@ class Course:
             if v.nesterov:
                 step = gradient + v.beta * momentum
             step = self._undirected(step)
-            if k:
-                step[:m] = cap @ step[:m]
+            if k and k % SINGLE_RENEWED == 1:
+                cap = self._caps(p, rate)
+            step[:m] = cap @ step[:m]
             p = p * (1 - self._shrink_at(rate)) + rate * step
             loss, gradient = self.slopes(p)
             steps.append(k + 1.0)
@@ -184,11 +187,15 @@ class Course:
     def _shrink_at(self, rate: float) -> float:
         return self.shrink * rate if self.with_decay else 0.0
 
-    def _caps(self) -> NDArray[np.float64]:
+    def _caps(self, p: Vector, rate: float) -> NDArray[np.float64]:
         """What a step along unstable directions is multiplied with.
 
         Along an eigendirection of the small kernel with eigenvalue ``lambda`` a step longer than
         ``1 / (lambda h)``, ``h`` the loss's curvature, would overshoot.
+
+        Args:
+            p: The place.
+            rate: The learning rate over the present one.
 
         Returns:
             A map of steps in the basis.
@@ -196,8 +203,8 @@ class Course:
         m = len(self.basis)
         kernel = self._small_kernel()
         values, vectors = np.linalg.eigh(kernel)
-        curvatures = [self._curvature(vectors[:, i]) for i in range(m)]
-        reach = values * np.array(curvatures) * self.speed
+        curvatures = [self._curvature(p, vectors[:, i]) for i in range(m)]
+        reach = values * np.array(curvatures) * rate
         factors = np.where(reach > 1, 1 / np.maximum(reach, 1), 1.0)
         caps: NDArray[np.float64] = (vectors * factors) @ vectors.T
         return caps
@@ -208,11 +215,11 @@ class Course:
         kernel: NDArray[np.float64] = found.cpu().numpy()
         return (kernel + kernel.T) / 2
 
-    def _curvature(self, direction: Vector) -> float:
+    def _curvature(self, p: Vector, direction: Vector) -> float:
         """Second derivative of the loss along a unit direction of the space."""
         along = torch.as_tensor(direction, dtype=self.basis.dtype, device=self.basis.device)
         q = (along @ self.basis).unsqueeze(0)
-        y, ranks = self.loss_map.outputs, self.loss_map.ranks
+        y, ranks = self.outputs(p), self.loss_map.ranks
         size = math.sqrt(float(ranks.sum(y.double().square().sum())))
         epsilon = 0.01 * (size + 1e-3 * math.sqrt(ranks.total(len(y))))
         slopes = [float(self.loss_map.evaluate(y + s * epsilon * q[0], q)[1]) for s in (1, -1)]
@@ -233,20 +240,47 @@ class Course:
         count = max(round(PER_DOUBLING * math.log2(horizon / SINGLE)), 1) + 1
         times = np.geomspace(SINGLE, horizon, count)
         p, loss = places[-1], losses[-1]
-        slope = np.zeros((len(p), len(p)))
+        slope: NDArray[np.float64] | None = None
         for i, (t, then) in enumerate(itertools.pairwise(times)):
-            moved = self.pace(t, p)
-            if i % RENEWED == 0:
-                slope = self._slope(t, p, moved)
-            n = then - t
-            change = np.linalg.solve(np.eye(len(p)) - n * slope, n * moved)
-            p = p + change
-            loss = self.slopes(p)[0]
+            p, loss, slope = self._stride(
+                float(t), float(then), p, loss, None if i % RENEWED == 0 else slope
+            )
             if not (math.isfinite(loss) and np.isfinite(p).all()):
                 break
             steps.append(float(then))
             places.append(p)
             losses.append(loss)
+
+    def _stride(
+        self,
+        t: float,
+        then: float,
+        p: Vector,
+        loss: float,
+        slope: NDArray[np.float64] | None,
+        halvings: int = 3,
+    ) -> tuple[Vector, float, NDArray[np.float64]]:
+        """One stride; in two halves where the loss rises, which a flow does not let it do."""
+        moved = self.pace(t, p)
+        known = slope is not None
+        slope = self._slope(t, p, moved) if slope is None else slope
+        n = self._steps_between(t, then)
+        new = p + np.linalg.solve(np.eye(len(p)) - n * slope, n * moved)
+        after = self.slopes(new)[0]
+        if after <= loss * 1.001 or self.drifts:
+            return new, after, slope
+        if known:
+            return self._stride(t, then, p, loss, None, halvings)
+        if not halvings:
+            return p, loss, slope
+        middle = (t + then) / 2
+        p, loss, _ = self._stride(t, middle, p, loss, slope, halvings - 1)
+        return self._stride(middle, then, p, loss, None, halvings - 1)
+
+    def _steps_between(self, t: float, then: float) -> float:
+        """How many steps at the rate of the first they are worth."""
+        now = self.descent.rate_at(int(t))
+        return (self.descent.rates_until(then) - self.descent.rates_until(t)) / now if now else 0.0
 
     def pace(self, t: float, p: Vector) -> Vector:
         """What a step does at a place, momentum having come to its full gain.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -119,6 +120,19 @@ class Descent:
     def rate_at(self, step: int) -> float:
         """The learning rate of a coming step over the present one."""
         return self.rates[min(step, len(self.rates) - 1)]
+
+    def rates_until(self, step: float) -> float:
+        """The sum of the rates up to a coming step, in present ones."""
+        whole = self._sums
+        if step < len(whole):
+            below = int(step)
+            start = whole[below - 1] if below else 0.0
+            return start + (step - below) * self.rate_at(below)
+        return whole[-1] + (step - len(whole)) * self.rates[-1]
+
+    @cached_property
+    def _sums(self) -> tuple[float, ...]:
+        return tuple(itertools.accumulate(self.rates))
 
     def update(self, gradient: Gradients) -> dict[str, Tensor]:
         """The step that the optimizers take, on copies; nothing of theirs is touched.
