@@ -169,6 +169,7 @@ class Probe:
         preconditioner: Preconditioner | None = None,
         seed: int | None = None,
         max_products: int | None = None,
+        tier: Tier | None = None,
         ranks: Ranks = ALONE,
         noise: int | None = None,
     ) -> Snapshot:
@@ -183,6 +184,7 @@ class Probe:
                 it lacks are not stepped.
             seed: Takes the place of the setting for this call.
             max_products: Likewise, but never fewer than any probe needs.
+            tier: Likewise, but never further than the setting.
             ranks: The processes that make this call together, each on a batch of its own, with the
                 same settings and parameters: they measure the batch that all of these make up.
             noise: Names what a step draws at random, the same at every probe; None for what it
@@ -193,21 +195,23 @@ class Probe:
             `RankError`.
         """
         deadline = Deadline(self.time_limit)
+        wanted: tuple[Tier, Tier] = (tier or self.tier, self.tier)
+        reach = min(wanted, key=get_args(Tier).index)
         module = plain_module(module)
         with ranks.together(), quiet(module, kernels="any"), deadline.keep():
             if noise is not None:
                 draw_anew(noise)
             lin, core = self._linearize(module, batch, ranks)
             targets, remarks = self._targets(lin)
-            pulled = self._pulled(lin, core, targets, preconditioner)
+            pulled = self._pulled(lin, core, targets, preconditioner, reach)
             remarks += _remarks(lin, targets)
             outputs = tuple(map(_described, lin.comparisons)) if lin.loss is not None else ()
             lin = replace(lin, outputs=None, comparisons=())  # which may be larger than all else
-            told = _Told(pulled, outputs, remarks, learning_rate, deadline)
+            told = _Told(pulled, outputs, remarks, learning_rate, deadline, reach)
             if not ranks.all(core.is_finite and bool(torch.isfinite(lin.state).all())):
                 _warn_non_finite("activations", ranks)
                 return self._snapshot(lin, core, told, None, math.nan)
-            if self.tier != "kernel" or not lin.parameters:
+            if reach != "kernel" or not lin.parameters:
                 return self._snapshot(lin, core, told, None, math.nan)
             most = self.max_products if max_products is None else max_products
             try:
@@ -294,8 +298,9 @@ class Probe:
         core: CoreGram,
         targets: dict[int, Target],
         preconditioner: Preconditioner | None,
+        tier: Tier,
     ) -> tuple[PulledMode, ...]:
-        derivatives = self.tier != "core"
+        derivatives = tier != "core"
         return pull_back(
             targets,
             self.modes,
@@ -442,7 +447,7 @@ class Probe:
             seconds=-ranks.everyone.least(-told.deadline.elapsed),
             method="exact" if isinstance(kernel, ExactKernel) else lin.jacobian.method,
             scheme=measured.scheme if isinstance(measured, Measured) else "exact",
-            tier=self.tier if lin.parameters else _lower(self.tier),
+            tier=told.tier if lin.parameters else _lower(told.tier),
             tolerance_met=measured.tolerance_met if isinstance(measured, Measured) else True,
             adjoint_error=adjoint_error,
             step=lin.step,
@@ -460,6 +465,7 @@ class _Told(NamedTuple):
     remarks: tuple[str, ...]
     learning_rate: float | None
     deadline: Deadline
+    tier: Tier
 
 
 def _lower(tier: Tier) -> Tier:

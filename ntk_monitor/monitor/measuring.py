@@ -11,15 +11,9 @@ from ntk_monitor.monitor.followed import FollowedState
 from ntk_monitor.monitor.host import Host
 from ntk_monitor.monitor.kept import KeptBatch
 from ntk_monitor.monitor.optimizers import learning_rate, preconditioner
-from ntk_monitor.probe import Probe
+from ntk_monitor.probe import Probe, Tier
 from ntk_monitor.ranks import Ranks
 from ntk_monitor.snapshot import Snapshot
-
-FEWEST_PRODUCTS = 16
-"""Products that a probe may have however short the training."""
-SERIES = 8
-"""Probes that a training should be able to pay for: a number that is followed says more than one
-number that is accurate, so where whole probes would be fewer, each is smaller."""
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +24,8 @@ def measure(
     kept: KeptBatch,
     *,
     redraws: int,
-    max_overhead: float | None,
+    most: int,
+    tier: Tier | None,
 ) -> tuple[Snapshot, ...]:
     """Measure every state, in all processes together.
 
@@ -39,7 +34,8 @@ def measure(
         states: What is followed.
         kept: The batch.
         redraws: How often new tangents were drawn.
-        max_overhead: Share of the training that probes may take, or None.
+        most: Most products of each.
+        tier: How far to go; None for all the way.
 
     Returns:
         A snapshot for each state, the same in all processes; none where there is no batch yet.
@@ -48,7 +44,6 @@ def measure(
     batch, ranks = kept.for_probe(host)
     if batch is None:
         return ()
-    most = most_products(states[0].probe, host, len(states), max_overhead)
     apart = ranks.size < host.ranks.size
     with ranks.together():
         rate, scales = optimization(states[0].probe, host, ranks)
@@ -60,6 +55,7 @@ def measure(
                 preconditioner=scales,
                 seed=state.probe.seed + redraws,
                 max_products=most,
+                tier=tier,
                 ranks=ranks,
                 noise=state.probe.seed + redraws + 2**16 * ranks.index,
             )
@@ -91,21 +87,3 @@ def optimization(
     first = ranks.everyone.each(rate or math.nan)[0]
     known = ranks.everyone.all(scales is not None)
     return None if math.isnan(first) else first, scales if known else None
-
-
-def most_products(probe: Probe, host: Host, states: int, max_overhead: float | None) -> int:
-    """What one of `SERIES` probes may cost, a product being an optimizer step at most.
-
-    Args:
-        probe: The measurement.
-        host: The training.
-        states: How many states are measured.
-        max_overhead: Share of the training that probes may take, or None for all they want.
-
-    Returns:
-        Products.
-    """
-    if max_overhead is None:
-        return probe.max_products
-    affordable = max_overhead * host.planned_steps / SERIES / states
-    return int(min(max(affordable, FEWEST_PRODUCTS), probe.max_products))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 from collections.abc import Callable, MutableMapping, Sequence
 from functools import cached_property
@@ -20,6 +21,8 @@ from ntk_monitor.monitor.delivery import run_folder
 from ntk_monitor.monitor.host import Host, world
 from ntk_monitor.ranks import ALONE, Ranks
 from ntk_monitor.snapshot import Snapshot
+
+logger = logging.getLogger(__name__)
 
 
 def _callback_class() -> type[Callback]:
@@ -47,6 +50,8 @@ else:
 
 KNOWN = ("DDPStrategy", "ModelParallelStrategy")
 """Strategies for several processes."""
+ACCUMULATION = "GradientAccumulationScheduler"
+"""The callback, of either name of the package, that accumulates more or fewer batches by epoch."""
 UNKNOWN = {
     "FSDPStrategy": "shards parameters into flat ones (ModelParallelStrategy with fully_shard is "
     "what torch has in its place)",
@@ -83,7 +88,11 @@ class TrainerHost(Host):
 
     @property
     def planned_steps(self) -> float:  # noqa: D102
-        return planned_steps(self.trainer)
+        try:
+            return planned_steps(self.trainer)
+        except Exception as error:  # of somebody's own loop or data
+            logger.info("the length of the training could not be read: %r", error)
+            return math.inf
 
     def planned_batches(self, step: int) -> float:  # noqa: D102
         return planned_batches(self.trainer, step)
@@ -169,8 +178,37 @@ def planned_steps(trainer: Trainer) -> float:
     Returns:
         Their number; infinite where the Trainer cannot tell, as for data without a length.
     """
-    planned = float(trainer.estimated_stepping_batches)
+    scheduled = _scheduled_steps(trainer)
+    planned = float(trainer.estimated_stepping_batches) if scheduled is None else scheduled
     return planned if planned >= 0 else math.inf
+
+
+def _scheduled_steps(trainer: Trainer) -> float | None:
+    """The same where a GradientAccumulationScheduler has it change from epoch to epoch.
+
+    Args:
+        trainer: The Trainer, which counts with what holds now.
+
+    Returns:
+        Their number; None where there is no such callback, or no length of data to count with.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    scheduler = next((c for c in callbacks if _is_scheduler(c)), None)
+    epochs, batches = trainer.max_epochs, trainer.num_training_batches
+    if scheduler is None or epochs is None or epochs < 0 or math.isinf(batches):
+        return None
+    scheduling: dict[int, int] = vars(scheduler)["scheduling"]
+    starts = sorted(epoch for epoch in scheduling if epoch < max(epochs, 1))
+    ends = [*starts[1:], max(epochs, 1)]
+    total = sum(
+        (end - start) * math.ceil(batches / scheduling[start])
+        for start, end in zip(starts, ends, strict=True)
+    )
+    return float(total if trainer.max_steps == -1 else min(total, trainer.max_steps))
+
+
+def _is_scheduler(callback: Callback) -> bool:
+    return any(kind.__name__ == ACCUMULATION for kind in type(callback).__mro__)
 
 
 def planned_batches(trainer: Trainer, step: int) -> float:
