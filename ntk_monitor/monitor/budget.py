@@ -32,7 +32,7 @@ class Outlook(NamedTuple):
     seconds: float
 
 
-def outlook(left: float, slots: float, cheap: float, whole: float) -> Outlook:
+def outlook(left: float, slots: float, made: int, cheap: float, whole: float) -> Outlook:
     """Divide the seconds that are left among the probes to come.
 
     A whole probe at the end comes first, unless the cheap ones could then be no series; then cheap
@@ -41,20 +41,24 @@ def outlook(left: float, slots: float, cheap: float, whole: float) -> Outlook:
     Args:
         left: Seconds that may still be spent.
         slots: Planned probes to come, that at the end included.
+        made: Probes that were taken already.
         cheap: Seconds that a cheap probe takes.
         whole: Seconds that a whole one takes.
 
     Returns:
         What can be paid for.
     """
-    reserved = whole if left >= whole + SERIES * cheap else min(cheap, whole)
-    left, slots = left - reserved, max(slots - 1, 0)
+    slots = max(slots - 1, 0)
+    series = min(slots, max(SERIES - made, 0))
+    ends_whole = left >= whole + series * cheap
+    reserved = whole if ends_whole else cheap
+    left -= reserved
     if left < cheap or not slots:
         return Outlook(0, 0, reserved, reserved)
-    mean = ((WHOLE_EVERY - 1) * cheap + whole) / WHOLE_EVERY
+    mean = ((WHOLE_EVERY - 1) * cheap + whole) / WHOLE_EVERY if ends_whole else cheap
     probes = min(slots, max(_whole_number(left, mean), 1))
     dearer = max(whole - cheap, 0.0)
-    wholes = min(probes, _whole_number(left - probes * cheap, dearer))
+    wholes = min(probes, _whole_number(left - probes * cheap, dearer)) if ends_whole else 0
     return Outlook(probes, wholes, reserved, reserved + probes * cheap + wholes * dearer)
 
 

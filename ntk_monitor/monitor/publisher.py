@@ -74,8 +74,9 @@ class Publisher:
             final: Whether there will be no other probe.
         """
         overhead = self.schedule.overhead
-        drawing = self._may_draw(host, snapshots, started, final=final)
-        drawn = 0.0
+        drawn, whole = 0.0, any(snapshot.trace.is_finite for snapshot in snapshots)
+        drawing = self._may_draw(host, started, final=final) and whole
+        self.schedule.figures_due &= not whole  # who is told now may ask for the next
         for state, snapshot in zip(states, snapshots, strict=True):
             if state.snapshot is None or state.snapshot.coverage != snapshot.coverage:
                 host.inform(introduction(snapshot, self._who))
@@ -92,17 +93,14 @@ class Publisher:
             if state is states[0]:
                 host.tell(snapshot, step)
 
-    def _may_draw(
-        self, host: Host, snapshots: tuple[Snapshot, ...], started: float, *, final: bool
-    ) -> bool:
+    def _may_draw(self, host: Host, started: float, *, final: bool) -> bool:
         """Whether figures are wanted, possible and affordable now."""
         if not (self._figures and self.reporter.takes_figures(host)):
             return False
         schedule = self.schedule
         schedule.figure_seconds = schedule.figure_seconds or FIGURE_SECONDS
-        whole = any(snapshot.trace.is_finite for snapshot in snapshots)
         step, epoch = host.global_step, host.current_epoch
-        return whole and schedule.wants_figures(step, epoch, started, final=final)
+        return schedule.wants_figures(step, epoch, started, final=final)
 
     def _lay_out(self, host: Host, states: list[FollowedState]) -> None:
         """TensorBoard's layout with error bands, once."""

@@ -157,7 +157,7 @@ class Schedule:
     size: int = 0
     figure_seconds: float = 0.0
     figures_spent: float = 0.0
-    figures_due: bool = True
+    figures_due: bool = False
     announced: bool = False
     _drawn: float = field(default=0.0, repr=False)
     _started: float | None = field(default=None, repr=False)
@@ -295,8 +295,9 @@ class Schedule:
         size = self.size or self._size(step, most)
         if final or (step and self.passed(step, epoch) >= self.end(step, epoch)):
             return size if whole <= left and self.probes else self._cheap_within(left)
-        if self.probes < 2:  # the first takes longer than others: so what they take is learned
-            return self._cheap_within(left)
+        slots = self.end(step, epoch) - self.taken
+        if self.probes < 2 and (not self.probes or slots * whole > left):
+            return self._cheap_within(left)  # the first takes longer than others do
         if math.isinf(self.end(step, epoch)):
             return self._choose_by_the_way(step, left, cheap, whole, size)
         return self._choose_by_turns(step, epoch, left, size, (cheap, whole))
@@ -321,7 +322,7 @@ class Schedule:
     ) -> int:
         """The choice where the end is known."""
         now, end = self.passed(step, epoch), self.end(step, epoch)
-        ahead = outlook(left, end - self.taken, *costs)
+        ahead = outlook(left, end - self.taken, self.probes, *costs)
         if not ahead.probes or not is_turn(now, self.taken, end, ahead.probes):
             return NONE
         wanted = not self.wholes or self.figures_due
@@ -361,7 +362,7 @@ class Schedule:
         if self.spent + self.clock() - started + each > limit:
             return False
         now, end = self.passed(step, epoch), self.end(step, epoch)
-        if self.figures_due or final or now >= end:
+        if self.figures_due or not self.figures_spent or final or now >= end:
             return True
         more = (FIGURE_SHARE * limit - self.figures_spent) // each - 1 if each else math.inf
         return more >= 1 and (math.isinf(end) or is_turn(now, self.drawn_at, end, more))
@@ -374,7 +375,6 @@ class Schedule:
         """
         self.figures_spent += seconds - self._drawn
         self.figure_seconds = self._drawn = seconds
-        self.figures_due = False
 
     def record(self, seconds: float) -> None:
         """Account for time that has gone to probes.
@@ -454,6 +454,8 @@ class Schedule:
     def _left(self, step: int) -> float:
         """Seconds that may still go to probes, without what is for figures."""
         limit = self.limit(step)
+        if math.isinf(limit):
+            return limit
         kept = FIGURE_SHARE * limit - self.figures_spent if self.figure_seconds else 0.0
         return limit - self.spent - max(kept, 0.0)
 
@@ -485,4 +487,4 @@ class Schedule:
         cheap, whole = self._costs(step, most)
         if self.max_overhead is None:
             cheap = whole
-        return outlook(self._left(step), slots, cheap, whole)
+        return outlook(self._left(step), slots, self.probes, cheap, whole)

@@ -15,6 +15,9 @@ from ntk_monitor.monitor.schedule import (
 FEWEST = math.ceil(VERDICT_PROBES / (1 - WARMUP))
 """Evenly spread probes of which enough for a verdict come after the first tenth."""
 
+MODERATE = 0.3
+"""Largest share of a training that is worth proposing."""
+
 
 def intentions(schedule: Schedule, step: int, epoch: int, most: int) -> str:
     """How many probes are planned, what they take, and whether an alert can judge by them.
@@ -40,7 +43,9 @@ def intentions(schedule: Schedule, step: int, epoch: int, most: int) -> str:
     probes, wholes = schedule.probes + ahead.probes + 1, schedule.wholes + ahead.whole + 1
     interval = max((schedule.total - step) / (ahead.probes + 1), 1)
     seconds = schedule.spent + ahead.seconds
-    said = f"{probes:.0f} probes planned, every {interval:.0f} steps, "
+    said = f"{probes:.0f} probes planned, "
+    if schedule.plan == "steps":
+        said += f"every {interval:.0f} steps, "
     if schedule.two_kinds:
         said += "all whole, " if wholes >= probes else f"{wholes:.0f} of them whole, "
     said += f"about {seconds:.2g} s in all"
@@ -63,7 +68,8 @@ def shortcomings(schedule: Schedule, step: int) -> list[str]:
     if schedule.judged >= VERDICT_PROBES or math.isinf(schedule.total) or not step:
         return []
     steps = min(schedule.total, step)
-    return [f"{schedule.judged} probes after its first tenth; {too_few(schedule, steps)}"]
+    judged = schedule.judged
+    return [f"{judged} of its probes came after its first tenth, {too_few(schedule, steps)}"]
 
 
 def too_few(schedule: Schedule, steps: float) -> str:
@@ -100,7 +106,8 @@ def _dearer(schedule: Schedule, steps: float) -> list[str]:
     seconds = math.ceil(max(needed, schedule.max_overhead_seconds + 1))
     share = math.ceil(100 * max(needed / max(schedule.expected(int(steps)), 1e-9), 0.01)) / 100
     found = [f"max_overhead_seconds={seconds}"]
-    return [*found, f"max_overhead={share:g}"] if schedule.max_overhead < share <= 1 else found
+    some = schedule.max_overhead < share <= MODERATE
+    return [*found, f"max_overhead={share:g}"] if some else found
 
 
 def _allowance(schedule: Schedule) -> str:
