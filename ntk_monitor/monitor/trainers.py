@@ -194,8 +194,10 @@ def _scheduled_steps(trainer: Trainer) -> float | None:
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     scheduler = next((c for c in callbacks if _is_scheduler(c)), None)
+    if scheduler is None:
+        return None
     epochs, batches = trainer.max_epochs, trainer.num_training_batches
-    if scheduler is None or epochs is None or epochs < 0 or math.isinf(batches):
+    if epochs is None or epochs < 0 or math.isinf(batches):
         return None
     scheduling: dict[int, int] = vars(scheduler)["scheduling"]
     starts = sorted(epoch for epoch in scheduling if epoch < max(epochs, 1))
