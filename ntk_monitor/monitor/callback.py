@@ -17,6 +17,7 @@ from ntk_monitor.monitor.trainers import (
     TrainerHost,
     batches_that_stepped,
     require_known_strategy,
+    steps_of_all,
 )
 
 __all__ = ["NTKMonitor", "ProbeListener"]
@@ -50,6 +51,9 @@ class NTKMonitor(BaseMonitor, CallbackOfEither):
         ...     logger=False, enable_checkpointing=False, accelerator="cpu",
         ... )
     """
+
+    _paced: bool = False
+    """Whether it is known how many optimizers step."""
 
     @cached_property
     def state_key(self) -> str:
@@ -108,6 +112,7 @@ class NTKMonitor(BaseMonitor, CallbackOfEither):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
+        self._paced = False
         host = TrainerHost(trainer, pl_module)
         self.schedule.start(host.global_step, host.current_epoch, host.planned_steps)
 
@@ -134,6 +139,9 @@ class NTKMonitor(BaseMonitor, CallbackOfEither):
     ) -> None:
         """Keep the first training batches, and probe before the first step."""
         del batch_idx
+        if trainer.global_step and not self._paced:
+            self._paced = True
+            self.schedule.total = steps_of_all(trainer, self.schedule.total)
         self._see(batch)
         if not self._begun and (trainer.global_step == 0 or self._skipped):
             step = batches_that_stepped(trainer, in_batch_end=False)

@@ -229,6 +229,22 @@ def planned_batches(trainer: Trainer, step: int) -> float:
     return planned * step / trainer.global_step if several else planned
 
 
+def steps_of_all(trainer: Trainer, planned: float) -> float:
+    """Optimizer steps of the whole training as ``global_step`` counts them, between two batches.
+
+    Args:
+        trainer: The Trainer, after some steps.
+        planned: See `planned_steps`, which counts one for each batch that steps.
+
+    Returns:
+        Their number. With several optimizers there are as many for each batch as so far, unless
+        ``max_steps``, which counts all of them, is the limit.
+    """
+    batches = batches_that_stepped(trainer, in_batch_end=False)
+    several = 0 < batches < trainer.global_step and planned != trainer.max_steps
+    return planned * trainer.global_step / batches if several else planned
+
+
 def batches_that_stepped(trainer: Trainer, *, in_batch_end: bool) -> int:
     """The x-axis of the loggers: how many batches have led to an optimizer step.
 

@@ -62,6 +62,16 @@ def test_two_optimizers_count_every_step_and_jump_over_no_multiple() -> None:
     assert recorder.steps == [0, 3, 5, 8, 10]
 
 
+@pytest.mark.parametrize(
+    ("settings", "batches"), [({}, 10), ({"max_steps": 12}, 6), ({"max_epochs": 3}, 30)]
+)
+def test_two_optimizers_do_not_end_the_plan_early(settings: dict[str, Any], batches: int) -> None:
+    recorder, monitor = Recorder(), NTKMonitor(**FAST)
+    trainer, _ = fit([recorder, monitor], Small(optimizers=2), **settings)
+    assert trainer.global_step == monitor.schedule.total == 2 * batches
+    assert recorder.steps == list(range(batches + 1))
+
+
 def test_monitored_training_is_bit_for_bit_the_plain_one() -> None:
     def run(*callbacks: Any) -> tuple[Any, ...]:
         random.seed(0)
@@ -76,8 +86,12 @@ def test_monitored_training_is_bit_for_bit_the_plain_one() -> None:
         )
 
     plain = run()
-    watched = run(NTKMonitor(1, **FAST), StallAlert())
-    torch.testing.assert_close(watched, plain, rtol=0, atol=0)
+    for monitor in (NTKMonitor(1, **FAST), NTKMonitor(), NTKMonitor(7)):
+        watched = run(monitor, StallAlert())
+        torch.testing.assert_close(watched, plain, rtol=0, atol=0)
+    stopped = run(StopAtOnce())
+    watched = run(NTKMonitor(), StopAtOnce())
+    torch.testing.assert_close(watched, stopped, rtol=0, atol=0)
 
 
 def read_csv(logger: CSVLogger) -> list[dict[str, str]]:
