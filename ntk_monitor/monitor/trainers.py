@@ -192,7 +192,7 @@ def _scheduled_steps(trainer: Trainer) -> float | None:
     Returns:
         Their number; None where there is no such callback, or no length of data to count with.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks: list[Callback] = getattr(trainer, "callbacks", [])
     scheduler = next((c for c in callbacks if _is_scheduler(c)), None)
     if scheduler is None:
         return None
@@ -237,12 +237,14 @@ def steps_of_all(trainer: Trainer, planned: float) -> float:
         planned: See `planned_steps`, which counts one for each batch that steps.
 
     Returns:
-        Their number. With several optimizers there are as many for each batch as so far, unless
-        ``max_steps``, which counts all of them, is the limit.
+        Their number. With several optimizers there are as many for each batch as so far, up to
+        ``max_steps``, which counts all of them.
     """
     batches = batches_that_stepped(trainer, in_batch_end=False)
-    several = 0 < batches < trainer.global_step and planned != trainer.max_steps
-    return planned * trainer.global_step / batches if several else planned
+    if not 0 < batches < trainer.global_step:
+        return planned
+    most = math.inf if trainer.max_steps == -1 else trainer.max_steps
+    return min(planned * trainer.global_step / batches, most)
 
 
 def batches_that_stepped(trainer: Trainer, *, in_batch_end: bool) -> int:

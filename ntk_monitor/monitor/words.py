@@ -104,6 +104,8 @@ def _dearer(schedule: Schedule, steps: float) -> list[str]:
     needed = FEWEST * each + 2 * (schedule.whole_seconds or each) + 2 * schedule.figure_seconds
     needed /= (1 - RESERVE) * (1 - FIGURE_SHARE)
     seconds = math.ceil(max(needed, schedule.max_overhead_seconds + 1))
+    if not schedule.skipped and needed <= schedule.limit(int(steps)) / (1 - RESERVE):
+        return []
     share = math.ceil(100 * max(needed / max(schedule.expected(int(steps)), 1e-9), 0.01)) / 100
     found = [f"max_overhead_seconds={seconds}"]
     some = schedule.max_overhead < share <= MODERATE

@@ -367,14 +367,15 @@ def test_a_tier_below_the_kernel_is_taken_whole() -> None:
 
 
 def test_probes_have_the_same_size_after_a_resume(tmp_path: Path) -> None:
-    trainer, _ = fit([monitor := NTKMonitor(2, tolerance=0.001, method="finite-difference")])
-    assert monitor.snapshot is not None
+    rich: dict[str, Any] = {"max_overhead_seconds": 1000, "method": "finite-difference"}
+    first, again = (NTKMonitor(2, tolerance=0.0, on_error="raise", **rich) for _ in range(2))
+    trainer, _ = fit([first])
+    assert first.schedule.size == 96
+    first.schedule.size = 24
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    again = NTKMonitor(2, tolerance=0.001, method="finite-difference", on_error="raise")
     fit([again], max_epochs=2, ckpt_path=tmp_path / "last.ckpt")
     assert again.snapshot is not None
-    assert again.schedule.size == monitor.schedule.size
-    assert again.snapshot.products == monitor.snapshot.products == again.schedule.size - SHORTENED
+    assert again.snapshot.products == 24 - SHORTENED
 
 
 class Steps(Callback):
