@@ -12,6 +12,8 @@ SERIES = 8
 one number that is accurate, so where whole probes would be fewer, each is smaller."""
 FEWEST_PRODUCTS = 16
 """Products that a whole probe may have however short the training."""
+SLACK = 1.5
+"""What is kept for the last probe, in what it should take: times vary."""
 PASSES = 4
 """What a probe takes beside its products, in products."""
 
@@ -22,13 +24,11 @@ class Outlook(NamedTuple):
     Attributes:
         probes: How many, the whole ones among them.
         whole: How many of these are whole.
-        reserved: Seconds that are kept for the last one.
         seconds: What all of them take.
     """
 
     probes: float
     whole: float
-    reserved: float
     seconds: float
 
 
@@ -50,16 +50,16 @@ def outlook(left: float, slots: float, made: int, cheap: float, whole: float) ->
     """
     slots = max(slots - 1, 0)
     series = min(slots, max(SERIES - made, 0))
-    ends_whole = left >= whole + series * cheap
-    reserved = whole if ends_whole else cheap
-    left -= reserved
+    ends_whole = left >= SLACK * whole + series * cheap
+    last = whole if ends_whole else cheap
+    left -= SLACK * last
     if left < cheap or not slots:
-        return Outlook(0, 0, reserved, reserved)
+        return Outlook(0, 0, last)
     mean = ((WHOLE_EVERY - 1) * cheap + whole) / WHOLE_EVERY if ends_whole else cheap
     probes = min(slots, max(_whole_number(left, mean), 1))
     dearer = max(whole - cheap, 0.0)
     wholes = min(probes, _whole_number(left - probes * cheap, dearer)) if ends_whole else 0
-    return Outlook(probes, wholes, reserved, reserved + probes * cheap + wholes * dearer)
+    return Outlook(probes, wholes, last + probes * cheap + wholes * dearer)
 
 
 def is_turn(now: float, last: float, end: float, more: float) -> bool:

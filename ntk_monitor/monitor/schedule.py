@@ -294,6 +294,7 @@ class Schedule:
         left, (cheap, whole) = self._left(step), self._costs(step, most)
         size = self.size or self._size(step, most)
         if final or (step and self.passed(step, epoch) >= self.end(step, epoch)):
+            left = self.limit(step) - self.spent  # what was kept for figures, too
             return size if whole <= left and self.probes else self._cheap_within(left)
         slots = self.end(step, epoch) - self.taken
         if self.probes < 2 and (not self.probes or slots * whole > left):
@@ -406,10 +407,11 @@ class Schedule:
         self.cheap_last = self.two_kinds and choice == CHEAP
         self.per_product = alone / (products + PASSES)
         if choice == CHEAP:
-            self.cheap_seconds = alone
+            self.cheap_seconds = alone if self.probes < 3 else (self.cheap_seconds + alone) / 2
         else:
             self.wholes += 1
-            self.whole_seconds, self.whole_at, self.size = alone, now, choice
+            self.whole_seconds = (alone + (self.whole_seconds or alone)) / 2
+            self.whole_at, self.size = now, choice
         if self._drawn:
             self.drawn_at, self._drawn = now, 0.0
 
