@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 from kinds import KINDS, half, learned, make, train
-
 from ntk_monitor.monitor.optimizers import learning_rate, preconditioner
+
 from ntk_monitor.probe import Probe
 
 RUNS = Path(__file__).parent / "results" / "alert_runs.json.gz"

@@ -171,6 +171,7 @@ class Probe:
         source: Any = None,  # noqa: ANN401
         seed: int | None = None,
         max_products: int | None = None,
+        tier: Tier | None = None,
         ranks: Ranks = ALONE,
         noise: int | None = None,
     ) -> Snapshot:
@@ -187,6 +188,7 @@ class Probe:
             source: A batch of the training, where ``batch`` is none: the steps are made on it.
             seed: Takes the place of the setting for this call.
             max_products: Likewise, but never fewer than any probe needs.
+            tier: Likewise, but never further than the setting.
             ranks: The processes that make this call together, each on a batch of its own, with the
                 same settings and parameters: they measure the batch that all of these make up.
             noise: Names what a step draws at random, the same at every probe; None for what it
@@ -197,13 +199,15 @@ class Probe:
             `RankError`.
         """
         deadline = Deadline(self.time_limit)
+        wanted: tuple[Tier, Tier] = (tier or self.tier, self.tier)
+        reach = min(wanted, key=get_args(Tier).index)
         module = plain_module(module)
         with ranks.together(), quiet(module, kernels="any"), deadline.keep():
             if noise is not None:
                 draw_anew(noise)
             lin, core = self._linearize(module, batch, ranks)
             targets, remarks = self._targets(lin)
-            pulled = self._pulled(lin, core, targets)
+            pulled = self._pulled(lin, core, targets, reach)
             remarks += _remarks(lin, targets)
             predicted = self._predicted(
                 lin,
@@ -213,11 +217,11 @@ class Probe:
             )
             outputs = tuple(map(_described, lin.comparisons)) if lin.loss is not None else ()
             lin = replace(lin, outputs=None, comparisons=())  # which may be larger than all else
-            told = _Told(pulled, outputs, remarks, predicted, *_idle_units(lin), deadline)
+            told = _Told(pulled, outputs, remarks, predicted, *_idle_units(lin), deadline, reach)
             if not ranks.all(core.is_finite and bool(torch.isfinite(lin.state).all())):
                 _warn_non_finite("activations", ranks)
                 return self._snapshot(lin, core, told, None, math.nan)
-            if self.tier != "kernel" or not lin.parameters:
+            if reach != "kernel" or not lin.parameters:
                 return self._snapshot(lin, core, told, None, math.nan)
             most = self.max_products if max_products is None else max_products
             try:
@@ -303,8 +307,9 @@ class Probe:
         lin: Linearization,
         core: CoreGram,
         targets: dict[int, Target],
+        tier: Tier,
     ) -> tuple[PulledMode, ...]:
-        return pull_back(targets, self.modes, lin, core, derivatives=self.tier != "core")
+        return pull_back(targets, self.modes, lin, core, derivatives=tier != "core")
 
     def _descent(self, module: nn.Module, descent: Descent | None) -> Descent | None:
         if descent is not None or self.learning_rate is None:
@@ -460,7 +465,7 @@ class Probe:
             seconds=-ranks.everyone.least(-told.deadline.elapsed),
             method="exact" if isinstance(kernel, ExactKernel) else lin.jacobian.method,
             scheme=measured.scheme if isinstance(measured, Measured) else "exact",
-            tier=self.tier if lin.parameters else _lower(self.tier),
+            tier=told.tier if lin.parameters else _lower(told.tier),
             tolerance_met=measured.tolerance_met if isinstance(measured, Measured) else True,
             adjoint_error=adjoint_error,
             step=lin.step,
@@ -485,6 +490,7 @@ class _Told(NamedTuple):
     dead: float
     saturated: float
     deadline: Deadline
+    tier: Tier
 
 
 CONSTANT = 1e-6

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,10 +12,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ntk_monitor.descent.shadow import shadow_of
-
-PATIENCE = 0.2
-"""Seconds after which the last rate read stands for all that follow."""
-
 
 class Scheduled(NamedTuple):
     """A scheduler, and when it steps.
@@ -64,22 +59,19 @@ def _ahead(each: Scheduled, steps: int) -> dict[int, list[float]]:
     memo: dict[int, Any] = {id(optimizer): shadow}
     scheduler = copy.deepcopy(each.scheduler, memo)
     rates: list[list[float]] = [[float(g["lr"])] for g in shadow.param_groups]
-    ends = time.monotonic() + PATIENCE
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for step in range(1, steps):
             if step >= each.first and (step - each.first) % each.every == 0:
                 scheduler.step()
-                if time.monotonic() > ends:
-                    break
             for own, group in zip(rates, shadow.param_groups, strict=True):
                 own.append(float(group["lr"]))
     ids = [id(group) for group in optimizer.param_groups]
     return dict(zip(ids, rates, strict=True))
 
 
-MOST_READ = 100_000
-"""Steps that are read ahead."""
+MOST_READ = 20_000
+"""Steps that are read ahead; the last rate read stands for all that follow."""
 
 
 class Ahead:

@@ -26,9 +26,10 @@ from ntk_monitor.monitor.followed import (
 from ntk_monitor.monitor.host import Host
 from ntk_monitor.monitor.kept import KeptBatch
 from ntk_monitor.monitor.logs import Reporter
-from ntk_monitor.monitor.measuring import FEWEST_PRODUCTS, measure, most_products
+from ntk_monitor.monitor.measuring import measure
 from ntk_monitor.monitor.publisher import Publisher
-from ntk_monitor.monitor.schedule import Schedule, require_plan
+from ntk_monitor.monitor.schedule import CHEAP, NONE, Schedule, require_plan
+from ntk_monitor.monitor.words import intentions, shortcomings
 from ntk_monitor.probe import Probe, Tier
 from ntk_monitor.snapshot import Snapshot
 
@@ -53,12 +54,13 @@ class BaseMonitor:
 
     def __init__(
         self,
-        every_n_steps: int = 100,
+        every_n_steps: int | None = None,
         max_overhead: float | None = 0.02,
         probe_batch: Any = "train",  # noqa: ANN401
         on_error: OnError = "warn",
         figures: bool = True,
         *,
+        max_overhead_seconds: float = 10.0,
         plan: Literal["steps", "log", "epochs"] | list[int] = "steps",
         redraw_every_n_epochs: int | None = None,
         state: NamedStates = "auto",
@@ -82,15 +84,20 @@ class BaseMonitor:
         """Check and keep the settings; one that is out of its range raises a ValueError.
 
         Args:
-            every_n_steps: Optimizer steps from probe to probe.
-            max_overhead: Largest share of wall time to spend in probes; where the interval would
-                cost more, probes are skipped, and this is said once. None for no limit.
+            every_n_steps: Optimizer steps from probe to probe; by default 60 probes are spread over
+                the training. The last one is at its end.
+            max_overhead: Largest share of wall time to spend in probes, with logging and figures;
+                what the planned ones would cost beyond that is saved evenly over the training: by
+                fewer probes, and by cheap ones, which go as far as ``tier="modes"``. None for no
+                limit.
             probe_batch: What to probe on: ``"train"`` or ``"val"`` for the first batch that the
                 Trainer draws there (cloned and kept), a batch, or ``(trainer, module) -> batch``.
             on_error: What to do when a probe fails: ``"warn"`` once and go on (after three
                 failures in a row, stop probing), ``"disable"`` probing at the first failure, or
                 ``"raise"``. Likewise for each logger.
             figures: Draw figures for loggers that take them.
+            max_overhead_seconds: Seconds that may be spent where that share is less; 0 for the
+                share alone.
             plan: When to probe: ``"steps"``, every ``every_n_steps``; ``"log"``, twice per doubling
                 of the step; ``"epochs"``, at the start of each; or a list of steps.
             redraw_every_n_epochs: Draw new random tangents every so many epochs. With fixed ones
@@ -119,7 +126,7 @@ class BaseMonitor:
                 again the samples; by default half of the free memory.
             seed: Names the random tangents.
         """
-        require_plan(every_n_steps, max_overhead, plan)
+        require_plan(every_n_steps, max_overhead, max_overhead_seconds, plan)
         known = not isinstance(probe_batch, str) or probe_batch in self.batches
         choices = f"{', '.join(map(repr, self.batches))}, a batch, or a callable {self.maker}"
         require(known, "probe_batch", choices, probe_batch)
@@ -149,7 +156,13 @@ class BaseMonitor:
             FollowedState(name, Probe(state=path, **settings), metrics_by_tag(modes, tier))
             for name, path in named_states(state).items()
         ]
-        self.schedule = Schedule(every_n_steps, max_overhead, plan)
+        self.schedule = Schedule(
+            every_n_steps,
+            max_overhead,
+            plan,
+            max_overhead_seconds=max_overhead_seconds,
+            two_kinds=tier == "kernel",
+        )
         self.redraw_every_n_epochs = redraw_every_n_epochs
         self.kept = KeptBatch(probe_batch)
         self.on_error = on_error
@@ -248,19 +261,18 @@ class BaseMonitor:
         elif self.failures.enabled:
             self.kept.keep_second(batch)
 
-    def _visit(self, host: Host, step: int, *, first: bool) -> None:
-        """A planned probe: all processes take it, unless the first one finds it too dear."""
+    def _visit(self, host: Host, step: int, *, first: bool = False, final: bool = False) -> None:
+        """A planned probe: all processes do what the first one finds affordable."""
         self._begun = True
         started = self.schedule.clock()
         try:
             # Which processes have given up, or would have to wait, is not known to the others.
             with host.ranks.together():
-                ready = self.failures.enabled and (
-                    first or not host.is_global_zero or self._affords(host)
-                )
-                if not host.ranks.everyone.all(ready):
-                    return
-            snapshots = self._measure(host)
+                choice = int(host.ranks.everyone.least(self._choice(host, final=final)))
+            if choice == NONE:
+                self.schedule.skipped += not first
+                return
+            snapshots = self._measure(host, choice)
         except (NothingTrainedError, SkippedBatchError) as error:
             self.schedule.record(self.schedule.clock() - started)
             self._wait(host, error)
@@ -270,9 +282,23 @@ class BaseMonitor:
             self.failures.failed(error)
             return
         if snapshots:
-            self._publish(host, snapshots, step, started)
+            self._publish(host, snapshots, step, started, choice, final=final)
         else:
             self._publisher.remark(host, self.kept.missing)
+
+    def _choice(self, host: Host, *, final: bool) -> int:
+        """What this process would do: nothing if it has given up; else the first one decides."""
+        if not self.failures.enabled:
+            return NONE
+        if not host.is_global_zero:
+            return self._most
+        step, epoch = host.global_step, host.current_epoch
+        return self.schedule.choose(step, epoch, self._most, final=final)
+
+    @property
+    def _most(self) -> int:
+        """Most products of a whole probe; those that need none are whole, too."""
+        return max(self.probe.max_products, CHEAP + 1)
 
     def _wait(self, host: Host, error: Exception) -> None:
         """Say why there is no probe yet; no failure, and tried again when the next one is due."""
@@ -281,59 +307,70 @@ class BaseMonitor:
             self._begun, self._skipped = False, True
         self._publisher.remark(host, f"not yet: {error}")
 
-    def _end(self, host: Host) -> None:
-        """A training has ended: say if it was not watched, where no failure has told why."""
+    def _end(self, host: Host, step: int, *, changed: bool = False) -> None:
+        """A training has ended: a last probe, if it is missing, and a word on what was missed.
+
+        Args:
+            host: The training.
+            step: Where on the loggers' x-axis.
+            changed: Whether the model is no longer the one of the last step.
+        """
+        begun = self._begun or self.schedule.probes
+        if begun and not changed and self.schedule.lacks_end(host.global_step):
+            self._visit(host, step, final=True)
         if self.snapshot is None and not self.failures.count:
             self._publisher.remark(host, "no probe was taken in this training")
+        elif self.snapshot is not None and self.snapshot.target_modes:
+            for words in shortcomings(self.schedule, host.global_step):
+                host.inform(f"{self.who}: {words}")
 
-    def _affords(self, host: Host) -> bool:
-        """Whether a probe may be taken now; when first not, this is said."""
-        affordable = self.schedule.affords(self.schedule.last)
-        if not affordable:
-            self.schedule.skipped += 1
-            if self.schedule.skipped == 1:
-                host.inform(
-                    f"{self.who}: a probe takes {self.schedule.last:.2g} s; to stay within "
-                    f"max_overhead={self.schedule.max_overhead:.1%} of the time, there will be "
-                    "fewer than planned"
-                )
-        return affordable
+    def _announce(self, host: Host) -> None:
+        """Say once what is planned, when the time of a step is known."""
+        if host.global_step > self.schedule.base and not self.schedule.announced:
+            self.schedule.announced = True
+            step, epoch = host.global_step, host.current_epoch
+            words = intentions(self.schedule, step, epoch, self._most)
+            if words:
+                host.inform(f"{self.who}: {words}")
 
-    def _measure(self, host: Host) -> tuple[Snapshot, ...]:
+    def _measure(self, host: Host, choice: int) -> tuple[Snapshot, ...]:
         every = self.redraw_every_n_epochs
         redraws = host.current_epoch // every if every else 0
-        share = self.schedule.max_overhead
+        tier: Tier | None = "modes" if choice == CHEAP else None
         return measure(
             host,
             self.states,
             self.kept,
             redraws=redraws,
-            max_overhead=share,
+            most=choice,
+            tier=tier,
             ahead=self._ahead,
         )
 
     def _publish(
-        self, host: Host, snapshots: tuple[Snapshot, ...], step: int, started: float
+        self,
+        host: Host,
+        snapshots: tuple[Snapshot, ...],
+        step: int,
+        started: float,
+        choice: int,
+        *,
+        final: bool,
     ) -> None:
         """Everything that becomes of snapshots; loggers and listeners may draw random numbers."""
         try:
-            share = self.schedule.max_overhead
-            most = most_products(self.probe, host, len(self.states), share)
             with random_states(host.module):
-                self._publisher.publish(
-                    host,
-                    self.states,
-                    snapshots,
-                    step,
-                    started,
-                    figures_first=most > FEWEST_PRODUCTS,
-                )
+                self._publisher.publish(host, self.states, snapshots, step, started, final=final)
         except Exception as error:
             self.failures.failed(error)
         else:
             self.failures.succeeded()
         finally:
-            self.schedule.record(self.schedule.clock() - started)
+            seconds = self.schedule.clock() - started
+            products = sum(snapshot.products for snapshot in snapshots) / len(snapshots)
+            step, epoch = host.global_step, host.current_epoch
+            self.schedule.record_probe(seconds, step, epoch, choice, products)
+            self._announce(host)
 
 
 def _upgraded(state: dict[str, Any]) -> dict[str, Any]:

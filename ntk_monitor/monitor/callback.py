@@ -10,12 +10,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ntk_monitor.monitor.base import BaseMonitor
+from ntk_monitor.monitor.schedule import INTERVAL
 from ntk_monitor.monitor.trainers import (
     CallbackOfEither,
     ProbeListener,
     TrainerHost,
     batches_that_stepped,
     require_known_strategy,
+    steps_of_all,
 )
 
 __all__ = ["NTKMonitor", "ProbeListener"]
@@ -24,12 +26,14 @@ __all__ = ["NTKMonitor", "ProbeListener"]
 class NTKMonitor(BaseMonitor, CallbackOfEither):
     """Measure and log what gradient descent can do to a model's state, while the model trains.
 
-    A probe is taken before the first optimizer step, and then every ``every_n_steps`` steps, on one
-    fixed batch and with fixed random tangents, so that successive probes differ by what the
-    training did and little else. Where ``max_overhead`` of the whole training would not pay for
-    eight probes of ``max_products``, each has fewer products, 16 at least. Training is bit for bit
-    what it would be without the monitor, and no failure of a probe or of a logger ends it. With DDP
-    each process keeps its own batch, and all measure these together.
+    A probe is taken before the first optimizer step, then 60 spread evenly over the training, or
+    one every ``every_n_steps`` steps, on one fixed batch and with fixed random tangents, so that
+    successive probes differ by what the training did and little else. All of it may take
+    ``max_overhead`` of the whole training, or ``max_overhead_seconds`` if that is more: some probes
+    are whole then, and the others end at the target modes, or there are fewer. The last one is
+    whole, and at the end. Training is bit for bit what it would be without the monitor, and no
+    failure of a probe or of a logger ends it. With DDP each process keeps its own batch, and all
+    measure these together.
 
     Numbers go to every logger and to ``trainer.callback_metrics``, under the tags of
     `Snapshot.scalars`; figures go to TensorBoard, W&B, MLflow and, as files, beside the numbers of
@@ -48,12 +52,15 @@ class NTKMonitor(BaseMonitor, CallbackOfEither):
         ... )
     """
 
+    _paced: bool = False
+    """Whether it is known how many optimizers step."""
+
     @cached_property
     def state_key(self) -> str:
         """Names this monitor's state in a checkpoint; the Trainer asks for it at every hook."""
         return self._generate_state_key(
             state=self._wanted_state,
-            every_n_steps=self.schedule.every_n_steps,
+            every_n_steps=self.schedule.every_n_steps or INTERVAL,
             seed=self.probe.seed,
         )
 
@@ -105,8 +112,9 @@ class NTKMonitor(BaseMonitor, CallbackOfEither):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        del pl_module
-        self.schedule.start(trainer.global_step, trainer.current_epoch)
+        self._paced = False
+        host = TrainerHost(trainer, pl_module)
+        self.schedule.start(host.global_step, host.current_epoch, host.planned_steps)
 
     def on_validation_batch_start(
         self,
@@ -131,6 +139,9 @@ class NTKMonitor(BaseMonitor, CallbackOfEither):
     ) -> None:
         """Keep the first training batches, and probe before the first step."""
         del batch_idx
+        if trainer.global_step and not self._paced:
+            self._paced = True
+            self.schedule.total = steps_of_all(trainer, self.schedule.total)
         self._see(batch)
         if not self._begun and (trainer.global_step == 0 or self._skipped):
             step = batches_that_stepped(trainer, in_batch_end=False)
@@ -148,8 +159,9 @@ class NTKMonitor(BaseMonitor, CallbackOfEither):
         del outputs, batch, batch_idx
         if self.schedule.crosses(trainer.global_step, trainer.current_epoch):
             step = batches_that_stepped(trainer, in_batch_end=True)
-            self._visit(TrainerHost(trainer, pl_module), step, first=False)
+            self._visit(TrainerHost(trainer, pl_module), step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say if the training was not watched."""
-        self._end(TrainerHost(trainer, pl_module))
+        """The last probe, where the training ended before it, and a word on what was missed."""
+        step = batches_that_stepped(trainer, in_batch_end=False)
+        self._end(TrainerHost(trainer, pl_module), step)

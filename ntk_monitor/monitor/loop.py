@@ -40,7 +40,7 @@ class LoopMonitor(BaseMonitor):
 
     def __init__(
         self,
-        every_n_steps: int = 100,
+        every_n_steps: int | None = None,
         *,
         alert: StallDetector | None = None,
         on_probe: OnProbe | None = None,
@@ -49,7 +49,8 @@ class LoopMonitor(BaseMonitor):
         """Check and keep the settings; one that is out of its range raises a ValueError.
 
         Args:
-            every_n_steps: Optimizer steps from probe to probe.
+            every_n_steps: Optimizer steps from probe to probe; by default 60 probes are spread over
+                the training, if its end is known, or else there is one every 100 steps.
             alert: A `StallAlert`, to be told when a part of the target is out of reach.
             on_probe: Called with each snapshot and its step.
             **settings: Those of `NTKMonitor`; ``probe_batch`` is ``"train"``, the first batch that

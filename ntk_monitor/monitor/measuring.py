@@ -9,14 +9,8 @@ from ntk_monitor.descent import Ahead, Descent, descent_of, plain_descent
 from ntk_monitor.monitor.followed import FollowedState
 from ntk_monitor.monitor.host import Host
 from ntk_monitor.monitor.kept import KeptBatch
-from ntk_monitor.probe import Probe
+from ntk_monitor.probe import Probe, Tier
 from ntk_monitor.snapshot import Snapshot
-
-FEWEST_PRODUCTS = 16
-"""Products that a probe may have however short the training."""
-SERIES = 8
-"""Probes that a training should be able to pay for: a number that is followed says more than one
-number that is accurate, so where whole probes would be fewer, each is smaller."""
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +21,8 @@ def measure(
     kept: KeptBatch,
     *,
     redraws: int,
-    max_overhead: float | None,
+    most: int,
+    tier: Tier | None,
     ahead: Ahead,
 ) -> tuple[Snapshot, ...]:
     """Measure every state, in all processes together.
@@ -37,7 +32,8 @@ def measure(
         states: What is followed.
         kept: The batch.
         redraws: How often new tangents were drawn.
-        max_overhead: Share of the training that probes may take, or None.
+        most: Most products of each.
+        tier: How far to go; None for all the way.
         ahead: The learning rates to come.
 
     Returns:
@@ -47,10 +43,11 @@ def measure(
     batch, ranks = kept.for_probe(host)
     if batch is None:
         return ()
-    most = most_products(states[0].probe, host, len(states), max_overhead)
     apart = ranks.size < host.ranks.size
     with ranks.together():
         descent = descent_in(states[0].probe, host, ahead)
+        if not ranks.everyone.all(descent is not None):
+            descent = None
         found = tuple(
             state.probe(
                 host.module,
@@ -61,6 +58,7 @@ def measure(
                 source=kept.source,
                 seed=state.probe.seed + redraws,
                 max_products=most,
+                tier=tier,
                 ranks=ranks,
                 noise=state.probe.seed + redraws + 2**16 * ranks.index,
             )
@@ -91,21 +89,3 @@ def descent_in(probe: Probe, host: Host, ahead: Ahead) -> Descent | None:
     except Exception as error:
         logger.info("the optimizers could not be read: %r", error)
         return None
-
-
-def most_products(probe: Probe, host: Host, states: int, max_overhead: float | None) -> int:
-    """What one of `SERIES` probes may cost, a product being an optimizer step at most.
-
-    Args:
-        probe: The measurement.
-        host: The training.
-        states: How many states are measured.
-        max_overhead: Share of the training that probes may take, or None for all they want.
-
-    Returns:
-        Products.
-    """
-    if max_overhead is None:
-        return probe.max_products
-    affordable = max_overhead * host.planned_steps / SERIES / states
-    return int(min(max(affordable, FEWEST_PRODUCTS), probe.max_products))

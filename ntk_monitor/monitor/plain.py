@@ -24,10 +24,10 @@ class Monitor(LoopMonitor):
     """Measure and log what gradient descent can do to a model's state, in a loop of one's own.
 
     What `NTKMonitor` is to a Lightning Trainer: a probe before the first optimizer step, and then
-    every ``every_n_steps`` steps, on one fixed batch; training is bit for bit what it would be
-    without the monitor, and no failure of a probe or of a logger ends it. In a process group of
-    several processes all of them call everything alike; each keeps its own batch, and they measure
-    these together.
+    as planned or every ``every_n_steps`` steps, on one fixed batch; training is bit for bit what it
+    would be without the monitor, and no failure of a probe or of a logger ends it. In a process
+    group of several processes all of them call everything alike; each keeps its own batch, and they
+    measure these together.
 
     Example:
         >>> import torch
@@ -86,7 +86,7 @@ class Monitor(LoopMonitor):
                 ``probe_batch`` is one to probe on. Without either the batch of the first `step` is
                 kept, and probed on after that.
             total_steps: Optimizer steps of the whole training, for the alert and for probes that
-                are as dear as it can pay for.
+                are spread over it, and as dear as it can pay for.
             log_dir: Folder for event files, if there is no logger, and for ``alerts.jsonl``.
             logger: A ``SummaryWriter``, a logger of Lightning or Fabric, or a list of these.
             fabric: The Fabric that trains: its loggers, where there is neither ``logger`` nor
@@ -133,7 +133,7 @@ class Monitor(LoopMonitor):
                 probe.loss_fn = loss_fn
             self._open(host, batch)
             yield self
-            self._end(host)
+            self._end(host, self.steps)
         finally:
             self._host = None
             for probe, was in zip(own, before, strict=True):
@@ -197,7 +197,7 @@ class Monitor(LoopMonitor):
         """The clock runs; the probe before the first step, if there is something to probe on."""
         if self.alert is not None:
             self.alert.open(host)
-        self.schedule.start(self.steps, self.epoch)
+        self.schedule.start(self.steps, self.epoch, self.total_steps)
         if batch is not None and self._wants("train"):
             self.kept.keep(batch)
         if not self._begun and not self.kept.wants("train"):

@@ -38,7 +38,6 @@ class Publisher:
         self.schedule = schedule
         self.reporter = Reporter(on_error, time_limit, who)
         self._figures = figures
-        self._figure_seconds = FIGURE_SECONDS
         self._laid_out = False
         self._who = who
         self._remarks: set[str] = set()
@@ -62,7 +61,7 @@ class Publisher:
         step: int,
         started: float,
         *,
-        figures_first: bool,
+        final: bool = False,
     ) -> None:
         """Publish the snapshots of one probe, and tell those who listen of the first.
 
@@ -72,11 +71,14 @@ class Publisher:
             snapshots: The results, in the same order.
             step: Where on the loggers' x-axis.
             started: When the probe began, by the schedule's clock.
-            figures_first: Whether figures may be drawn before the first step.
+            final: Whether there will be no other probe.
         """
         overhead = self.schedule.overhead
+        drawn, whole = 0.0, any(snapshot.trace.is_finite for snapshot in snapshots)
+        drawing = self._may_draw(host, started, final=final) and whole
+        self.schedule.figures_due &= not whole  # who is told now may ask for the next
         for state, snapshot in zip(states, snapshots, strict=True):
-            if state.snapshot is None or state.snapshot.tier != snapshot.tier:
+            if state.snapshot is None or state.snapshot.coverage != snapshot.coverage:
                 host.inform(introduction(snapshot, self._who))
             for remark in snapshot.remarks:
                 self.remark(host, f"{state.prefix}{remark}")
@@ -85,12 +87,20 @@ class Publisher:
             self.reporter.scalars(host, scalars, step)
             self._lay_out(host, states)
             self._write(host, state, snapshot, step)
-            if self._figures and snapshot.trace.is_finite and self.reporter.takes_figures(host):
-                seconds = self.schedule.clock() - started + self._figure_seconds
-                if figures_first if host.global_step == 0 else self.schedule.affords(seconds):
-                    self._draw(host, state, snapshot, step)
+            if drawing and snapshot.trace.is_finite:
+                drawn += self._draw(host, state, snapshot, step)
+                self.schedule.drew(drawn)
             if state is states[0]:
                 host.tell(snapshot, step)
+
+    def _may_draw(self, host: Host, started: float, *, final: bool) -> bool:
+        """Whether figures are wanted, possible and affordable now."""
+        if not (self._figures and self.reporter.takes_figures(host)):
+            return False
+        schedule = self.schedule
+        schedule.figure_seconds = schedule.figure_seconds or FIGURE_SECONDS
+        step, epoch = host.global_step, host.current_epoch
+        return schedule.wants_figures(step, epoch, started, final=final)
 
     def _lay_out(self, host: Host, states: list[FollowedState]) -> None:
         """TensorBoard's layout with error bands, once."""
@@ -116,9 +126,9 @@ class Publisher:
         self.reporter.write(host, "add_custom_scalars", add_bands)
         self.reporter.write(host, "_get_file_writer", add_record)
 
-    def _draw(self, host: Host, state: FollowedState, snapshot: Snapshot, step: int) -> None:
+    def _draw(self, host: Host, state: FollowedState, snapshot: Snapshot, step: int) -> float:
         now = self.schedule.clock()
         figures = snapshot_figures(snapshot)
         named = {f"{state.prefix}{tag}": figure for tag, figure in figures.items()}
         self.reporter.figures(host, named, step)
-        self._figure_seconds = self.schedule.clock() - now
+        return self.schedule.clock() - now

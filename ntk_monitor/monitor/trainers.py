@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 from collections.abc import Callable, MutableMapping, Sequence
 from functools import cached_property
@@ -22,6 +23,8 @@ from ntk_monitor.monitor.delivery import run_folder
 from ntk_monitor.monitor.host import Host, world
 from ntk_monitor.ranks import ALONE, Ranks
 from ntk_monitor.snapshot import Snapshot
+
+logger = logging.getLogger(__name__)
 
 
 def _callback_class() -> type[Callback]:
@@ -49,6 +52,8 @@ else:
 
 KNOWN = ("DDPStrategy", "ModelParallelStrategy")
 """Strategies for several processes."""
+ACCUMULATION = "GradientAccumulationScheduler"
+"""The callback, of either name of the package, that accumulates more or fewer batches by epoch."""
 UNKNOWN = {
     "FSDPStrategy": "shards parameters into flat ones (ModelParallelStrategy with fully_shard is "
     "what torch has in its place)",
@@ -85,7 +90,11 @@ class TrainerHost(Host):
 
     @property
     def planned_steps(self) -> float:  # noqa: D102
-        return planned_steps(self.trainer)
+        try:
+            return planned_steps(self.trainer)
+        except Exception as error:  # of somebody's own loop or data
+            logger.info("the length of the training could not be read: %r", error)
+            return math.inf
 
     def planned_batches(self, step: int) -> float:  # noqa: D102
         return planned_batches(self.trainer, step)
@@ -216,8 +225,39 @@ def planned_steps(trainer: Trainer) -> float:
     Returns:
         Their number; infinite where the Trainer cannot tell, as for data without a length.
     """
-    planned = float(trainer.estimated_stepping_batches)
+    scheduled = _scheduled_steps(trainer)
+    planned = float(trainer.estimated_stepping_batches) if scheduled is None else scheduled
     return planned if planned >= 0 else math.inf
+
+
+def _scheduled_steps(trainer: Trainer) -> float | None:
+    """The same where a GradientAccumulationScheduler has it change from epoch to epoch.
+
+    Args:
+        trainer: The Trainer, which counts with what holds now.
+
+    Returns:
+        Their number; None where there is no such callback, or no length of data to count with.
+    """
+    callbacks: list[Callback] = getattr(trainer, "callbacks", [])
+    scheduler = next((c for c in callbacks if _is_scheduler(c)), None)
+    if scheduler is None:
+        return None
+    epochs, batches = trainer.max_epochs, trainer.num_training_batches
+    if epochs is None or epochs < 0 or math.isinf(batches):
+        return None
+    scheduling: dict[int, int] = vars(scheduler)["scheduling"]
+    starts = sorted(epoch for epoch in scheduling if epoch < max(epochs, 1))
+    ends = [*starts[1:], max(epochs, 1)]
+    total = sum(
+        (end - start) * math.ceil(batches / scheduling[start])
+        for start, end in zip(starts, ends, strict=True)
+    )
+    return float(total if trainer.max_steps == -1 else min(total, trainer.max_steps))
+
+
+def _is_scheduler(callback: Callback) -> bool:
+    return any(kind.__name__ == ACCUMULATION for kind in type(callback).__mro__)
 
 
 def planned_batches(trainer: Trainer, step: int) -> float:
@@ -234,6 +274,24 @@ def planned_batches(trainer: Trainer, step: int) -> float:
     planned = planned_steps(trainer)
     several = 0 < step < trainer.global_step and planned == trainer.max_steps
     return planned * step / trainer.global_step if several else planned
+
+
+def steps_of_all(trainer: Trainer, planned: float) -> float:
+    """Optimizer steps of the whole training as ``global_step`` counts them, between two batches.
+
+    Args:
+        trainer: The Trainer, after some steps.
+        planned: See `planned_steps`, which counts one for each batch that steps.
+
+    Returns:
+        Their number. With several optimizers there are as many for each batch as so far, up to
+        ``max_steps``, which counts all of them.
+    """
+    batches = batches_that_stepped(trainer, in_batch_end=False)
+    if not 0 < batches < trainer.global_step:
+        return planned
+    most = math.inf if trainer.max_steps == -1 else trainer.max_steps
+    return min(planned * trainer.global_step / batches, most)
 
 
 def batches_that_stepped(trainer: Trainer, *, in_batch_end: bool) -> int:

@@ -40,8 +40,8 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
     """Measure and log what gradient descent can do to a state, under a transformers Trainer.
 
     What `NTKMonitor` is to a Lightning Trainer: a probe before the first optimizer step, and then
-    every ``every_n_steps`` steps, on one fixed batch; training is bit for bit what it would be
-    without the callback, and no failure of a probe or of a logger ends it.
+    as planned or every ``every_n_steps`` steps, on one fixed batch; training is bit for bit what it
+    would be without the callback, and no failure of a probe or of a logger ends it.
 
     The batch is the first of the training: it is put together from the dataset once more, and the
     random states and those of the samplers are as before. Data without a sampler, a dataset that
@@ -55,7 +55,7 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
 
     def __init__(
         self,
-        every_n_steps: int = 100,
+        every_n_steps: int | None = None,
         *,
         alert: StallDetector | None = None,
         on_probe: OnProbe | None = None,
@@ -66,7 +66,8 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
         """Check and keep the settings; one that is out of its range raises a ValueError.
 
         Args:
-            every_n_steps: Optimizer steps from probe to probe.
+            every_n_steps: Optimizer steps from probe to probe; by default 60 probes are spread over
+                the training.
             alert: A `StallAlert`, to be told when a part of the target is out of reach.
             on_probe: Called with each snapshot and its step.
             log_dir: Folder for event files and ``alerts.jsonl``; by default ``ntk_monitor`` in the
@@ -98,7 +99,7 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
         self._require_states(self._host.module)
         if self.alert is not None:
             self.alert.open(self._host)
-        self.schedule.start(self.steps, self.epoch)
+        self.schedule.start(self.steps, self.epoch, self.total_steps)
         self._fetch(kwargs)
         if not self._begun:
             self._probe(state, control, kwargs, first=True)
@@ -148,11 +149,12 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
         return self._remember(state, control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
-        """All that was logged is in files, and alerts are on their way."""
-        del args, control
-        state.stateful_callbacks[KEY] = self.state_dict()
+        """The last probe; then all that was logged is in files, and alerts are on their way."""
+        del control
         if self._host is not None:
-            self._end(self._host)
+            with self._computing_loss(), self._noting(state):
+                self._end(self._host, self.steps, changed=args.load_best_model_at_end)
+        state.stateful_callbacks[KEY] = self.state_dict()
         self._close()
 
     def _probe(self, state: Any, control: Any, given: dict[str, Any], *, first: bool) -> None:  # noqa: ANN401
@@ -160,15 +162,20 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
         if self._host is None:
             return
         self._fetch(given)  # once more, if it has failed
-        before = self.snapshot
-        with self._computing_loss():
+        with self._computing_loss(), self._noting(state):
             self._visit(self._host, self.steps, first=first)
+        if self.should_stop:
+            control.should_training_stop = True
+
+    @contextmanager
+    def _noting(self, state: Any) -> Iterator[None]:  # noqa: ANN401
+        """The numbers of a probe that is taken go to the Trainer's own history, too."""
+        before = self.snapshot
+        yield
         if self.snapshot is not before:
             state.log_history.append({"epoch": state.epoch, **self.numbers, "step": self.steps})
             if self._own is not None:
                 self._own.save()
-        if self.should_stop:
-            control.should_training_stop = True
 
     def _fetch(self, given: dict[str, Any]) -> None:
         """Keep the first batch of the training, if it is the one to probe on."""

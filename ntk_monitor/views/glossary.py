@@ -110,15 +110,15 @@ GLOSSARY = (
         "probe seconds",
         "What the probe cost.",
         "above 0",
-        "every_n_steps up, max_products down.",
+        "max_products down.",
     ),
     Term(
         "ntk/overhead",
         "overhead",
         "Share of wall time that went to probes so far, logging and figures included.",
         "0 to 1",
-        "Where the next probe would take it above four fifths of max_overhead (2 %), the probe or "
-        "its figures are skipped.",
+        "High early on is planned: what counts is the whole training, of which all of it may take "
+        "four fifths of max_overhead (2 %), or of max_overhead_seconds (10 s) if that is more.",
     ),
 )
 """Every tag of README's table, in its order."""

@@ -24,11 +24,13 @@ from harm.worlds import B, Dropout, Module, N, T, loader
 from ntk_monitor import Monitor, NTKMonitor, StallAlert
 from ntk_monitor.model.shards import local
 from ntk_monitor.monitor import StallWarning
+from ntk_monitor.monitor.schedule import NONE
 from ntk_monitor.probe import Probe
 
 RANK = int(os.environ.get("LOCAL_RANK", "0"))
 SETTINGS: dict[str, Any] = {"max_products": 16, "modes": 1, "tolerance": 1.0}
 FAST: dict[str, Any] = {**SETTINGS, "max_overhead": None}
+DEAR: dict[str, Any] = {"max_overhead": 1e-9, "max_overhead_seconds": 0.0}
 LINEARIZE = Probe._linearize
 
 
@@ -37,13 +39,14 @@ def broken(*_: Any, **__: Any) -> Any:
 
 
 class Ears(Callback):
-    """Notes what listeners are told."""
+    """Notes what listeners are told: the trace, or -1 of a probe that goes less far."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[int, float]] = []
 
     def on_probe(self, trainer: Any, pl_module: Any, snapshot: Any, step: int) -> None:
-        self.heard.append((step, snapshot.trace.value))
+        trace = snapshot.trace
+        self.heard.append((step, trace.value if trace.is_finite else -1.0))
 
 
 class Sharded(Module):
@@ -177,8 +180,13 @@ def only_in(rank: int) -> None:
 
 def too_dear_in(rank: int) -> NTKMonitor:
     """A monitor that could not pay for a second probe in one of the processes."""
-    monitor = NTKMonitor(2, **{**FAST, "max_overhead": 0.9})
-    monitor.schedule.affords = lambda _: rank != RANK  # type: ignore[method-assign]
+    monitor = NTKMonitor(2, **FAST)
+    choose = monitor.schedule.choose
+
+    def choice(step: int, *args: Any, **settings: Any) -> int:
+        return NONE if rank == RANK and step else choose(step, *args, **settings)
+
+    monitor.schedule.choose = choice  # type: ignore[method-assign]
     return monitor
 
 
@@ -191,7 +199,8 @@ def main(folder: Path) -> None:
     found["watched"]["kept"] = [float(x.double().sum()) for x, _ in batches]
     found["watched"]["own"] = found["watched"]["seen"][0]
     found["val"] = run("val", folder, [NTKMonitor(2, probe_batch="val", **FAST)])
-    found["dear"] = run("dear", folder, [NTKMonitor(2, **{**FAST, "max_overhead": 1e-6})])
+    found["dear"] = run("dear", folder, [NTKMonitor(2, **{**FAST, **DEAR})])
+    found["planned"] = run("planned", folder, [NTKMonitor(**SETTINGS)])
     for rank in (0, 1):
         found[f"dear in {rank}"] = run(f"dear{rank}", folder, [too_dear_in(rank)])
     stop = StallAlert(1, learned_threshold=1.0, level=0.999, horizon=1, actions=("stop",))

@@ -60,18 +60,21 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
 
 
 OWN = {"ntk/overhead"}
+UNKNOWN = -1.0
 
 
 def test_training_is_the_same(both: tuple[Path, list[dict[str, Any]]]) -> None:
     for found in both[1]:
-        for name in ("watched", "val", "dear", "same", "broken in 0", "broken in 1"):
+        for name in ("watched", "val", "planned", "dear", "same", "broken in 0", "broken in 1"):
             for what in ("weights", "losses", "steps"):
                 assert found[name][what] == found["plain"][what], name
     assert both[1][0]["plain"]["weights"] == both[1][1]["plain"]["weights"]
     assert both[1][0]["plain"]["losses"] != both[1][1]["plain"]["losses"]
 
 
-@pytest.mark.parametrize(("name", "probes"), [("watched", 5), ("val", 5), ("dear", 1), ("loop", 3)])
+@pytest.mark.parametrize(
+    ("name", "probes"), [("watched", 5), ("val", 5), ("planned", 9), ("dear", 1), ("loop", 3)]
+)
 def test_every_process_has_the_same_numbers(name: str, probes: int, both: Any) -> None:
     first, second = (found[name] for found in both[1])
     assert first["heard"] == second["heard"]
@@ -80,7 +83,7 @@ def test_every_process_has_the_same_numbers(name: str, probes: int, both: Any) -
         return
     ours = {k: v for k, v in first["metrics"].items() if k not in OWN}
     assert ours == {k: v for k, v in second["metrics"].items() if k not in OWN}
-    assert "ntk/trace" in ours
+    assert "core/effective_rank" in ours
 
 
 def test_a_loop_of_ones_own_is_the_same(both: Any) -> None:
@@ -93,6 +96,16 @@ def test_a_loop_of_ones_own_is_the_same(both: Any) -> None:
 def test_a_loop_cut_in_two_measures_the_same_batches(both: Any) -> None:
     for found in both[1]:
         assert found["cut loop"] == found["loop"]
+
+
+def test_what_the_first_process_plans_all_do(both: Any) -> None:
+    for found in both[1]:
+        assert [step for step, _ in found["planned"]["heard"]] == list(range(9))
+        assert found["planned"]["warnings"] == []
+        cheap = [trace == UNKNOWN for _, trace in found["planned"]["heard"]]
+        assert cheap[0]
+        assert not cheap[-1]
+        assert "ntk/trace" in found["planned"]["metrics"]
 
 
 def test_every_process_probes_at_the_same_steps(both: Any) -> None:

@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+)
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,6 +24,7 @@ from monitor.helpers import Recorder, Small, data, fit
 from ntk_monitor import NTKMonitor, StallAlert
 from ntk_monitor.model.products import SHORTENED
 from ntk_monitor.monitor import StallWarning
+from ntk_monitor.monitor.trainers import planned_steps
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers:UserWarning",
@@ -57,6 +62,16 @@ def test_two_optimizers_count_every_step_and_jump_over_no_multiple() -> None:
     assert recorder.steps == [0, 3, 5, 8, 10]
 
 
+@pytest.mark.parametrize(
+    ("settings", "batches"), [({}, 10), ({"max_steps": 12}, 6), ({"max_epochs": 3}, 30)]
+)
+def test_two_optimizers_do_not_end_the_plan_early(settings: dict[str, Any], batches: int) -> None:
+    recorder, monitor = Recorder(), NTKMonitor(**FAST)
+    trainer, _ = fit([recorder, monitor], Small(optimizers=2), **settings)
+    assert trainer.global_step == monitor.schedule.total == 2 * batches
+    assert recorder.steps == list(range(batches + 1))
+
+
 def test_monitored_training_is_bit_for_bit_the_plain_one() -> None:
     def run(*callbacks: Any) -> tuple[Any, ...]:
         random.seed(0)
@@ -71,8 +86,12 @@ def test_monitored_training_is_bit_for_bit_the_plain_one() -> None:
         )
 
     plain = run()
-    watched = run(NTKMonitor(1, **FAST), StallAlert())
-    torch.testing.assert_close(watched, plain, rtol=0, atol=0)
+    for monitor in (NTKMonitor(1, **FAST), NTKMonitor(), NTKMonitor(7)):
+        watched = run(monitor, StallAlert())
+        torch.testing.assert_close(watched, plain, rtol=0, atol=0)
+    stopped = run(StopAtOnce())
+    watched = run(NTKMonitor(), StopAtOnce())
+    torch.testing.assert_close(watched, stopped, rtol=0, atol=0)
 
 
 def read_csv(logger: CSVLogger) -> list[dict[str, str]]:
@@ -246,8 +265,9 @@ def test_the_callback_can_be_pickled() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"every_n_steps": 0}, "every_n_steps must be at least 1, got 0"),
+        ({"every_n_steps": 0}, "every_n_steps must be at least 1, or None, got 0"),
         ({"max_overhead": 2.0}, "max_overhead must be a share"),
+        ({"max_overhead_seconds": -1.0}, "max_overhead_seconds must be 0 seconds or more"),
         ({"probe_batch": "test"}, "probe_batch must be 'train', 'val'"),
         ({"on_error": "ignore"}, "on_error must be 'warn', 'raise' or 'disable'"),
         ({"modes": -1}, "modes must be"),
@@ -276,32 +296,146 @@ class StopAtOnce(Callback):
         trainer.should_stop = True
 
 
-@pytest.mark.parametrize(
-    ("settings", "epochs", "products"),
-    [({}, 1, 16), ({}, 1_600, 40), ({}, 10_000, 96), ({"max_overhead": None}, 1, 96)],
-    ids=["short", "middling", "long", "no limit"],
-)
-def test_probes_are_smaller_where_a_training_could_not_pay_for_several(
-    tmp_path: Path, settings: dict[str, Any], epochs: int, products: int
+class Tiers(Recorder):
+    """Listens to how far probes go, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tiers: list[str] = []
+
+    def on_probe(self, trainer: Any, pl_module: Any, snapshot: Any, step: int) -> None:
+        super().on_probe(trainer, pl_module, snapshot, step)
+        self.tiers.append(snapshot.tier)
+
+
+def test_by_default_the_first_probe_is_cheap_and_the_last_one_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monitor = NTKMonitor(**settings, tolerance=0.001, method="finite-difference")
+    monitor, tiers = NTKMonitor(), Tiers()
     logger = TensorBoardLogger(tmp_path)
-    fit([monitor, StopAtOnce()], logger=logger, max_epochs=epochs)
+    with caplog.at_level("INFO"):
+        fit([monitor, tiers], logger=logger, max_epochs=30)
+    assert (tiers.steps[0], tiers.tiers[0]) == (0, "modes")
+    assert (tiers.steps[-1], tiers.tiers[-1]) == (300, "kernel")
+    assert len(tiers.steps) >= 8
     assert monitor.snapshot is not None
-    assert monitor.snapshot.products == products - SHORTENED  # held back
-    assert monitor.snapshot.trace.stderr > 0
+    assert monitor.snapshot.trace.is_finite
+    assert monitor.schedule.spent < 10
+    assert len([r for r in caplog.records if "what is measured" in r.message]) == 1
+    (said,) = [r.message for r in caplog.records if "probes planned" in r.message]
+    assert said.startswith("NTKMonitor: ")
     events = EventAccumulator(logger.log_dir).Reload()
-    assert bool(events.Tags()["images"]) == (products > 16)
-    assert "ntk/core_cosine" in events.Tags()["scalars"]
+    steps = [event.step for event in events.Images("ntk/temporal_modes")]
+    assert steps[0] == tiers.steps[tiers.tiers.index("kernel")]
+    assert len(steps) < tiers.tiers.count("kernel")
+
+
+@pytest.mark.parametrize("every", [None, 3, 100])
+def test_a_training_that_is_stopped_ends_with_a_whole_probe(every: int | None) -> None:
+    tiers = Tiers()
+    fit([NTKMonitor(every), tiers, StopAtOnce()], max_epochs=50)
+    assert tiers.steps == [0, 1]
+    assert tiers.tiers == ["modes", "kernel"]
+
+
+def test_without_a_limit_every_probe_is_whole() -> None:
+    tiers = Tiers()
+    fit([NTKMonitor(max_overhead=None, max_products=24), tiers])
+    assert tiers.steps == list(range(11))
+    assert set(tiers.tiers) == {"kernel"}
+
+
+@pytest.mark.parametrize("every", [None, 2])
+def test_what_a_training_cannot_pay_for_is_not_probed(
+    every: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monitor, tiers = NTKMonitor(every, max_overhead=1e-9, max_overhead_seconds=0), Tiers()
+    logger = TensorBoardLogger(tmp_path)
+    with caplog.at_level("INFO"):
+        fit([monitor, tiers], logger=logger)
+    assert tiers.steps == [0]
+    assert EventAccumulator(logger.log_dir).Reload().Tags()["images"] == []
+    (said,) = [r.message for r in caplog.records if "too few for the verdict" in r.message]
+    assert "max_overhead_seconds=" in said
+
+
+def test_a_tier_below_the_kernel_is_taken_whole() -> None:
+    tiers = Tiers()
+    fit([NTKMonitor(tier="core", max_products=0), tiers])
+    assert tiers.steps == list(range(11))
+    assert set(tiers.tiers) == {"core"}
 
 
 def test_probes_have_the_same_size_after_a_resume(tmp_path: Path) -> None:
-    trainer, _ = fit([])
+    rich: dict[str, Any] = {"max_overhead_seconds": 1000, "method": "finite-difference"}
+    first, again = (NTKMonitor(2, tolerance=0.0, on_error="raise", **rich) for _ in range(2))
+    trainer, _ = fit([first])
+    assert first.schedule.size == 96
+    first.schedule.size = 24
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    monitor = NTKMonitor(2, max_overhead=0.5, tolerance=0.001, on_error="raise")
-    fit([monitor], max_epochs=2, limit_train_batches=2, ckpt_path=tmp_path / "last.ckpt")
-    assert monitor.snapshot is not None
-    assert monitor.snapshot.products == 16 - SHORTENED
+    fit([again], max_epochs=2, ckpt_path=tmp_path / "last.ckpt")
+    assert again.snapshot is not None
+    assert again.snapshot.products == 24 - SHORTENED
+
+
+class Steps(Callback):
+    """Reads what is planned, at each batch."""
+
+    def __init__(self) -> None:
+        self.planned: set[float] = set()
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        self.planned.add(planned_steps(trainer))
+
+
+@pytest.mark.parametrize(
+    ("scheduling", "settings"),
+    [
+        ({0: 4, 2: 3, 4: 1}, {"max_epochs": 6}),
+        ({2: 4}, {"max_epochs": 4}),
+        ({0: 2, 9: 5}, {"max_epochs": 3}),
+        ({1: 2}, {"max_epochs": 5, "max_steps": 17}),
+        ({1: 2}, {"max_epochs": -1, "max_steps": 17}),
+        ({0: 3, 1: 2}, {"max_epochs": 3, "limit_train_batches": 7}),
+    ],
+)
+def test_accumulation_that_changes_with_the_epoch_is_counted(
+    scheduling: dict[int, int], settings: dict[str, Any]
+) -> None:
+    steps, recorder = Steps(), Recorder()
+    monitor = NTKMonitor(**FAST)
+    trainer, _ = fit(
+        [GradientAccumulationScheduler(scheduling), monitor, steps, recorder], **settings
+    )
+    assert steps.planned == {trainer.global_step}
+    assert recorder.steps == list(range(trainer.global_step + 1))
+
+
+def test_early_stopping_counts_a_number_that_stood_still_between_probes() -> None:
+    stop = EarlyStopping("ntk/trace", mode="min", patience=3, check_on_train_epoch_end=True)
+    trainer, _ = fit([NTKMonitor(1000, **FAST), stop], max_epochs=9)
+    assert trainer.current_epoch == 4  # the first check, and three of the same number
+
+
+class StopAtProbes(EarlyStopping):
+    """Looks at a number whenever there is a new one."""
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        pass
+
+    def on_validation_end(self, *_: Any) -> None:
+        pass
+
+    def on_probe(self, trainer: Any, *_: Any) -> None:
+        self._run_early_stopping_check(trainer)
+
+
+def test_early_stopping_can_look_at_new_numbers_alone() -> None:
+    recorder = Recorder()
+    stop = StopAtProbes("ntk/trace", mode="min", patience=3, min_delta=1e9)
+    trainer, _ = fit([NTKMonitor(20, **FAST), stop, recorder], max_epochs=9)
+    assert recorder.steps == [0, 20, 40, 60]
+    assert trainer.global_step == 60
 
 
 def test_several_states_are_followed_by_name(tmp_path: Path) -> None:
