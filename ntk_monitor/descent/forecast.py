@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,8 +19,9 @@ from ntk_monitor.descent.optimizers import Descent, Part, Velocity
 Vector = NDArray[np.float64]
 DEPTH = 6
 """Krylov directions."""
-SINGLE = 64
-"""Coming steps that are taken one by one; those after them as a flow."""
+BELIEVED = 30
+"""Coming steps that are taken one by one, and for which a forecast is worth believing; those after
+them are a flow."""
 PER_DOUBLING = 4
 """Steps ahead at which the curves are known, beyond those."""
 SINGLE_RENEWED = 8
@@ -92,7 +93,7 @@ class Course:
         Returns:
             Another course.
         """
-        m = len(self.basis)
+        m, depth = len(self.basis), max(depth, 1)
         kept = [*range(min(depth, m)), *range(m, len(self.directions))]
         inner = [*range(min(depth, m)), *range(m, len(self.gram))]
         return replace(
@@ -130,23 +131,38 @@ class Course:
                     coefficients[i] = 0.0
         return coefficients
 
-    def run(self, horizon: float) -> tuple[Vector, NDArray[np.float64], Vector]:
+    def run(
+        self, horizon: float, single: int = BELIEVED
+    ) -> tuple[Vector, NDArray[np.float64], Vector]:
         """Integrate.
 
         Args:
             horizon: How many steps ahead.
+            single: How many of them one by one.
 
         Returns:
             Steps ahead, from 0; the place in the small space at each, ``(h, directions)``; and the
             loss at each. They end early where the loss ceases to be finite.
         """
-        steps, places, losses = self._single(int(min(horizon, SINGLE)))
-        long = horizon > SINGLE and math.isfinite(losses[-1])
+        steps, places, losses, _ = self._single(int(min(horizon, single)))
+        long = horizon > single and math.isfinite(losses[-1])
         if long and self.loss_map.outputs.numel() <= MOST_ENTRIES:
             self._flow(steps, places, losses, horizon)
         return np.array(steps), np.array(places), np.array(losses)
 
-    def _single(self, count: int) -> tuple[list[float], list[Vector], list[float]]:
+    def after(self, count: int) -> tuple[Vector, Vector]:
+        """The place after some steps taken one by one, and what momentum then holds.
+
+        Args:
+            count: How many.
+
+        Returns:
+            Both in terms of the directions.
+        """
+        _, places, _, momentum = self._single(count)
+        return places[-1], momentum
+
+    def _single(self, count: int) -> tuple[list[float], list[Vector], list[float], Vector]:
         m, v = len(self.basis), self.velocity
         p = np.zeros(len(self.directions))
         momentum = np.zeros_like(p)
@@ -175,7 +191,7 @@ class Course:
             losses.append(loss)
             if not math.isfinite(loss):
                 break
-        return steps, places, losses
+        return steps, places, losses, momentum
 
     def _undirected(self, step: Vector) -> Vector:
         """What happens at every step whatever the gradient."""
@@ -188,10 +204,11 @@ class Course:
         return self.shrink * rate if self.with_decay else 0.0
 
     def _caps(self, p: Vector, rate: float) -> NDArray[np.float64]:
-        """What a step along unstable directions is multiplied with.
+        """What a step along unstable directions is multiplied with: nothing.
 
-        Along an eigendirection of the small kernel with eigenvalue ``lambda`` a step longer than
-        ``1 / (lambda h)``, ``h`` the loss's curvature, would overshoot.
+        Along an eigendirection of the small kernel with eigenvalue ``lambda`` steps with
+        ``lambda h`` above ``2 (1 + beta) / gain``, ``h`` the loss's curvature, would swing ever
+        farther. A real network does so within bounds, at the edge of stability.
 
         Args:
             p: The place.
@@ -205,7 +222,8 @@ class Course:
         values, vectors = np.linalg.eigh(kernel)
         curvatures = [self._curvature(p, vectors[:, i]) for i in range(m)]
         reach = values * np.array(curvatures) * rate
-        factors = np.where(reach > 1, 1 / np.maximum(reach, 1), 1.0)
+        stable = 2 * (1 + self.velocity.beta) / self.velocity.gain
+        factors = np.where(reach > stable, 0.0, 1.0)
         caps: NDArray[np.float64] = (vectors * factors) @ vectors.T
         return caps
 
@@ -237,8 +255,9 @@ class Course:
         A stride of ``n`` steps solves :math:`(1 - n DF) \Delta p = n F`, ``F`` being what a step
         does, so that directions in which a stride would overshoot come to rest.
         """
-        count = max(round(PER_DOUBLING * math.log2(horizon / SINGLE)), 1) + 1
-        times = np.geomspace(SINGLE, horizon, count)
+        begin = steps[-1]
+        count = max(round(PER_DOUBLING * math.log2(horizon / begin)), 1) + 1
+        times = np.geomspace(begin, horizon, count)
         p, loss = places[-1], losses[-1]
         slope: NDArray[np.float64] | None = None
         for i, (t, then) in enumerate(itertools.pairwise(times)):
@@ -384,26 +403,3 @@ def scaling(
         ])
 
     return scaled
-
-
-def crossing(steps: Sequence[float] | Vector, learned: Vector, threshold: float) -> float:
-    """The first step at which a learned fraction reaches a threshold.
-
-    Args:
-        steps: Steps ahead.
-        learned: The learned fraction at each.
-        threshold: Of it.
-
-    Returns:
-        The step, between those that are given by straight lines; 0 if it is there already, inf if
-        it never is.
-    """
-    above = np.flatnonzero(np.asarray(learned) >= threshold)
-    if not len(above):
-        return math.inf
-    i = int(above[0])
-    if i == 0:
-        return 0.0
-    before, after = float(learned[i - 1]), float(learned[i])
-    share = (threshold - before) / (after - before)
-    return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))

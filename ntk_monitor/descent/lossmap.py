@@ -71,6 +71,7 @@ class LossMap:
         self,
         lin: Linearization,
         guess: Callable[[Tensor], Tensor] | None = None,
+        theta: Tensor | None = None,
         accuracy: float = 0.002,
     ) -> None:
         """Record one pass.
@@ -78,6 +79,7 @@ class LossMap:
         Args:
             lin: The model on the batch.
             guess: The loss of the outputs, where no step function tells it.
+            theta: Values of the trained parameters; their own where left out.
             accuracy: Relative agreement that finite differences must show.
 
         Raises:
@@ -88,8 +90,10 @@ class LossMap:
         self.ranks: Ranks = lin.ranks
         names = lin._trained
         self.space = ParameterSpace({name: self._forward.tensors[name].shape for name in names})
-        self.theta = self.space.join([self._forward.tensors[name].detach() for name in names])
-        leaves = self._forward.leaves(names)
+        own = [self._forward.tensors[name].detach() for name in names]
+        self.theta = self.space.join(own) if theta is None else theta
+        split = self.space.split(self.theta)
+        leaves = {name: split[name].detach().clone().requires_grad_() for name in names}
         self._leaves = leaves
         with self._quiet(), torch.enable_grad():
             found = self._pass(leaves)
@@ -108,6 +112,17 @@ class LossMap:
         sizes = [float(torch.linalg.vector_norm(x)) for x in (rest, self.gradient)]
         self.rest = rest if sizes[0] > NEGLIGIBLE * sizes[1] else None
         self.products = self._derivative(accuracy)
+
+    def moved(self, theta: Tensor) -> LossMap:
+        """The same at other parameters.
+
+        Args:
+            theta: Their values, flat.
+
+        Returns:
+            Another loss map.
+        """
+        return LossMap(self._lin, self._guess, theta)
 
     def _quiet(self) -> ExitStack:
         stack = ExitStack()

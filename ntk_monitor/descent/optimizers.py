@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
-from ntk_monitor.descent.shadow import real_update
+from ntk_monitor.descent.shadow import real_update, shadow_of
 from ntk_monitor.model.compiled import plain_name
 
 Map = Callable[[Tensor], Tensor]
@@ -267,6 +267,47 @@ class Descent:
             found[name] = Part(partial(_entrywise, ratio))
         return found
 
+    def later(
+        self,
+        steps: int,
+        parameters: Gradients,
+        held: Gradients,
+        first: Gradients,
+        last: Gradients,
+    ) -> Descent:
+        """How a training steps some steps later.
+
+        Args:
+            steps: How many.
+            parameters: The parameters then.
+            held: What momentum then holds.
+            first: The gradient now.
+            last: The gradient then.
+
+        Returns:
+            Another descent, with optimizers of its own.
+        """
+        optimizers, names, references = [], {}, {}
+        for optimizer in self.optimizers:
+            copies = {}
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    name = self.names.get(id(p), "")
+                    value = parameters.get(name, p)
+                    copies[id(p)] = value.detach().to(p.dtype).clone()
+                    names[id(copies[id(p)])] = name
+            shadow = shadow_of(optimizer, copies)
+            for name, p in ((names[id(p)], p) for g in shadow.param_groups for p in g["params"]):
+                if name in first:
+                    mean = (first[name].square() + last[name].square()) / 2
+                    _advance(shadow, p, steps, held[name], mean)
+            for before, after in zip(optimizer.param_groups, shadow.param_groups, strict=True):
+                if id(before) in self.references:
+                    references[id(after)] = self.references[id(before)]
+            optimizers.append(shadow)
+        rates = self.rates[steps:] or self.rates[-1:]
+        return Descent(tuple(optimizers), names, rates, self.clipping, references)
+
     def steady(self, gradient: Gradients) -> dict[str, Tensor]:
         """What optimizers that are not known do at each step whatever the gradient.
 
@@ -401,6 +442,30 @@ def _adaptive(
     if mean is not None:
         second = second - mean.square()
     return partial(_entrywise, rate / (second.clamp_min(0).sqrt() + group["eps"]))
+
+
+def _advance(
+    optimizer: Optimizer, parameter: Tensor, steps: int, held: Tensor, square: Tensor
+) -> None:
+    """Bring what a known optimizer keeps of one parameter to where it is some steps later."""
+    state = optimizer.state[parameter]
+    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    if isinstance(optimizer, SGD):
+        if group.get("momentum"):
+            state["momentum_buffer"] = held.clone()
+        return
+    state["step"] = torch.tensor(float(state.get("step", 0)) + steps)
+    if isinstance(optimizer, AVERAGING):
+        kept = float(group["betas"][1]) ** steps
+        state["exp_avg"] = held.clone()
+        state["exp_avg_sq"] = kept * state.get("exp_avg_sq", 0.0) + (1 - kept) * square
+    elif isinstance(optimizer, RMSprop):
+        kept = float(group["alpha"]) ** steps
+        state["square_avg"] = kept * state.get("square_avg", 0.0) + (1 - kept) * square
+        if group.get("momentum"):
+            state["momentum_buffer"] = held.clone()
+    elif isinstance(optimizer, Adagrad):
+        state["sum"] = state.get("sum", 0.0) + steps * square
 
 
 def _entrywise(factor: Tensor, gradient: Tensor) -> Tensor:

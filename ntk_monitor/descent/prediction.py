@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,15 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ntk_monitor.descent.forecast import DEPTH, Course, Vector, crossing, grow, scaling
+from ntk_monitor.descent.forecast import BELIEVED, DEPTH, Course, Vector
+from ntk_monitor.descent.leg import Leg
 from ntk_monitor.descent.lossmap import LossMap, NoLossError
-from ntk_monitor.descent.optimizers import Descent, Part
+from ntk_monitor.descent.optimizers import Descent
+from ntk_monitor.descent.times import Times, times
 from ntk_monitor.descent.transfer import Effects, over_own, shared
 from ntk_monitor.estimators import Estimate
 from ntk_monitor.model import Linearization
 from ntk_monitor.snapshot import Forecast, Instruments, PredictedMode
 from ntk_monitor.targets import PulledMode, Target, component, target_like
 
+logger = logging.getLogger(__name__)
+
+LEGS = (10,)
+"""Steps ahead at which the model is linearised anew."""
+LEG_DEPTH = 6
+"""Krylov directions from there on."""
 PARTS = 4
 """Parts of a batch between which transfer is measured."""
 LEARNED = 0.9
@@ -290,26 +299,22 @@ class _Prediction:
         if descent is None or not math.isfinite(norm):
             instruments = Instruments(norm, None, math.nan)
             return Predicted(loss=self.observed.loss, instruments=instruments)
-        self._step(descent)
+        self.leg = Leg(source, descent)
         labels = self._labels()
         pieces = self._pieces(labels)
-        course, tangents = self._course(descent, pieces)
-        course_here = course.directions
-        if self.observed is not self.source:
-            course_here = self.observed.push(tangents)
+        leg = self.leg.grown(self.setting.depth, *self._whole(pieces))
+        course, course_here = leg.course, self._here(leg, self.observed)
         effects, on_modes = self._effects(labels, pieces)
         transfer, mode_transfers = self._transfers(effects, on_modes, pieces)
         reach = self.setting.horizon
         horizon = BEYOND * reach if math.isfinite(reach) else UNBOUNDED
-        full = self._curves(course, course_here, horizon)
-        less = self._curves(course.shallower(max(len(course.basis) - 2, 1)), course_here, horizon)
+        full = self._forecast(leg, course_here, horizon)
+        less = self._curves(course.shallower(len(course.basis) - 2), course_here, BELIEVED)
         first = self._first_change(course, course_here)
         rates = self.modes.rates(first)
-        steps = [crossing(full.steps, c, LEARNED) for c in full.learned.T]
-        bands = [
-            _band(step, crossing(less.steps, c, LEARNED), moved)
-            for step, c, moved in zip(steps, less.learned.T, mode_transfers, strict=True)
-        ]
+        found = [times(full.steps, c, LEARNED, descent.rates_until) for c in full.learned.T]
+        steps = [each.steps for each in found]
+        bands = [_band(*pair) for pair in zip(found, mode_transfers, strict=True)]
         others = self._with_changes(course, course_here, horizon, steps, full)
         predicted = tuple(
             PredictedMode(
@@ -330,34 +335,6 @@ class _Prediction:
         instruments = Instruments(norm, self._signal_to_noise(pieces), self._relative_update())
         return Predicted(self.observed.loss, transfer, forecast, instruments, predicted)
 
-    def _step(self, descent: Descent) -> None:
-        """How each parameter is stepped, and what of its gradient is clipped away."""
-        source = self.source
-        gradient = source.space.split(source.gradient)
-        self.stepped = {name: gradient[name] for name in descent.stepped if name in gradient}
-        clipped = descent.clipped(self.stepped)
-        self.parts: dict[str, Part] = descent.parts(self.stepped)
-        norm = math.sqrt(sum(float(g.double().square().sum()) for g in self.stepped.values()))
-        ratio = {
-            n: torch.where(g == 0, 1.0, clipped[n].to(g) / torch.where(g == 0, 1.0, g))
-            for n, g in self.stepped.items()
-        }
-        least = min((float(r.min()) for r in ratio.values() if r.numel()), default=1.0)
-        most = max((float(r.max()) for r in ratio.values() if r.numel()), default=1.0)
-        uniform = most - least <= 1e-3 * most
-        self.clip_norm = descent.clipping.norm or math.inf
-        mask = None
-        if uniform and most < 1 - 1e-6:
-            self.clip_norm = most * norm
-        elif not uniform:
-            self.clip_norm = math.inf
-            zero = torch.zeros_like
-            mask = source.space.join([
-                ratio.get(name, zero(g)).to(source.theta) for name, g in gradient.items()
-            ])
-        self.scaled = scaling(self.parts, source, mask)
-        self.clip = min(self.clip_norm / norm, 1.0) if norm else 1.0
-
     def _labels(self) -> Tensor:
         """Which part of the batch each output belongs to; -1 for those that no row has."""
         trials = self.source.trials()
@@ -374,82 +351,37 @@ class _Prediction:
             chosen = (labels == c) | ((labels < 0) & (c == 0))
             error = torch.where(chosen, source.error, 0.0)
             found.append((error, source.pull(error)))
-        moved = source.push([self.scaled(g) for _, g in found])
+        moved = source.push([self.leg.scaled(g) for _, g in found])
         return [(error, g, change) for (error, g), change in zip(found, moved, strict=True)]
 
-    def _course(
-        self, descent: Descent, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
-    ) -> tuple[Course, list[Tensor]]:
-        """The small space, and the directions of the parameters that it is made of."""
-        source = self.source
-        first = _total([g for _, g, _ in pieces]), _total([change for *_, change in pieces])
-        grown = grow(source, self.scaled, source.error, first, self.setting.depth)
-        drifts = self._drifts(descent)
-        pushed = source.push(list(drifts.values()))
-        gradients = list(grown.pulled)
-        if "rest" in drifts and source.rest is not None:
-            gradients.append(source.rest)
-        gram = torch.stack([g.double() for g in gradients]) if gradients else None
-        velocity = descent.velocity
-        if velocity.taken is None and velocity.beta and "held" in drifts:
-            velocity = velocity._replace(taken=None)
-        course = Course(
-            source,
-            grown.basis,
-            torch.cat([grown.response, pushed]),
-            tuple(drifts),
-            np.zeros((0, 0)) if gram is None else (gram @ gram.T).cpu().numpy(),
-            velocity,
-            descent,
-            self._shrink(),
-            self.clip_norm,
-        )
-        return course, [*(self.scaled(g) for g in grown.pulled), *drifts.values()]
+    def _whole(self, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The gradient of all parts together, and what a step along it does."""
+        return _total([g for _, g, _ in pieces]), _total([change for *_, change in pieces])
 
-    def _drifts(self, descent: Descent) -> dict[str, Tensor]:
-        """Movements of the parameters that do not depend on the outputs, with the minus sign."""
-        source, space = self.source, self.source.space
-        own = space.split(source.theta)
-        found: dict[str, Tensor] = {}
-        if source.rest is not None:
-            found["rest"] = self.scaled(source.rest)
+    def _here(self, leg: Leg, observed: LossMap) -> Tensor:
+        """What the directions of a leg do to the outputs of the batch that is probed."""
+        if self.observed is self.source:
+            return leg.course.directions
+        return observed.push(leg.tangents)
 
-        def joined(make: Callable[[Part, Tensor], Tensor | None]) -> Tensor | None:
-            made = {n: make(part, own[n]) for n, part in self.parts.items()}
-            if all(x is None for x in made.values()):
-                return None
-            zero = torch.zeros_like
-            return space.join([
-                zero(own[n]) if made.get(n) is None else made[n].to(own[n])  # type: ignore[union-attr]
-                for n in own
-            ])
-
-        held = joined(lambda p, _: None if p.held is None else p.scale(p.held.to(source.theta)))
-        coupled = joined(lambda p, x: None if p.decoupled or not p.decay else p.scale(p.decay * x))
-        decoupled = joined(lambda p, x: p.decay * x if p.decoupled and p.decay else None)
-        own_pace = {"held": held, "coupled decay": coupled, "decoupled decay": decoupled}
-        found |= {name: each for name, each in own_pace.items() if each is not None}
-        steady = descent.steady(self.stepped)
-        if steady:
-            zero = torch.zeros_like
-            found["steady"] = -space.join([
-                steady[n].to(own[n]) if n in steady else zero(own[n]) for n in own
-            ])
-        return found
-
-    def _shrink(self) -> float:
-        """What decay takes off the movement itself at each step, on average over parameters."""
-        sizes, amounts = [], []
-        for name, part in self.parts.items():
-            size = float(self.source.space.split(self.source.theta)[name].double().square().sum())
-            if part.decoupled:
-                amount = part.decay
-            else:
-                one = torch.ones_like(self.stepped[name])
-                amount = part.decay * float(part.scale(one).mean()) if part.decay else 0.0
-            sizes.append(size)
-            amounts.append(size * amount)
-        return sum(amounts) / sum(sizes) if sum(sizes) else 0.0
+    def _forecast(self, leg: Leg, here: Tensor, horizon: float) -> _Curves:
+        """The curves, with the model linearised anew after some steps."""
+        whole, gone, observed = None, 0, self.observed
+        for until in LEGS:
+            if horizon <= until:
+                break
+            part = self._curves(leg.course, here, until - gone, observed)
+            whole = part if whole is None else whole.followed_by(part)
+            if whole.steps[-1] < until:
+                return whole
+            source, descent = leg.after(until - gone)
+            leg = Leg(source, descent).grown(LEG_DEPTH)
+            observed = source
+            if self.observed is not self.source:
+                observed = self.observed.moved(source.theta)
+            here, gone = self._here(leg, observed), until
+        rest = self._curves(leg.course, here, horizon - gone, observed, BELIEVED - gone)
+        return rest if whole is None else whole.followed_by(rest)
 
     def _effects(
         self, labels: Tensor, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
@@ -489,7 +421,7 @@ class _Prediction:
     ) -> tuple[Estimate | None, list[Estimate | None]]:
         """What the training's own step does to the batch that is probed, over its own effect."""
         gradient = _total([g for _, g, _ in pieces])
-        change = self.observed.push([self.scaled(gradient)])[0]
+        change = self.observed.push([self.leg.scaled(gradient)])[0]
         other = self._on(self.observed, change)
         own = float(effects.sum())
         loss = Estimate(other[0] / own, other[1] / abs(own)) if own else None
@@ -518,25 +450,29 @@ class _Prediction:
         known = tuple(second.counted(number) for number in range(len(lin.comparisons)))
         lin = replace(lin, comparisons=known)
         gradient = _total([g for _, g, _ in pieces])
-        change = second.push([self.scaled(gradient)])[0]
+        change = second.push([self.leg.scaled(gradient)])[0]
         modes = counterparts(second, lin, self.pulled)
         found = [] if modes is None else [_summed(x, self.ranks) for x in modes.moved_by(-change)]
         return self._on(second, change), found
 
-    def _curves(self, course: Course, here: Tensor, horizon: float) -> _Curves:
-        steps, places, losses = course.run(horizon)
+    def _curves(
+        self,
+        course: Course,
+        here: Tensor,
+        horizon: float,
+        observed: LossMap | None = None,
+        single: int = BELIEVED,
+    ) -> _Curves:
+        observed = self.observed if observed is None else observed
+        steps, places, losses = course.run(horizon, single)
         if here is not course.directions and len(here) != places.shape[1]:
             m = len(course.basis)  # fewer Krylov directions
             drifts = len(course.drifts)
             here = torch.cat([here[:m], here[len(here) - drifts :]])
         if self.observed is not self.source:
-            losses = np.array([self.observed.evaluate(self._moved(here, p))[0] for p in places])
-        learned = [self.modes.learned(self._moved(here, p)) for p in places]
+            losses = np.array([observed.evaluate(_moved(observed, here, p))[0] for p in places])
+        learned = [self.modes.learned(_moved(observed, here, p)) for p in places]
         return _Curves(steps, losses, np.array(learned).reshape(len(steps), len(self.pulled)))
-
-    def _moved(self, here: Tensor, p: Vector) -> Tensor:
-        place = torch.as_tensor(p, dtype=here.dtype, device=here.device)
-        return self.observed.outputs - place @ here
 
     def _first_change(self, course: Course, here: Tensor) -> Tensor:
         """What the very next step does to the outputs, to first order."""
@@ -565,7 +501,9 @@ class _Prediction:
             curves = known if name == AS_IT_IS else self._curves(changed, here, horizon)
             rates = self.modes.rates(self._settled_change(changed, here))
             for i in stuck:
-                found[i].steps[name] = crossing(curves.steps, curves.learned[:, i], LEARNED)
+                known_rates = changed.descent.rates_until
+                coming = times(curves.steps, curves.learned[:, i], LEARNED, known_rates)
+                found[i].steps[name] = coming.steps
                 found[i].rates[name] = float(rates[i])
         others = self._other_scalings()
         for i in stuck:
@@ -574,7 +512,7 @@ class _Prediction:
 
     def _changes(self, course: Course) -> dict[str, Course]:
         found = {AS_IT_IS: course, "at ten times the learning rate": replace(course, speed=10.0)}
-        if self.clip < 1:
+        if self.leg.clip < 1:
             found["without clipping"] = replace(course, clip_norm=math.inf)
         if any(name.endswith("decay") for name in course.drifts):
             found["without weight decay"] = replace(course, with_decay=False)
@@ -584,13 +522,13 @@ class _Prediction:
         """Rates of the modes under other optimizers: one product each."""
         source, space = self.source, self.source.space
         gradient = space.split(source.gradient)
-        own = self.scaled(source.gradient)
+        own = self.leg.scaled(source.gradient)
         adam = space.join([
-            ADAM_RATE * g / (g.abs() + 1e-8) if n in self.parts else torch.zeros_like(g)
+            ADAM_RATE * g / (g.abs() + 1e-8) if n in self.leg.parts else torch.zeros_like(g)
             for n, g in gradient.items()
         ])
         plain = space.join([
-            g if n in self.parts else torch.zeros_like(g) for n, g in gradient.items()
+            g if n in self.leg.parts else torch.zeros_like(g) for n, g in gradient.items()
         ])
         size = float(torch.linalg.vector_norm(plain))
         plain = plain * (float(torch.linalg.vector_norm(own)) / size if size else 0.0)
@@ -613,7 +551,7 @@ class _Prediction:
         descent = self.setting.descent
         assert descent is not None
         try:
-            update = descent.update(self.stepped)
+            update = descent.update(self.leg.stepped)
         except Exception:  # an optimizer that needs more than gradients
             return math.nan
         own = self.source.space.split(self.source.theta)
@@ -636,6 +574,27 @@ class _Curves(NamedTuple):
     losses: Vector
     learned: Vector
 
+    def followed_by(self, other: _Curves) -> _Curves:
+        """These as far as the others begin, and then those.
+
+        Args:
+            other: From the last of these steps on.
+
+        Returns:
+            All of them.
+        """
+        return _Curves(
+            np.concatenate([self.steps[:-1], self.steps[-1] + other.steps]),
+            np.concatenate([self.losses[:-1], other.losses]),
+            np.concatenate([self.learned[:-1], other.learned]),
+        )
+
+
+def _moved(observed: LossMap, here: Tensor, p: Vector) -> Tensor:
+    """The outputs at a place of a small space."""
+    place = torch.as_tensor(p, dtype=here.dtype, device=here.device)
+    return observed.outputs - place @ here
+
 
 def _summed(by_trial: Tensor, ranks: Any) -> tuple[float, float]:  # noqa: ANN401
     """The sum over all trials, and its standard error."""
@@ -652,14 +611,14 @@ def _summed(by_trial: Tensor, ranks: Any) -> tuple[float, float]:  # noqa: ANN40
     return total, math.sqrt(count * variance)
 
 
-def _band(steps: float, shallower: float, transfer: Estimate | None) -> tuple[float, float]:
-    """Between which numbers steps to learn lie."""
-    found = [steps, shallower]
+def _band(found: Times, transfer: Estimate | None) -> tuple[float, float]:
+    """Between which numbers steps to learn lie, what another batch leaves of the rate included."""
+    latest = found.latest
     if transfer is not None and math.isfinite(transfer.stderr):
         share = transfer.value - 2 * transfer.stderr
         if share < 1:
-            found.append(steps / share if share > 0 else math.inf)
-    return min(found), max(found)
+            latest = max(latest, found.steps / share if share > 0 else math.inf)
+    return found.soonest, latest
 
 
 def _agree_until(full: _Curves, less: _Curves) -> float:

@@ -29,6 +29,7 @@ from ntk_monitor.monitor.logs import Reporter
 from ntk_monitor.monitor.measuring import measure
 from ntk_monitor.monitor.publisher import Publisher
 from ntk_monitor.monitor.schedule import CHEAP, NONE, Schedule, require_plan
+from ntk_monitor.monitor.score import Score
 from ntk_monitor.monitor.words import intentions, shortcomings
 from ntk_monitor.probe import Probe, Tier
 from ntk_monitor.snapshot import Snapshot
@@ -183,6 +184,7 @@ class BaseMonitor:
         self.kept = KeptBatch(self.probe_batch)
         self._begun = self._skipped = False
         self._ahead = Ahead()
+        self._score = Score()
 
     @property
     def probe_batch(self) -> Any:  # noqa: ANN401
@@ -282,6 +284,8 @@ class BaseMonitor:
             self.failures.failed(error)
             return
         if snapshots:
+            scored = self._score.kept(snapshots[0], host.global_step)
+            snapshots = (scored, *snapshots[1:])
             self._publish(host, snapshots, step, started, choice, final=final)
         else:
             self._publisher.remark(host, self.kept.missing)

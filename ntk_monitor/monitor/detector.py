@@ -166,6 +166,7 @@ class StallDetector:
         alerts = self._alerts_of(changes, snapshot, max(remaining, 1.0), step)
         self.alerts += alerts
         self._log(host, monitor, alerts, step)
+        monitor.schedule.figures_due |= bool(alerts)
         for alert in alerts:
             self._act(host, alert)
 

@@ -1,0 +1,178 @@
+"""Some coming steps by one linearisation, from the optimizers' own states to a course."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ntk_monitor.descent.forecast import Course, grow, scaling
+from ntk_monitor.descent.lossmap import LossMap
+from ntk_monitor.descent.optimizers import Descent, Part
+
+
+class Leg:
+    """Coming steps from one place of the parameters on.
+
+    Attributes:
+        source: The loss there, on the batch that steps are made on.
+        descent: How the training steps.
+        stepped: The gradients of the parameters that are stepped, by name.
+        parts: How each of them is.
+        scaled: ``S`` on flat gradients, with what is clipped entry by entry.
+        clip: What clipping by the norm leaves of the gradient.
+        course: The small space, after `grown`.
+        tangents: What its directions are in the parameters.
+    """
+
+    course: Course
+    tangents: list[Tensor]
+
+    def __init__(self, source: LossMap, descent: Descent) -> None:
+        """Find out how each parameter is stepped, and what of its gradient is clipped away.
+
+        Args:
+            source: The loss.
+            descent: How the training steps.
+        """
+        self.source, self.descent = source, descent
+        gradient = source.space.split(source.gradient)
+        self.stepped = {name: gradient[name] for name in descent.stepped if name in gradient}
+        self.parts: dict[str, Part] = descent.parts(self.stepped)
+        norm = math.sqrt(sum(float(g.double().square().sum()) for g in self.stepped.values()))
+        ratio = self._left_by_clipping()
+        least = min((float(r.min()) for r in ratio.values() if r.numel()), default=1.0)
+        most = max((float(r.max()) for r in ratio.values() if r.numel()), default=1.0)
+        uniform = most - least <= 1e-3 * most
+        self._clip_norm = descent.clipping.norm or math.inf
+        mask = None
+        if uniform and most < 1 - 1e-6:
+            self._clip_norm = most * norm
+        elif not uniform:
+            self._clip_norm = math.inf
+            mask = source.space.join([
+                ratio.get(name, torch.zeros_like(g)).to(source.theta)
+                for name, g in gradient.items()
+            ])
+        self.scaled = scaling(self.parts, source, mask)
+        self.clip = min(self._clip_norm / norm, 1.0) if norm else 1.0
+
+    def _left_by_clipping(self) -> dict[str, Tensor]:
+        clipped = self.descent.clipped(self.stepped)
+        return {
+            n: torch.where(g == 0, 1.0, clipped[n].to(g) / torch.where(g == 0, 1.0, g))
+            for n, g in self.stepped.items()
+        }
+
+    def grown(self, depth: int, pulled: Tensor | None = None, change: Tensor | None = None) -> Self:
+        """Find the small space.
+
+        Args:
+            depth: Krylov directions.
+            pulled: The gradient that comes through the outputs, if it is known.
+            change: What a step along it does to the outputs.
+
+        Returns:
+            This leg.
+        """
+        source = self.source
+        first = None if pulled is None or change is None else (pulled, change)
+        found = grow(source, self.scaled, source.error, first, depth)
+        drifts = self._drifts()
+        pushed = source.push([tangent for tangent, _ in drifts.values()])
+        gradients = list(found.pulled)
+        if source.rest is not None:
+            gradients.append(source.rest)
+        gram = torch.stack([g.double() for g in gradients]) if gradients else None
+        self.course = Course(
+            source,
+            found.basis,
+            torch.cat([found.response, pushed]),
+            tuple(drifts),
+            np.zeros((0, 0)) if gram is None else (gram @ gram.T).cpu().numpy(),
+            self.descent.velocity,
+            self.descent,
+            self._shrink(),
+            self._clip_norm,
+        )
+        self.tangents = [self.scaled(g) for g in found.pulled]
+        self.tangents += [tangent for tangent, _ in drifts.values()]
+        self._held = [*found.pulled, *(own for _, own in drifts.values())]
+        return self
+
+    def _drifts(self) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Movements that do not depend on the outputs: downhill, and as momentum holds them."""
+        source, space, parts = self.source, self.source.space, self.parts
+        own = space.split(source.theta)
+
+        def joined(make: Callable[[Part, Tensor], Tensor | None]) -> Tensor | None:
+            every = ((n, make(part, own[n])) for n, part in parts.items())
+            made = {n: x for n, x in every if x is not None}
+            if not made:
+                return None
+            return space.join([
+                made[n].to(x) if n in made else torch.zeros_like(x) for n, x in own.items()
+            ])
+
+        found: dict[str, tuple[Tensor, Tensor | None]] = {}
+        if source.rest is not None:
+            found["rest"] = self.scaled(source.rest), source.rest
+        scaled = scaling(parts, source, None)
+        held = joined(lambda part, _: part.held)
+        coupled = joined(lambda p, x: p.decay * x if p.decay and not p.decoupled else None)
+        for name, each in (("held", held), ("coupled decay", coupled)):
+            if each is not None:
+                found[name] = scaled(each), each
+        decoupled = joined(lambda p, x: p.decay * x if p.decoupled and p.decay else None)
+        if decoupled is not None:
+            found["decoupled decay"] = decoupled, None
+        steady = self.descent.steady(self.stepped)
+        if steady:
+            moved = [
+                -steady[n].to(x) if n in steady else torch.zeros_like(x) for n, x in own.items()
+            ]
+            found["steady"] = space.join(moved), None
+        return found
+
+    def _shrink(self) -> float:
+        """What decay takes off the movement itself at each step, on average over parameters."""
+        own = self.source.space.split(self.source.theta)
+        whole = taken = 0.0
+        for name, part in self.parts.items():
+            size = float(own[name].double().square().sum())
+            amount = part.decay
+            if amount and not part.decoupled:
+                amount *= float(part.scale(torch.ones_like(self.stepped[name])).mean())
+            whole, taken = whole + size, taken + size * amount
+        return taken / whole if whole else 0.0
+
+    def after(self, steps: int) -> tuple[LossMap, Descent]:
+        """Where the parameters and the optimizers are after some steps.
+
+        Args:
+            steps: How many, no more than are taken one by one.
+
+        Returns:
+            The loss there, and how the training steps from there on.
+        """
+        place, momentum = self.course.after(steps)
+        source = self.source
+
+        def combined(weights: np.ndarray, parts: list[Tensor | None]) -> Tensor:
+            total = torch.zeros_like(source.theta)
+            for weight, part in zip(weights, parts, strict=True):
+                if part is not None and weight:
+                    total.add_(part, alpha=float(weight))
+            return total
+
+        theta = source.theta - combined(place, list(self.tangents))
+        held = combined(momentum, self._held)
+        moved = source.moved(theta)
+        split = source.space.split
+        return moved, self.descent.later(
+            steps, split(theta), split(held), self.stepped, split(moved.gradient)
+        )
