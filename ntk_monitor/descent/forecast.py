@@ -24,7 +24,7 @@ BELIEVED = 30
 them are a flow."""
 PER_DOUBLING = 4
 """Steps ahead at which the curves are known, beyond those."""
-SINGLE_RENEWED = 8
+SINGLE_RENEWED = 16
 """Of so many steps taken one by one the first finds out which directions are unstable."""
 RENEWED = 4
 """Of so many strides the first finds out how the speed changes with the place."""

@@ -315,7 +315,7 @@ class _Prediction:
         found = [times(full.steps, c, LEARNED, descent.rates_until) for c in full.learned.T]
         steps = [each.steps for each in found]
         bands = [_band(*pair) for pair in zip(found, mode_transfers, strict=True)]
-        others = self._with_changes(course, course_here, horizon, steps, full)
+        others = self._with_changes(course, course_here, steps, full)
         predicted = tuple(
             PredictedMode(
                 float(full.learned[0, i]),
@@ -488,17 +488,17 @@ class _Prediction:
         self,
         course: Course,
         here: Tensor,
-        horizon: float,
         steps: Sequence[float],
         known: _Curves,
     ) -> list[_Changed]:
         """Steps to learn, and rates, with one thing changed, of modes that are out of reach."""
-        stuck = [i for i, s in enumerate(steps) if s > self.setting.horizon]
+        reach = self.setting.horizon
+        stuck = [i for i, s in enumerate(steps) if s > reach]
         found = [_Changed({}, {}) for _ in steps]
         if not stuck:
             return found
         for name, changed in self._changes(course).items():
-            curves = known if name == AS_IT_IS else self._curves(changed, here, horizon)
+            curves = known if name == AS_IT_IS else self._curves(changed, here, reach)
             rates = self.modes.rates(self._settled_change(changed, here))
             for i in stuck:
                 known_rates = changed.descent.rates_until

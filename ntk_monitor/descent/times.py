@@ -12,7 +12,7 @@ import numpy as np
 from ntk_monitor.descent.forecast import BELIEVED, Vector
 
 GROWTH = 1.3
-"""What the speed of learning may grow by in a third of the steps for which a forecast is believed."""
+"""What the speed of learning may grow by in a third of the steps in which it is believed."""
 ROUNDING = 1e-9
 FARTHEST = 1e12
 """Steps beyond which a mode is never learned."""
@@ -67,6 +67,9 @@ def _going_on(
 
     It may grow, as it does while features are learned, by `GROWTH` at most in a third of that time;
     one that falls is taken to stay. Time is counted in learning rates.
+
+    Returns:
+        The step; inf if it is never reached.
     """
     end = min(BELIEVED, float(steps[-1]))
     marks = [end * share for share in (0, 1 / 3, 2 / 3, 1)]
