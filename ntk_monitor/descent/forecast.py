@@ -22,11 +22,11 @@ DEPTH = 6
 BELIEVED = 30
 """Coming steps that are taken one by one, and for which a forecast is worth believing; those after
 them are a flow."""
-PER_DOUBLING = 4
+PER_DOUBLING = 3
 """Steps ahead at which the curves are known, beyond those."""
 SINGLE_RENEWED = 16
 """Of so many steps taken one by one the first finds out which directions are unstable."""
-RENEWED = 4
+RENEWED = 5
 """Of so many strides the first finds out how the speed changes with the place."""
 MOST_ENTRIES = 2**22
 """Outputs up to which the loss is computed anew as often as a long forecast asks."""

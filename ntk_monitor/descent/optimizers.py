@@ -454,6 +454,8 @@ def _advance(
         if group.get("momentum"):
             state["momentum_buffer"] = held.clone()
         return
+    if type(optimizer) not in {Adam, AdamW, NAdam, RMSprop, Adagrad}:
+        return
     state["step"] = torch.tensor(float(state.get("step", 0)) + steps)
     if isinstance(optimizer, AVERAGING):
         kept = float(group["betas"][1]) ** steps

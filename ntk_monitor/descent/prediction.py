@@ -498,7 +498,7 @@ class _Prediction:
         if not stuck:
             return found
         for name, changed in self._changes(course).items():
-            curves = known if name == AS_IT_IS else self._curves(changed, here, reach)
+            curves = known if name == AS_IT_IS else self._curves(changed, here, BELIEVED)
             rates = self.modes.rates(self._settled_change(changed, here))
             for i in stuck:
                 known_rates = changed.descent.rates_until
