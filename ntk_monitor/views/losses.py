@@ -72,8 +72,8 @@ class Motion(NamedTuple):
         value, low, high, _ = self.fall
         sure = f"{1 - LEVEL:.0%} sure".replace("%", " %")
         if self.state == "flat":
-            most = max(abs(low), abs(high))
-            return f"The loss has not moved since step {self.since}: by less than {_up(most)} ({sure})."
+            most = _up(max(abs(low), abs(high)))
+            return f"The loss has not moved since step {self.since}: by less than {most} ({sure})."
         if self.state == "hidden":
             return (
                 f"Whether the loss still falls is hidden in its noise: by {_percent(low)} to "
@@ -175,12 +175,14 @@ def _flat(steps: Array, values: Array) -> Motion | None:
     start = int(away[-1]) + 2 if len(away) else 0
     while start < len(values) - 1 and abs(values[start] - level) > within:
         start += 1
+    hidden = LARGEST
     while len(steps) - start >= FEWEST and _is_long(steps, start):
         fall = fall_of(steps[start:], values[start:], scale)
-        allowed = min(max(LEAST, NOISES * fall.noise), LARGEST)
+        allowed = max(LEAST, min(NOISES * fall.noise, hidden))
         if max(fall.high, -fall.low) <= allowed:
             return Motion("flat", int(steps[start]), fall)
-        start += max((len(steps) - start) // 3, 1)  # the end of a fall may still be in it
+        start += max((len(steps) - start) // 3, 1)  # the end of a fall may still be in it;
+        hidden = 0.0  # what noise hides in fewer probes, it need not have hidden in more
     return None
 
 
@@ -196,5 +198,3 @@ def _percent(share: float) -> str:
 def _up(share: float) -> str:
     """A share in percent, rounded up."""
     return f"{max(math.ceil(1000 * share) / 10, 0.1):.2g} %"
-
-
