@@ -14,7 +14,13 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from ntk_monitor import Snapshot, probe
-from ntk_monitor.views.record import CHANGES_TAG, SNAPSHOT_TAG, snapshot_record, write_record
+from ntk_monitor.views.record import (
+    CHANGES_TAG,
+    SNAPSHOT_TAG,
+    plain,
+    snapshot_record,
+    write_record,
+)
 
 STEPS = tuple(range(0, 600, 100))
 SINCE = 300
@@ -45,7 +51,18 @@ def small_snapshot() -> Snapshot:
 def numbers(step: int, *, stalled: bool) -> dict[str, float]:
     """What a run of two target modes logs: the first is learned, the second perhaps not."""
     fraction = min(step / 300, 0.97)
-    values = {"core/effective_rank": 2.0, "ntk/overhead": 0.01, "ntk/probe_seconds": 0.5}
+    loss = 0.5 if stalled else 1 / (1 + step / 100)
+    values = {
+        "loss/now": loss,
+        "loss/in_10_steps": 0.9 * loss,
+        "loss/in_30_steps": 0.8 * loss,
+        "loss/forecast_holds_for": 30.0,
+        "gradient/norm": 0.3,
+        "update/relative_size": 0.001,
+    }
+    for tag in ("loss/transfer", "gradient/signal_to_noise"):
+        values |= {tag: 0.4, f"{tag}_stderr": 0.1}
+    values |= {"core/effective_rank": 2.0, "ntk/overhead": 0.01, "ntk/probe_seconds": 0.5}
     for i, name in enumerate(("core_cosine", "temporal_core_cosine"), start=1):
         values |= {f"ntk/{name}": 0.8 / i, f"ntk/{name}_stderr": 0.02}
     for name in ("effective_rank", "temporal_effective_rank", "spatial_effective_rank", "trace"):
@@ -60,6 +77,15 @@ def numbers(step: int, *, stalled: bool) -> dict[str, float]:
             f"alert/mode_{i}": float(lost and step >= SINCE),
         }
     return values
+
+
+def record_of(values: Mapping[str, float]) -> dict[str, Any]:
+    """A record with the steps to learn that are logged."""
+    record = snapshot_record(small_snapshot())
+    for mode in record["target_modes"]:
+        steps = values[f"target/mode_{mode['index']}/steps_to_learn"]
+        mode |= {"steps_to_learn": plain(steps), "steps_band": None}
+    return record
 
 
 def write_run(
@@ -80,7 +106,7 @@ def write_run(
                 writer.add_scalar(tag if shared else prefix + tag, value, step)
             writer.add_scalar("train/loss", 1 / (step + 1), step)
             if records:
-                record = snapshot_record(small_snapshot())
+                record = record_of(values)
                 write_record(writer, prefix + SNAPSHOT_TAG, record, step)
         if stalled:
             writer.add_text("alert", MESSAGE, SINCE)

@@ -26,6 +26,8 @@ LEVEL = 0.05
 """Probability that an interval misses."""
 NORMAL = 1.4826
 """Standard deviation of a normal distribution, in median absolute deviations."""
+CUT = 3.0
+"""Standard deviations beyond which a residual counts as one of so many."""
 LARGEST_PHI = 0.9
 PARAMETERS = 3
 """Of a parabola."""
@@ -131,7 +133,7 @@ def fall_of(steps: Array, values: Array, scale: float) -> Fall:
     count, span = len(steps), steps[-1] - steps[0]
     first, second = np.triu_indices(count, 1)
     slope = float(np.median((values[second] - values[first]) / (steps[second] - steps[first])))
-    residuals = _residuals(steps, values)
+    residuals = _residuals(steps, _without_outliers(values, slope * steps))
     inflation = _inflation(residuals)
     noise = math.sqrt(float(residuals @ residuals) / (count - PARAMETERS))
     spread = math.sqrt(float(((steps - steps.mean()) ** 2).sum()))
@@ -140,14 +142,21 @@ def fall_of(steps: Array, values: Array, scale: float) -> Fall:
     half = float(special.stdtrit(dof, 1 - LEVEL / 2)) * error
     scale = max(scale, float(np.finfo(float).tiny))
     value = -slope * span
-    return Fall(value / scale, (value - half) / scale, (value + half) / scale, noise / scale)
+    return Fall(*(float(x) / scale for x in (value, value - half, value + half, noise)))
+
+
+def _without_outliers(values: Array, line: Array) -> Array:
+    """The values, those that are far from a line moved towards it."""
+    line = line + np.median(values - line)
+    most = 2 * CUT * NORMAL * float(np.median(np.abs(values - line)))
+    return np.clip(values, line - most, line + most)
 
 
 def _residuals(steps: Array, values: Array) -> Array:
     """What is left of a parabola, such that the bend of a curve is no noise; outliers are cut."""
     places = (steps - steps.mean()) / (steps[-1] - steps[0])
     residuals: Array = values - np.polyval(np.polyfit(places, values, PARAMETERS - 1), places)
-    most = 3 * NORMAL * float(np.median(np.abs(residuals)))
+    most = CUT * NORMAL * float(np.median(np.abs(residuals)))
     return np.clip(residuals, -most, most)
 
 
@@ -169,7 +178,7 @@ def _flat(steps: Array, values: Array) -> Motion | None:
     # Of a loss that has fallen to next to nothing, what is left is no matter.
     scale = max(abs(level), float(np.median(values[:3])) - level)
     noise = NORMAL * float(np.median(np.abs(half - level)))
-    within = max(3 * noise, LEAST * scale)
+    within = max(CUT * noise, LEAST * scale)
     smooth = np.median(np.stack([values[:-2], values[1:-1], values[2:]]), axis=0)
     away = np.flatnonzero(np.abs(smooth - level) > within)
     start = int(away[-1]) + 2 if len(away) else 0

@@ -31,7 +31,7 @@ MODES = 3
 TRIALS = 20
 STEPS = 200
 POINTS = 700
-AHEAD = 40
+AHEAD = 20
 """The most that is kept: eigenvalues, patterns, trials, time steps, points of a pattern, and steps
 of a forecast."""
 FEWEST_TRIALS = 8

@@ -87,11 +87,11 @@ def test_verdict_modes_and_alerts_of_a_run_without_recorded_states(plugin: NTKPl
     _, found = ask(plugin, "/series", run=["bad", "good"])
     bad, good = found["runs"]["bad"], found["runs"]["good"]
     assert bad["verdict"]["state"] == "stalled"
-    assert f"Mode 2 is stalled since step {SINCE}" in bad["verdict"]["text"]
+    assert f"(mode 2) is out of reach since step {SINCE} (95 % sure)" in bad["verdict"]["text"]
     assert bad["verdict"]["advice"].startswith("Start from an initialisation")
     first, second = bad["modes"]
     assert (first["state"], second["state"]) == ("learned", "stalled")
-    assert second["history"] == [[0, "learning"], [SINCE, "stalled"]]
+    assert second["history"] == [[0, "not judged"], [SINCE, "stalled"]]
     assert second["gain"] > 0
     assert 0 <= second["core_overlap"] <= 1
     assert second["steps_to_learn"] == pytest.approx(3e10, rel=1e-6)
@@ -144,7 +144,7 @@ def test_alerts_are_those_of_the_state_that_they_name(tmp_path: Path) -> None:
     encoder, decoder = (series_of(tmp_path, f"{name}/") for name in ("encoder", "decoder"))
     assert states_of(encoder) == ["learned", "stalled"]
     assert [one["step"] for one in encoder["alerts"]] == [300]
-    assert states_of(decoder) == ["learned", "learning"]
+    assert states_of(decoder) == ["learned", "not judged"]
     assert decoder["alerts"] == []
     assert "alert/mode_2" in encoder["series"]
     assert "alert/mode_2" not in decoder["series"]
@@ -162,7 +162,7 @@ def test_alerts_without_a_state_are_not_those_of_every_state(
             write_record(writer, CHANGES_TAG, record, 300)
     for state in ("encoder/", "decoder/"):
         run = series_of(tmp_path, state)
-        assert states_of(run) == ["learned", "learning"]
+        assert states_of(run) == ["learned", "not judged"]
         assert run["alerts"] == []
         assert "do not say of which state they are (decoder and encoder)" in run["notes"][0]
 

@@ -47,7 +47,7 @@ def test_verdict_board_and_alerts(whole: tuple[Any, Any]) -> None:
     verdicts = frame.locator(".verdict")
     assert verdicts.count() == 4
     bad = verdicts.filter(has=frame.get_by_text("bad", exact=True))
-    assert f"Mode 2 is stalled since step {SINCE}: it needs 3e10 steps." in bad.inner_text()
+    assert f"is out of reach since step {SINCE} (95 % sure)" in bad.inner_text()
     assert "What helps: Start from an initialisation" in bad.inner_text()
     row = frame.locator("#board tbody tr").filter(has=frame.get_by_text("bad", exact=True)).nth(1)
     cells = [cell.strip() for cell in row.locator("td").all_inner_texts()]
