@@ -30,7 +30,7 @@ SPECTRUM = 64
 MODES = 3
 TRIALS = 20
 STEPS = 200
-POINTS = 700
+POINTS = 690
 AHEAD = 20
 """The most that is kept: eigenvalues, patterns, trials, time steps, points of a pattern, and steps
 of a forecast."""
