@@ -275,7 +275,8 @@ def _said(fate: str, rows: Sequence[ModeRow], judge: Judge) -> str:
     again = "again " if all(row.state == "recovered" for row in rows) else ""
     unknown = any(row.steps is None and "steps_to_learn" in row.numbers for row in rows)
     soon = f": learned in {steps} steps" if steps and not never else ""
-    late = f": {steps if never else f'needs {steps} steps'}" if steps else ""
+    late = f": needs {steps} steps" if steps else ""
+    late = f": {steps.replace('never', 'never learned', 1)}" if never else late
     return {
         "learned": "learned",
         "on its way": f"on its way {again}({judge.sure}){soon}",

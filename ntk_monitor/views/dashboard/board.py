@@ -68,6 +68,7 @@ def _changes(states: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
 
 
 _STALL = re.compile(r"Target mode (\d+) (is stalled|has recovered|is unpredictable|[^.]*)")
+_HELPS = re.compile(r"What helps: (.+?)(?= Steps to learn with one thing changed|$)", re.DOTALL)
 _REASON = re.compile(r"Reason: ([a-z ]+) \(")
 
 
@@ -119,7 +120,7 @@ def advice(alerts: Sequence[Mapping[str, Any]], rows: Sequence[ModeRow]) -> str:
             latest.setdefault(alert["mode"], alert)
     texts = []
     for alert in latest.values():
-        found = re.search(r"What helps: (.+)", str(alert["message"]), re.DOTALL)
+        found = _HELPS.search(str(alert["message"]))
         own = found[1].strip() if found else ADVICE.get(str(alert["reason"]), "")
         texts.append(own[:1].upper() + own[1:])
     return " ".join(dict.fromkeys(filter(None, texts)))

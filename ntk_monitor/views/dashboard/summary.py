@@ -214,7 +214,8 @@ def _rows(
         history = history_of(learned, stalled, states.get(index, ()))
         row = ModeRow(index, history=history)
         if history:
-            row.since, row.state = history[-1]
+            since, row.state = history[-1]
+            row.since = None if row.state == "not judged" else since
         row.numbers = _numbers(numbers, recorded.get(index, {}), now=now)
         row.output = str(recorded.get(index, {}).get("output", ""))
         rows.append(row)

@@ -71,6 +71,22 @@ def test_new_data_comes_in_and_nothing_jumps(serve: Serve, open_page: Open, tmp_
         assert page.evaluate("scrollY") > 0
 
 
+def test_a_cheap_probe_shows_the_last_known_kernel(
+    serve: Serve, open_page: Open, tmp_path: Path
+) -> None:
+    write_run(tmp_path, steps=(0, 300))
+    write_run(tmp_path, steps=(320, 340), tier="modes")
+    with serve(open_runs([tmp_path])) as url:
+        page = open_page(url)
+        page.wait_for_selector("[data-ready]")
+        assert "(at step 300)" in page.locator(".verdict-detail").inner_text()
+        assert "at 300" in page.locator("#board tbody tr").first.inner_text()
+        page.locator("#snapshots").scroll_into_view_if_needed()
+        label = page.locator("#snapshots .step")
+        expect(label).to_have_text("step 340  (probe 4 of 4, kernel of step 300)")
+        assert page.locator("#snapshots .chart").count() == 6
+
+
 def test_a_state_is_chosen(serve: Serve, open_page: Open, tmp_path: Path) -> None:
     write_run(tmp_path, prefix="encoder/")
     write_run(tmp_path, prefix="decoder/", stalled=False)
