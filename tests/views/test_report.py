@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def without_script(page: str) -> str:
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     top = tmp_path_factory.mktemp("logs")
     write_three_runs(top)
+    time.sleep(1.1)  # readers sort files by second, and then by a number as if it were a word
     with SummaryWriter(str(top / "bad")) as writer, own_style():
         for tag, figure in snapshot_figures(small_snapshot()).items():
             writer.add_figure(tag, figure, STEPS[-1])

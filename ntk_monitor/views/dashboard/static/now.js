@@ -38,7 +38,8 @@ function cell(tag, run) {
   if (!found) return h('td.number', {}, '–');
   const { value, error, step } = found;
   const old = step !== null && step !== run.step ? h('span.since', {}, `at ${num(step, 6)}`) : '';
-  return h('td.number', {}, written(tag, value, error), AHEAD.test(tag) ? change(value, run) : '', old);
+  return h('td.number', {}, written(tag, value, error), ' ',
+    AHEAD.test(tag) ? change(value, run) : '', old);
 }
 
 function written(tag, value, error) {
