@@ -9,11 +9,14 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
+from rich.text import Text
 
 from ntk_monitor.checkpoints import ProbingTrainer
 from ntk_monitor.monitor import NTKMonitor, StallAlert
-from ntk_monitor.views import summary_tables
+from ntk_monitor.views import summary_tables, summary_verdict
 from ntk_monitor.views.command import SUMMARY, report
+from ntk_monitor.views.summary import STYLES
+from ntk_monitor.views.verdict import Judge
 
 
 class MonitorCLI(LightningCLI):
@@ -45,17 +48,36 @@ def print_summary(trainer: Trainer, console: Console) -> None:
     """
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     alerts = [c for c in callbacks if isinstance(c, StallAlert)]
-    stalled = sorted({i for alert in alerts for i in alert.stalled})
-    for monitor in (c for c in callbacks if isinstance(c, NTKMonitor)):
+    history = alerts[0].history if alerts else {}
+    for i, monitor in enumerate(c for c in callbacks if isinstance(c, NTKMonitor)):
         if monitor.snapshot is None:
             console.print("NTKMonitor: no probe succeeded", style="bold red")
             continue
-        for table in summary_tables(monitor.snapshot, stalled):
+        state, own = monitor.states[0], history if i == 0 else {}  # which StallAlert watches
+        judge = judge_of(alerts[0]) if alerts and i == 0 else None
+        verdict = summary_verdict(monitor.snapshot, state.losses, own, judge)
+        when = f"At {verdict.when}: " if verdict.when else ""
+        console.print(Text(f"{when}{verdict.text}", STYLES.get(verdict.state, "yellow")))
+        whole = None if monitor.snapshot.tier == "kernel" else state.whole
+        for table in summary_tables(monitor.snapshot, own, whole):
             console.print(table)
     for message in (m for alert in alerts for m in alert.messages):
         console.print(message, style="red" if "is stalled" in message else "green", markup=False)
     if trainer.log_dir is not None:
         console.print(f"See it in TensorBoard, tab NTK:  tensorboard --logdir {trainer.log_dir}")
+
+
+def judge_of(alert: StallAlert) -> Judge:
+    """What the verdict has to know of an alert.
+
+    Args:
+        alert: The alert, after the last probe.
+
+    Returns:
+        That it is there, how sure it is, and of how many steps.
+    """
+    endless = alert.planned is None and alert.horizon is None
+    return Judge(True, True, alert.rule.level, alert.planned, endless)
 
 
 def main() -> None:

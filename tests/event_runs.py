@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,19 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from ntk_monitor import Snapshot, probe
-from ntk_monitor.views.record import CHANGES_TAG, SNAPSHOT_TAG, snapshot_record, write_record
+from ntk_monitor.probe import Tier
+from ntk_monitor.views.record import (
+    CHANGES_TAG,
+    SNAPSHOT_TAG,
+    plain,
+    snapshot_record,
+    write_record,
+)
 
 STEPS = tuple(range(0, 600, 100))
 SINCE = 300
+KERNEL = re.compile(r"ntk/(?!overhead|probe_seconds)|.*/alignment")
+"""Tags that cheap probes do not log."""
 MESSAGE = (
     "Target mode 2 is stalled at step 300: learned 0.000, needs 3e+10 steps where 200 remain. "
     "Reason: the activity that the weights multiply hardly has this mode's time course. "
@@ -36,16 +46,27 @@ class Network(nn.Module):
 
 
 @functools.cache
-def small_snapshot() -> Snapshot:
+def small_snapshot(tier: Tier = "kernel") -> Snapshot:
     torch.manual_seed(3)
     batch = (torch.randn(4, 5, 2), torch.randn(4, 5, 2))
-    return probe(Network(), batch, learning_rate=0.1, max_products=16, modes=2)
+    return probe(Network(), batch, learning_rate=0.1, max_products=16, modes=2, tier=tier)
 
 
 def numbers(step: int, *, stalled: bool) -> dict[str, float]:
     """What a run of two target modes logs: the first is learned, the second perhaps not."""
     fraction = min(step / 300, 0.97)
-    values = {"core/effective_rank": 2.0, "ntk/overhead": 0.01, "ntk/probe_seconds": 0.5}
+    loss = 0.5 if stalled else 1 / (1 + step / 100)
+    values = {
+        "loss/now": loss,
+        "loss/in_10_steps": 0.9 * loss,
+        "loss/in_30_steps": 0.8 * loss,
+        "loss/forecast_holds_for": 30.0,
+        "gradient/norm": 0.3,
+        "update/relative_size": 0.001,
+    }
+    for tag in ("loss/transfer", "gradient/signal_to_noise"):
+        values |= {tag: 0.4, f"{tag}_stderr": 0.1}
+    values |= {"core/effective_rank": 2.0, "ntk/overhead": 0.01, "ntk/probe_seconds": 0.5}
     for i, name in enumerate(("core_cosine", "temporal_core_cosine"), start=1):
         values |= {f"ntk/{name}": 0.8 / i, f"ntk/{name}_stderr": 0.02}
     for name in ("effective_rank", "temporal_effective_rank", "spatial_effective_rank", "trace"):
@@ -62,6 +83,15 @@ def numbers(step: int, *, stalled: bool) -> dict[str, float]:
     return values
 
 
+def record_of(values: Mapping[str, float], tier: Tier = "kernel") -> dict[str, Any]:
+    """A record with the steps to learn that are logged."""
+    record = snapshot_record(small_snapshot(tier))
+    for mode in record["target_modes"]:
+        steps = values[f"target/mode_{mode['index']}/steps_to_learn"]
+        mode |= {"steps_to_learn": plain(steps), "steps_band": None}
+    return record
+
+
 def write_run(
     folder: Path,
     *,
@@ -70,17 +100,20 @@ def write_run(
     records: bool = True,
     steps: Sequence[int] = STEPS,
     changed: Mapping[int, Mapping[str, float]] | None = None,
+    tier: Tier = "kernel",
 ) -> Path:
     """A run as NTKMonitor and StallAlert log it; ``changed`` puts other numbers at some steps."""
     with SummaryWriter(str(folder)) as writer:
         for step in steps:
             values = numbers(step, stalled=stalled) | dict((changed or {}).get(step, {}))
             for tag, value in values.items():
+                if tier != "kernel" and KERNEL.match(tag):
+                    continue
                 shared = tag.startswith(("alert/", "ntk/overhead"))
                 writer.add_scalar(tag if shared else prefix + tag, value, step)
             writer.add_scalar("train/loss", 1 / (step + 1), step)
             if records:
-                record = snapshot_record(small_snapshot())
+                record = record_of(values, tier)
                 write_record(writer, prefix + SNAPSHOT_TAG, record, step)
         if stalled:
             writer.add_text("alert", MESSAGE, SINCE)

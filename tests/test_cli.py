@@ -33,7 +33,7 @@ def test_fit_runs_a_config_and_ends_with_the_table(
     monkeypatch.setattr("sys.argv", ["ntk-monitor", "fit", "--config", str(path)])
     main()
     printed = capsys.readouterr().out
-    assert "What gradient descent can see of the target" in printed
+    assert "What becomes of the target" in printed
     assert "tensorboard --logdir" in printed
     assert list((tmp_path / name).rglob("events.out.tfevents.*"))
     assert (tmp_path / name / "version_0" / "config.yaml").exists()

@@ -44,6 +44,7 @@ class StallDetector:
 
     Attributes:
         alerts: Every alert given, in order.
+        planned: Steps of the whole training, as of the last probe; None where that is not known.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class StallDetector:
 
     def _begin(self) -> None:
         self.alerts: list[Alert] = []
+        self.planned: float | None = None
         self._watch = StallWatch(self.rule)
         self._last_step: int | None = None
         self._asked = False
@@ -111,6 +113,11 @@ class StallDetector:
     def states(self) -> dict[int, ModeState]:
         """The state of each target mode, from 1."""
         return self._watch.states
+
+    @property
+    def history(self) -> dict[int, list[tuple[int, str]]]:
+        """For each target mode its states, each with the step since when."""
+        return {i: list(past) for i, past in sorted(self._history.items())}
 
     @property
     def stalled(self) -> tuple[int, ...]:
@@ -151,8 +158,9 @@ class StallDetector:
         planned = host.planned_batches(step)
         to_come = planned - step
         remaining = self.horizon or to_come
+        self.planned = planned if math.isfinite(planned) else None
         if math.isinf(remaining):
-            self._ask_for_horizon()
+            self._ask_for_horizon(host, monitor, step)
             return
         spacing = step - self._last_step if self._last_step is not None else 1
         self._last_step = step
@@ -170,9 +178,10 @@ class StallDetector:
         for alert in alerts:
             self._act(host, alert)
 
-    def _ask_for_horizon(self) -> None:
+    def _ask_for_horizon(self, host: Host, monitor: BaseMonitor, step: int) -> None:
         if not self._asked:
             self._asked = True
+            self._record(host, monitor, step, endless=True)
             say(
                 "StallAlert compares steps to learn with the steps that remain, and the length "
                 "of this data is not known: give StallAlert(horizon=...), in optimizer steps; "
@@ -217,20 +226,28 @@ class StallDetector:
         for i in changed:
             self._history.setdefault(i, []).append((step, states[i]))
         if alerts or changed:
-            # Readers may keep a few records only, and always the last: it holds all.
-            record = {
-                "state": monitor.states[0].name,
-                "states": {str(i): state for i, state in states.items()},
-                "history": {str(i): past[-MOST:] for i, past in self._history.items()},
-                "alerts": [vars(alert) for alert in self.alerts[-MOST:]],
-            }
-            reporter.write(
-                host,
-                "_get_file_writer",
-                lambda writer: write_record(writer, CHANGES_TAG, record, step),
-            )
+            self._record(host, monitor, step)
         for alert in alerts:
             reporter.text(host, "alert", alert.message, step, alert.severity)
+
+    def _record(
+        self, host: Host, monitor: BaseMonitor, step: int, *, endless: bool = False
+    ) -> None:
+        """For the NTK tab; readers may keep a few records only, and always the last: it has all."""
+        record = {
+            "state": monitor.states[0].name,
+            "states": {str(i): state for i, state in self.states.items()},
+            "history": {str(i): past[-MOST:] for i, past in self._history.items()},
+            "alerts": [vars(alert) for alert in self.alerts[-MOST:]],
+            "planned": self.planned,
+            "level": self.rule.level,
+            "endless": endless,
+        }
+        monitor.reporter.write(
+            host,
+            "_get_file_writer",
+            lambda writer: write_record(writer, CHANGES_TAG, record, step),
+        )
 
     def _last_state(self, mode: int) -> str | None:
         past = self._history.get(mode)

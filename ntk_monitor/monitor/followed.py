@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torchmetrics import Metric, MetricCollection
 
@@ -25,12 +26,16 @@ class FollowedState:
         probe: The measurement.
         metrics: The torchmetrics behind the logged numbers, by tag.
         snapshot: The latest snapshot, or None.
+        whole: The latest that reached the kernel, with its step, or None.
+        losses: The step and the loss of every probe in this process; nan where there is no loss.
     """
 
     name: str
     probe: Probe
     metrics: MetricCollection
     snapshot: Snapshot | None = None
+    whole: tuple[int, Snapshot] | None = None
+    losses: list[tuple[int, float]] = field(default_factory=list)
 
     @property
     def prefix(self) -> str:
@@ -39,9 +44,21 @@ class FollowedState:
 
     def reset(self) -> None:
         """A training begins anew."""
-        self.snapshot = None
+        self.snapshot = self.whole = None
+        self.losses = []
         self.metrics.reset()
         self.probe.reset()
+
+    def note(self, snapshot: Snapshot, step: int) -> None:
+        """Keep what the summary at the end of a training needs.
+
+        Args:
+            snapshot: The measurement.
+            step: Where on the loggers' x-axis.
+        """
+        self.losses.append((step, math.nan if snapshot.loss is None else snapshot.loss))
+        if snapshot.tier == "kernel":
+            self.whole = step, snapshot
 
     def scalars(self, snapshot: Snapshot) -> dict[str, float]:
         """Keep a snapshot, pass it through the metrics, and return what is logged.

@@ -80,6 +80,7 @@ class Publisher:
         for state, snapshot in zip(states, snapshots, strict=True):
             if state.snapshot is None or state.snapshot.coverage != snapshot.coverage:
                 host.inform(introduction(snapshot, self._who))
+            state.note(snapshot, step)
             for remark in snapshot.remarks:
                 self.remark(host, f"{state.prefix}{remark}")
             scalars = {f"{state.prefix}{tag}": v for tag, v in state.scalars(snapshot).items()}

@@ -168,7 +168,10 @@ def stall_message(
     Returns:
         A few sentences.
     """
-    others = ", ".join(f"{name} {steps:.3g}" for name, steps in mode.steps_if[1:])
+    others = ", ".join(
+        f"{name} {'never' if math.isinf(steps) else f'{steps:.3g}'}"
+        for name, steps in mode.steps_if[1:]
+    )
     return (
         f"Target mode {mode.index} is stalled at step {step}: learned {mode.learned:z.3f}, "
         f"{in_steps(mode.steps_to_learn)} where {remaining:.0f} remain, and it does not grow fast "

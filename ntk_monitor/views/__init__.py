@@ -6,7 +6,7 @@ Lightning side calls it, so it stands below that layer and imports nothing from 
 
 from ntk_monitor.views.figures import own_style, snapshot_figures
 from ntk_monitor.views.layout import band_scalars, custom_scalars_layout
-from ntk_monitor.views.summary import introduction, summary_tables, verdict
+from ntk_monitor.views.summary import introduction, summary_tables, summary_verdict
 
 __all__ = [
     "band_scalars",
@@ -15,5 +15,5 @@ __all__ = [
     "own_style",
     "snapshot_figures",
     "summary_tables",
-    "verdict",
+    "summary_verdict",
 ]

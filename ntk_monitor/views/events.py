@@ -6,7 +6,7 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -77,8 +77,15 @@ def open_runs(paths: Sequence[Path]) -> DataProvider:
     return BothRuns(multiplexer, str(paths[0]), csv_runs)
 
 
-def pictures(provider: DataProvider, run: str) -> dict[str, bytes]:
-    """The figures that a run has logged last, as PNG by tag.
+class Picture(NamedTuple):
+    """A figure that was logged: at which step, and as PNG."""
+
+    step: int
+    png: bytes
+
+
+def pictures(provider: DataProvider, run: str) -> dict[str, Picture]:
+    """The figures that a run has logged last, by tag.
 
     Args:
         provider: What `open_runs` gave.
@@ -95,7 +102,8 @@ def pictures(provider: DataProvider, run: str) -> dict[str, bytes]:
     for tag, data in sorted(((read or {}).get(run) or {}).items()):
         if data and tag.endswith(("ntk/cumulative_variance", "ntk/temporal_modes", "target/modes")):
             picture = data[-1].values[-1]  # before it come its width and its height
-            found[tag] = provider.read_blob(NOBODY.ctx, blob_key=picture.blob_key)
+            png = provider.read_blob(NOBODY.ctx, blob_key=picture.blob_key)
+            found[tag] = Picture(int(data[-1].step), png)
     return found
 
 

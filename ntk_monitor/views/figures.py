@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ntk_monitor.snapshot import Snapshot
 from ntk_monitor.views.reach import reached_patterns
+from ntk_monitor.views.verdict import steps_in_words
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
@@ -126,8 +127,9 @@ def target_modes(snapshot: Snapshot) -> Figure:
             _draw(axes, reached[i].numpy(), GREY, behind=True)
         _draw(axes, snapshot.target_patterns[i].numpy(), COLORS[i])
         mode = snapshot.target_modes[i]
-        steps = "" if mode.steps_to_learn is None else f", {mode.steps_to_learn:.2g} steps to learn"
-        _caption(axes, f"mode {mode.index}: learned {mode.learned:z.2f}{steps}")
+        steps = steps_in_words(mode.steps_to_learn)
+        need = f", {steps} steps to learn" if steps[0].isdigit() else f", {steps}"
+        _caption(axes, f"mode {mode.index}: learned {mode.learned:z.2f}{need}")
     return figure
 
 

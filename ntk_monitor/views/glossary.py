@@ -84,12 +84,27 @@ GLOSSARY = (
         "Stays at 0: compare steps to learn.",
     ),
     Term(
+        "target/mode_<i>/rate",
+        "rate",
+        "What the next step of the optimizer adds to the learned fraction.",
+        "any",
+        "Near or below 0 while the mode is not learned.",
+    ),
+    Term(
         "target/mode_<i>/steps_to_learn",
         "steps to learn",
-        "Gradient steps in which the mode's error falls by e, at the present rate (exact for plain "
-        "SGD on a mean squared error, else an estimate).",
+        "Steps of the optimizer in use until the mode is 0.9 learned, by a forecast with the "
+        "linearised model and the real loss; infinite where it never is.",
         "above 0",
-        "More than remain: initialise with activity there, use Shampoo, or a curriculum.",
+        "More than remain: read what StallAlert says helps.",
+    ),
+    Term(
+        "target/mode_<i>/transfer",
+        "transfer of the mode",
+        "What a step on some trials does to this mode on others, over what it does on its own.",
+        "around 0 to 1",
+        "Certainly near 0: what is learned of one batch is of no use for another; noise, or "
+        "nothing that this network sees in its inputs.",
     ),
     Term(
         "target/mode_<i>/alignment",
@@ -104,6 +119,64 @@ GLOSSARY = (
         "Whether the mode is stalled, as StallAlert says.",
         "0 or 1",
         "1: read the text of the alert.",
+    ),
+    Term(
+        "loss/now",
+        "loss",
+        "The loss that training minimises, on the batch that is probed.",
+        "that of the loss",
+        "Does not move: read the verdict and the target modes.",
+    ),
+    Term(
+        "loss/in_10_steps",
+        "loss in 10 steps",
+        "The loss after ten more steps, by the forecast.",
+        "that of the loss",
+        "No lower than now: the next steps bring nothing.",
+    ),
+    Term(
+        "loss/in_30_steps",
+        "loss in 30 steps",
+        "The loss after thirty more steps, by the forecast.",
+        "that of the loss",
+        "No lower than now: the next steps bring nothing.",
+    ),
+    Term(
+        "loss/forecast_holds_for",
+        "forecast holds for",
+        "Steps for which forecasts were found to hold, by earlier ones that have come true.",
+        "above 0 steps",
+        "Fewer than the steps in question: the forecast says little about those.",
+    ),
+    Term(
+        "loss/transfer",
+        "transfer",
+        "What a step on some trials does to the loss of others, over what it does to that of its "
+        "own.",
+        "around 0 to 1",
+        "Certainly near 0: steps fit the batch and teach nothing.",
+    ),
+    Term(
+        "gradient/norm",
+        "gradient norm",
+        "Norm of the loss's gradient, before it is clipped.",
+        "above 0",
+        "Near 0 with a high loss: nothing moves; rising without end: it diverges.",
+    ),
+    Term(
+        "gradient/signal_to_noise",
+        "signal to noise",
+        "Of the gradient: the squared size of what all trials share, over that of the rest, in "
+        "this batch.",
+        "above 0",
+        "Far below 1: steps are mostly noise; larger batches, or a smaller learning rate.",
+    ),
+    Term(
+        "update/relative_size",
+        "relative update",
+        "Norm of the next step over that of the parameters that it moves.",
+        "about 0.0001 to 0.01",
+        "Far below: the learning rate is too small; far above: too large.",
     ),
     Term(
         "ntk/probe_seconds",
@@ -127,7 +200,8 @@ OPTIONAL = (
     Term(
         "target/mode_<i>/preconditioned_steps_to_learn",
         "preconditioned steps to learn",
-        "Steps to learn with the optimizer's own scaling of each parameter, as Adam has it.",
+        "Steps to learn with the optimizer's own scaling of each parameter, as versions before "
+        "the forecast logged it.",
         "above 0",
         "More than remain, as steps to learn.",
     ),
@@ -135,6 +209,93 @@ OPTIONAL = (
 """Tags that only some runs have."""
 
 IN_RECORDS = (
+    Term(
+        "record/share",
+        "share",
+        "How much of its target the mode is, by squared size; the rest is not followed.",
+        "0 to 1",
+        "All of them together small: follow more, NTKMonitor(modes=...).",
+    ),
+    Term(
+        "record/dead_units",
+        "dead units",
+        "Share of the state's units that have the same activity on all rows.",
+        "0 to 1",
+        "Near 1: nothing of the input reaches the outputs.",
+    ),
+    Term(
+        "record/saturated_units",
+        "saturated units",
+        "Share of its units that are at one end of their range, -1, 0 or 1, on nearly all rows.",
+        "0 to 1",
+        "Near 1: no gradient passes; smaller weights, or a normalisation.",
+    ),
+    Term(
+        "verdict/flat",
+        "has not moved",
+        "The loss stays within its own noise, or 1 %, and a line through it falls by no more, with "
+        "95 % certainty; fewer than 8 probes say nothing.",
+        "a step since when",
+        "Early in the training, with parts of the target that are not learned.",
+    ),
+    Term(
+        "verdict/learned",
+        "learned",
+        "The output has this part of the target: its learned fraction is above 0.9.",
+        "a share of the target",
+        "It should grow.",
+    ),
+    Term(
+        "verdict/on its way",
+        "on its way",
+        "StallAlert is sure that it comes within reach in the steps that remain.",
+        "a share of the target",
+        "It needs more steps than you want to give.",
+    ),
+    Term(
+        "verdict/out of reach",
+        "out of reach",
+        "StallAlert is sure that it is stalled: it needs more steps than remain, and its rate does "
+        "not grow fast enough.",
+        "a share of the target",
+        "Any: read what helps.",
+    ),
+    Term(
+        "verdict/unpredictable",
+        "unpredictable",
+        "A step on one batch fits it there, and does nothing for others.",
+        "a share of the target",
+        "More than the noise that you know of: look at the labels, or at another network.",
+    ),
+    Term(
+        "verdict/undecided",
+        "undecided",
+        "It needs more steps than remain, or stands still, and noise hides whether that changes in "
+        "time.",
+        "a share of the target",
+        "It stays so: more probes, or larger batches, would tell.",
+    ),
+    Term(
+        "verdict/too early",
+        "too early",
+        "StallAlert is warming up: the first tenth of a training, or fewer than four probes.",
+        "a share of the target",
+        "It lasts: probes are too rare.",
+    ),
+    Term(
+        "verdict/not judged",
+        "not judged",
+        "Nothing says whether it will be learned: there is no StallAlert, or it lacks a number.",
+        "a share of the target",
+        "It stays so: add StallAlert() beside the monitor.",
+    ),
+    Term(
+        "verdict/not followed",
+        "not followed",
+        "The rest of the target, beyond the modes that are followed.",
+        "a share of the target",
+        "Most of the target: follow more, NTKMonitor(modes=...).",
+    ),
     Term(
         "record/gain",
         "gain",
@@ -172,7 +333,21 @@ IN_RECORDS = (
         "Grey is flat where the line is not: no step acts there, and this part is not learned.",
     ),
 )
-"""Numbers and pictures that are not scalars."""
+"""Numbers, pictures and words that are not scalars."""
+
+NOW = (
+    "loss/now",
+    "loss/in_10_steps",
+    "loss/in_30_steps",
+    "loss/forecast_holds_for",
+    "loss/transfer",
+    "gradient/norm",
+    "gradient/signal_to_noise",
+    "update/relative_size",
+    "record/dead_units",
+    "record/saturated_units",
+)
+"""What the last probe says of the loss and of the next steps, in the order of its table."""
 
 
 def explained(terms: Sequence[Term] = GLOSSARY + OPTIONAL + IN_RECORDS) -> list[dict[str, str]]:

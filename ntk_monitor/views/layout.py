@@ -17,6 +17,12 @@ BANDS = {
 }
 """Chart titles and the tags that they show with a band."""
 
+AHEAD_BANDS = {
+    "transfer of the loss": "loss/transfer",
+    "signal to noise of the gradient": "gradient/signal_to_noise",
+}
+"""The same of what the loss does; whether they are known depends on the training."""
+
 WIDTH = 1.96
 """Half width of a band in standard errors: 95 % of a normal distribution."""
 
@@ -31,24 +37,39 @@ def custom_scalars_layout(modes: int, prefixes: Sequence[str] = ("",)) -> Layout
         prefixes: What the tags of each state begin with; the target modes shown are the first's.
 
     Returns:
-        The target modes together, and for each state the kernel's numbers with 95 % bands.
+        The target modes together, the loss with its forecast, and for each state the kernel's
+        numbers; with 95 % bands where there are standard errors.
     """
     layout: Layout = {}
+    first = re.escape(prefixes[0])  # charts of several lines take regular expressions
     if modes:
-        first = re.escape(prefixes[0])  # charts of several lines take regular expressions
         layout["NTK target modes"] = {
             "learned fraction": ["Multiline", [rf"{first}target/mode_\d+/learned$"]],
             "steps to learn (best on a log axis)": [
                 "Multiline",
                 [rf"{first}target/mode_\d+/steps_to_learn$"],
             ],
+            "rate": ["Multiline", [rf"{first}target/mode_\d+/rate$"]],
             "alignment": ["Multiline", [rf"{first}target/mode_\d+/alignment$"]],
             "stalled (1) or not (0)": ["Multiline", [r"alert/mode_\d+$"]],
+            **{
+                f"transfer of mode {i}": _margin(prefixes[0], f"target/mode_{i}/transfer")
+                for i in range(1, modes + 1)
+            },
         }
+    layout["NTK loss and next steps"] = {
+        "loss now, in 10 and in 30 steps": [
+            "Multiline",
+            [rf"{first}loss/(now|in_\d+_steps)$"],
+        ],
+        "steps for which forecasts hold": ["Multiline", [f"{first}loss/forecast_holds_for$"]],
+        "gradient norm": ["Multiline", [f"{first}gradient/norm$"]],
+        "relative update": ["Multiline", [f"{first}update/relative_size$"]],
+        **{title: _margin(prefixes[0], tag) for title, tag in AHEAD_BANDS.items()},
+    }
     for prefix in prefixes:
         kernel: dict[str, list[str | list[str]]] = {
-            title: ["Margin", [f"{prefix}{t}" for t in (tag, *_ends(tag))]]
-            for title, tag in BANDS.items()
+            title: _margin(prefix, tag) for title, tag in BANDS.items()
         }
         kernel["core effective rank"] = ["Multiline", [f"{re.escape(prefix)}core/effective_rank$"]]
         name = f"NTK of {prefix[:-1]} (95 % bands)" if prefix else "NTK (95 % bands)"
@@ -67,14 +88,22 @@ def band_scalars(snapshot: Snapshot) -> dict[str, float]:
     """
     scalars = snapshot.scalars()
     bands: dict[str, float] = {}
-    for tag in filter(scalars.__contains__, BANDS.values()):
+    transfers = [f"target/mode_{mode.index}/transfer" for mode in snapshot.target_modes]
+    for tag in (*BANDS.values(), *AHEAD_BANDS.values(), *transfers):
+        if f"{tag}_stderr" not in scalars:
+            continue
         half = WIDTH * scalars[f"{tag}_stderr"]
         lower, upper = _ends(tag)
         bands |= {lower: scalars[tag] - half, upper: scalars[tag] + half}
     return bands
 
 
+def _margin(prefix: str, tag: str) -> list[str | list[str]]:
+    """A chart of one number with its band."""
+    return ["Margin", [f"{prefix}{name}" for name in (tag, *_ends(tag))]]
+
+
 def _ends(tag: str) -> tuple[str, str]:
     """Tags of a band's ends, in a group of their own, so that the Scalars tab stays readable."""
-    band = tag.replace("ntk/", "ntk_bands/")
+    band = f"ntk_bands/{tag.removeprefix('ntk/')}"
     return f"{band}/lower", f"{band}/upper"

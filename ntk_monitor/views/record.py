@@ -8,13 +8,15 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from torch import Tensor
 
-from ntk_monitor.snapshot import Snapshot, TargetMode
+from ntk_monitor.estimators import Estimate
+from ntk_monitor.snapshot import Forecast, Instruments, Snapshot, TargetMode
 from ntk_monitor.views.reach import reached_patterns
 from ntk_monitor.views.summary import of_several
 
@@ -22,13 +24,16 @@ PLUGIN = "ntk"
 """The name under which TensorBoard knows these records, and the tab that shows them."""
 SNAPSHOT_TAG = "ntk/snapshot"
 CHANGES_TAG = "alert/changes"
-FORMAT = 1
+FORMAT = 2
+"""Version of a snapshot's record; those of 1 lack what this one has of losses and forecasts."""
 SPECTRUM = 64
 MODES = 3
 TRIALS = 20
 STEPS = 200
-POINTS = 700
-"""The most that is kept: eigenvalues, patterns, trials, time steps, and points of a pattern."""
+POINTS = 690
+AHEAD = 20
+"""The most that is kept: eigenvalues, patterns, trials, time steps, points of a pattern, and steps
+of a forecast."""
 FEWEST_TRIALS = 8
 RESOLUTION = 1000
 """A pattern is kept in steps of a thousandth of its largest value."""
@@ -61,6 +66,12 @@ def snapshot_record(snapshot: Snapshot) -> dict[str, Any]:
         "coverage": _rounded(snapshot.coverage.fraction),
         "trace": _rounded(snapshot.trace.value),
         "trace_stderr": _rounded(snapshot.trace.stderr),
+        "loss": _known(snapshot.loss),
+        "transfer": _estimate(snapshot.transfer),
+        "forecast": None if snapshot.forecast is None else _forecast(snapshot.forecast),
+        "instruments": None if snapshot.instruments is None else _instruments(snapshot.instruments),
+        "dead_units": _rounded(snapshot.dead_units),
+        "saturated_units": _rounded(snapshot.saturated_units),
         "core_spectrum": _numbers(snapshot.core_spectrum[:SPECTRUM]),
         "core_total": _rounded(float(snapshot.core_spectrum.sum())),
         "temporal_spectrum": _numbers(snapshot.temporal_spectrum[:SPECTRUM]),
@@ -132,9 +143,39 @@ def _mode(mode: TargetMode, named: bool) -> dict[str, Any]:
         "alignment": _rounded(mode.alignment.value),
         "alignment_stderr": _rounded(mode.alignment.stderr),
         "core_overlap": _rounded(mode.core_overlap),
+        "share": _rounded(mode.share),
+        "rate": _rounded(mode.rate),
         "steps_to_learn": _known(mode.steps_to_learn),
-        "preconditioned_steps_to_learn": _known(mode.preconditioned_steps_to_learn),
+        "steps_band": None if mode.steps_band is None else list(map(_rounded, mode.steps_band)),
+        "transfer": _estimate(mode.transfer),
+        "steps_if": [[name, _rounded(steps)] for name, steps in mode.steps_if],
+        "rate_if": [[name, _rounded(rate)] for name, rate in mode.rate_if],
+        "readout": _rounded(mode.readout),
     }
+
+
+def _forecast(forecast: Forecast) -> dict[str, Any]:
+    """The loss ahead and each mode's learned fraction, at a few of the steps."""
+    kept = torch.as_tensor(_kept(len(forecast.steps), AHEAD)) if len(forecast.steps) else slice(0)
+    return {
+        "steps": _numbers(forecast.steps[kept]),
+        "loss": _numbers(forecast.loss[kept]),
+        "learned": [_numbers(row) for row in forecast.learned[kept].T[:MODES]],
+        "valid_for": _rounded(forecast.valid_for),
+    }
+
+
+def _instruments(found: Instruments) -> dict[str, Any]:
+    return {
+        "gradient_norm": _rounded(found.gradient_norm),
+        "signal_to_noise": _estimate(found.signal_to_noise),
+        "relative_update": _rounded(found.relative_update),
+    }
+
+
+def _estimate(value: Estimate | None) -> list[float] | None:
+    """A number and its standard error."""
+    return None if value is None else [_rounded(value.value), _rounded(value.stderr)]
 
 
 def _rounded(value: float) -> float:

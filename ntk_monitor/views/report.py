@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -18,15 +19,15 @@ from rich.text import Text
 from ntk_monitor.views.dashboard.bundle import bundle
 from ntk_monitor.views.dashboard.data import DashboardData, to_json
 from ntk_monitor.views.dashboard.files import static_file
-from ntk_monitor.views.events import NoRunsError, open_runs, pictures
+from ntk_monitor.views.events import NoRunsError, Picture, open_runs, pictures
 from ntk_monitor.views.figures import COLORS, own_style
-from ntk_monitor.views.glossary import GLOSSARY
+from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS, Term
 from ntk_monitor.views.layout import WIDTH
+from ntk_monitor.views.summary import STYLES
 
 POINTS = 60_000
 SNAPSHOTS = 240
 """Points of curves and records of probes, over all runs: they bound the size of the page."""
-STYLES = {"stalled": "bold red", "learned": "green", "recovered": "green"}
 CHARTS = (
     "ntk/core_cosine",
     "ntk/temporal_core_cosine",
@@ -114,7 +115,8 @@ def print_report(report: Report, console: Console) -> None:
     for name, run in report.runs.items():
         verdict = run["verdict"]
         style = STYLES.get(verdict["state"], "yellow")
-        console.print(Text(printable(f"{name}: {verdict['text']}"), style))
+        when = f" (at {verdict['when']})" if verdict["when"] else ""
+        console.print(Text(printable(f"{name}{when}: {verdict['text']}"), style))
         if verdict["advice"]:
             console.print(Text(printable(f"What helps: {verdict['advice']}")))
         if run["modes"]:
@@ -134,9 +136,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " * c.isspace() for c in text)
 
 
+HEAD = ("mode", "share", "learned", "steps to learn", "alignment", "core overlap", "state")
+
+
 def _table(modes: Sequence[Mapping[str, Any]]) -> Table:
     table = Table()
-    for column in ("mode", "learned", "steps to learn", "alignment", "core overlap", "state"):
+    for column in HEAD:
         table.add_column(column, justify="left" if column == "state" else "right")
     for mode in modes:
         state = Text(printable(str(mode["state"])), STYLES.get(mode["state"], "yellow"))
@@ -148,10 +153,11 @@ def _cells(mode: Mapping[str, Any]) -> list[str]:
     """A target mode as text: its number, values and state."""
     since = "" if mode["since"] is None else f" since step {mode['since']}"
     alignment = _number(mode.get("alignment"), mode.get("alignment_stderr"))
-    numbers = [_number(mode.get(name)) for name in ("learned", "steps_to_learn")]
+    share = mode.get("share")
     name = printable(f"{mode['index']} {mode.get('output', '')}".strip())
-    return [name, *numbers, alignment, _number(mode.get("core_overlap")),
-            f"{mode['state']}{since}"]  # fmt: skip
+    return [name, f"{share:.0%}" if isinstance(share, float) else "-",
+            _number(mode.get("learned")), mode["steps_text"], alignment,
+            _number(mode.get("core_overlap")), f"{mode['state']}{since}"]  # fmt: skip
 
 
 def _number(value: float | str | None, stderr: float | str | None = None) -> str:
@@ -161,35 +167,52 @@ def _number(value: float | str | None, stderr: float | str | None = None) -> str
     return f"{value:z.3g}{error}"
 
 
-def _static(runs: Found, images: Mapping[str, Mapping[str, bytes]]) -> str:
+def _static(runs: Found, images: Mapping[str, Mapping[str, Picture]]) -> str:
     """What can be read without JavaScript."""
     parts = [_run_section(name, run) for name, run in runs.items()]
     timeline = _timeline(runs)
     parts.append(f"<h3>Over time</h3>{_image(timeline, 'The kernel over time')}")
     for name, figures in images.items():
-        shown = "".join(_image(png, f"{tag} of {name}") for tag, png in figures.items())
-        parts.append(f"<h3>Figures of {escape(name)}, at its last probe</h3>{shown}" * bool(shown))
+        if figures:
+            step = max(picture.step for picture in figures.values())
+            shown = "".join(_image(one.png, f"{tag} of {name}") for tag, one in figures.items())
+            parts.append(f"<h3>Figures of {escape(name)}, drawn last at step {step}</h3>{shown}")
     return "".join(parts)
 
 
 def _run_section(name: str, run: Mapping[str, Any]) -> str:
     verdict = run["verdict"]
-    head = ("mode", "learned", "steps to learn", "alignment", "core overlap", "state")
-    modes = _html_table(head, [_cells(mode) for mode in run["modes"]]) if run["modes"] else ""
-    kernel = []
-    for term in GLOSSARY:
-        values = run["series"].get(term.tag, {}).get("values")
-        if values:
-            error = run["series"].get(f"{term.tag}_stderr", {}).get("values", [None])[-1]
-            kernel.append([term.name, _number(values[-1], error), term.range, term.meaning])
+    modes = _html_table(HEAD, [_cells(mode) for mode in run["modes"]]) if run["modes"] else ""
+    numbers = [row for term in GLOSSARY + IN_RECORDS if (row := _row(run, term)) is not None]
     alerts = "".join(f"<li>{escape(alert['message'])}</li>" for alert in run["alerts"])
     helps = f"<p><b>What helps:</b> {escape(verdict['advice'])}</p>" if verdict["advice"] else ""
     return (
         f"<h2>{escape(name)}</h2><p>{escape(verdict['text'])}</p>{helps}{modes}"
-        f"<p>At the last probe, step {run['step']}:</p>"
-        f"{_html_table(('number', 'value', 'range', 'meaning'), kernel)}"
+        f"<p>At the last probe, {escape(verdict['when'])}:</p>"
+        f"{_html_table(('number', 'value', 'range', 'meaning'), numbers)}"
         + (f"<h3>Alerts</h3><ul>{alerts}</ul>" if alerts else "")
     )
+
+
+def _row(run: Mapping[str, Any], term: Term) -> list[str] | None:
+    """A number of a run as it was last known, and where, if that was not at the last probe."""
+    found = next((one for one in run["now"] if one["tag"] == term.tag), None) or _last(run, term)
+    if found is None:
+        return None
+    value = _number(found["value"], found["error"])
+    if found["step"] not in {None, run["step"]}:
+        value += f" (at step {found['step']})"
+    return [term.name, value, term.range, term.meaning]
+
+
+def _last(run: Mapping[str, Any], term: Term) -> dict[str, Any] | None:
+    steps, values = _points(run, term.tag)
+    if not values:
+        return None
+    _, errors = _points(run, f"{term.tag}_stderr")
+    error = errors[-1] if errors and math.isfinite(errors[-1]) else None
+    value = run["series"][term.tag]["values"][-1]
+    return {"value": value, "error": error, "step": steps[-1]}
 
 
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

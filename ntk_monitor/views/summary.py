@@ -2,46 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from io import StringIO
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ntk_monitor.snapshot import Snapshot, TargetMode
+from ntk_monitor.estimators import Estimate
+from ntk_monitor.snapshot import Snapshot
+from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS, NOW
+from ntk_monitor.views.losses import Point
+from ntk_monitor.views.verdict import LEARNED, Judge, ModeRow, Verdict, verdict_of
+
+STYLES = {"stalled": "bold red", "not moving": "bold red", "learned": "green",
+          "recovered": "green"}  # fmt: skip
+"""How a state is printed; any other in yellow."""
 
 
-def verdict(mode: TargetMode, *, stalled: bool, learned_threshold: float = 0.9) -> str:
-    """One word for a target mode.
+def summary_verdict(
+    snapshot: Snapshot,
+    losses: Sequence[Point] = (),
+    history: Mapping[int, Sequence[tuple[int, str]]] | None = None,
+    judge: Judge | None = None,
+) -> Verdict:
+    """The verdict on a run, by its last snapshot.
 
     Args:
-        mode: The mode.
-        stalled: Whether an alert is standing.
-        learned_threshold: Learned fraction from which it counts as learned.
+        snapshot: The last measurement.
+        losses: Steps and losses of all probes.
+        history: For each target mode the states that `StallAlert` gave it, with their steps.
+        judge: What is known of the alert.
 
     Returns:
-        ``"stalled"``, ``"learned"`` or ``"learning"``.
+        The verdict.
     """
-    if stalled:
-        return "stalled"
-    return "learned" if mode.learned >= learned_threshold else "learning"
+    step = losses[-1][0] if losses else None
+    return verdict_of(_rows(snapshot, history or {}), losses, judge, step)
 
 
-def summary_tables(snapshot: Snapshot, stalled: Sequence[int] = ()) -> list[Table]:
+def summary_tables(
+    snapshot: Snapshot,
+    history: Mapping[int, Sequence[tuple[int, str]]] | None = None,
+    whole: tuple[int, Snapshot] | None = None,
+) -> list[Table]:
     """What the NTK can and cannot see, as rich tables.
 
     Args:
-        snapshot: The measurement.
-        stalled: Target modes with a standing alert, from 1.
+        snapshot: The last measurement.
+        history: For each target mode the states that `StallAlert` gave it, with their steps.
+        whole: The last measurement that reached the kernel, with its step, where that is another.
 
     Returns:
-        A table of the target modes, where there are any, and one of the kernel.
+        A table of the target modes, where there are any, one of the loss and the next steps, where
+        a loss is known, and one of the kernel.
     """
-    tables = [_kernel(snapshot)]
+    tables = []
     if snapshot.target_modes:
-        tables.insert(0, _targets(snapshot, stalled))
-    return tables
+        tables.append(_targets(snapshot, history or {}))
+    if snapshot.loss is not None:
+        tables.append(_now(snapshot))
+    kernel, where = (snapshot, "") if whole is None else (whole[1], f", at step {whole[0]}")
+    return [*tables, _kernel(kernel, where)]
+
+
+def _rows(snapshot: Snapshot, history: Mapping[int, Sequence[tuple[int, str]]]) -> list[ModeRow]:
+    """The target modes as the verdict takes them."""
+    named = of_several(snapshot)
+    rows = []
+    for mode in snapshot.target_modes:
+        past = list(history.get(mode.index, ()))
+        seen = "learned" if mode.learned >= LEARNED else "not judged"
+        since, state = past[-1] if past else (None, seen)
+        low, high = mode.steps_band or (None, None)
+        numbers = {"learned": mode.learned, "share": mode.share, "steps_low": low,
+                   "steps_to_learn": mode.steps_to_learn, "steps_high": high}  # fmt: skip
+        rows.append(ModeRow(mode.index, state, since, past, numbers, mode.output if named else ""))
+    return rows
 
 
 def of_several(snapshot: Snapshot) -> bool:
@@ -113,31 +151,42 @@ def _add_rest(table: Table, count: int) -> None:
         table.add_row("", f"and {count - SHOWN} more")
 
 
-def _targets(snapshot: Snapshot, stalled: Sequence[int]) -> Table:
-    table = Table(title="What gradient descent can see of the target")
-    for column in ("mode", "size", "learned", "steps to learn", "alignment", "core overlap", ""):
+def _targets(snapshot: Snapshot, history: Mapping[int, Sequence[tuple[int, str]]]) -> Table:
+    table = Table(title="What becomes of the target")
+    for column in ("mode", "share", "learned", "steps to learn", "core overlap", ""):
         table.add_column(column, justify="right" if column else "left")
-    styles = {"stalled": "bold red", "learned": "green", "learning": "yellow"}
-    named = of_several(snapshot)
-    for mode in snapshot.target_modes:
-        word = verdict(mode, stalled=mode.index in stalled)
-        steps = "-" if mode.steps_to_learn is None else f"{mode.steps_to_learn:.3g}"
+    for row, mode in zip(_rows(snapshot, history), snapshot.target_modes, strict=True):
         table.add_row(
-            escape(f"{mode.index} {mode.output}" if named else str(mode.index)),
-            f"{mode.singular_value:.3g}",
+            escape(f"{row.index} {row.output}".strip()),
+            "-" if math.isnan(mode.share) else f"{mode.share:.0%}",
             f"{mode.learned:z.3f}",
-            steps,
-            f"{mode.alignment.value:.2g}",
+            row.steps_text,
             f"{mode.core_overlap:.2g}",
-            f"[{styles[word]}]{word}[/]",
+            f"[{STYLES.get(row.state, 'yellow')}]{row.state}[/]",
         )
     return table
 
 
-def _kernel(snapshot: Snapshot) -> Table:
+def _now(snapshot: Snapshot) -> Table:
+    """The loss, its forecast, and what a flat loss asks for."""
+    table = Table(title="The loss and the next steps", show_header=False)
+    table.add_column("number")
+    table.add_column("value", justify="right")
+    scalars = snapshot.scalars()
+    names = {term.tag: term.name for term in (*GLOSSARY, *IN_RECORDS)}
+    idle = {f"record/{name}": getattr(snapshot, name) for name in ("dead_units", "saturated_units")}
+    for tag in NOW:
+        value, error = (scalars | idle).get(tag), scalars.get(f"{tag}_stderr")
+        if value is not None and not math.isnan(value):
+            text = f"{value:.3g}" if error is None else str(Estimate(value, error))
+            table.add_row(names[tag], text)
+    return table
+
+
+def _kernel(snapshot: Snapshot, where: str) -> Table:
     B, T, n = snapshot.state_shape
     table = Table(
-        title="What gradient descent can move",
+        title=f"What gradient descent can move{where}",
         caption=f"{snapshot.products} products by {snapshot.method} in {snapshot.seconds:.2f} s on "
         f"a state of {B} x {T} x {n}; the core covers {snapshot.coverage.fraction:.0%} of the "
         "parameters behind it",
@@ -151,8 +200,8 @@ def _kernel(snapshot: Snapshot) -> Table:
         ("effective rank", snapshot.effective_rank, str(B * T * n)),
         ("temporal effective rank", snapshot.temporal_effective_rank, str(B * T)),
         ("spatial effective rank", snapshot.spatial_effective_rank, str(n)),
-        ("core effective rank", f"{snapshot.core_effective_rank:.3g}", str(B * T)),
     ]
-    for name, value, limit in rows:
+    for name, value, limit in rows if snapshot.tier == "kernel" else ():
         table.add_row(name, str(value), limit)
+    table.add_row("core effective rank", f"{snapshot.core_effective_rank:.3g}", str(B * T))
     return table

@@ -87,11 +87,11 @@ def test_verdict_modes_and_alerts_of_a_run_without_recorded_states(plugin: NTKPl
     _, found = ask(plugin, "/series", run=["bad", "good"])
     bad, good = found["runs"]["bad"], found["runs"]["good"]
     assert bad["verdict"]["state"] == "stalled"
-    assert f"Mode 2 is stalled since step {SINCE}" in bad["verdict"]["text"]
+    assert f"(mode 2) is out of reach since step {SINCE} (95 % sure)" in bad["verdict"]["text"]
     assert bad["verdict"]["advice"].startswith("Start from an initialisation")
     first, second = bad["modes"]
     assert (first["state"], second["state"]) == ("learned", "stalled")
-    assert second["history"] == [[0, "learning"], [SINCE, "stalled"]]
+    assert second["history"] == [[0, "not judged"], [SINCE, "stalled"]]
     assert second["gain"] > 0
     assert 0 <= second["core_overlap"] <= 1
     assert second["steps_to_learn"] == pytest.approx(3e10, rel=1e-6)
@@ -144,7 +144,7 @@ def test_alerts_are_those_of_the_state_that_they_name(tmp_path: Path) -> None:
     encoder, decoder = (series_of(tmp_path, f"{name}/") for name in ("encoder", "decoder"))
     assert states_of(encoder) == ["learned", "stalled"]
     assert [one["step"] for one in encoder["alerts"]] == [300]
-    assert states_of(decoder) == ["learned", "learning"]
+    assert states_of(decoder) == ["learned", "not judged"]
     assert decoder["alerts"] == []
     assert "alert/mode_2" in encoder["series"]
     assert "alert/mode_2" not in decoder["series"]
@@ -162,7 +162,7 @@ def test_alerts_without_a_state_are_not_those_of_every_state(
             write_record(writer, CHANGES_TAG, record, 300)
     for state in ("encoder/", "decoder/"):
         run = series_of(tmp_path, state)
-        assert states_of(run) == ["learned", "learning"]
+        assert states_of(run) == ["learned", "not judged"]
         assert run["alerts"] == []
         assert "do not say of which state they are (decoder and encoder)" in run["notes"][0]
 
@@ -356,6 +356,69 @@ def test_many_points_are_thinned_but_not_the_last(tmp_path: Path) -> None:
         assert steps[-1] == 1995
         assert len(steps) == (400 if tag.startswith("alert/") else 50)
     assert run["modes"][1]["since"] == SINCE
+
+
+def write_mixed(folder: Path) -> Path:
+    """Cheap probes often, and whole ones at steps 0 and 300."""
+    write_run(folder, stalled=False, steps=(0, 300))
+    cheap = [step for step in range(0, 500, 20) if step not in {0, 300}]
+    return write_run(folder, stalled=False, steps=cheap, tier="modes")
+
+
+def test_among_cheap_probes_the_kernel_is_the_last_known_one(tmp_path: Path) -> None:
+    write_mixed(tmp_path)
+    run = series_of(tmp_path)
+    assert run["step"] == 480
+    assert run["verdict"]["when"] == "step 480"
+    assert "core cosine 0.8 ± 0.02 (at step 300)" in run["verdict"]["detail"]
+    assert run["verdict"]["detail"].endswith("core effective rank 2")
+    assert [mode["alignment_step"] for mode in run["modes"]] == [300.0, 300.0]
+    assert all(mode["gain"] > 0 for mode in run["modes"])
+    assert all(one["step"] in {480, None} for one in run["now"])
+    found = DashboardData(open_runs([tmp_path])).snapshots(tmp_path.name, most=8)
+    assert len(found["steps"]) <= 8
+    assert found["steps"][-1] == 480
+    whole = [step for step, record in zip(found["steps"], found["records"], strict=True)
+             if record["temporal_spectrum"]]  # fmt: skip
+    assert whole == [0, 300]
+
+
+def test_the_last_probe_is_that_of_the_probes_not_of_the_training_loss(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_scalar("train/loss", 0.1, 9000)
+    assert series_of(tmp_path)["step"] == STEPS[-1]
+
+
+def test_what_the_alert_plans_and_risks_is_in_the_verdict(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    past = [[0, "learning"], [300, "stalled"]]
+    record = {"state": "", "states": {"2": "stalled"}, "history": {"2": past}, "alerts": [],
+              "planned": 1500.0, "level": 0.01}  # fmt: skip
+    with SummaryWriter(str(tmp_path)) as writer:
+        write_record(writer, CHANGES_TAG, record, 300)
+    verdict = series_of(tmp_path)["verdict"]
+    assert verdict["when"] == "step 500 of 1500"
+    assert "out of reach since step 300 (99 % sure): needs 3e10 steps." in verdict["text"]
+
+
+def test_without_an_alert_nothing_is_being_learned(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step in (0, 100):
+            writer.add_scalar("target/mode_1/learned", 0.3, step)
+            writer.add_scalar("target/mode_1/steps_to_learn", 30.0, step)
+    run = series_of(tmp_path)
+    assert states_of(run) == ["not judged"]
+    assert run["modes"][0]["since"] is None
+    assert run["verdict"]["text"] == (
+        "Mode 1 is not judged. Adding StallAlert() would judge what is not learned."
+    )
+
+
+def test_steps_of_older_versions_are_those_of_the_optimizer(tmp_path: Path) -> None:
+    scaled = {step: {"target/mode_2/preconditioned_steps_to_learn": 4000.0} for step in STEPS}
+    write_run(tmp_path, records=False, changed=scaled)
+    assert series_of(tmp_path)["modes"][1]["steps_text"] == "4000"
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 40])

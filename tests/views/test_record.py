@@ -136,7 +136,9 @@ def test_a_writer_without_files_is_refused_or_ignored() -> None:
         {"state_shape": [1, 2]},
         {"temporal_modes": {"trials": [0], "steps": [0], "items": [{"scale": 1, "values": [[]]}]}},
         {"target_modes": [{"index": "1"}]},
-        {"format": 2},
+        {"format": 3},
+        {"format": 0},
+        {"dead_units": "many"},
         {"trace": 10**400},
         {"state_shape": [1, 2, 10**400]},
         {"more": functools.reduce(lambda inner, _: [inner], range(400), [])},
@@ -146,6 +148,34 @@ def test_what_is_no_record_is_named(change: dict[str, Any]) -> None:
     text = json.dumps(snapshot_record(small_snapshot()) | change)
     with pytest.raises(ValueError, match=r"its|it is"):
         checked_snapshot(text)
+
+
+def test_a_record_holds_loss_forecast_and_what_modes_need() -> None:
+    snapshot = small_snapshot()
+    record = snapshot_record(snapshot)
+    assert record["loss"] == pytest.approx(snapshot.loss, rel=1e-3)
+    assert record["forecast"]["steps"][0] == 0
+    assert len(record["forecast"]["loss"]) == len(record["forecast"]["steps"]) == 20
+    assert [len(row) for row in record["forecast"]["learned"]] == [20, 20]
+    assert record["instruments"]["gradient_norm"] > 0
+    assert len(record["instruments"]["signal_to_noise"]) == 2
+    for mode, found in zip(snapshot.target_modes, record["target_modes"], strict=True):
+        assert found["share"] == pytest.approx(mode.share, rel=1e-3)
+        assert len(found["transfer"]) == len(found["steps_band"]) == 2
+    bare = replace(snapshot, loss=None, transfer=None, forecast=None, instruments=None)
+    assert snapshot_record(bare)["forecast"] is None
+    assert checked_snapshot(json.dumps(snapshot_record(bare)))["loss"] is None
+
+
+def test_a_record_of_the_first_format_is_read() -> None:
+    old = snapshot_record(small_snapshot()) | {"format": 1}
+    for name in ("loss", "transfer", "forecast", "instruments", "dead_units", "saturated_units"):
+        del old[name]
+    for mode in old["target_modes"]:
+        for name in ("share", "rate", "steps_band", "transfer", "steps_if", "rate_if", "readout"):
+            del mode[name]
+        mode["preconditioned_steps_to_learn"] = None
+    assert checked_snapshot(json.dumps(old)) == old
 
 
 def test_changes_are_checked() -> None:
@@ -160,6 +190,10 @@ def test_changes_are_checked() -> None:
         found = checked_changes(json.dumps(old | {"state": name, "history": past}), 7)
         assert found.history == {2: [(0, "warming up"), (5, "stalled")]}
         assert (found.state, found.whole) == (prefix, True)
+    more = {"planned": 1500.0, "level": 0.01, "endless": True}
+    assert checked_changes(json.dumps(old | more), 7)[4:] == (1500.0, 0.01, True)
+    odd = {"planned": "x", "level": -1, "endless": 3}
+    assert checked_changes(json.dumps(old | odd), 7)[4:] == (None, None, False)
     for change in (
         {"states": 1}, {"states": {"x": "y"}}, {"state": 3}, {"history": [1]},
         {"history": {"2": [[1]]}}, {"history": {"2": [[10**30, "stalled"]]}},

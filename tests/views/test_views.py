@@ -1,6 +1,7 @@
 """Figures, layout and tables say what the snapshot says."""
 
 import io
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from conftest import CASES
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
+from rich.table import Table
 
 from ntk_monitor import Snapshot, probe
 from ntk_monitor.views import (
@@ -18,8 +20,10 @@ from ntk_monitor.views import (
     own_style,
     snapshot_figures,
     summary_tables,
+    summary_verdict,
 )
 from ntk_monitor.views.reach import reached_patterns
+from ntk_monitor.views.verdict import Judge
 
 
 def snapshot(name: str = "gru", **settings: object) -> Snapshot:
@@ -82,22 +86,54 @@ def test_layout_names_only_tags_that_are_logged() -> None:
     layout = custom_scalars_layout(modes=2)
     charts = [chart for category in layout.values() for chart in category.values()]
     margins = [tag for kind, tags in charts if kind == "Margin" for tag in tags]
-    assert len(margins) == 18
+    assert len(margins) == 18 + 3 * (2 + 2)
     assert set(margins) <= logged
     assert "NTK target modes" not in custom_scalars_layout(modes=0)
 
 
+def printed(tables: list[Table]) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    for table in tables:
+        console.print(table)
+    return console.file.getvalue()
+
+
 def test_tables_say_what_is_stalled_and_learned() -> None:
     s = snapshot()
-    console = Console(file=io.StringIO(), width=120)
-    for table in summary_tables(s, stalled=(2,)):
-        console.print(table)
-    text = console.file.getvalue()
+    text = printed(summary_tables(s, {2: [(0, "learning"), (5, "stalled")]}))
     assert "stalled" in text
-    assert "learning" in text
+    assert "not judged" in text
+    assert "learning" not in text
     assert f"{s.target_modes[0].learned:z.3f}" in text
     assert f"{s.core_effective_rank:.3g}" in text
     assert torch.isfinite(s.core_spectrum).all()
+
+
+def test_a_cheap_probe_shows_the_kernel_of_the_last_whole_one() -> None:
+    cheap, whole = snapshot(tier="modes"), snapshot()
+    text = printed(summary_tables(cheap, whole=(40, whole)))
+    assert "What gradient descent can move, at step 40" in text
+    assert str(whole.core_cosine) in text
+    assert "nan" not in printed(summary_tables(cheap))
+
+
+def test_steps_to_learn_are_in_words() -> None:
+    s = snapshot()
+    modes = [replace(mode, steps_to_learn=steps, steps_band=None)
+             for mode, steps in zip(s.target_modes, (math.inf, None), strict=True)]  # fmt: skip
+    text = printed(summary_tables(replace(s, target_modes=tuple(modes))))
+    assert "never, by the forecast" in text
+    assert "no optimizer known" in text
+
+
+def test_the_verdict_of_a_last_snapshot() -> None:
+    s = snapshot()
+    losses = [(10 * i, 0.25) for i in range(9)]
+    found = summary_verdict(s, losses, {1: [(0, "learning")]}, Judge(True, planned=100))
+    assert found.when == "step 80 of 100"
+    assert found.text.startswith("The loss has not moved since step 0")
+    assert "(mode 1) is on its way (95 % sure)" in found.text
+    assert "Adding StallAlert() would judge" in summary_verdict(s).text
 
 
 def test_figures_look_the_same_whatever_style_is_set() -> None:

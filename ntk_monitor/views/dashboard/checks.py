@@ -29,12 +29,18 @@ class Changed(NamedTuple):
         history: For each mode the states since steps.
         alerts: The alerts.
         whole: Whether it holds everything up to its step, or only what changed there.
+        planned: Steps of the whole training, if it says.
+        level: Probability that a verdict is wrong, if it says.
+        endless: Whether the alert does not know how many steps remain.
     """
 
     state: str | None
     history: dict[int, list[tuple[int, str]]]
     alerts: list[dict[str, Any]]
     whole: bool
+    planned: float | None = None
+    level: float | None = None
+    endless: bool = False
 
 
 def checked_snapshot(content: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -50,8 +56,10 @@ def checked_snapshot(content: Any) -> dict[str, Any]:  # noqa: ANN401
         ValueError: If it is not a record of this format; the message says why.
     """
     record = _object(content, MOST_BYTES)
-    if record.get("format") != FORMAT:
-        raise ValueError(f"it is of format {record.get('format')!r}, this version reads {FORMAT}")
+    if record.get("format") not in range(1, FORMAT + 1):
+        raise ValueError(
+            f"it is of format {record.get('format')!r}, this version reads 1 to {FORMAT}"
+        )
     try:
         _require(len(record["state_shape"]) == 3, "state_shape")
         for name in ("core_spectrum", "temporal_spectrum", "state_shape"):
@@ -67,6 +75,10 @@ def checked_snapshot(content: Any) -> dict[str, Any]:  # noqa: ANN401
             numbers = (mode["gain"], mode["core_overlap"], mode["learned"], mode["singular_value"])
             _require(all(map(_is_number, numbers)), "target_modes")
             _require(mode["steps_to_learn"] is None or _is_number(mode["steps_to_learn"]), "steps")
+            _require(_is_band(mode.get("steps_band")), "steps_band")
+            _require(_is_number(mode.get("share", 0)), "share")
+        for name in ("dead_units", "saturated_units"):
+            _require(_is_number(record.get(name, 0)), name)
     except _ODD as error:
         raise ValueError(f"it is not complete ({error})") from error
     return record
@@ -110,7 +122,14 @@ def checked_changes(content: Any, step: int) -> Changed:  # noqa: ANN401
     except _ODD as error:
         raise ValueError(f"it is not complete ({error})") from error
     prefix = f"{state.rstrip('/')}/" if state else state
-    return Changed(prefix, history, alerts, "history" in record)
+    planned, level = (_optional(record.get(name)) for name in ("planned", "level"))
+    endless = record.get("endless") is True
+    return Changed(prefix, history, alerts, "history" in record, planned, level, endless)
+
+
+def _optional(value: Any) -> float | None:  # noqa: ANN401
+    """A finite number above 0, or None."""
+    return float(value) if type(value) in {int, float} and 0 < value <= LARGEST else None
 
 
 def _object(content: Any, most: int) -> dict[str, Any]:  # noqa: ANN401
@@ -145,6 +164,11 @@ def _are_patterns(patterns: Any) -> bool:  # noqa: ANN401
 
 def _is_number(value: Any) -> bool:  # noqa: ANN401
     return type(value) is float or _is_whole(value) or (isinstance(value, str) and value in _TEXTS)
+
+
+def _is_band(value: Any) -> bool:  # noqa: ANN401
+    ends = isinstance(value, list) and len(value) == 2
+    return value is None or (ends and all(map(_is_number, value)))
 
 
 def _is_whole(value: Any) -> bool:  # noqa: ANN401

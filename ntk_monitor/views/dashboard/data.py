@@ -14,6 +14,7 @@ from tensorboard.data.provider import DataProvider, RunTagFilter
 from ntk_monitor.views.dashboard.board import alert_of_text
 from ntk_monitor.views.dashboard.checks import Changed, checked_changes, checked_snapshot
 from ntk_monitor.views.dashboard.summary import (
+    NO_CHANGES,
     Changes,
     Curve,
     curve_of,
@@ -43,6 +44,7 @@ _PATTERNS = "|".join(
 _TAG = re.compile(rf"(?P<state>(?:[^/]+/)?)(?P<tag>{_PATTERNS}|{SNAPSHOT_TAG})")
 _SHARED = re.compile(r"ntk/overhead|alert/.*")
 _ALERT = re.compile(r"alert/mode_(\d+)")
+_WHOLE = b'"tier":"kernel"'
 _TEXT = ("text", "alert/text_summary")
 
 
@@ -143,7 +145,7 @@ class DashboardData:
         for run in here:
             curves = read.get(run, {}) | exact.get(run, {})
             last = next(iter(reversed(latest.get(run, ()))), None)
-            found[run] = summary_of(curves, changes.get(run, ([], {})), last and last[1])
+            found[run] = summary_of(curves, changes.get(run, NO_CHANGES), last)
         return {"runs": found, "notes": notes.shown()}
 
     def snapshots(
@@ -249,7 +251,7 @@ class DashboardData:
             contents.setdefault(run, {})[step] = content
         found: dict[str, dict[int, dict[str, Any]]] = {}
         for run, by_step in contents.items():
-            for step in evenly(list(by_step), most):
+            for step in _chosen(by_step, most):
                 try:
                     found.setdefault(run, {})[step] = checked_snapshot(by_step[step])
                 except ValueError as error:
@@ -283,12 +285,12 @@ class DashboardData:
                 notes.add(f"{run}: alerts that do not say of which state they are ({names}) "
                           "are left out")  # fmt: skip
             if len(own) <= 1 and unnamed:
-                named = by_state.get(state, ([], {}))
+                named = by_state.get(state, NO_CHANGES)
                 found[run] = _merged(unnamed, named)
             elif state in by_state:
                 found[run] = by_state[state]
             elif len(own) <= 1 and not by_state:
-                found[run] = (texts.get(run, []), {})
+                found[run] = Changes(texts.get(run, []), {})
         return found
 
     def _recorded(
@@ -308,7 +310,7 @@ class DashboardData:
                 notes.add(f"{run}: {CHANGES_TAG} at step {step} was skipped: {error}")
                 continue
             states = found.setdefault(run, {})
-            states[record.state] = _and_then(states.get(record.state, ([], {})), record, step)
+            states[record.state] = _and_then(states.get(record.state, NO_CHANGES), record, step)
         return found
 
 
@@ -316,27 +318,29 @@ def _and_then(before: Changes, record: Changed, step: int) -> Changes:
     """What is known after one more record; they come in the order in which they were written."""
     # What lies behind the record's step was in a future that a resumed training has left.
     end = step if record.whole else step + 1
-    alerts = [alert for alert in before[0] if alert["step"] < end]
+    alerts = [alert for alert in before.alerts if alert["step"] < end]
     history = {
         index: [entry for entry in entries if entry[0] < end]
-        for index, entries in before[1].items()
+        for index, entries in before.history.items()
     }
-    return _merged((alerts, history), (record.alerts, record.history))
+    after = Changes(record.alerts, record.history, record.planned, record.level, record.endless)
+    return _merged(Changes(alerts, history), after)
 
 
 def _merged(before: Changes, after: Changes) -> Changes:
     """Both: an alert of the same step, mode and kind once, and so a state of the same step."""
     alerts = {
-        (alert["step"], alert["mode"], alert["kind"]): alert for alert in (*before[0], *after[0])
+        (alert["step"], alert["mode"], alert["kind"]): alert
+        for alert in (*before.alerts, *after.alerts)
     }
     history = {
         index: sorted(
-            dict.fromkeys([*before[1].get(index, ()), *after[1].get(index, ())]),
+            dict.fromkeys([*before.history.get(index, ()), *after.history.get(index, ())]),
             key=lambda entry: entry[0],
         )
-        for index in before[1].keys() | after[1].keys()
+        for index in before.history.keys() | after.history.keys()
     }
-    return list(alerts.values()), history
+    return after._replace(alerts=list(alerts.values()), history=history)
 
 
 class Notes:
@@ -377,6 +381,22 @@ def evenly(items: Sequence[int], most: int) -> list[int]:
         return [items[-1]]
     last = len(items) - 1
     return [items[round(i * last / (most - 1))] for i in range(most)]
+
+
+def _chosen(contents: Mapping[int, Any], most: int) -> list[int]:
+    """Steps of records, evenly; half of them, if need be, such that hold the kernel's numbers."""
+    whole = [step for step, content in contents.items() if _WHOLE in _bytes(content)]
+    rest = [step for step in contents if step not in set(whole)]
+    if most < 4 or not whole or not rest or len(contents) <= most:
+        return evenly(list(contents), most)
+    kept = evenly(whole, most // 2)
+    return sorted({*kept, *evenly(rest, most - len(kept) - 1), max(contents)})
+
+
+def _bytes(content: Any) -> bytes:  # noqa: ANN401
+    """The text of a tensor, whatever it holds."""
+    first = content.ravel().tolist()[:1] if hasattr(content, "ravel") else [content]
+    return first[0] if first and isinstance(first[0], bytes) else str(first).encode()
 
 
 def _states_in(*listings: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:

@@ -2,18 +2,56 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from ntk_monitor.views.dashboard.board import ModeRow, advice, history_of, sentence
+from ntk_monitor.views.dashboard.board import advice, history_of
+from ntk_monitor.views.glossary import GLOSSARY, NOW, OPTIONAL
+from ntk_monitor.views.losses import Point
 from ntk_monitor.views.record import plain
+from ntk_monitor.views.verdict import Judge, ModeRow, Verdict, verdict_of
 
 _MODE = re.compile(r"target/mode_(\d+)/(\w+)")
+_FLAG = re.compile(r"alert/mode_\d+")
+_PROBED = re.compile(
+    "|".join(
+        re.escape(term.tag).replace("<i>", r"\d+")
+        for term in (*GLOSSARY, *OPTIONAL)
+        if not term.tag.startswith("alert/")
+    )
+)
+"""Tags that are written at every probe, or at some, and at no other time."""
+_TEXTS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+DETAIL = (
+    ("core cosine", "ntk/core_cosine"),
+    ("temporal effective rank", "ntk/temporal_effective_rank"),
+    ("core effective rank", "core/effective_rank"),
+)
+"""Numbers of the kernel that stand below a verdict."""
 
-Changes = tuple[list[dict[str, Any]], dict[int, list[tuple[int, str]]]]
-"""Alerts of a run, and for each of its target modes the states that were recorded, with steps."""
+
+class Changes(NamedTuple):
+    """What the alert of a run has recorded.
+
+    Attributes:
+        alerts: Its alerts.
+        history: For each target mode its states, with the steps since when.
+        planned: Steps of the whole training, if known.
+        level: Probability that a verdict is wrong, if known.
+        endless: Whether the alert does not know how many steps remain.
+    """
+
+    alerts: list[dict[str, Any]]
+    history: dict[int, list[tuple[int, str]]]
+    planned: float | None = None
+    level: float | None = None
+    endless: bool = False
+
+
+NO_CHANGES = Changes([], {})
 
 
 class Curve(NamedTuple):
@@ -44,23 +82,27 @@ def curve_of(data: Sequence[Any]) -> Curve:
 def summary_of(
     curves: Mapping[str, Curve],
     changes: Changes,
-    record: Mapping[str, Any] | None,
+    latest: tuple[int, Mapping[str, Any]] | None,
 ) -> dict[str, Any]:
     """Everything of one run.
 
     Args:
         curves: Its curves by tag, without the state's name.
-        changes: Its alerts, and the recorded states of its target modes.
-        record: The record of its last snapshot, if there is one.
+        changes: What its alert has recorded.
+        latest: The step and the record of its last snapshot, if there is one.
 
     Returns:
-        Curves by column, each with the number of its axis; target modes, verdict, alerts, and the
-        last step.
+        Curves by column, each with the number of its axis; target modes, verdict, alerts, what the
+        last probe says of the loss and the next step, and the step of the last probe.
     """
-    alerts = sorted(changes[0], key=lambda alert: alert["step"], reverse=True)
-    rows = _rows(curves, changes[1], record)
-    numbers = {tag: curve.values[-1] for tag, curve in curves.items() if not _MODE.match(tag)}
-    verdict = sentence(rows, numbers) | {"advice": advice(alerts, rows)}
+    alerts = sorted(changes.alerts, key=lambda alert: alert["step"], reverse=True)
+    probed = [curve.steps[-1] for tag, curve in curves.items()
+              if _PROBED.fullmatch(tag) and curve.steps]  # fmt: skip
+    step = max([*probed, *([] if latest is None else [latest[0]])], default=None)
+    record = latest[1] if latest is not None and latest[0] == step else {}
+    rows = _rows(curves, changes.history, record or (latest[1] if latest else {}), now=bool(record))
+    found = verdict_of(rows, _losses(curves), _judge(curves, changes), step)
+    verdict = found.plain() | {"detail": _detail(curves, step), "advice": advice(alerts, rows)}
     axes: list[dict[str, Any]] = []
     columns = {}
     places: dict[tuple[int, ...], int] = {}
@@ -77,9 +119,10 @@ def summary_of(
         "axes": axes,
         "series": columns,
         "modes": plain([row.plain() for row in rows]),
-        "verdict": verdict,
+        "verdict": plain(verdict),
         "alerts": alerts,
-        "step": max((axis["steps"][-1] for axis in axes if axis["steps"]), default=None),
+        "now": plain(_now(curves, record)),
+        "step": step,
     }
 
 
@@ -96,21 +139,72 @@ def without_state(state: str, own: Iterable[str]) -> dict[str, Any]:
     names = " and ".join(sorted(name.rstrip("/") or "the default state" for name in own))
     lacks = f"state of the name {state.rstrip('/')}" if state else "default state"
     text = f"This run has no {lacks}: it follows {names}."
-    verdict = {"state": "no such state", "text": text, "detail": "", "advice": ""}
-    return {"axes": [], "series": {}, "modes": [], "verdict": verdict, "alerts": [], "step": None}
+    verdict = Verdict("no such state", "", False, (), text, "").plain()
+    verdict |= {"detail": "", "advice": ""}
+    return {"axes": [], "series": {}, "modes": [], "verdict": verdict, "alerts": [], "now": [],
+            "step": None}  # fmt: skip
+
+
+def _losses(curves: Mapping[str, Curve]) -> list[Point]:
+    curve = curves.get("loss/now")
+    return [] if curve is None else list(zip(curve.steps, curve.values, strict=True))
+
+
+def _judge(curves: Mapping[str, Curve], changes: Changes) -> Judge:
+    """What is known of the alert."""
+    present = bool(changes.history) or any(map(_FLAG.fullmatch, curves))
+    level = 0.05 if changes.level is None else changes.level
+    return Judge(present, bool(changes.history), level, changes.planned, changes.endless)
+
+
+def _detail(curves: Mapping[str, Curve], step: int | None) -> str:
+    """Some of the kernel's numbers as they were last known, with where that was."""
+    said = []
+    for name, tag in DETAIL:
+        curve = curves.get(tag)
+        if curve is None:
+            continue
+        error = _error_of(curves, tag)
+        when = "" if curve.steps[-1] == step else f" (at step {curve.steps[-1]})"
+        pm = "" if error is None else f" ± {error:.1g}"
+        said.append(f"{name} {curve.values[-1]:.3g}{pm}{when}")
+    return ", ".join(said)
+
+
+def _error_of(curves: Mapping[str, Curve], tag: str) -> float | None:
+    """The standard error of the last value."""
+    curve, twin = curves[tag], curves.get(f"{tag}_stderr")
+    known = twin is not None and twin.steps[-1:] == curve.steps[-1:]
+    return twin.values[-1] if twin is not None and known else None
+
+
+def _now(curves: Mapping[str, Curve], record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The loss, its forecast, and what a flat loss asks for, as they were last known."""
+    found = []
+    for tag in NOW:
+        name = tag.removeprefix("record/")
+        curve = curves.get(tag)
+        if tag != name and record.get(name, "NaN") != "NaN":
+            found.append({"tag": tag, "value": record[name], "error": None, "step": None})
+        elif curve is not None and curve.steps:
+            value, error = curve.values[-1], _error_of(curves, tag)
+            found.append({"tag": tag, "value": value, "error": error, "step": curve.steps[-1]})
+    return found
 
 
 def _rows(
     curves: Mapping[str, Curve],
     states: Mapping[int, list[tuple[int, str]]],
-    record: Mapping[str, Any] | None,
+    record: Mapping[str, Any],
+    *,
+    now: bool,
 ) -> list[ModeRow]:
-    """The target modes of a run, by number."""
+    """The target modes of a run, by number; ``now`` says whether the record is the last probe's."""
     found: dict[int, dict[str, Curve]] = {}
     for tag, curve in curves.items():
         if match := _MODE.fullmatch(tag):
             found.setdefault(int(match[1]), {})[match[2]] = curve
-    recorded = {mode["index"]: mode for mode in (record or {}).get("target_modes", ())}
+    recorded = {mode["index"]: mode for mode in record.get("target_modes", ())}
     rows = []
     for index, numbers in sorted(found.items()):
         learned, stalled = (
@@ -120,11 +214,34 @@ def _rows(
         history = history_of(learned, stalled, states.get(index, ()))
         row = ModeRow(index, history=history)
         if history:
-            row.since, row.state = history[-1]
-        row.numbers = {name: curve.values[-1] for name, curve in numbers.items()}
-        mode = recorded.get(index, {})
-        row.output = str(mode.get("output", ""))
-        for name in ("gain", "core_overlap", "singular_value"):
-            row.numbers[name] = float(mode[name]) if name in mode else None
+            since, row.state = history[-1]
+            row.since = None if row.state == "not judged" else since
+        row.numbers = _numbers(numbers, recorded.get(index, {}), now=now)
+        row.output = str(recorded.get(index, {}).get("output", ""))
         rows.append(row)
     return rows
+
+
+def _numbers(
+    curves: Mapping[str, Curve], mode: Mapping[str, Any], *, now: bool
+) -> dict[str, float | None]:
+    """The numbers of a target mode as they were last known; steps are the optimizer's own."""
+    numbers: dict[str, float | None] = {name: c.values[-1] for name, c in curves.items()}
+    for name in ("gain", "core_overlap", "singular_value", "share"):
+        numbers[name] = _number(mode.get(name))
+    scaled = numbers.pop("preconditioned_steps_to_learn", None)  # of versions before this one
+    if scaled is not None:
+        numbers["steps_to_learn"] = scaled
+    if now and "steps_band" in mode:
+        numbers["steps_to_learn"] = _number(mode["steps_to_learn"])
+        low, high = mode["steps_band"] or (None, None)
+        numbers |= {"steps_low": _number(low), "steps_high": _number(high)}
+    numbers.setdefault("steps_to_learn", None)
+    alignment = curves.get("alignment")
+    numbers["alignment_step"] = None if alignment is None else float(alignment.steps[-1])
+    return numbers
+
+
+def _number(value: float | str | None) -> float | None:
+    """A number of a record, in which one that is not finite is text."""
+    return _TEXTS[value] if isinstance(value, str) else None if value is None else float(value)

@@ -5,6 +5,7 @@ import urllib.parse
 import urllib.request
 from typing import Any
 
+import pytest
 from event_runs import SINCE, STEPS
 
 
@@ -47,19 +48,35 @@ def test_verdict_board_and_alerts(whole: tuple[Any, Any]) -> None:
     verdicts = frame.locator(".verdict")
     assert verdicts.count() == 4
     bad = verdicts.filter(has=frame.get_by_text("bad", exact=True))
-    assert f"Mode 2 is stalled since step {SINCE}: it needs 3e10 steps." in bad.inner_text()
+    assert f"is out of reach since step {SINCE} (95 % sure)" in bad.inner_text()
     assert "What helps: Start from an initialisation" in bad.inner_text()
     row = frame.locator("#board tbody tr").filter(has=frame.get_by_text("bad", exact=True)).nth(1)
     cells = [cell.strip() for cell in row.locator("td").all_inner_texts()]
-    assert "stalled" in cells[2]
-    assert f"since {SINCE}" in cells[2]
-    assert cells[3].endswith("0.000")
-    assert cells[4].endswith("3e10")
-    assert cells[6] == "1e-11 ± 1e-12"
-    assert "step 0: learning" in row.locator(".chip").get_attribute("data-tip")
+    assert cells[2] == "37 %"
+    assert "stalled" in cells[3]
+    assert f"since {SINCE}" in cells[3]
+    assert cells[4].endswith("0.000")
+    assert cells[5].endswith("3e10")
+    assert cells[7] == "1e-11 ± 1e-12"
+    assert "step 0: not judged" in row.locator(".chip").get_attribute("data-tip")
     alerts = frame.locator("#alerts .alert").first.inner_text().lower()
     assert "warning" in alerts
     assert f"step {SINCE}" in alerts
+
+
+def test_shares_are_a_bar_and_the_next_steps_a_table(tab: Any) -> None:
+    frame = tab
+    bad = frame.locator(".verdict").filter(has=frame.get_by_text("bad", exact=True))
+    fates = bad.locator(".shares i").evaluate_all("parts => parts.map((p) => p.dataset.fate)")
+    assert fates == ["learned", "out of reach"]
+    widths = bad.locator(".shares i").evaluate_all("parts => parts.map((p) => p.clientWidth)")
+    assert widths[0] / sum(widths) == pytest.approx(0.63, abs=0.02)
+    bad.locator(".fate").nth(1).focus()
+    assert "StallAlert is sure that it is stalled" in frame.locator(".tip").inner_text()
+    row = frame.locator("#now tbody tr").filter(has=frame.get_by_text("bad", exact=True))
+    cells = [" ".join(cell.split()) for cell in row.locator("td").all_inner_texts()]
+    assert cells[1:6] == ["0.5", "0.45 −10 %", "0.4 −20 %", "30 steps", "0.4 ± 0.1"]
+    assert cells[-1] == "0 %"
 
 
 def test_hover_shows_values_and_errors_of_each_run(tab: Any) -> None:
@@ -122,7 +139,7 @@ def test_a_run_without_data_is_greyed_and_says_why(tab: Any) -> None:
 
 def test_terms_are_explained(tab: Any) -> None:
     frame = tab
-    frame.locator("#board .term").first.focus()
+    frame.locator("#board .term").nth(1).focus()
     tip = frame.locator(".tip").inner_text()
     assert "How much of this part of the target the output has" in tip
     assert "Range: 0 absent, 1 solved" in tip

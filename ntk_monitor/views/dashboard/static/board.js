@@ -31,7 +31,7 @@ export function createBoard(root) {
   const title = [h('span'), h('span')];
   const learned = new Chart(side, {
     title: title[0], range: [0, 1], line: LEARNED, sync: 'ntk', height: 126 });
-  const steps = new Chart(side, { title: title[1], log: true, sync: 'ntk', height: 126 });
+  const steps = new Chart(side, { title: title[1], log: true, infinite: 'never', sync: 'ntk', height: 126 });
 
   return {
     charts: [learned, steps],
@@ -54,12 +54,13 @@ export function createBoard(root) {
 
 /**
  * @param {number[]} modes
+ * @param {string[]} [words] What to call each, if not by its number.
  * @returns {HTMLElement} Which dash is which mode.
  */
-export const dashKey = (modes) => h('span.dashes', {}, modes.map((mode) => {
+export const dashKey = (modes, words = modes.map(String)) => h('span.dashes', {}, modes.map((mode, i) => {
   const [on, off] = DASHES[(mode - 1) % DASHES.length];
   const line = on ? `repeating-linear-gradient(90deg, currentColor 0 ${on}px, transparent 0 ${on + off}px)` : 'currentColor';
-  return h('span', {}, h('i', { style: { background: line } }), String(mode));
+  return h('span', {}, h('i', { style: { background: line } }), words[i]);
 }));
 
 /** A mode's curves of every run: the colour is the run's, the dash the mode's. */
@@ -72,40 +73,61 @@ function curves(view, name) {
 }
 
 function verdict(name, run, view) {
-  const { state, text, detail, advice } = run.verdict;
+  const { state, loss, flat, parts, note, when, detail, advice } = run.verdict;
   return h('article.verdict', { css: { '--run': view.color(name) } },
-    h('div.verdict-head', {}, chip(state), h('span.verdict-run', { 'data-tip': name }, h('i.swatch'), view.short(name))),
-    h('p.verdict-text', {}, text),
+    h('div.verdict-head', {}, chip(state), h('span.verdict-run', { 'data-tip': name }, h('i.swatch'), view.short(name)),
+      h('span.grow'), h('span.verdict-when', {}, when)),
+    flat ? h('p.verdict-text', {}, loss) : null,
+    shares(parts),
+    h('ul.parts', {}, parts.map((part) => h('li', {}, fate(part, view), h('span', {}, part.text)))),
+    loss && !flat ? h('p.verdict-loss', {}, loss) : null,
+    note ? h(parts.length ? 'p.verdict-loss' : 'p.verdict-text', {}, note) : null,
     advice ? h('p.verdict-advice', {}, h('b', {}, 'What helps: '), advice) : null,
     run.step === null ? null : h('p.verdict-detail', {},
       `Last probe at step ${num(run.step, 6)}${detail ? `: ${detail}` : ''}`));
 }
 
+/** What becomes of a part of the target, in a word that explains itself. */
+const fate = (part, view) => {
+  const entry = view.glossary.get(`verdict/${part.fate}`);
+  const tip = entry ? `${entry.meaning}\nLooks bad: ${entry.bad}` : null;
+  return h('i.fate', { 'data-fate': part.fate, 'data-tip': tip, tabindex: tip ? 0 : null, 'aria-label': part.fate });
+};
+
+/** The whole target as a bar, each part as long as its share. */
+function shares(parts) {
+  if (!parts.length || !parts.every(({ share }) => finite(share))) return null;
+  return h('div.shares', {}, parts.map(({ fate: what, share, text }) => h('i', {
+    'data-fate': what, 'data-tip': text, style: { flexGrow: Math.max(share, 0.004) } })));
+}
+
 function board(rows, view) {
-  const all = rows.flatMap(({ mode }) => [mode.steps_to_learn, mode.preconditioned_steps_to_learn])
-    .filter((v) => finite(v) && v > 0).map(Math.log10);
+  const all = rows.map(({ mode }) => mode.steps_to_learn).filter((v) => finite(v) && v > 0).map(Math.log10);
   const span = [Math.floor(Math.min(...all)), Math.ceil(Math.max(...all))];
-  const scaled = rows.some(({ mode }) => finite(mode.preconditioned_steps_to_learn));
+  const shared = rows.some(({ mode }) => finite(mode.share));
   const head = (tag, text) => h('th', { scope: 'col' }, term(view.glossary, tag, text));
   let before = null;
   return h('table', {}, h('thead', {}, h('tr', {},
-    h('th', { scope: 'col' }, 'mode'), h('th', { scope: 'col' }, 'run'), h('th', { scope: 'col' }, 'state'),
+    h('th', { scope: 'col' }, 'mode'), h('th', { scope: 'col' }, 'run'),
+    shared ? head('record/share') : null, h('th', { scope: 'col' }, 'state'),
     head('target/mode_1/learned'), head('target/mode_1/steps_to_learn'),
-    scaled ? head('target/mode_1/preconditioned_steps_to_learn', 'preconditioned') : null,
     head('record/gain'), head('target/mode_1/alignment'), head('record/core_overlap'))),
   h('tbody', {}, rows.map(({ name, mode }) => {
+    const run = view.data.get(name);
     const first = mode.index !== before;
     before = mode.index;
     return h(first ? 'tr.first' : 'tr', { css: { '--run': view.color(name) } },
       h('td.mode', {}, first ? String(mode.index) : '', first && mode.output
         ? h('span.since', {}, mode.output) : null),
       h('td.run-cell', { 'data-tip': name }, h('i.swatch'), h('span', {}, view.short(name))),
+      shared ? h('td.number', {}, finite(mode.share) ? `${num(100 * mode.share, 2)} %` : '–') : null,
       h('td.state', {}, chip(mode.state, history(mode)), since(mode)),
       h('td', {}, bar(mode.learned)),
-      h('td', {}, marker(mode.steps_to_learn, span)),
-      scaled ? h('td', {}, marker(mode.preconditioned_steps_to_learn, span)) : null,
+      h('td', {}, marker(mode, span)),
       h('td.number', {}, num(mode.gain)),
-      h('td.number', {}, plusMinus(mode.alignment, mode.alignment_stderr)),
+      h('td.number', {}, plusMinus(mode.alignment, mode.alignment_stderr),
+        finite(mode.alignment_step) && mode.alignment_step !== run?.step
+          ? h('span.since', {}, `at ${num(mode.alignment_step, 6)}`) : ''),
       h('td.number', {}, num(mode.core_overlap, 2)));
   })));
 }
@@ -122,12 +144,12 @@ function bar(value) {
     h('div.meter-line', { style: { left: `${LEARNED * 100}%` } })), h('span.number', {}, fixed(value, 3)));
 }
 
-/** Where a number lies among those of all modes, on a logarithmic axis. */
-function marker(value, [low, high]) {
-  const at = finite(value) && value > 0 && high > low
-    ? ((Math.log10(value) - low) / (high - low)) * 100 : null;
+/** Steps to learn: where they lie among those of all modes, on a logarithmic axis, and in words. */
+function marker({ steps_to_learn: value, steps_text: text }, [low, high]) {
+  if (!finite(value)) return h('span.words', {}, text);
+  const at = value > 0 && high > low ? ((Math.log10(value) - low) / (high - low)) * 100 : null;
   const tip = at === null ? null : `${num(value, 4)} steps, on an axis from 1e${low} to 1e${high}`;
   return h('div.meter', { 'data-tip': tip }, h('div.log-track', {},
     at === null ? null : h('i.log-dot', { style: { left: `${at}%` } })),
-  h('span.number', {}, num(value)));
+  h('span.number', {}, text));
 }

@@ -27,7 +27,7 @@ export class Chart {
    * @param {HTMLElement} root Where the chart goes.
    * @param {Object} options `title` (a node), `height`, `log`, `range` ([low, high] to include),
    *   `line` (a threshold), `sync` (a name: charts of the same name share their cursor), `bars`,
-   *   `points`, `hover` (false: none), `time` (x is in seconds), `xName`.
+   *   `infinite` (what an infinite value means), `points`, `hover` (false: none), `time` (x is in seconds), `xName`.
    */
   constructor(root, options) {
     this.options = { height: 170, hover: true, ...options };
@@ -116,11 +116,18 @@ export class Chart {
       return columns;
     });
     this.badge.hidden = !this.broken.length;
-    this.badge.textContent = `${this.broken.length} not finite`;
+    this.badge.textContent = this.#broken();
     this.badge.dataset.tip = this.broken.slice(0, 8)
       .map(({ x, text, curve }) => `${curve.label}: ${text} at ${num(x, 6)}`).join('\n');
     if (!tables.length) return [[]];
     return uPlot.join(tables, tables.map((columns) => columns.map(() => 1)));
+  }
+
+  /** How many values are not finite, or what it means if they are infinite. */
+  #broken() {
+    const { infinite } = this.options;
+    const all = infinite && this.broken.every(({ text }) => text === '∞');
+    return all ? `${this.broken.length} × ${infinite}` : `${this.broken.length} not finite`;
   }
 
   #description() {
@@ -219,7 +226,7 @@ export class Chart {
     ctx.textAlign = 'center';
     for (const { x, text, curve } of this.broken) {
       ctx.fillStyle = curve.color;
-      ctx.fillText(text, u.valToPos(x, 'x', true), bbox.top + bbox.height - 6 * ratio);
+      ctx.fillText(text, u.valToPos(x, 'x', true), text === '∞' ? bbox.top + 10 * ratio : bbox.top + bbox.height - 6 * ratio);
     }
     ctx.restore();
   }

@@ -5,6 +5,7 @@ import { createBoard } from './board.js';
 import { addTooltip, fill, h } from './dom.js';
 import { runColor, shortNames } from './format.js';
 import { createHeader } from './header.js';
+import { createNow } from './now.js';
 import { createSnapshots } from './snapshots.js';
 import { followTheme } from './theme.js';
 import { createTimeline } from './timeline.js';
@@ -47,7 +48,7 @@ export async function createDashboard(root, source) {
   const message = h('section.message', { hidden: true });
   const main = h('main');
   page.append(notes, message, main);
-  const parts = [createBoard(main), createTimeline(main), createSnapshots(main, source), createAlerts(main)];
+  const parts = [createBoard(main), createNow(main), createTimeline(main), createSnapshots(main, source), createAlerts(main)];
   let asked = 0;
   let before = '';
 

@@ -74,22 +74,25 @@ export function createSnapshots(root, source) {
     current.at = at;
     const record = current.records[at];
     const step = num(current.steps[at], 6);
-    label.textContent = `step ${step}  (probe ${at + 1} of ${current.steps.length})`;
+    const whole = wholeAt(current.records, at);
+    const old = whole === at || whole < 0 ? '' : `, kernel of step ${num(current.steps[whole], 6)}`;
+    label.textContent = `step ${step}  (probe ${at + 1} of ${current.steps.length}${old})`;
     slider.setAttribute('aria-valuetext', `step ${step}`);
     try {
-      draw(record);
+      draw(record, whole < 0 ? record : current.records[whole]);
     } catch (error) {
       fill(notes, h('p.note', {}, `The record at step ${step} could not be drawn: ${error.message}`));
     }
   }
 
-  function draw(record) {
-    const [trials, steps, units] = record.state_shape;
+  /** A probe, and the last one up to it that has the kernel's numbers. */
+  function draw(record, kernel) {
+    const [trials, steps, units] = kernel.state_shape;
     fill(titles.variance, term(view.glossary, 'record/cumulative_variance'));
     fill(titles.modes, term(view.glossary, 'record/temporal_modes', 'When gradient descent can act'));
     fill(titles.targets, term(view.glossary, 'record/target_modes', 'Target modes, and what the NTK sees (grey)'));
-    const total = Number(record.trace) / units;
-    const ntk = cumulative(record.temporal_spectrum, total);
+    const total = Number(kernel.trace) / units;
+    const ntk = cumulative(kernel.temporal_spectrum, total);
     const core = cumulative(record.core_spectrum, Number(record.core_total));
     variance.update([
       { label: `NTK, ${reach(ntk)}`, color: runColor(0, view.dark), ...ntk },
@@ -98,16 +101,18 @@ export function createSnapshots(root, source) {
     fill(facts, h('span.key', { css: { '--run': runColor(0, view.dark) } }, h('i.swatch'), `NTK, ${reach(ntk)}`),
       h('span.key', { css: { '--run': runColor(1, view.dark) } }, h('i.swatch'), `core, ${reach(core)}`),
       h('span', {}, `State ${record.state.join(', ') || '?'}: ${trials} trials × ${steps} steps × ${units} units. `
-        + `${record.products} products by ${record.method} (${record.scheme}); the core covers `
+        + `${kernel.products} products by ${kernel.method} (${kernel.scheme}); the core covers `
         + `${Math.round(Number(record.coverage) * 100)} % of the parameters behind the state.`));
-    stack('modes', record.temporal_modes, null, (i) => {
-      const share = finite(record.temporal_spectrum[i]) ? record.temporal_spectrum[i] / total : NaN;
+    stack('modes', kernel.temporal_modes, null, (i) => {
+      const share = finite(kernel.temporal_spectrum[i]) ? kernel.temporal_spectrum[i] / total : NaN;
       return `NTK mode ${i + 1}: ${finite(share) ? `${num(share * 100, 2)} % of the trace` : 'no finite share'}`;
     });
-    stack('targets', record.target_patterns, record.seen_patterns, (i) => {
+    const targets = kernel.seen_patterns ? kernel : record;
+    stack('targets', targets.target_patterns, targets.seen_patterns, (i) => {
       const mode = record.target_modes[i];
       if (!mode) return `mode ${i + 1}`;
-      const need = mode.steps_to_learn === null ? '' : `, ${num(mode.steps_to_learn, 2)} steps to learn`;
+      const need = { null: '', Infinity: ', never, by the forecast' }[mode.steps_to_learn]
+        ?? `, ${num(mode.steps_to_learn, 2)} steps to learn`;
       return `Mode ${mode.index}: learned ${fixed(mode.learned, 2)}${need}`;
     });
   }
@@ -143,6 +148,12 @@ export function createSnapshots(root, source) {
       runs.value = current.run;
     },
   };
+}
+
+/** Index of the last record up to this one that holds the kernel's numbers; -1 if none does. */
+function wholeAt(records, at) {
+  for (let i = at; i >= 0; i--) if (records[i].temporal_spectrum.length) return i;
+  return -1;
 }
 
 /** Share of the total that the leading entries carry together. */
