@@ -56,7 +56,8 @@ class Reporter:
         })
 
         def send(logger: Any) -> None:  # noqa: ANN401
-            logger.log_metrics(dict(scalars), step=step)
+            name_of = self._sink(logger).name_of
+            logger.log_metrics({name_of(tag): v for tag, v in scalars.items()}, step=step)
             self._of(logger).succeeded()  # pictures may be nothing that a logger takes: no success
 
         self._send(logs, send)
@@ -123,13 +124,14 @@ class Reporter:
         what = f"logging to {type(logger).__name__}"
         return self._failures.setdefault(id(logger), Failures(what, self.on_error, self.who))
 
+    def _sink(self, logger: Any) -> Sink:  # noqa: ANN401
+        return self._sinks.setdefault(id(logger), sink_of(logger))
+
     def _to_sinks(self, logs: Logs, use: Callable[[Any, Sink], object]) -> None:
         """Use the sink of every logger, in the first process: only there a logger has its own."""
 
         def send(logger: Any) -> None:  # noqa: ANN401
-            if id(logger) not in self._sinks:
-                self._sinks[id(logger)] = sink_of(logger)
-            use(logger, self._sinks[id(logger)])
+            use(logger, self._sink(logger))
 
         if logs.is_global_zero:
             self._send(logs, send)

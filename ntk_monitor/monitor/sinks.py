@@ -27,6 +27,17 @@ class Sink:
     The logger is an argument and not kept, so that a callback can be copied after a training.
     """
 
+    def name_of(self, tag: str) -> str:
+        """Under which name the logger keeps a number.
+
+        Args:
+            tag: The number's tag.
+
+        Returns:
+            The tag itself, where the logger takes any.
+        """
+        return tag
+
     def takes_figures(self, logger: Any) -> bool:  # noqa: ANN401
         """Whether figures are worth drawing for this logger.
 
@@ -127,12 +138,29 @@ class WandbSink(Sink):
         logger.log_text(tag, columns=["step", "text"], data=list(said), step=step)
 
 
+USUAL = frozenset({"loss", "gradient", "update"})
+"""Names that users give numbers of their own."""
+
+
 class MLFlowSink(Sink):
     """Figures and words as artifacts of the run, a file for each step in a folder for each tag."""
 
     def __init__(self) -> None:
         """Begin with nothing said."""
         self._said: tuple[str, list[str]] = ("", [])
+
+    def name_of(self, tag: str) -> str:
+        """Another name for what would lie in a folder called as a user's own number.
+
+        MLflow's file store keeps ``loss/now`` in a folder ``loss``, where ``loss`` is a file.
+
+        Args:
+            tag: The number's tag.
+
+        Returns:
+            The tag, under ``probe/`` where its first part is a usual name of a number.
+        """
+        return f"probe/{tag}" if tag.split("/")[0] in USUAL else tag
 
     def takes_figures(self, logger: Any) -> bool:  # noqa: ANN401, D102
         del logger
