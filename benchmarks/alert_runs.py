@@ -134,10 +134,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a part of the scenarios' names")
     parser.add_argument("--half", choices=("choice", "report", "both"), default="both")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--missing", action="store_true", help="only what is not kept yet")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--first-seed", type=int, default=100)
     arguments = parser.parse_args()
     todo = list(jobs(arguments.only, arguments.half, arguments.first_seed, arguments.seeds))
+    if arguments.missing:
+        there = {(run["scenario"], run["seed"]) for run in kept()}
+        todo = [job for job in todo if job not in there]
     with get_context("spawn").Pool(arguments.processes) as pool:
         for found in pool.imap_unordered(_record, todo):
             keep(found)
@@ -145,10 +149,14 @@ def main() -> None:
 
 def keep(found: dict[str, Any]) -> None:
     """Keep a run, in the place of an earlier one."""
-    kept = json.loads(gzip.decompress(RUNS.read_bytes())) if RUNS.exists() else []
     same = {"scenario": found["scenario"], "seed": found["seed"]}
-    kept = [run for run in kept if {key: run[key] for key in same} != same]
-    RUNS.write_bytes(gzip.compress(json.dumps([*kept, found]).encode(), mtime=0))
+    others = [run for run in kept() if {key: run[key] for key in same} != same]
+    RUNS.write_bytes(gzip.compress(json.dumps([*others, found]).encode(), mtime=0))
+
+
+def kept() -> list[dict[str, Any]]:
+    """The runs that are kept."""
+    return json.loads(gzip.decompress(RUNS.read_bytes())) if RUNS.exists() else []
 
 
 if __name__ == "__main__":

@@ -28,6 +28,10 @@ SINGLE_RENEWED = 16
 """Of so many steps taken one by one the first finds out which directions are unstable."""
 RENEWED = 5
 """Of so many strides the first finds out how the speed changes with the place."""
+RISE = 0.01
+"""Share of the loss by which it may rise in a stride, by rounding."""
+AT_REST = 1e-3
+"""Share of the way so far below which a stride has come to rest."""
 MOST_ENTRIES = 2**22
 """Outputs up to which the loss is computed anew as often as a long forecast asks."""
 BREAKDOWN = 1e-6
@@ -261,14 +265,18 @@ class Course:
         p, loss = places[-1], losses[-1]
         slope: NDArray[np.float64] | None = None
         for i, (t, then) in enumerate(itertools.pairwise(times)):
+            before = p
             p, loss, slope = self._stride(
                 float(t), float(then), p, loss, None if i % RENEWED == 0 else slope
             )
             if not (math.isfinite(loss) and np.isfinite(p).all()):
                 break
-            steps.append(float(then))
+            rests = float(np.abs(p - before).max()) <= AT_REST * float(np.abs(p).max())
+            steps.append(horizon if rests else float(then))
             places.append(p)
             losses.append(loss)
+            if rests:
+                break
 
     def _stride(
         self,
@@ -277,7 +285,7 @@ class Course:
         p: Vector,
         loss: float,
         slope: NDArray[np.float64] | None,
-        halvings: int = 3,
+        halvings: int = 2,
     ) -> tuple[Vector, float, NDArray[np.float64]]:
         """One stride; in two halves where the loss rises, which a flow does not let it do."""
         moved = self.pace(t, p)
@@ -286,7 +294,7 @@ class Course:
         n = self._steps_between(t, then)
         new = p + np.linalg.solve(np.eye(len(p)) - n * slope, n * moved)
         after = self.slopes(new)[0]
-        if after <= loss * 1.001 or self.drifts:
+        if after <= loss + RISE * (loss + self.loss_map.loss) or self.drifts:
             return new, after, slope
         if known:
             return self._stride(t, then, p, loss, None, halvings)

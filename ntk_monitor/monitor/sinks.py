@@ -160,7 +160,7 @@ class MLFlowSink(Sink):
         Returns:
             The tag, under ``probe/`` where its first part is a usual name of a number.
         """
-        return f"probe/{tag}" if tag.split("/")[0] in USUAL else tag
+        return f"probe/{tag}" if tag.split("/", maxsplit=1)[0] in USUAL else tag
 
     def takes_figures(self, logger: Any) -> bool:  # noqa: ANN401, D102
         del logger
