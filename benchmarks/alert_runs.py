@@ -113,8 +113,12 @@ def record(name: str, seed: int) -> dict[str, Any]:
     return found | {"end": [short(value) for value in learned(training)]}
 
 
-def _record(job: tuple[str, int]) -> dict[str, Any]:
-    found = record(*job)
+def _record(job: tuple[str, int]) -> dict[str, Any] | None:
+    try:
+        found = record(*job)
+    except Exception as error:  # the others are not lost for it
+        print(f"{job[0]} {job[1]}: failed: {error!r}", flush=True)
+        return None
     ends = [f"{mode['learned']:.2f}" for mode in found["modes"][-1]]
     print(f"{job[0]} {job[1]}: loss {found['loss'][-1]:.3g}, learned {', '.join(ends)}", flush=True)
     return found
@@ -144,7 +148,8 @@ def main() -> None:
         todo = [job for job in todo if job not in there]
     with get_context("spawn").Pool(arguments.processes) as pool:
         for found in pool.imap_unordered(_record, todo):
-            keep(found)
+            if found is not None:
+                keep(found)
 
 
 def keep(found: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
 """How good the alert is: its rule and others, on recorded trainings and on simulated series.
 
-The trainings are those of `alert_runs.py`. A mode was *stalled* if at the end its learned fraction
-was below a half although there was something to learn, and *healthy* if it came above the
-threshold; what lies between is not counted as either. A run is healthy if none of its modes was
-stalled. Rules only differ in when they speak; what they look at is the same.
+The trainings are those of `alert_runs.py`; settings were chosen on the kinds of the half "choice"
+and are reported on those of the half "report". A mode was *learned* if at the end its learned
+fraction was above the threshold, *unlearned* if it was below a half although there was something to
+learn, and *limited* if a part of it, or all, is noise that nothing could learn. Rules only differ in
+when they speak; what they look at is the same.
 
 The simulation is a logarithm that grows straight, with AR(1) noise: at twice and at 1.25 times the
 slope that is needed (an alarm is false), at 0.3 times (it is right), and at twice for a hundred
@@ -13,24 +14,44 @@ probes and then not at all (the delay).
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-from alert_runs import RUNS, SCENARIOS
+from alert_runs import kept
 from numpy.typing import NDArray
 from results import save
 from scipy.stats import kendalltau
 
+from ntk_monitor.estimators import Estimate
+from ntk_monitor.monitor.reasons import find_reason
 from ntk_monitor.monitor.stall import Reading, StallRule, StallWatch, growth
+from ntk_monitor.snapshot import TargetMode
 
 Series = NDArray[np.float64]
 NEEDED = 0.01
 """Slope per probe that the simulated series need."""
+REASONS = {
+    "learning rate": {"learning rate"},
+    "clipping": {"clipping"},
+    "decay": {"decay"},
+    "saturated": {"saturated"},
+    "blind readout": {"readout"},
+    "core": {"core", "propagator"},
+    "propagator": {"propagator", "core"},
+}
+"""Reasons that are right, by the cause; of other causes (imbalance, a frozen body) none is judged."""
+
+
+class Alarm(NamedTuple):
+    """What a rule says of a mode: at which probe, what, and why."""
+
+    probe: int
+    kind: str
+    reason: str
 
 
 class Replay(NamedTuple):
@@ -47,39 +68,64 @@ class Replay(NamedTuple):
         return self.learned[-1] < 0.9 and -self.log_rates[-1] > math.log(max(self.remaining, 1))
 
 
-def ours(run: dict[str, Any]) -> dict[int, int]:
-    """The probe at which each mode was called stalled by the alert's own rule."""
+def mode_of(index: int, said: dict[str, Any]) -> TargetMode:
+    """A target mode from what was kept of it."""
+    return TargetMode(
+        index=index,
+        singular_value=1.0,
+        alignment=Estimate(math.nan, math.nan),
+        gain=said["gain"],
+        learned=said["learned"],
+        core_overlap=said["core_overlap"],
+        steps_to_learn=said["steps"],
+        rate=said["rate"],
+        readout=said["readout"],
+        steps_if=tuple((what, steps) for what, steps in said["steps_if"]),
+        rate_if=tuple((what, rate) for what, rate in said["rate_if"]),
+    )
+
+
+def ours(run: dict[str, Any]) -> dict[int, Alarm]:
+    """What the alert's own rule calls stalled or unpredictable, the first time."""
     watch, found = StallWatch(StallRule()), {}
     for i, (step, modes) in enumerate(zip(run["steps"], run["modes"], strict=True)):
         readings = [
-            Reading(j + 1, learned, *((plain, False) if math.isnan(scaled) else (scaled, True)))
-            for j, (learned, plain, scaled, *_) in enumerate(modes)
-            if not math.isnan(plain)
+            Reading(j, said["learned"], said["steps"], said["transfer"] and tuple(said["transfer"]))
+            for j, said in enumerate(modes)
         ]
-        remaining = run["planned"] - step
+        remaining = max(run["planned"] - step, 1)
         early, last = step < 0.1 * run["planned"], i == len(run["steps"]) - 1
+        dead, saturated = run["idle"][i]
+        all_modes = tuple(mode_of(j, said) for j, said in enumerate(modes))
+        seen: Any = SimpleNamespace(
+            dead_units=dead, saturated_units=saturated, target_modes=all_modes
+        )
         for mode in watch.update(step, readings, remaining, early=early, last=last):
-            if watch.states[mode] == "stalled":
-                found.setdefault(mode - 1, i)
+            state = watch.states[mode]
+            if state == "stalled":
+                reason = find_reason(all_modes[mode], seen, remaining).reason
+                found.setdefault(mode, Alarm(i, state, reason))
+            elif state == "unpredictable":
+                found.setdefault(mode, Alarm(i, state, ""))
     return found
 
 
 def in_a_row(count: int, speaks: Callable[[Replay], bool]) -> Callable[[dict[str, Any]], Any]:
     """A rule that wants a condition at so many probes in a row, of each mode by itself."""
 
-    def rule(run: dict[str, Any]) -> dict[int, int]:
-        found: dict[int, int] = {}
+    def rule(run: dict[str, Any]) -> dict[int, Alarm]:
+        found: dict[int, Alarm] = {}
         for j in range(len(run["modes"][0])):
             seen, row = Replay([], [], [], 0), 0
             for i, step in enumerate(run["steps"][:-1]):
-                learned, plain, scaled, *_ = run["modes"][i][j]
-                steps = plain if math.isnan(scaled) else scaled
+                said = run["modes"][i][j]
+                steps = said["steps"]
                 seen.steps.append(step)
-                seen.learned.append(learned)
-                seen.log_rates.append(-min(math.log(steps), 700.0) if steps > 0 else -700.0)
+                seen.learned.append(said["learned"])
+                seen.log_rates.append(-min(math.log(max(steps, 0.1)), 700.0))
                 row = row + 1 if speaks(seen._replace(remaining=run["planned"] - step)) else 0
                 if row >= count:
-                    found[j] = i
+                    found[j] = Alarm(i, "stalled", "")
                     break
         return found
 
@@ -106,7 +152,7 @@ def mann_kendall(seen: Replay) -> bool:
     return not (p < 0.05 and tau > 0)
 
 
-RULES: dict[str, Callable[[dict[str, Any]], dict[int, int]]] = {
+RULES: dict[str, Callable[[dict[str, Any]], dict[int, Alarm]]] = {
     "ours": ours,
     "patience 3 on the learned fraction": in_a_row(1, patience(3, "learned")),
     "patience 10 on the learned fraction": in_a_row(1, patience(10, "learned")),
@@ -117,29 +163,53 @@ RULES: dict[str, Callable[[dict[str, Any]], dict[int, int]]] = {
 
 def outcome(run: dict[str, Any], mode: int) -> str:
     """What became of a mode."""
-    if run["noise"]:
-        return "between"
-    best = max(probe[mode][0] for probe in run["modes"][-5:])
-    return "healthy" if best >= 0.9 else "stalled" if best < 0.5 else "between"
+    if mode in run["unpredictable"]:
+        return "limited"
+    end = run["end"][mode]
+    if run["group"] == "limited":
+        return "limited" if end < 0.9 else "learned"
+    return "learned" if end >= 0.9 else "unlearned" if end < 0.5 else "between"
 
 
 def judge(runs: Sequence[dict[str, Any]], rule: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
     """Counts over some runs."""
-    found: dict[str, Any] = dict.fromkeys(("stalled", "caught", "healthy runs", "alarmed"), 0)
-    delays = []
+    counts = ("unlearned", "called", "learned", "falsely", "limited", "unpredictable", "spoken of")
+    found: dict[str, Any] = dict.fromkeys((*counts, "reasons", "right"), 0)
+    delays, misses = [], []
     for run in runs:
         alarms = rule(run)
-        outcomes = [outcome(run, j) for j in range(len(run["modes"][0]))]
         begin = next(i for i, step in enumerate(run["steps"]) if step >= run["since"])
-        for j, what in enumerate(outcomes):
-            if what == "stalled":
-                found["stalled"] += 1
-                found["caught"] += j in alarms
-                delays += [alarms[j] - begin] if j in alarms else []
-        if "stalled" not in outcomes:
-            found["healthy runs"] += 1
-            found["alarmed"] += bool(alarms)
-    return found | {"delay": statistics.median(delays) if delays else None}
+        begin = max(begin, math.ceil(0.1 * len(run["steps"])))
+        for j in range(len(run["modes"][0])):
+            what, alarm = outcome(run, j), alarms.get(j)
+            if what == "unlearned":
+                found["unlearned"] += 1
+                found["called"] += alarm is not None
+                if alarm is None:
+                    misses.append(f"missed: {run['scenario']}, mode {j + 1}")
+                    continue
+                delays.append((alarm.probe - begin) / len(run["steps"]))
+                if run["cause"] in REASONS and alarm.kind == "stalled":
+                    found["reasons"] += 1
+                    right = alarm.reason in REASONS[run["cause"]]
+                    found["right"] += right
+                    if not right:
+                        misses.append(f"{alarm.reason} for {run['cause']}: {run['scenario']}")
+                elif alarm.kind != "stalled":
+                    misses.append(f"{alarm.kind}: {run['scenario']}, mode {j + 1}")
+            elif what == "learned":
+                found["learned"] += 1
+                found["falsely"] += alarm is not None
+                if alarm is not None:
+                    misses.append(f"falsely {alarm.kind}: {run['scenario']}, mode {j + 1}")
+            elif what == "limited":
+                found["limited"] += 1
+                found["spoken of"] += alarm is not None
+                found["unpredictable"] += alarm is not None and alarm.kind == "unpredictable"
+                if alarm is None or alarm.kind != "unpredictable":
+                    said = "nothing" if alarm is None else alarm.kind
+                    misses.append(f"{said} for limited: {run['scenario']}, mode {j + 1}")
+    return found | {"delay": statistics.median(delays) if delays else None, "misses": misses}
 
 
 def noise(generator: np.random.Generator, count: int, phi: float, sd: float) -> Series:
@@ -195,16 +265,21 @@ def main() -> None:
     """Print and keep both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=400)
+    parser.add_argument("--half", choices=("choice", "report"), help="print this half alone")
     arguments = parser.parse_args()
-    runs = json.loads(gzip.decompress(RUNS.read_bytes()))
     table = []
     for name, rule in RULES.items():
-        for scenario in (*SCENARIOS, None):
-            chosen = [run for run in runs if scenario in {None, run["scenario"]}]
-            if chosen:
-                table.append({"rule": name, "scenario": scenario, **judge(chosen, rule)})
+        for half in ("choice", "report"):
+            if arguments.half in {None, half}:
+                runs = [run for run in kept() if run["half"] == half]
+                row = judge(runs, rule)
+                misses = row.pop("misses")
+                table.append({"rule": name, "half": half, "runs": len(runs), **row})
                 print(table[-1], flush=True)
-    save("alerts", {"runs": len(runs), "rules": table, "simulated": simulate(arguments.repeats)})
+                if name == "ours":
+                    print(*misses, sep="\n", flush=True)
+    if arguments.half is None:
+        save("alerts", {"rules": table, "simulated": simulate(arguments.repeats)})
 
 
 if __name__ == "__main__":

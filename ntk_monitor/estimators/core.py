@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -130,7 +131,7 @@ class CoreGram:
         self._trace = small.trace()
         dtype = parts.dtype
         if self.is_finite:
-            values, vectors = ranks.first(*torch.linalg.eigh(small.to(dtype)))
+            values, vectors = ranks.first(*_eigh(small.to(dtype)))
         else:
             vectors = torch.full_like(small, torch.nan)
             values = vectors.diagonal()
@@ -167,6 +168,16 @@ class CoreGram:
         )
         largest = self.spectrum[0].to(q.device) if len(self.spectrum) else q.new_zeros(())
         return float(image.square().sum() / (largest * size))
+
+
+def _eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors, also where LAPACK's faster way does not come to an end."""
+    try:
+        values, vectors = torch.linalg.eigh(symmetric)
+    except torch.linalg.LinAlgError:  # many eigenvalues alike, as of units that are all dead
+        found = scipy.linalg.eigh(symmetric.double().cpu().numpy(), driver="ev")
+        values, vectors = (torch.from_numpy(x).to(symmetric) for x in found)
+    return values, vectors
 
 
 def _columns_gram(activities: Sequence[Tensor]) -> Tensor:
