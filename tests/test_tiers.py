@@ -50,7 +50,7 @@ def test_the_modes_tier_is_exact_at_one_product_each() -> None:
     assert snapshot.products == 2
     for i, mode in enumerate(snapshot.target_modes):
         assert mode.gain == pytest.approx(wanted.gains[i], rel=1e-6)
-        assert mode.steps_to_learn == pytest.approx(wanted.steps[i], rel=1e-6)
+        assert mode.rate == pytest.approx(wanted.rates[i], rel=1e-4)
         assert math.isnan(mode.alignment.value)
     assert all(map(math.isfinite, snapshot.scalars().values()))
 
