@@ -123,12 +123,13 @@ def test_scalars_are_the_documented_tags() -> None:
     sampled = ["core_cosine", "temporal_core_cosine", "effective_rank", "temporal_effective_rank"]
     sampled = [f"ntk/{name}" for name in [*sampled, "spatial_effective_rank", "trace"]]
     sampled += [f"target/mode_{i}/{name}" for i in (1, 2) for name in ("alignment", "transfer")]
-    sampled += ["loss/transfer", "gradient/signal_to_noise"]
+    sampled += ["forecast/transfer", "gradient/signal_to_noise"]
     wanted = {*sampled, *(f"{tag}_stderr" for tag in sampled)}
     names = ("learned", "rate", "steps_to_learn")
     wanted |= {f"target/mode_{i}/{name}" for i in (1, 2) for name in names}
-    wanted |= {"core/effective_rank", "ntk/probe_seconds", "loss/now", "loss/forecast_holds_for"}
-    wanted |= {"loss/in_10_steps", "loss/in_30_steps", "gradient/norm", "update/relative_size"}
+    wanted |= {"core/effective_rank", "ntk/probe_seconds", "gradient/norm", "update/relative_size"}
+    names = ("loss_now", "loss_in_10_steps", "loss_in_30_steps", "holds_for")
+    wanted |= {f"forecast/{name}" for name in names}
     scalars = snapshot().scalars()
     assert set(scalars) == wanted
     assert all(type(value) is float for value in scalars.values())
