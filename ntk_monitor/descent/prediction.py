@@ -504,8 +504,11 @@ class _Prediction:
 
     def _on_the_second(
         self, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
-    ) -> tuple[tuple[float, float] | None, list[tuple[float, float]]]:
-        """What the step on this batch does to another one of the training."""
+    ) -> tuple[tuple[float, float] | None, list[tuple[float, float] | None]]:
+        """What the step on this batch does to another one of the training.
+
+        Of a mode that the other one has nothing of, as of a class that it lacks, None is known.
+        """
         if not self.ranks.all(self.setting.second is not None):
             return None, []
         try:
@@ -520,8 +523,12 @@ class _Prediction:
         gradient = _total([g for _, g, _ in pieces])
         change = second.push([self.scaled(gradient)])[0]
         modes = counterparts(second, lin, self.pulled)
-        found = [] if modes is None else [_summed(x, self.ranks) for x in modes.moved_by(-change)]
-        return self._on(second, change), found
+        if modes is None:
+            return self._on(second, change), []
+        return self._on(second, change), [
+            _summed(x, self.ranks) if math.isfinite(size) else None
+            for x, size in zip(modes.moved_by(-change), modes.sizes, strict=True)
+        ]
 
     def _curves(self, course: Course, here: Tensor, horizon: float) -> _Curves:
         steps, places, losses = course.run(horizon)

@@ -426,6 +426,22 @@ def test_a_second_batch_counts_as_much() -> None:
     assert known.value == pytest.approx(float(others[0] / own[0]), rel=1e-4)
 
 
+def test_a_class_that_a_second_batch_lacks_is_known_from_the_first_alone() -> None:
+    first, (x, y) = classes(24, 0), classes(24, 1)
+    lacking = x[y < 2], y[y < 2]
+    found = []
+    for second in (None, lacking):
+        net = classifier()
+        descent = descent_of([SGD(net.parameters(), lr=0.01)], net)
+        measured = Probe(dtype=None, loss_fn=plain, tier="modes")
+        modes = measured(net, first, descent=descent, horizon=1, second=second).target_modes
+        found.append([mode.transfer for mode in modes])
+    frequent = first[1].bincount(minlength=3)
+    order = (frequent * (len(first[1]) - frequent)).sort(descending=True, stable=True)[1].tolist()
+    for which, alone, both in zip(order, *found, strict=True):
+        assert (alone == both) == (which == 2)
+
+
 def test_of_another_shape_it_is_left_out() -> None:
     first = data(0, 16)
     wrong = first[0][:, :2], first[1]

@@ -1,10 +1,10 @@
 """What a monitor takes from the training step, and what it says of it."""
 
-from __future__ import math
-import annotations
+from __future__ import annotations
 
 import copy
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import Any
