@@ -103,7 +103,7 @@ class Velocity(NamedTuple):
     def _grown(self, k: int) -> float:
         """NAdam's momentum at one of the coming steps."""
         step = (self.taken or 0) + k + 1
-        return self.beta * (1 - 0.5 * 0.96 ** (step * (self.growing or 0.0)))
+        return self.beta * (1 - 0.5 * math.pow(0.96, step * (self.growing or 0.0)))
 
     @property
     def total(self) -> float:
@@ -237,7 +237,7 @@ class Descent:
         if isinstance(optimizer, AVERAGING):
             beta = float(group["betas"][0])
             states = (optimizer.state.get(p, {}) for p in group["params"])
-            state = next((state for state in states if "step" in state), {})
+            state: Mapping[str, Any] = next((each for each in states if "step" in each), {})
             growing = float(group["momentum_decay"]) if isinstance(optimizer, NAdam) else None
             product = float(state.get("mu_product", 1.0))
             taken = int(float(state.get("step", 0)))
@@ -278,7 +278,9 @@ class Descent:
     def _known(self, optimizer: Optimizer, gradient: Gradients) -> dict[str, Part] | None:
         """The parts of an optimizer that is known, or None."""
         found = {}
-        after = None if type(optimizer) in KNOWN else _factors_after(optimizer, self.names, gradient)
+        after = (
+            None if type(optimizer) in KNOWN else _factors_after(optimizer, self.names, gradient)
+        )
         for group in optimizer.param_groups:
             rate = self.references.get(id(group), _number(group.get("lr")))
             if rate is None or group.get("maximize") or isinstance(group.get("lr"), Mapping):
@@ -442,7 +444,8 @@ def _adaptive(
         rate = rate / (1 + (steps - 1) * group["lr_decay"])
     if mean is not None:
         second = second - mean.square()
-    return rate / (second.clamp_min(0).sqrt() + group["eps"])
+    factor: Tensor = rate / (second.clamp_min(0).sqrt() + group["eps"])
+    return factor
 
 
 def _entrywise(factor: Tensor, gradient: Tensor) -> Tensor:

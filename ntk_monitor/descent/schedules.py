@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ntk_monitor.descent.shadow import shadow_of
 
+
 class Scheduled(NamedTuple):
     """A scheduler, and when it steps.
 

@@ -91,9 +91,7 @@ def values(net: nn.Module) -> dict[str, Tensor]:
     return {n: p.detach().clone() for n, p in net.named_parameters()}
 
 
-def gradient(
-    net: nn.Module, batch: tuple[Tensor, Tensor], loss: LossOf = mse
-) -> dict[str, Tensor]:
+def gradient(net: nn.Module, batch: tuple[Tensor, Tensor], loss: LossOf = mse) -> dict[str, Tensor]:
     found = torch.autograd.grad(loss(net, batch), list(net.parameters()))
     return dict(zip(dict(net.named_parameters()), found, strict=True))
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+
 from descent.small import (
     EXACT,
     RATE,
@@ -23,9 +26,6 @@ from descent.small import (
     step,
     values,
 )
-from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
-
 from ntk_monitor.descent import Ahead, Clipping, Descent, Velocity, descent_of, plain_descent
 from ntk_monitor.monitor.measuring import descent_in
 from ntk_monitor.probe import Probe
@@ -213,9 +213,7 @@ def test_one_whose_rate_is_none_has_rates_all_the_same() -> None:
     update = found.update(gradient(net, (x, y)))
     step(net, [optimizer], (x, y))
     for n, p in net.named_parameters():
-        torch.testing.assert_close(
-            update[n].float(), p.detach() - before[n], rtol=1e-3, atol=1e-6
-        )
+        torch.testing.assert_close(update[n].float(), p.detach() - before[n], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from descent.small import data, mse, network, step
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from descent.small import data, mse, network, step
 from ntk_monitor.descent import Clipping, descent_of
 from ntk_monitor.probe import Probe
 from ntk_monitor.snapshot import Snapshot
@@ -286,7 +286,9 @@ def test_the_loss_of_a_linear_classifier_is_foreseen(name: str, count: int, erro
         return F.cross_entropy(m(b[0]), b[1])
 
     make = {"SGD": lambda p: SGD(p, lr=0.5), "momentum": lambda p: SGD(p, lr=0.05, momentum=0.9)}
-    found, wanted = forecast_and_truth(net, make[name](net.parameters()), loss, (x, y.clamp_max(count - 1)))
+    found, wanted = forecast_and_truth(
+        net, make[name](net.parameters()), loss, (x, y.clamp_max(count - 1))
+    )
     torch.testing.assert_close(found, wanted, rtol=error, atol=0)
 
 
@@ -298,9 +300,7 @@ def test_steps_to_learn_are_those_of_a_linear_model_and_inf_where_nothing_moves(
         net.readout.weight.zero_()
     optimizer = SGD(net.parameters(), lr=0.2)
     measured = Probe(dtype=None, loss_fn=mse, tier="modes")
-    (mode,) = measured(
-        net, (x, y), descent=descent_of([optimizer], net), horizon=40
-    ).target_modes
+    (mode,) = measured(net, (x, y), descent=descent_of([optimizer], net), horizon=40).target_modes
     u = (y - y.mean()) / (y - y.mean()).norm()
     count = 0
     while float((net(x).detach() * u).sum() / (y - y.mean()).norm()) < 0.9:

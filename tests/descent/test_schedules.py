@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from descent.small import kept, same
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import (
@@ -19,6 +18,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
+from descent.small import kept, same
 from ntk_monitor.descent import Ahead, Scheduled, descent_of, read_ahead
 
 SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
@@ -116,9 +116,15 @@ def test_a_descent_has_its_rates_relative_to_the_present_one() -> None:
     found = descent_of([optimizer], net, rates=rates)
     assert found is not None
     assert [found.rate_at(k) for k in (0, 1, 2, 3, 99)] == pytest.approx([1, 0.5, 0.25, 0.25, 0.25])
-    assert [found.rates_until(t) for t in (0, 0.5, 1, 2, 2.5, 3, 7)] == pytest.approx(
-        [0, 0.5, 1, 1.5, 1.625, 1.75, 2.75]
-    )
+    assert [found.rates_until(t) for t in (0, 0.5, 1, 2, 2.5, 3, 7)] == pytest.approx([
+        0,
+        0.5,
+        1,
+        1.5,
+        1.625,
+        1.75,
+        2.75,
+    ])
 
 
 def test_a_warmup_from_nothing_goes_by_the_first_rate_above_it() -> None:
