@@ -505,7 +505,7 @@ class _Prediction:
     def _on_the_second(
         self, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
     ) -> tuple[tuple[float, float] | None, list[tuple[float, float] | None]]:
-        """What the step on this batch does to another one of the training; None for what it lacks."""
+        """What the step on this batch does to another one, or None for what that one lacks."""
         if not self.ranks.all(self.setting.second is not None):
             return None, []
         try:
