@@ -20,7 +20,7 @@ class Truth:
     gains: list[float]
     learned: list[float]
     overlaps: list[float]
-    steps: list[float]
+    rates: list[float]
 
 
 def state_of(module: nn.Module, path: str, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,8 +112,10 @@ def truth(module: nn.Module, path: str, batch: tuple[Tensor, Tensor], lr: float)
         "temporal_core_cosine": float((temporal * G).sum() / (temporal.norm() * G.norm())),
     }
     J, J_y, A = J.detach(), J_y.detach(), A.detach()
-    U, sigma, Vh = torch.linalg.svd(target.reshape(B * T, -1), full_matrices=False)
-    gains, learned, overlaps, steps = [], [], [], []
+    centred = target.reshape(B * T, -1) - target.reshape(B * T, -1).mean(0)
+    U, sigma, Vh = torch.linalg.svd(centred, full_matrices=False)
+    change = -lr * J_y @ (J_y.T @ (2 * (y.detach() - target) / y.numel()).flatten())
+    gains, learned, overlaps, rates = [], [], [], []
     dy_dh = torch.autograd.functional.jacobian(lambda s: s @ readout(module).T, h.detach())
     for i in range(len(sigma)):
         e = torch.outer(U[:, i], Vh[i]).reshape(y.shape)
@@ -122,7 +124,7 @@ def truth(module: nn.Module, path: str, batch: tuple[Tensor, Tensor], lr: float)
         gains.append(float(image.square().sum() / q.square().sum()))
         learned.append(float((y.detach() * e).sum() / sigma[i]))
         overlaps.append(float((V.T @ U[:, i]).square().sum() / torch.linalg.matrix_norm(V, 2) ** 2))
-        steps.append(float(y.numel() / (2 * lr * (e.flatten() @ J_y).square().sum())))
+        rates.append(float(e.flatten() @ change / sigma[i]))
     return Truth(
         J=J.reshape(B, T, n, -1),
         V=V,
@@ -132,7 +134,7 @@ def truth(module: nn.Module, path: str, batch: tuple[Tensor, Tensor], lr: float)
         gains=gains,
         learned=learned,
         overlaps=overlaps,
-        steps=steps,
+        rates=rates,
     )
 
 

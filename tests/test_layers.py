@@ -16,6 +16,7 @@ ORDER = (
     "model",
     "snapshot",
     "targets",
+    "descent",
     "probe",
     "metrics",
     "views",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ntk_monitor import Snapshot, probe
 from ntk_monitor.model import Coverage
+from ntk_monitor.snapshot import Forecast
 
 
 def snapshot() -> Snapshot:
@@ -31,6 +32,10 @@ def test_a_saved_snapshot_comes_back_whole(tmp_path: Path) -> None:
         if isinstance(a, Tensor):
             assert a.dtype == b.dtype
             torch.testing.assert_close(a, b, rtol=0, atol=0)
+        elif isinstance(a, Forecast):
+            assert a.valid_for == b.valid_for
+            for name in ("steps", "loss", "learned"):
+                torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=0)
         else:
             assert a == b, field.name
             assert type(a) is type(b)
@@ -39,7 +44,7 @@ def test_a_saved_snapshot_comes_back_whole(tmp_path: Path) -> None:
 def test_nothing_is_pickled(tmp_path: Path) -> None:
     path = snapshot().save(tmp_path / "probe.npz")
     with np.load(path, allow_pickle=False) as archive:
-        assert json.loads(str(archive["record"]))["format"] == 1
+        assert json.loads(str(archive["record"]))["format"] == 2
         assert all(archive[name].dtype != object for name in archive)
 
 
@@ -57,7 +62,7 @@ def test_what_is_not_a_snapshot_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="snapshot of format 99"):
         Snapshot.load(other)
     partial = tmp_path / "partial.npz"
-    np.savez(partial, record=np.array(json.dumps({"format": 1})))
+    np.savez(partial, record=np.array(json.dumps({"format": 2})))
     with pytest.raises(ValueError, match="not a complete snapshot"):
         Snapshot.load(partial)
     with pytest.raises(FileNotFoundError):
@@ -117,10 +122,14 @@ def test_a_snapshot_that_cannot_be_written_leaves_the_old_one(
 def test_scalars_are_the_documented_tags() -> None:
     sampled = ["core_cosine", "temporal_core_cosine", "effective_rank", "temporal_effective_rank"]
     sampled = [f"ntk/{name}" for name in [*sampled, "spatial_effective_rank", "trace"]]
-    sampled += [f"target/mode_{i}/alignment" for i in (1, 2)]
+    sampled += [f"target/mode_{i}/{name}" for i in (1, 2) for name in ("alignment", "transfer")]
+    sampled += ["forecast/transfer", "gradient/signal_to_noise"]
     wanted = {*sampled, *(f"{tag}_stderr" for tag in sampled)}
-    wanted |= {f"target/mode_{i}/{name}" for i in (1, 2) for name in ("learned", "steps_to_learn")}
-    wanted |= {"core/effective_rank", "ntk/probe_seconds"}
+    names = ("learned", "rate", "steps_to_learn")
+    wanted |= {f"target/mode_{i}/{name}" for i in (1, 2) for name in names}
+    wanted |= {"core/effective_rank", "ntk/probe_seconds", "gradient/norm", "update/relative_size"}
+    names = ("loss_now", "loss_in_10_steps", "loss_in_30_steps", "holds_for")
+    wanted |= {f"forecast/{name}" for name in names}
     scalars = snapshot().scalars()
     assert set(scalars) == wanted
     assert all(type(value) is float for value in scalars.values())

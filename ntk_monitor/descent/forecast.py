@@ -179,12 +179,7 @@ class Course:
             rate = self.descent.rate_at(k) * self.speed
             first = k == 0 and "held" not in self.drifts and v.taken is None
             momentum = v.beta * momentum + (1.0 if first and v.beta else v.gain) * gradient
-            step = momentum.copy()
-            if v.taken is not None and v.beta:
-                step /= 1 - v.beta ** (v.taken + k + 1)
-            if v.nesterov:
-                step = gradient + v.beta * momentum
-            step = self._undirected(step)
+            step = self._undirected(v.step(momentum, gradient, k))
             if k and k % SINGLE_RENEWED == 1:
                 cap = self._caps(p, rate)
             step[:m] = cap @ step[:m]

@@ -9,18 +9,23 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
-from ntk_monitor.descent.shadow import real_update, shadow_of
+from ntk_monitor.descent.shadow import real_update, shadow_of, stepped
 from ntk_monitor.model.compiled import plain_name
 
 Map = Callable[[Tensor], Tensor]
+Place = NDArray[np.float64]
 Gradients = Mapping[str, Tensor]
 Clip = Callable[[Optimizer], None]
 AVERAGING = (Adam, AdamW, NAdam)
 """Optimizers whose momentum is an average, of a gain of one."""
+KNOWN = {SGD, Adam, AdamW, NAdam, RMSprop, Adagrad}
+"""Optimizers whose next step is known from their state."""
 
 
 def plain_optimizer(optimizer: Optimizer) -> Optimizer:
@@ -63,12 +68,42 @@ class Velocity(NamedTuple):
         nesterov: Whether the step looks one ahead.
         taken: Steps taken so far, for a mean that is corrected for its beginning; None for one that
             is not.
+        growing: For NAdam, whose momentum comes in by and by, its ``momentum_decay``.
+        product: Of its momenta so far.
     """
 
     beta: float = 0.0
     gain: float = 1.0
     nesterov: bool = False
     taken: int | None = None
+    growing: float | None = None
+    product: float = 1.0
+
+    def step(self, momentum: Place, gradient: Place, k: int) -> Place:
+        """What is stepped by.
+
+        Args:
+            momentum: With the present gradient in it.
+            gradient: The present gradient.
+            k: Which of the coming steps, from 0.
+
+        Returns:
+            A combination of both.
+        """
+        if self.growing is not None:
+            done = self.product * math.prod(self._grown(j) for j in range(k + 1))
+            now, then = self._grown(k), self._grown(k + 1)
+            return (1 - now) / (1 - done) * gradient + then / (1 - done * then) * momentum
+        if self.nesterov:
+            return gradient + self.beta * momentum
+        if self.taken is not None and self.beta:
+            return momentum / (1 - self.beta ** (self.taken + k + 1))
+        return momentum.copy()
+
+    def _grown(self, k: int) -> float:
+        """NAdam's momentum at one of the coming steps."""
+        step = (self.taken or 0) + k + 1
+        return self.beta * (1 - 0.5 * math.pow(0.96, step * (self.growing or 0.0)))
 
     @property
     def total(self) -> float:
@@ -202,8 +237,11 @@ class Descent:
         if isinstance(optimizer, AVERAGING):
             beta = float(group["betas"][0])
             states = (optimizer.state.get(p, {}) for p in group["params"])
-            taken = next((int(float(s["step"])) for s in states if "step" in s), 0)
-            return Velocity(beta, 1 - beta, taken=taken)
+            state: Mapping[str, Any] = next((each for each in states if "step" in each), {})
+            growing = float(group["momentum_decay"]) if isinstance(optimizer, NAdam) else None
+            product = float(state.get("mu_product", 1.0))
+            taken = int(float(state.get("step", 0)))
+            return Velocity(beta, 1 - beta, taken=taken, growing=growing, product=product)
         beta = float(group.get("momentum") or 0.0)
         if isinstance(optimizer, (SGD, RMSprop)) and 0 < beta < 1:
             gain = 1 - float(group.get("dampening") or 0.0)
@@ -240,6 +278,9 @@ class Descent:
     def _known(self, optimizer: Optimizer, gradient: Gradients) -> dict[str, Part] | None:
         """The parts of an optimizer that is known, or None."""
         found = {}
+        after = (
+            None if type(optimizer) in KNOWN else _factors_after(optimizer, self.names, gradient)
+        )
         for group in optimizer.param_groups:
             rate = self.references.get(id(group), _number(group.get("lr")))
             if rate is None or group.get("maximize") or isinstance(group.get("lr"), Mapping):
@@ -248,7 +289,8 @@ class Descent:
                 name = self.names.get(id(parameter))
                 if name is None or name not in gradient:
                     continue
-                part = _part(optimizer, group, parameter, gradient[name], rate)
+                factors = None if after is None else after.get(name)
+                part = _part(optimizer, group, parameter, gradient[name], rate, factors)
                 if part is None:
                     return None
                 found[name] = part
@@ -389,6 +431,7 @@ def _part(
     parameter: Tensor,
     gradient: Tensor,
     rate: float,
+    factors: Sequence[Tensor] | None,
 ) -> Part | None:
     """How one parameter is stepped, or None if that is not known."""
     state = optimizer.state.get(parameter, {})
@@ -397,13 +440,14 @@ def _part(
         held = state.get("momentum_buffer") if group.get("momentum") else None
         return Part(partial(_multiplied, rate, []), decay, held=held)
     whole = gradient + decay * parameter.detach().to(gradient) if decay else gradient
-    if type(optimizer) in {Adam, AdamW, NAdam, RMSprop, Adagrad}:
+    if type(optimizer) in KNOWN:
         decoupled = isinstance(optimizer, AdamW) or bool(group.get("decoupled_weight_decay"))
-        scale = _adaptive(optimizer, group, state, gradient if decoupled else whole, rate)
+        factor = _adaptive(optimizer, group, state, gradient if decoupled else whole, rate)
         amount = decay * rate if decoupled else decay
-        held = state.get("exp_avg", state.get("momentum_buffer") if group.get("momentum") else None)
-        return Part(scale, amount, decoupled, held)
-    factors = _factors(state, parameter)
+        held = state.get("exp_avg")
+        if group.get("momentum") and "momentum_buffer" in state and rate:
+            held = state["momentum_buffer"] / (factor / rate)  # RMSprop's is of scaled gradients
+        return Part(partial(_entrywise, factor), amount, decoupled, held)
     if factors and not group.get("momentum"):
         return Part(partial(_multiplied, rate, factors), decay)
     return None
@@ -415,7 +459,7 @@ def _adaptive(
     state: Mapping[str, Any],
     gradient: Tensor,
     rate: float,
-) -> Map:
+) -> Tensor:
     """The scaling of an optimizer with second moments, at its next step."""
     square = gradient.square()
     steps = float(state.get("step", 0)) + 1
@@ -441,7 +485,8 @@ def _adaptive(
         rate = rate / (1 + (steps - 1) * group["lr_decay"])
     if mean is not None:
         second = second - mean.square()
-    return partial(_entrywise, rate / (second.clamp_min(0).sqrt() + group["eps"]))
+    factor: Tensor = rate / (second.clamp_min(0).sqrt() + group["eps"])
+    return factor
 
 
 def _advance(
@@ -480,6 +525,19 @@ def _multiplied(rate: float, factors: Sequence[Tensor], gradient: Tensor) -> Ten
     for axis, factor in enumerate(factors):
         gradient = (gradient.movedim(axis, -1) @ factor.to(gradient)).movedim(-1, axis)
     return gradient
+
+
+def _factors_after(
+    optimizer: Optimizer, names: Mapping[int, str], gradient: Gradients
+) -> dict[str, list[Tensor]]:
+    """Shampoo's matrices at its next step, in which it has the gradient of it."""
+    try:
+        after, copies = stepped(optimizer, names, gradient)
+    except Exception:  # an optimizer that needs more than gradients
+        return {}
+    return {
+        names[key]: _factors(after.state.get(p, {}), p) for key, p in copies.items() if key in names
+    }
 
 
 def _factors(state: Mapping[str, Any], parameter: Tensor) -> list[Tensor]:

@@ -436,8 +436,8 @@ class _Prediction:
 
     def _on_the_second(
         self, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
-    ) -> tuple[tuple[float, float] | None, list[tuple[float, float]]]:
-        """What the step on this batch does to another one of the training."""
+    ) -> tuple[tuple[float, float] | None, list[tuple[float, float] | None]]:
+        """What the step on this batch does to another one, or None for what that one lacks."""
         if not self.ranks.all(self.setting.second is not None):
             return None, []
         try:
@@ -452,8 +452,12 @@ class _Prediction:
         gradient = _total([g for _, g, _ in pieces])
         change = second.push([self.leg.scaled(gradient)])[0]
         modes = counterparts(second, lin, self.pulled)
-        found = [] if modes is None else [_summed(x, self.ranks) for x in modes.moved_by(-change)]
-        return self._on(second, change), found
+        if modes is None:
+            return self._on(second, change), []
+        return self._on(second, change), [
+            _summed(x, self.ranks) if math.isfinite(size) else None
+            for x, size in zip(modes.moved_by(-change), modes.sizes, strict=True)
+        ]
 
     def _curves(
         self,

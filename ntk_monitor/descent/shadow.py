@@ -79,6 +79,28 @@ def real_update(
         The differences by name, taken in float64 where the optimizer can: a step may be smaller
         than what the parameters' own arithmetic resolves.
     """
+    _, copies = stepped(optimizer, names, gradient)
+    return {
+        names[id(p)]: (copies[id(p)] - p).detach()
+        for group in optimizer.param_groups
+        for p in group["params"]
+        if id(p) in names
+    }
+
+
+def stepped(
+    optimizer: Optimizer, names: Mapping[int, str], gradient: Mapping[str, Tensor]
+) -> tuple[Optimizer, dict[int, Tensor]]:
+    """A copy of an optimizer after its next step.
+
+    Args:
+        optimizer: Any optimizer; it, its state and its parameters stay as they are.
+        names: The parameters' names by their ids.
+        gradient: By the parameters' names; parameters that it lacks have none.
+
+    Returns:
+        The copy, and what it has stepped, by the ids of the parameters.
+    """
     for precise in (True, False):
         copies = _copies(optimizer, names, gradient, precise=precise)
         shadow = shadow_of(optimizer, copies)
@@ -92,12 +114,7 @@ def real_update(
         except Exception:
             if not precise:
                 raise
-    return {
-        names[id(p)]: (copies[id(p)] - p).detach()
-        for group in optimizer.param_groups
-        for p in group["params"]
-        if id(p) in names
-    }
+    return shadow, copies
 
 
 def _copies(

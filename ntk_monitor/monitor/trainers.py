@@ -182,7 +182,7 @@ def _clipping(trainer: Trainer, module: LightningModule) -> Clipping:
         return Clipping(own=own)
     if not value:
         return Clipping()
-    by_value = str(trainer.gradient_clip_algorithm or "norm").endswith("value")
+    by_value = str(trainer.gradient_clip_algorithm or "norm").lower().endswith("value")
     return Clipping(value=float(value)) if by_value else Clipping(norm=float(value))
 
 

@@ -28,7 +28,7 @@ def test_neurogym(task: str, tmp_path: Path) -> None:
     assert found.state_shape == (16, 50, 64)
     assert found.coverage.fraction == 1.0
     assert len(found.target_modes) >= 2
-    assert all(0 <= mode.learned <= 2 for mode in found.target_modes)
+    assert all(-1 <= mode.learned <= 2 for mode in found.target_modes)
     assert found.trace.is_finite
 
 

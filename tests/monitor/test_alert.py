@@ -1,6 +1,8 @@
 """The alert as a callback: what it says, when, and to whom."""
 
 import json
+import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from ntk_monitor import Estimate, NTKMonitor, StallAlert, TargetMode
 from ntk_monitor.monitor import Alert, StallWarning
 from ntk_monitor.monitor.delivery import run_folder
-from ntk_monitor.monitor.reasons import reason_of
+from ntk_monitor.monitor.reasons import find_reason
 from ntk_monitor.monitor.trainers import planned_batches
 
 
@@ -25,18 +27,27 @@ def mode(
     *,
     index: int = 1,
     gain: float = 1.0,
-    alignment: float = 0.1,
-    preconditioned: float | None = None,
+    transfer: float | None = None,
+    **known: Any,
 ) -> TargetMode:
-    estimate = Estimate(alignment, alignment / 10)
-    return TargetMode(index, 2.0, estimate, gain, learned, overlap, steps, preconditioned)
+    return TargetMode(
+        index,
+        2.0,
+        Estimate(0.1, 0.01),
+        gain,
+        learned,
+        overlap,
+        steps_to_learn=steps,
+        transfer=None if transfer is None else Estimate(transfer, 0.05),
+        **known,
+    )
 
 
-def snapshot(*modes: TargetMode) -> Any:
-    return SimpleNamespace(target_modes=modes)
+def snapshot(*modes: TargetMode, dead: float = 0.0, saturated: float = 0.0) -> Any:
+    return SimpleNamespace(target_modes=modes, dead_units=dead, saturated_units=saturated)
 
 
-STUCK, MOVING = snapshot(mode(0.0, 1e9)), snapshot(mode(0.5, 3.0))
+STUCK, MOVING = snapshot(mode(0.0, 1e9)), snapshot(mode(0.5, 3.0, transfer=1.0))
 
 
 @pytest.fixture
@@ -97,33 +108,76 @@ def test_what_is_not_learned_at_the_end_is_no_stall(trainer: Trainer) -> None:
     assert found == [0, 0, 0, 0, 1, 1]
 
 
+AS_IT_IS = ("as it is", math.inf)
+
+
 @pytest.mark.parametrize(
     ("shown", "others", "reason"),
     [
+        ({"steps_if": (AS_IT_IS, ("without clipping", 50.0))}, [], "clipping"),
+        ({"steps_if": (AS_IT_IS, ("without weight decay", 50.0))}, [], "decay"),
+        ({"rate_if": (("as it is", 1e-9), ("without clipping", 1e-3))}, [], "clipping"),
+        ({"rate_if": (("as it is", 0.0), ("without weight decay", 1e-3))}, [], "decay"),
+        ({"rate_if": (("as it is", 1e-9), ("without clipping", 1e-5))}, [], "propagator"),
+        ({"rate_if": (("as it is", 8e-4), ("without clipping", 1e-3))}, [], "propagator"),
+        ({"readout": 0.0}, [], "readout"),
         ({"overlap": 1e-8}, [], "core"),
         ({"overlap": 0.5, "gain": 0.01}, [{"overlap": 0.8, "gain": 1.0}], "propagator"),
-        ({"overlap": 0.05, "gain": 0.05}, [{"overlap": 0.8, "gain": 1.0}], "learning rate"),
-        ({"overlap": 0.5, "alignment": 1e-4}, [], "propagator"),
-        ({"overlap": 0.5}, [], "learning rate"),
-        ({"overlap": float("nan"), "gain": 0.01}, [{"gain": 1.0}], "propagator"),
-        ({"gain": float("nan"), "alignment": float("nan")}, [], "learning rate"),
+        ({"overlap": 0.05, "gain": 0.05}, [{"overlap": 0.8, "gain": 1.0}], "propagator"),
+        (
+            {
+                "overlap": 0.05,
+                "gain": 0.05,
+                "steps_if": (AS_IT_IS, ("at ten times the learning rate", 400.0)),
+            },
+            [{"overlap": 0.8, "gain": 1.0}],
+            "learning rate",
+        ),
+        ({"steps": 50.0}, [], "gradient noise"),
+        ({"overlap": math.nan, "gain": 0.01}, [{"gain": 1.0}], "propagator"),
+        ({"gain": math.nan}, [], "propagator"),
     ],
 )
-def test_reasons(shown: dict[str, float], others: list[dict[str, float]], reason: str) -> None:
-    first = mode(0.0, 1e9, **shown)
+def test_reasons(shown: dict[str, Any], others: list[dict[str, float]], reason: str) -> None:
+    first = mode(0.0, **{"steps": 1e9, **shown})
     rest = [mode(0.5, 1.0, index=2 + i, **other) for i, other in enumerate(others)]
-    assert reason_of(first, [first, *rest]) == reason
+    found = find_reason(first, snapshot(first, *rest), 160)
+    assert found.reason == reason
+    assert found.number
+    assert found.advice
+
+
+@pytest.mark.parametrize(("dead", "saturated"), [(0.95, 0.0), (0.0, 0.95), (0.45, 0.5)])
+def test_units_out_of_their_range_are_a_reason(dead: float, saturated: float) -> None:
+    one = mode(0.0, 1e9, readout=0.0)
+    found = find_reason(one, snapshot(one, dead=dead, saturated=saturated), 160)
+    assert found.reason == "saturated"
+    assert "95%" in found.number
+    changed = mode(0.0, 1e9, steps_if=(AS_IT_IS, ("without clipping", 50.0)))
+    shot = snapshot(changed, dead=dead, saturated=saturated)
+    assert find_reason(changed, shot, 160).reason == "clipping"  # what is certain comes first
 
 
 @pytest.mark.parametrize(
     ("shown", "words"),
     [
-        ({"overlap": 1e-8}, "Reason: core; .*hardly has this mode's time course.*Shampoo"),
-        ({"alignment": 1e-4}, "Reason: propagator; .*spatial_effective_rank"),
-        ({}, "Reason: learning rate; .*a learning rate 5.9e[+]06 times as large"),
+        ({"overlap": 1e-8}, "Reason: core [(]core overlap 1e-08[)]. What helps: .*curriculum"),
+        (
+            {"rate_if": (("as it is", 1e-9), ("with Adam", 3e-9))},
+            "Reason: propagator [(]3 times the rate with Adam[)].*spatial_effective_rank",
+        ),
+        (
+            {"steps_if": (AS_IT_IS, ("at ten times the learning rate", 400.0))},
+            "Reason: learning rate [(]at ten times the learning rate 400 steps[)].* with one thing "
+            "changed: at ten times the learning rate 400[.]",
+        ),
+        (
+            {"steps_if": (AS_IT_IS, ("without clipping", 50.0))},
+            "Reason: clipping [(]without clipping 50 steps[)].*clip at a larger norm",
+        ),
     ],
 )
-def test_messages_say_what_helps(trainer: Any, shown: dict[str, float], words: str) -> None:
+def test_messages_say_what_helps(trainer: Any, shown: dict[str, Any], words: str) -> None:
     with pytest.warns(StallWarning, match=words):
         drive(StallAlert(patience=1), trainer, [snapshot(mode(0.0, 1e9, **shown))] * 5)
 
@@ -142,27 +196,31 @@ def test_horizon_takes_the_place_of_the_steps_that_remain(trainer: Trainer) -> N
         assert drive(StallAlert(patience=1), trainer, shots)[-1] == 1
 
 
-def test_the_preconditioned_steps_count_where_there_are_any(trainer: Trainer) -> None:
-    fast = snapshot(mode(0.0, 1e9, preconditioned=5.0))
-    alert = StallAlert(patience=1)
-    assert not any(drive(alert, trainer, [fast] * 3))
-    slow = snapshot(mode(0.0, 5.0, preconditioned=1e9))
-    with pytest.warns(StallWarning, match="1e\\+09 steps"):
-        drive(StallAlert(patience=1), trainer, [slow] * 5)
+def test_what_is_never_learned_is_said_so(trainer: Trainer) -> None:
+    with pytest.warns(StallWarning, match="not learned in any number of steps where 170 remain"):
+        drive(StallAlert(patience=1), trainer, [snapshot(mode(0.0, math.inf))] * 5)
 
 
-def test_a_mode_that_stands_still_within_reach_is_information_only(
-    trainer: Any, recwarn: pytest.WarningsRecorder
+@pytest.mark.parametrize(
+    ("steps", "transfer", "words"),
+    [(10.0, None, "for others. It is noise"), (1e9, 0.0, r"transfer 0.00 ± 0.0\d")],
+)
+def test_a_mode_that_cannot_be_predicted_is_information_only(
+    trainer: Any,
+    recwarn: pytest.WarningsRecorder,
+    steps: float,
+    transfer: float | None,
+    words: str,
 ) -> None:
     told: list[Alert] = []
     alert = StallAlert(on_alert=told.append, actions=("warn", "stop"))
     loud: list[bool] = []
     send = alert._delivery.send
     alert._delivery.send = lambda a, loudly: (loud.append(loudly), send(a, loudly=loudly))
-    drive(alert, trainer, [snapshot(mode(0.3, 10.0))] * 15)
-    assert [(a.kind, a.severity, a.reason) for a in told] == [
-        ("not moving", "info", "gradient noise")
-    ]
+    drive(alert, trainer, [snapshot(mode(0.3, steps, transfer=transfer))] * 15)
+    assert [(a.kind, a.severity, a.reason) for a in told] == [("unpredictable", "info", None)]
+    assert re.search(words, told[0].message)
+    assert alert.states == {1: "unpredictable"}
     assert loud == [False]
     assert not trainer.should_stop
     assert not recwarn.list
@@ -180,7 +238,7 @@ def test_changes_of_state_are_recorded_with_and_without_an_alert(
         log_metrics=lambda *_, **__: None, experiment=SimpleNamespace(_get_file_writer=print)
     )]  # fmt: skip
     alert = StallAlert(patience=1, warmup=0.0)
-    shots = [snapshot(mode(0.3, 30.0), mode(0.0, 1e9, index=2))] * 6
+    shots = [snapshot(mode(0.3, 30.0, transfer=1.0), mode(0.0, 1e9, index=2))] * 6
     with pytest.warns(StallWarning):
         drive(alert, trainer, shots)
     assert [step for step, _ in records] == [0, 30]
@@ -204,7 +262,7 @@ def test_a_probe_that_says_nothing_repeats_nothing(trainer: Any) -> None:
     alert = StallAlert(actions=())
     drive(alert, trainer, [snapshot(mode(0.3, 10.0))] * 6)
     told = len(alert.alerts)
-    assert alert.alerts[-1].kind == "not moving"
+    assert alert.alerts[-1].kind == "unpredictable"
     drive(alert, trainer, [snapshot(mode(float("nan"), None))] * 4, start=60)
     assert len(alert.alerts) == told
 

@@ -501,7 +501,7 @@ def test_an_alert_follows_the_first_of_two_monitors() -> None:
     watch = alert.state_dict()["watches"]["1"]
     assert watch["learned"][-1] == first.snapshot.target_modes[0].learned
     assert alert.state_dict()["last_step"] == 10
-    assert watch["steps"] == [5, 10]  # those of the preconditioned kernel
+    assert watch["steps"] == [0, 5, 10]
 
 
 def test_validation_outside_of_training_gives_no_probe_batch() -> None:

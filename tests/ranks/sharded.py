@@ -23,7 +23,6 @@ from torch.distributed.tensor.parallel import (
 )
 
 from ntk_monitor.model import linearize
-from ntk_monitor.monitor.optimizers import preconditioner
 from ntk_monitor.probe import Probe
 from ntk_monitor.ranks import ALONE, Ranks
 from ranks.data_parallel import CASES, draw, edges, mlp, numbers, part
@@ -132,11 +131,9 @@ def training(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
                 Probe(max_products=40, dtype=None)(module, (x, y), ranks=ranks)
             optimizer.step()
             if watched and step == 1:
-                scales = preconditioner([optimizer], module)
-                assert scales is not None
                 lin = linearize(module, x, dtype=torch.float64, ranks=ranks)
                 errors = [(0, torch.ones(len(x), 1, 4, dtype=torch.float64))]
-                found["sharded"] = next(iter(lin.pull_back_outputs(errors, scales)))[1:]
+                found["sharded"] = next(iter(lin.pull_back_outputs(errors)))[1:]
         found["watched" if watched else "plain"] = [local(p).tolist() for p in module.parameters()]
     module = shard(made(mlp), mesh)
     for factor in (None, 3.0):
@@ -168,8 +165,7 @@ def training(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
         optimizer.step()
     lin = linearize(module, batch[0], dtype=torch.float64, method="in-place")
     errors = [(0, torch.ones(len(batch[0]), 1, 4, dtype=torch.float64))]
-    scales = preconditioner([optimizer], module)
-    found["whole"] = next(iter(lin.pull_back_outputs(errors, scales)))[1:]
+    found["whole"] = next(iter(lin.pull_back_outputs(errors)))[1:]
     return found
 
 

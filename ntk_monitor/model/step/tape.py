@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -39,6 +40,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: list[Tensor] = []
         self._starts: dict[int, int] = {}
         self._written: list[tuple[int, Tensor]] = []
+        self._memories: dict[int, int] = {}
         self._on = False
 
     def start(self, number: int, tensor: Tensor) -> None:
@@ -75,11 +77,12 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         del types
         kwargs = kwargs or {}
         leaves, structure = tree_flatten((args, kwargs))
+        self._find_views(leaves)
         if not any(isinstance(leaf, Tensor) and id(leaf) in self._slots for leaf in leaves):
             return func(*args, **kwargs)
         for written in _written_to(func, args, kwargs):
             if id(written) not in self._slots:
-                self._written.append((self._slot(written), written.clone()))
+                self._follow_memory(written)
         found = [
             _Slot(self._slots[id(leaf)])
             if isinstance(leaf, Tensor) and id(leaf) in self._slots
@@ -92,6 +95,30 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         self._entries.append(_Entry(func, found, structure, slots))
         return result
+
+    def _follow_memory(self, written: Tensor) -> None:
+        """Follow what was not computed from them until it is written to, with all views of it."""
+        memory = written.untyped_storage()
+        count = memory.nbytes() // written.element_size()
+        whole = written.as_strided((count,), (1,), 0)
+        root = self._slot(whole)
+        self._written.append((root, whole.clone()))
+        self._memories[memory.data_ptr()] = root
+        self._find_views([written])
+
+    def _find_views(self, leaves: Sequence[Any]) -> None:
+        """Follow tensors in memory that is followed."""
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor) or id(leaf) in self._slots or not self._memories:
+                continue
+            root = self._memories.get(_memory_of(leaf))
+            if root is None or leaf.dtype != self._known[root].dtype:
+                continue
+            how = (self._known[root], tuple(leaf.shape), leaf.stride(), leaf.storage_offset())
+            arguments, structure = tree_flatten((how, {}))
+            arguments[0] = _Slot(root)
+            view = torch.ops.aten.as_strided.default
+            self._entries.append(_Entry(view, arguments, structure, (self._slot(leaf),)))
 
     def replay(self, starts: Mapping[int, Tensor], end: Tensor) -> Tensor | None:
         """Compute again.
@@ -106,7 +133,8 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if id(end) not in self._slots:
             return None
         values = {slot: clone.clone() for slot, clone in self._written}
-        values |= {self._starts[number]: tensor for number, tensor in starts.items()}
+        # Clones, as a loss may write to its outputs.
+        values |= {self._starts[number]: tensor.clone() for number, tensor in starts.items()}
         given = set(self._starts.values())
         for entry in self._entries:
             arguments = [values[x.number] if isinstance(x, _Slot) else x for x in entry.arguments]
@@ -116,6 +144,14 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if slot is not None and slot not in given:
                     values[slot] = value
         return values[self._slots[id(end)]]
+
+
+def _memory_of(tensor: Tensor) -> int:
+    """Where a tensor's memory begins; 0 for one that has none."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return 0
 
 
 def _written_to(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:  # noqa: ANN401
