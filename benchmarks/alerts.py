@@ -3,8 +3,8 @@
 The trainings are those of `alert_runs.py`; settings were chosen on the kinds of the half "choice"
 and are reported on those of the half "report". A mode was *learned* if at the end its learned
 fraction was above the threshold, *unlearned* if it was below a half although there was something to
-learn, and *limited* if a part of it, or all, is noise that nothing could learn. Rules only differ in
-when they speak; what they look at is the same.
+learn, and *limited* if a part of it, or all, is noise that nothing could learn. Rules only differ
+in when they speak; what they look at is the same.
 
 The simulation is a logarithm that grows straight, with AR(1) noise: at twice and at 1.25 times the
 slope that is needed (an alarm is false), at 0.3 times (it is right), and at twice for a hundred
@@ -43,7 +43,7 @@ REASONS = {
     "core": {"core", "propagator"},
     "propagator": {"propagator", "core"},
 }
-"""Reasons that are right, by the cause; of other causes (imbalance, a frozen body) none is judged."""
+"""Reasons that are right, by the cause; of others (imbalance, a frozen body) none is judged."""
 
 
 class Alarm(NamedTuple):
