@@ -45,8 +45,9 @@ class Leg:
         self.parts: dict[str, Part] = descent.parts(self.stepped)
         norm = math.sqrt(sum(float(g.double().square().sum()) for g in self.stepped.values()))
         ratio = self._left_by_clipping()
-        least = min((float(r.min()) for r in ratio.values() if r.numel()), default=1.0)
-        most = max((float(r.max()) for r in ratio.values() if r.numel()), default=1.0)
+        seen = [r[self.stepped[n] != 0] for n, r in ratio.items()]
+        least = min((float(r.min()) for r in seen if r.numel()), default=1.0)
+        most = max((float(r.max()) for r in seen if r.numel()), default=1.0)
         uniform = most - least <= 1e-3 * most
         self._clip_norm = descent.clipping.norm or math.inf
         mask = None

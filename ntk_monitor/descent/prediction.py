@@ -473,8 +473,12 @@ class _Prediction:
             m = len(course.basis)  # fewer Krylov directions
             drifts = len(course.drifts)
             here = torch.cat([here[:m], here[len(here) - drifts :]])
+        here = here.double()
         if self.observed is not self.source:
-            losses = np.array([observed.evaluate(_moved(observed, here, p))[0] for p in places])
+            losses = np.array([
+                observed.evaluate(_moved(observed, here, p).to(observed.outputs.dtype))[0]
+                for p in places
+            ])
         learned = [self.modes.learned(_moved(observed, here, p)) for p in places]
         return _Curves(steps, losses, np.array(learned).reshape(len(steps), len(self.pulled)))
 
@@ -595,9 +599,9 @@ class _Curves(NamedTuple):
 
 
 def _moved(observed: LossMap, here: Tensor, p: Vector) -> Tensor:
-    """The outputs at a place of a small space."""
-    place = torch.as_tensor(p, dtype=here.dtype, device=here.device)
-    return observed.outputs - place @ here
+    """The outputs at a place of a small space, where a step may be below their own rounding."""
+    place = torch.as_tensor(p, dtype=torch.float64, device=here.device)
+    return observed.outputs.double() - place @ here
 
 
 def _summed(by_trial: Tensor, ranks: Any) -> tuple[float, float]:  # noqa: ANN401
