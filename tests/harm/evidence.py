@@ -78,7 +78,8 @@ def evidence(trainer: Any, module: Any, witness: Witness) -> dict[str, Any]:
 
 
 def _ours(tag: str) -> bool:
-    return any(f"{part}/" in tag for part in ("ntk", "core", "target", "alert"))
+    ours = ("ntk", "core", "target", "alert", "forecast", "gradient", "update")
+    return any(f"{part}/" in tag for part in ours)
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> set[str]:
