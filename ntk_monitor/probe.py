@@ -214,6 +214,7 @@ class Probe:
                 targets,
                 pulled,
                 Setting(self._descent(module, descent), horizon, second, source),
+                reach,
             )
             outputs = tuple(map(_described, lin.comparisons)) if lin.loss is not None else ()
             lin = replace(lin, outputs=None, comparisons=())  # which may be larger than all else
@@ -322,10 +323,11 @@ class Probe:
         targets: dict[int, Target],
         pulled: tuple[PulledMode, ...],
         setting: Setting,
+        tier: Tier,
     ) -> Predicted:
         """What the coming steps do, as far as the tier and the method go."""
         finite = lin.loss is None or math.isfinite(lin.loss)
-        if self.tier == "core" or not finite or lin.jacobian.method == IN_PLACE:
+        if tier == "core" or not finite or lin.jacobian.method == IN_PLACE:
             return Predicted(loss=lin.loss)
         return predict(lin, targets, pulled, setting)
 

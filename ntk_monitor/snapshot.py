@@ -277,11 +277,11 @@ class Snapshot:
             tags[f"target/mode_{mode.index}/rate"] = None if math.isnan(mode.rate) else mode.rate
             tags[f"target/mode_{mode.index}/steps_to_learn"] = mode.steps_to_learn
             tags[f"target/mode_{mode.index}/transfer"] = mode.transfer
-        tags |= {"forecast/loss_now": self.loss, "forecast/transfer": self.transfer}
+        tags |= {"loss/now": self.loss, "loss/transfer": self.transfer}
         if self.forecast is not None:
             for ahead in AHEAD:
-                tags[f"forecast/loss_in_{ahead}_steps"] = self.forecast.loss_in(ahead)
-            tags["forecast/holds_for"] = self.forecast.valid_for
+                tags[f"loss/in_{ahead}_steps"] = self.forecast.loss_in(ahead)
+            tags["loss/forecast_holds_for"] = self.forecast.valid_for
         if self.instruments is not None:
             found = self.instruments
             tags["gradient/norm"] = found.gradient_norm

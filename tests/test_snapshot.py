@@ -123,7 +123,7 @@ def test_scalars_are_the_documented_tags() -> None:
     sampled = ["core_cosine", "temporal_core_cosine", "effective_rank", "temporal_effective_rank"]
     sampled = [f"ntk/{name}" for name in [*sampled, "spatial_effective_rank", "trace"]]
     sampled += [f"target/mode_{i}/{name}" for i in (1, 2) for name in ("alignment", "transfer")]
-    sampled += ["forecast/transfer", "gradient/signal_to_noise"]
+    sampled += ["loss/transfer", "gradient/signal_to_noise"]
     wanted = {*sampled, *(f"{tag}_stderr" for tag in sampled)}
     names = ("learned", "rate", "steps_to_learn")
     wanted |= {f"target/mode_{i}/{name}" for i in (1, 2) for name in names}

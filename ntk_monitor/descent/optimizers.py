@@ -506,11 +506,17 @@ def _advance(
         kept = float(group["betas"][1]) ** steps
         state["exp_avg"] = held.clone()
         state["exp_avg_sq"] = kept * state.get("exp_avg_sq", 0.0) + (1 - kept) * square
+        if "mu_product" in state or isinstance(optimizer, NAdam):
+            begun = int(float(state["step"])) - steps
+            growing = float(group["momentum_decay"])
+            velocity = Velocity(float(group["betas"][0]), taken=begun, growing=growing)
+            momenta = math.prod(velocity._grown(k) for k in range(steps))
+            state["mu_product"] = torch.tensor(float(state.get("mu_product", 1.0)) * momenta)
     elif isinstance(optimizer, RMSprop):
         kept = float(group["alpha"]) ** steps
         state["square_avg"] = kept * state.get("square_avg", 0.0) + (1 - kept) * square
-        if group.get("momentum"):
-            state["momentum_buffer"] = held.clone()
+        if group.get("momentum"):  # whose buffer is scaled already
+            state["momentum_buffer"] = held / (state["square_avg"].sqrt() + group["eps"])
     elif isinstance(optimizer, Adagrad):
         state["sum"] = state.get("sum", 0.0) + steps * square
 

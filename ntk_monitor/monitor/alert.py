@@ -14,15 +14,15 @@ from ntk_monitor.snapshot import Snapshot
 class StallAlert(StallDetector, CallbackOfEither):
     """Say when a target mode is stalled: visible in the loss, invisible to gradient descent.
 
-    After each probe every mode has a state: ``"warming up"``, ``"insufficient data"`` (it needs
-    more steps than remain, and whether it comes within reach cannot be told yet), ``"learning"``,
-    ``"learned"``, ``"stalled"`` or ``"recovered"``. A mode is stalled if it is not learned, needs
-    more steps than remain, and neither its rate nor its learned fraction grows as fast as the
+    After each probe every mode has a state: ``"warming up"``, ``"insufficient data"`` (whether it
+    comes within reach cannot be told yet), ``"learning"``, ``"learned"``, ``"stalled"``,
+    ``"recovered"``, ``"unpredictable"`` (a step on one batch does nothing for others), or ``"not
+    judged"`` (no optimizer could be read). A mode is stalled if it is not learned, by the forecast
+    needs more steps than remain, and neither its rate nor its learned fraction grows as fast as the
     remaining steps need, with 95 % certainty and at ``patience`` probes in a row; see `StallWatch`.
     Each stall is told of once, with what holds the mode back and what helps, while there is a probe
-    to come; so is its recovery, and, as information, a mode that stands still although it is within
-    reach. Under Adam, AdamW, NAdam, RMSprop, Adagrad and Shampoo the steps to learn are those of
-    the preconditioned kernel ``J D J*``.
+    to come; so is its recovery, and, as information, a mode that is unpredictable. Steps to learn
+    are those of the optimizers in use, with schedule, clipping and decay.
 
     Alerts go to the loggers as text, to ``alerts.jsonl`` in the log directory, to ``on_alert``, and
     (stalls and recoveries) to ``notify``. The verdicts are logged as ``alert/mode_<i>`` (1 while

@@ -165,9 +165,13 @@ class StallDetector:
         spacing = step - self._last_step if self._last_step is not None else 1
         self._last_step = step
         readings = [
-            Reading(mode.index, mode.learned, mode.steps_to_learn, _pair(mode.transfer))
+            Reading(
+                mode.index,
+                mode.learned,
+                math.nan if mode.steps_to_learn is None else mode.steps_to_learn,
+                _pair(mode.transfer),
+            )
             for mode in snapshot.target_modes
-            if mode.steps_to_learn is not None
         ]
         early = math.isfinite(planned) and step < self.warmup * planned
         changes = self._watch.update(step, readings, remaining, early=early, last=to_come < spacing)

@@ -348,8 +348,9 @@ class StallWatch:
 
         Args:
             step: Where it was taken; a probe at or before the last step is left out.
-            readings: What it says of each mode; modes without a finite learned fraction, or with
-                steps to learn that are no number, are left out.
+            readings: What it says of each mode; one without a finite learned fraction, or with
+                steps to learn that are no number, changes nothing, and a mode that never had
+                another is not judged.
             remaining: Steps that remain.
             early: Whether the training is still warming up, so that there is no verdict.
             last: Whether no probe is to come; whatever is not learned would then be out of reach,
@@ -361,9 +362,13 @@ class StallWatch:
         evidence: dict[int, Evidence | None] = {}
         remaining = max(remaining, 1.0)
         for reading in readings:
-            if not math.isfinite(reading.learned) or math.isnan(reading.steps):
-                continue
             watch = self.watches.setdefault(reading.mode, ModeWatch())
+            known = math.isfinite(reading.learned) and not math.isnan(reading.steps)
+            if not known or watch.state == "not judged":
+                fresh = watch.state in {"warming up", "not judged"}
+                watch.state = ("warming up" if known else "not judged") if fresh else watch.state
+            if not known:
+                continue
             if watch.steps and step <= watch.steps[-1]:
                 continue
             watch.add(step, reading, self.rule.window * LONGEST)
@@ -410,7 +415,8 @@ class StallWatch:
             verdict: ModeState = "unpredictable" if _nothing_transfers(watch) else "stalled"
         else:
             in_time = found.too_slow <= self.rule.level or _transfers(watch, remaining)
-            too_slow, verdict = too_slow and not in_time, "unpredictable"
+            too_slow = too_slow and not in_time
+            verdict = "stalled" if _teaches(watch) else "unpredictable"
         if too_slow:
             return verdict
         return "learning" if in_time else "insufficient data"
@@ -437,6 +443,12 @@ class StallWatch:
         if watch.state == "stalled":
             watch.rest = self.rule.cooldown + 1
         watch.state = proposal
+
+
+def _teaches(watch: ModeWatch) -> bool:
+    """Whether steps on one batch certainly do much for another."""
+    known = watch.transfer
+    return known is not None and known[0] - SURE * known[1] > NOTHING
 
 
 def _transfers(watch: ModeWatch, remaining: float) -> bool:
