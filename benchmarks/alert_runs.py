@@ -89,7 +89,7 @@ def record(name: str, seed: int) -> dict[str, Any]:
         "scenario": name, "half": half(name), "group": kind.group, "cause": kind.cause,
         "loss_kind": kind.loss, "seed": seed, "planned": training.steps,
         "unpredictable": sorted(training.unpredictable), "stuck": sorted(training.stuck),
-        "since": kind.since, "steps": [], "loss": [], "idle": [], "modes": [],
+        "since": kind.since, "steps": [], "loss": [], "transfer": [], "idle": [], "modes": [],
     }  # fmt: skip
     every = max(training.steps // PROBES, 1)
     losses = [math.nan]
@@ -106,6 +106,9 @@ def record(name: str, seed: int) -> dict[str, Any]:
         )
         found["steps"].append(step)
         found["loss"].append(short(losses[-1]))
+        whole = snapshot.transfer
+        transfer = None if whole is None else [short(whole.value), short(whole.stderr)]
+        found["transfer"].append(transfer)
         found["idle"].append([short(snapshot.dead_units), short(snapshot.saturated_units)])
         found["modes"].append([said(mode) for mode in snapshot.target_modes])
 

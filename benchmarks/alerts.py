@@ -85,12 +85,18 @@ def mode_of(index: int, said: dict[str, Any]) -> TargetMode:
     )
 
 
+def pair(kept: Sequence[float] | None) -> tuple[float, float] | None:
+    """A transfer and its standard error, from what was kept."""
+    return None if kept is None else (kept[0], kept[1])
+
+
 def ours(run: dict[str, Any]) -> dict[int, Alarm]:
     """What the alert's own rule calls stalled or unpredictable, the first time."""
     watch, found = StallWatch(StallRule()), {}
     for i, (step, modes) in enumerate(zip(run["steps"], run["modes"], strict=True)):
+        whole = pair(run["transfer"][i])
         readings = [
-            Reading(j, said["learned"], said["steps"], said["transfer"] and tuple(said["transfer"]))
+            Reading(j, said["learned"], said["steps"], pair(said["transfer"]), whole)
             for j, said in enumerate(modes)
         ]
         remaining = max(run["planned"] - step, 1)

@@ -63,6 +63,10 @@ SAMPLING_SHARE = 0.8
 """Share of the time limit after which a probe makes do with the samples that it has."""
 EXACT_ROWS = 2048
 """Most rows of a state whose temporal view ``"auto"`` decomposes in full."""
+NO_COPY = (
+    f"there is no forecast and there are no steps to learn with method={IN_PLACE!r}, which keeps no "
+    "copy of the parameters: for models that are not sharded another method has them"
+)
 DENSE_LIMIT = 2**28
 """Most entries that a dense Jacobian may have."""
 
@@ -327,8 +331,11 @@ class Probe:
     ) -> Predicted:
         """What the coming steps do, as far as the tier and the method go."""
         finite = lin.loss is None or math.isfinite(lin.loss)
-        if tier == "core" or not finite or lin.jacobian.method == IN_PLACE:
+        if tier == "core" or not finite:
             return Predicted(loss=lin.loss)
+        if lin.jacobian.method == IN_PLACE:
+            told = (NO_COPY,) if setting.descent is not None and targets else ()
+            return Predicted(loss=lin.loss, remarks=told)
         return predict(lin, targets, pulled, setting)
 
     def _measure(

@@ -149,7 +149,7 @@ class Course:
             loss at each. They end early where the loss ceases to be finite.
         """
         steps, places, losses, _ = self._single(int(min(horizon, single)))
-        long = horizon > single and math.isfinite(losses[-1])
+        long = len(self.directions) > 0 and horizon > single and math.isfinite(losses[-1])
         if long and self.loss_map.outputs.numel() <= MOST_ENTRIES:
             self._flow(steps, places, losses, horizon)
         return np.array(steps), np.array(places), np.array(losses)

@@ -18,7 +18,7 @@ from ntk_monitor.model.second_pass import counts_of
 from ntk_monitor.model.step import Comparison
 from ntk_monitor.model.step.comparison import Seen, compared
 from ntk_monitor.model.step.tape import Tape
-from ntk_monitor.ranks import Ranks
+from ntk_monitor.ranks import RankError, Ranks
 
 NEGLIGIBLE = 1e-3
 """Share of the gradient's size below which the loss counts as a function of the outputs alone."""
@@ -211,9 +211,16 @@ class LossMap:
             along: Directions, shape ``(m, N)``; None for none.
 
         Returns:
-            The loss, and the derivatives in float64, shape ``(m,)``.
+            The loss, and the derivatives in float64, shape ``(m,)``; nan where the loss is not
+            defined.
         """
-        loss, error = self._once(flat)
+        try:
+            loss, error = self._once(flat)
+        except RankError:
+            raise
+        except RuntimeError:  # of what it is defined for, a linear model may leave
+            loss, error = torch.tensor(torch.nan, dtype=torch.float64), torch.zeros_like(flat)
+            loss = loss.to(flat.device)
         slopes = error.new_zeros(0) if along is None else along @ error
         joined = self.ranks.sum(torch.cat([loss.reshape(1), slopes.double()]))
         return float(joined[0]), joined[1:]

@@ -170,6 +170,7 @@ class StallDetector:
                 mode.learned,
                 math.nan if mode.steps_to_learn is None else mode.steps_to_learn,
                 _pair(mode.transfer),
+                _pair(snapshot.transfer),
             )
             for mode in snapshot.target_modes
         ]

@@ -13,7 +13,7 @@ LOW_OVERLAP = 0.01
 """Core overlap below which the activity is said to lack a mode."""
 LOST = 0.1
 """Share of what a mode's core overlap promises, against the best mode, below which the propagator
-is said to suppress it."""
+is said to suppress it; and share of its steps to learn that a change must leave at most."""
 MOST_IDLE = 0.9
 """Share of the state's units that are dead or saturated from which they are the reason."""
 FAR = 10.0
@@ -113,16 +113,19 @@ _LOOKS = (_by_change, _in_the_activity, _in_the_kernel, _in_the_steps)
 def _opened(mode: TargetMode, name: str, remaining: float) -> str:
     """What a change makes of a mode, in words; empty where it would not bring it into reach.
 
-    It does if the forecast with it says so, or if without it the mode has at most half the rate,
-    and at that rate it would take no more than `FAR` times the steps that remain: what is out of
-    the forecast's sight may still be reached.
+    It does if the forecast with it says so, or says that it takes a tenth of the time and no more
+    than `FAR` times the steps that remain; or if without it the mode has at most half the rate, and
+    at that rate it would take no more than that: what is out of the forecast's sight may still be
+    reached.
 
     Returns:
         A clause.
     """
     steps, rates = dict(mode.steps_if), dict(mode.rate_if)
-    if steps.get(name, math.inf) <= remaining:
-        return f"{name} {steps[name]:.3g} steps"
+    with_it = steps.get(name, math.inf)
+    as_it_is = steps.get("as it is", math.inf)
+    if with_it <= remaining or with_it <= min(FAR * remaining, LOST * as_it_is):
+        return f"{name} {with_it:.3g} steps"
     rate = rates.get(name, 0.0)
     if rate <= 0 or rates.get("as it is", 0.0) > rate / 2:
         return ""

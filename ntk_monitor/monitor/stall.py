@@ -175,12 +175,14 @@ class Reading:
         steps: Its steps to learn; inf where it never will be.
         transfer: What a step on one batch does for it on another, over what it does on its own, and
             the standard error; None where that is not known.
+        of_the_loss: The same for the loss, which is known better.
     """
 
     mode: int
     learned: float
     steps: float
     transfer: tuple[float, float] | None = None
+    of_the_loss: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,7 @@ class ModeWatch:
         learned: Learned fractions there.
         log_steps: Logarithms of the steps to learn there.
         transfers: Transfers and their standard errors there, where they were known.
+        of_the_loss: Likewise those of the loss.
         best: Smallest distance of the learned fraction from 1 that counted as progress.
         moved: The step of that.
         state: Its state.
@@ -224,6 +227,7 @@ class ModeWatch:
     learned: list[float] = field(default_factory=list)
     log_steps: list[float] = field(default_factory=list)
     transfers: list[tuple[float, float]] = field(default_factory=list)
+    of_the_loss: list[tuple[float, float]] = field(default_factory=list)
     best: float = math.inf
     moved: int = 0
     state: ModeState = "warming up"
@@ -240,13 +244,12 @@ class ModeWatch:
     @property
     def transfer(self) -> tuple[float, float] | None:
         """What is known of its transfer from the latest probes together."""
-        latest = [each for each in self.transfers[-POOLED:] if all(map(math.isfinite, each))]
-        if not latest:
-            return None
-        weights = [1 / max(stderr, 1e-6) ** 2 for _, stderr in latest]
-        mean = sum(w * value for w, (value, _) in zip(weights, latest, strict=True)) / sum(weights)
-        # Probes of one batch err alike: many of them are worth no more than a few.
-        return mean, math.sqrt(len(latest) / sum(weights) / min(len(latest), INDEPENDENT))
+        return _pooled(self.transfers)
+
+    @property
+    def transfer_of_the_loss(self) -> tuple[float, float] | None:
+        """Likewise of the loss."""
+        return _pooled(self.of_the_loss)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> ModeWatch:
@@ -269,6 +272,7 @@ class ModeWatch:
             learned=[float(x) for x in state["learned"]],
             log_steps=[float(x) for x in state["log_steps"]],
             transfers=[(float(value), float(stderr)) for value, stderr in state["transfers"]],
+            of_the_loss=[(float(value), float(stderr)) for value, stderr in state["of_the_loss"]],
             state=state["state"],
             proposed=state["proposed"],
             best=float(state["best"]),
@@ -285,6 +289,8 @@ class ModeWatch:
         self.log_steps = [*self.log_steps, log_steps][-kept:]
         if reading.transfer is not None:
             self.transfers = [*self.transfers, reading.transfer][-POOLED:]
+        if reading.of_the_loss is not None:
+            self.of_the_loss = [*self.of_the_loss, reading.of_the_loss][-POOLED:]
         self.rest = max(self.rest - 1, 0)
 
 
@@ -462,9 +468,20 @@ def _transfers(watch: ModeWatch, remaining: float) -> bool:
 
 
 def _nothing_transfers(watch: ModeWatch) -> bool:
-    """Whether steps on one batch certainly do next to nothing for another."""
-    known = watch.transfer
-    return known is not None and known[0] + SURE * known[1] < NOTHING
+    """Whether steps on one batch certainly do next to nothing for another, or for all its loss."""
+    known = (watch.transfer, watch.transfer_of_the_loss)
+    return any(each is not None and each[0] + SURE * each[1] < NOTHING for each in known)
+
+
+def _pooled(readings: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """A mean of the latest readings, and its standard error."""
+    latest = [each for each in readings[-POOLED:] if all(map(math.isfinite, each))]
+    if not latest:
+        return None
+    weights = [1 / max(stderr, 1e-6) ** 2 for _, stderr in latest]
+    mean = sum(w * value for w, (value, _) in zip(weights, latest, strict=True)) / sum(weights)
+    # Probes of one batch err alike: many of them are worth no more than a few.
+    return mean, math.sqrt(len(latest) / sum(weights) / min(len(latest), INDEPENDENT))
 
 
 def _p_values(
