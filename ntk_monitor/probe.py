@@ -64,8 +64,8 @@ SAMPLING_SHARE = 0.8
 EXACT_ROWS = 2048
 """Most rows of a state whose temporal view ``"auto"`` decomposes in full."""
 NO_COPY = (
-    f"there is no forecast and there are no steps to learn with method={IN_PLACE!r}, which keeps no "
-    "copy of the parameters: for models that are not sharded another method has them"
+    f"there is no forecast and there are no steps to learn with method={IN_PLACE!r}, which keeps "
+    "no copy of the parameters: for models that are not sharded another method has them"
 )
 DENSE_LIMIT = 2**28
 """Most entries that a dense Jacobian may have."""

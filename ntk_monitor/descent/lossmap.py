@@ -18,7 +18,7 @@ from ntk_monitor.model.second_pass import counts_of
 from ntk_monitor.model.step import Comparison
 from ntk_monitor.model.step.comparison import Seen, compared
 from ntk_monitor.model.step.tape import Tape
-from ntk_monitor.ranks import RankError, Ranks
+from ntk_monitor.ranks import Ranks
 
 NEGLIGIBLE = 1e-3
 """Share of the gradient's size below which the loss counts as a function of the outputs alone."""
@@ -216,11 +216,9 @@ class LossMap:
         """
         try:
             loss, error = self._once(flat)
-        except RankError:
-            raise
-        except RuntimeError:  # of what it is defined for, a linear model may leave
-            loss, error = torch.tensor(torch.nan, dtype=torch.float64), torch.zeros_like(flat)
-            loss = loss.to(flat.device)
+        except RuntimeError:  # a linear model may leave what it is defined for
+            error = torch.zeros_like(flat)
+            loss = error.new_full((), torch.nan, dtype=torch.float64)
         slopes = error.new_zeros(0) if along is None else along @ error
         joined = self.ranks.sum(torch.cat([loss.reshape(1), slopes.double()]))
         return float(joined[0]), joined[1:]
