@@ -219,7 +219,8 @@ class Course:
         m = len(self.basis)
         kernel = self._small_kernel()
         values, vectors = np.linalg.eigh(kernel)
-        curvatures = [self._curvature(p, vectors[:, i]) for i in range(m)]
+        slopes = vectors.T @ self.slopes(p)[1][:m]
+        curvatures = [self._curvature(p, vectors[:, i], slopes[i]) for i in range(m)]
         reach = values * np.array(curvatures) * rate
         stable = 2 * (1 + self.velocity.beta) / self.velocity.gain
         factors = np.where(reach > stable, 0.0, 1.0)
@@ -232,15 +233,15 @@ class Course:
         kernel: NDArray[np.float64] = found.cpu().numpy()
         return (kernel + kernel.T) / 2
 
-    def _curvature(self, p: Vector, direction: Vector) -> float:
-        """Second derivative of the loss along a unit direction of the space."""
+    def _curvature(self, p: Vector, direction: Vector, slope: float) -> float:
+        """Second derivative of the loss along a unit direction, whose first is known."""
         along = torch.as_tensor(direction, dtype=self.basis.dtype, device=self.basis.device)
         q = (along @ self.basis).unsqueeze(0)
         y, ranks = self.outputs(p), self.loss_map.ranks
         size = math.sqrt(float(ranks.sum(y.double().square().sum())))
         epsilon = 0.01 * (size + 1e-3 * math.sqrt(ranks.total(len(y))))
-        slopes = [float(self.loss_map.evaluate(y + s * epsilon * q[0], q)[1]) for s in (1, -1)]
-        return max((slopes[0] - slopes[1]) / (2 * epsilon), 0.0)
+        ahead = float(self.loss_map.evaluate(y + epsilon * q[0], q)[1])
+        return max((ahead - slope) / epsilon, 0.0)
 
     def _flow(
         self,

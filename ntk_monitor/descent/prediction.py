@@ -501,7 +501,7 @@ class _Prediction:
     ) -> list[_Changed]:
         """Steps to learn, and rates, with one thing changed, of modes that are out of reach."""
         reach = self.setting.horizon
-        stuck = [i for i, s in enumerate(steps) if s > reach]
+        stuck = [i for i, s in enumerate(steps) if s > reach >= BELIEVED]
         found = [_Changed({}, {}) for _ in steps]
         if not stuck:
             return found

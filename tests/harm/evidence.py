@@ -78,7 +78,7 @@ def evidence(trainer: Any, module: Any, witness: Witness) -> dict[str, Any]:
 
 
 def _ours(tag: str) -> bool:
-    ours = ("ntk", "core", "target", "alert", "loss/", "gradient", "update")
+    ours = ("ntk", "core", "target", "alert", "loss", "gradient", "update")
     return any(f"{part}/" in tag for part in ours)
 
 
