@@ -38,7 +38,7 @@ from ntk_monitor.model.quiet import draw_anew
 from ntk_monitor.model.spread import is_sharded
 from ntk_monitor.model.state import StatePath
 from ntk_monitor.model.step import Comparison, LossFn
-from ntk_monitor.ranks import ALONE, Ranks
+from ntk_monitor.ranks import ALONE, RankError, Ranks
 from ntk_monitor.snapshot import ComparedOutput, Snapshot
 from ntk_monitor.targets import (
     PulledMode,
@@ -169,6 +169,7 @@ class Probe:
         module: nn.Module,
         batch: Any,  # noqa: ANN401
         *,
+        learning_rate: float | None = None,
         descent: Descent | None = None,
         horizon: float = math.inf,
         second: Any = None,  # noqa: ANN401
@@ -184,8 +185,9 @@ class Probe:
         Args:
             module: The model; left exactly as it was.
             batch: What to call it on.
-            descent: How the training steps; plain gradient descent at the setting's learning rate,
-                if there is one, where left out.
+            learning_rate: Of plain gradient descent, in place of the setting for this call.
+            descent: How the training steps; plain gradient descent at the learning rate, if there
+                is one, where left out.
             horizon: Steps that remain. Of a mode that needs more it is found out what would change
                 that.
             second: Another batch of the training, to measure what a step on one does to the other.
@@ -217,7 +219,7 @@ class Probe:
                 lin,
                 targets,
                 pulled,
-                Setting(self._descent(module, descent), horizon, second, source),
+                Setting(self._descent(module, descent, learning_rate), horizon, second, source),
                 reach,
             )
             outputs = tuple(map(_described, lin.comparisons)) if lin.loss is not None else ()
@@ -316,10 +318,13 @@ class Probe:
     ) -> tuple[PulledMode, ...]:
         return pull_back(targets, self.modes, lin, core, derivatives=tier != "core")
 
-    def _descent(self, module: nn.Module, descent: Descent | None) -> Descent | None:
-        if descent is not None or self.learning_rate is None:
+    def _descent(
+        self, module: nn.Module, descent: Descent | None, learning_rate: float | None
+    ) -> Descent | None:
+        rate = self.learning_rate if learning_rate is None else learning_rate
+        if descent is not None or rate is None:
             return descent
-        return plain_descent(module, self.learning_rate)
+        return plain_descent(module, rate)
 
     def _predicted(
         self,
@@ -336,7 +341,16 @@ class Probe:
         if lin.jacobian.method == IN_PLACE:
             told = (NO_COPY,) if setting.descent is not None and targets else ()
             return Predicted(loss=lin.loss, remarks=told)
-        return predict(lin, targets, pulled, setting)
+        try:
+            return predict(lin, targets, pulled, setting)
+        except (RankError, TimeoutError):
+            raise
+        except Exception as error:
+            if lin.ranks.everyone.size > 1:  # the others are in the middle of it
+                raise
+            logger.info("there is no forecast: %r", error, exc_info=True)
+            told = (f"there is no forecast of this training: {error}",)
+            return Predicted(loss=lin.loss, remarks=told)
 
     def _measure(
         self,

@@ -126,8 +126,8 @@ def target_like(comparison: Comparison, output: Tensor, lin: Linearization) -> T
     target, classes = given, None
     counts = lin.counted(comparison)
     by_index = not target.is_floating_point() if loss is None else loss.kind == "classes"
-    if by_index and _is_one_hot(target, output, counts):  # the same, written in another way
-        target = target.argmax(-1)
+    if (by_index or loss is None) and _is_one_hot(target, output, counts):
+        target, by_index = target.argmax(-1), True  # the same, written in another way
     if by_index and not target.is_floating_point():
         if comparison.counts is not None:  # a class that is ignored may be none of the outputs
             target = target.where(comparison.counts.any(-1), -1)
@@ -169,7 +169,8 @@ def target_like(comparison: Comparison, output: Tensor, lin: Linearization) -> T
 
 def _is_one_hot(target: Tensor, output: Tensor, counts: Tensor | None) -> bool:
     """Whether distributions over classes are all certain, and all of them count."""
-    distributions = target.is_floating_point() and target.shape[-1] == output.shape[2]
+    classes = output.shape[2]
+    distributions = target.is_floating_point() and target.shape[-1] == classes > 1
     if not distributions or (counts is not None and not bool(counts.all())):
         return False
     return bool(((target == 0) | (target == 1)).all() and (target.sum(-1) == 1).all())

@@ -128,8 +128,8 @@ def test_scalars_are_the_documented_tags() -> None:
     names = ("learned", "rate", "steps_to_learn")
     wanted |= {f"target/mode_{i}/{name}" for i in (1, 2) for name in names}
     wanted |= {"core/effective_rank", "ntk/probe_seconds", "gradient/norm", "update/relative_size"}
-    names = ("loss_now", "loss_in_10_steps", "loss_in_30_steps", "holds_for")
-    wanted |= {f"forecast/{name}" for name in names}
+    names = ("now", "in_10_steps", "in_30_steps", "forecast_holds_for")
+    wanted |= {f"loss/{name}" for name in names}
     scalars = snapshot().scalars()
     assert set(scalars) == wanted
     assert all(type(value) is float for value in scalars.values())

@@ -86,6 +86,7 @@ class LossMap:
             NoLossError: If there is no loss that can be computed anew, or no output of it.
         """
         self._lin, self._guess = lin, guess
+        self._others: list[LossMap] = []
         self._forward = lin._forward
         self.ranks: Ranks = lin.ranks
         names = lin._trained
@@ -113,6 +114,12 @@ class LossMap:
         self.rest = rest if sizes[0] > NEGLIGIBLE * sizes[1] else None
         self.products = self._derivative(accuracy)
 
+    def close(self) -> None:
+        """Let go of the derivative, which refers back to this map."""
+        vars(self).pop("products", None)
+        for other in self._others:
+            other.close()
+
     def moved(self, theta: Tensor) -> LossMap:
         """The same at other parameters.
 
@@ -122,7 +129,9 @@ class LossMap:
         Returns:
             Another loss map.
         """
-        return LossMap(self._lin, self._guess, theta)
+        other = LossMap(self._lin, self._guess, theta)
+        self._others.append(other)
+        return other
 
     def _quiet(self) -> ExitStack:
         stack = ExitStack()
@@ -145,7 +154,7 @@ class LossMap:
                     {0: plain.output},
                     seen,
                     self._guess(plain.output),
-                    lambda raw: self._guess(raw[0]),  # type: ignore[misc]
+                    _of_the_first(self._guess),
                 )
             loss = step.loss(returned, watch.meant)
         finally:
@@ -339,3 +348,7 @@ class LossMap:
             rows = torch.arange(len(placed), device=found.device).view(-1, 1, 1)
             found[placed.reshape(-1)] = rows.expand_as(placed).reshape(-1)
         return found
+
+
+def _of_the_first(guess: Callable[[Tensor], Tensor]) -> Callable[[Mapping[int, Tensor]], Tensor]:
+    return lambda raw: guess(raw[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -223,12 +224,13 @@ def predict(
         observed = LossMap(lin, guess=_guess(lin, targets))
     except NoLossError as error:
         return Predicted(loss=lin.loss, remarks=_told(lin, error))
-    modes = watched(observed, targets, pulled)
-    if setting.source is None:
-        return _Prediction(observed, observed, modes, lin, pulled, setting).predicted()
-    from_training = lin.on(setting.source)
-    source = LossMap(from_training, guess=_guess(from_training, _targets_of(from_training)))
-    return _Prediction(source, observed, modes, lin, pulled, setting).predicted()
+    with closing(observed):
+        modes = watched(observed, targets, pulled)
+        if setting.source is None:
+            return _Prediction(observed, observed, modes, lin, pulled, setting).predicted()
+        other = lin.on(setting.source)
+        with closing(LossMap(other, guess=_guess(other, _targets_of(other)))) as source:
+            return _Prediction(source, observed, modes, lin, pulled, setting).predicted()
 
 
 def _told(lin: Linearization, error: Exception) -> tuple[str, ...]:
@@ -447,6 +449,16 @@ class _Prediction:
             if self.ranks.size > 1:
                 raise
             return None, []  # another batch may be of another shape than the step was seen with
+        with closing(second):
+            return self._on_another(second, lin, pieces)
+
+    def _on_another(
+        self,
+        second: LossMap,
+        lin: Linearization,
+        pieces: Sequence[tuple[Tensor, Tensor, Tensor]],
+    ) -> tuple[tuple[float, float] | None, list[tuple[float, float] | None]]:
+        """The same, when the other batch is known."""
         known = tuple(second.counted(number) for number in range(len(lin.comparisons)))
         lin = replace(lin, comparisons=known)
         gradient = _total([g for _, g, _ in pieces])

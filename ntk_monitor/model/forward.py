@@ -157,13 +157,15 @@ class ForwardMap:
         Yields:
             Nothing.
         """
-        before = self._written
+        before = self._written, self._same_dtype
         with batch_statistics(self.module) as buffers:
-            self._written = [*before, *(name for name in buffers if name not in before)]
+            self._written = [*self._written, *(n for n in buffers if n not in self._written)]
+            # What is checkpointed is computed again going backward, on the buffers themselves.
+            self._same_dtype = False
             try:
                 yield
             finally:
-                self._written = before
+                self._written, self._same_dtype = before
 
     keeps_graph = True
     """Whether one run serves several calls of `gradients`."""

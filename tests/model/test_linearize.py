@@ -265,10 +265,12 @@ def test_a_readout_of_the_last_hidden_state_depends_on_the_state() -> None:
     y = torch.randn(4, 2, generator=torch.Generator().manual_seed(0)).double()
     snapshot = probe(net, (x, y), dtype=None, method="exact", learning_rate=0.1)
     J_y = rows_of_jacobian(net(x), list(net.parameters()))
-    U, _, Vh = torch.linalg.svd(y, full_matrices=False)
+    U, sigma, Vh = torch.linalg.svd(y - y.mean(0), full_matrices=False)
+    r = 2 * (net(x) - y).detach().flatten() / 8
     for i, mode in enumerate(snapshot.target_modes):
         e = torch.outer(U[:, i], Vh[i]).flatten()
-        assert mode.steps_to_learn == pytest.approx(8 / (0.2 * float((e @ J_y).square().sum())))
+        wanted = -0.1 * float((e @ J_y) @ (r @ J_y)) / float(sigma[i])
+        assert mode.rate == pytest.approx(wanted, rel=1e-5)
         q = torch.zeros(4, 5, 6, dtype=torch.float64)
         q[:, -1] = torch.outer(U[:, i], Vh[i] @ net.readout.weight.detach())
         J = rows_of_jacobian(net.rnn(x)[0], list(net.rnn.parameters()))

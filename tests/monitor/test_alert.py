@@ -44,7 +44,9 @@ def mode(
 
 
 def snapshot(*modes: TargetMode, dead: float = 0.0, saturated: float = 0.0) -> Any:
-    return SimpleNamespace(target_modes=modes, dead_units=dead, saturated_units=saturated)
+    return SimpleNamespace(
+        target_modes=modes, dead_units=dead, saturated_units=saturated, transfer=None
+    )
 
 
 STUCK, MOVING = snapshot(mode(0.0, 1e9)), snapshot(mode(0.5, 3.0, transfer=1.0))
@@ -244,7 +246,8 @@ def test_changes_of_state_are_recorded_with_and_without_an_alert(
     assert [step for step, _ in records] == [0, 30]
     warming = {"1": [(0, "warming up")], "2": [(0, "warming up")]}
     assert records[0][1] == {
-        "state": "", "states": dict.fromkeys("12", "warming up"), "history": warming, "alerts": []
+        "state": "", "states": dict.fromkeys("12", "warming up"), "history": warming, "alerts": [],
+        "planned": 200.0, "level": 0.05, "endless": False,
     }  # fmt: skip
     assert records[1][1]["states"] == {"1": "learning", "2": "stalled"}
     assert [a["mode"] for a in records[1][1]["alerts"]] == [2]
@@ -317,7 +320,7 @@ def test_modes_without_steps_to_learn_are_left_alone(trainer: Any) -> None:
     trainer.callbacks[0].states[0].snapshot = shot
     alert = StallAlert()
     alert.on_probe(trainer, None, shot, 0)  # type: ignore[arg-type]
-    assert alert.states == {}
+    assert alert.states == {1: "not judged"}
 
 
 def test_watches_survive_a_checkpoint(trainer: Trainer) -> None:

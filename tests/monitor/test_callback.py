@@ -184,7 +184,7 @@ def test_learning_rate_is_read_off_the_optimizer() -> None:
     for monitor in (read, given):
         fit([monitor])
     first, second = (m.snapshot.target_modes[0].steps_to_learn for m in (read, given))
-    assert second == pytest.approx(10 * first)
+    assert second > 5 * first
 
 
 class Failing(Small):

@@ -315,7 +315,9 @@ def test_bounds_hold_for_all_modes_together(modes: int) -> None:
 def test_readings_that_say_nothing_are_left_out(reading: tuple[float, float]) -> None:
     watch = StallWatch(StallRule())
     watch.update(0, [Reading(1, *reading)], 100)
-    assert watch.states == {}
+    assert watch.states == {1: "not judged"}
+    watch.update(10, [Reading(1, 0.5, 20.0)], 100)
+    assert watch.states == {1: "warming up"}
 
 
 def test_a_mode_that_nothing_moves_stalls() -> None:
