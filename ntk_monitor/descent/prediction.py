@@ -259,21 +259,26 @@ def _guess(lin: Linearization, targets: Mapping[int, Target]) -> Callable[[Tenso
     if not targets:
         raise NoLossError("no loss is known")
     target, comparison = targets[0], lin.comparisons[0]
+    ranks = lin.ranks
+
+    def each(count: Tensor) -> float:
+        """What every process divides by, so that their mean is that of all rows."""
+        return max(ranks.total(float(count)) / ranks.size, 1.0 / ranks.size)
 
     def loss(output: Tensor) -> Tensor:
         placed = lin.placed_output(comparison, output)
         assert placed is not None
         if target.kind == "values":
             errors = (placed - target.given).square() * target.counts
-            return errors.sum() / target.counts.sum().clamp_min(1)
+            return errors.sum() / each(target.counts.sum())
         p = target.link(placed).clamp(1e-7, 1 - 1e-7)
         if target.kind == "bits":
             chances = target.given * p.log() + (1 - target.given) * (1 - p).log()
-            return -(chances * target.counts).sum() / target.counts.sum().clamp_min(1)
+            return -(chances * target.counts).sum() / each(target.counts.sum())
         assert target.classes is not None
         chosen = (p[..., target.classes] * target.given).sum(-1)
         counted = target.counts[..., 0]
-        return -(torch.where(counted > 0, chosen, 1.0).log()).sum() / counted.sum().clamp_min(1)
+        return -(torch.where(counted > 0, chosen, 1.0).log()).sum() / each(counted.sum())
 
     return loss
 
@@ -341,10 +346,12 @@ class _Prediction:
         """Which part of the batch each output belongs to; -1 for those that no row has."""
         trials = self.source.trials()
         here = int(trials.max()) + 1 if len(trials) else 0
-        self.count = min(PARTS, int(self.ranks.least(here)))
+        everywhere = self.ranks.counts(here)
+        self.before = sum(everywhere[: self.ranks.index])  # so that parts are those of all trials
+        self.count = min(PARTS, sum(everywhere))
         if self.count < 3:
             self.count = 1
-        return torch.where(trials < 0, trials, trials % self.count)
+        return torch.where(trials < 0, trials, (trials + self.before) % self.count)
 
     def _pieces(self, labels: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """For each part its error, the gradient of that, and what a step along it does."""
@@ -401,7 +408,10 @@ class _Prediction:
             for i in range(len(self.pulled)):
                 by_trial = [m[i] for m in moved]
                 found.append(
-                    torch.stack([torch.stack([x[c::C].sum() for c in range(C)]) for x in by_trial])
+                    torch.stack([
+                        torch.stack([x[(c - self.before) % C :: C].sum() for c in range(C)])
+                        for x in by_trial
+                    ])
                 )
         joined = self.ranks.sum(torch.stack(found)).cpu().numpy()
         return joined[0], list(joined[1:])
