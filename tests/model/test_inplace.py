@@ -49,8 +49,8 @@ def small(dtype: torch.dtype = torch.float32) -> nn.Sequential:
 
 def _of_the_state(scalars: dict[str, float]) -> dict[str, float]:
     """Without what is said of the coming steps, which takes a copy of the parameters."""
-    steps = ("loss/", "gradient/", "update/")
-    return {tag: value for tag, value in scalars.items() if not tag.startswith(steps)}
+    steps = ("loss", "gradient", "update", "rate", "transfer", "transfer_stderr", "steps_to_learn")
+    return {tag: value for tag, value in scalars.items() if not {*tag.split("/")} & {*steps}}
 
 
 def compare(found: Snapshot, wanted: Snapshot) -> None:
