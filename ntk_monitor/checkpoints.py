@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ntk_monitor.descent import plain_descent
 from ntk_monitor.monitor import NTKMonitor
 from ntk_monitor.snapshot import Snapshot
 
@@ -77,8 +76,7 @@ class ProbingTrainer(Trainer):
                 if checkpoint.weights is not None:
                     model.load_state_dict(checkpoint.weights)
                 rate = monitor.probe.learning_rate or checkpoint.learning_rate
-                descent = None if rate is None else plain_descent(model, rate)
-                snapshot = monitor.probe(model, batch, descent=descent)
+                snapshot = monitor.probe(model, batch, learning_rate=rate)
             except Exception as error:
                 warnings.warn(f"{path} could not be probed: {error}", stacklevel=2)
                 continue

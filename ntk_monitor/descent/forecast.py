@@ -38,6 +38,22 @@ BREAKDOWN = 1e-6
 """Share of a new direction that must be left when the others are taken out of it."""
 
 
+class Path(NamedTuple):
+    """A course as far as it was followed.
+
+    Attributes:
+        steps: Steps ahead, from 0.
+        places: The place in the small space at each, shape ``(h, directions)``.
+        losses: The loss at each.
+        momentum: What momentum holds after the last step that was taken one by one.
+    """
+
+    steps: Vector
+    places: NDArray[np.float64]
+    losses: Vector
+    momentum: Vector
+
+
 class Grown(NamedTuple):
     """What a Krylov space is made of.
 
@@ -135,9 +151,7 @@ class Course:
                     coefficients[i] = 0.0
         return coefficients
 
-    def run(
-        self, horizon: float, single: int = BELIEVED
-    ) -> tuple[Vector, NDArray[np.float64], Vector]:
+    def run(self, horizon: float, single: int = BELIEVED) -> Path:
         """Integrate.
 
         Args:
@@ -145,26 +159,13 @@ class Course:
             single: How many of them one by one.
 
         Returns:
-            Steps ahead, from 0; the place in the small space at each, ``(h, directions)``; and the
-            loss at each. They end early where the loss ceases to be finite.
+            The path; it ends early where the loss ceases to be finite.
         """
-        steps, places, losses, _ = self._single(int(min(horizon, single)))
+        steps, places, losses, momentum = self._single(int(min(horizon, single)))
         long = len(self.directions) > 0 and horizon > single and math.isfinite(losses[-1])
         if long and self.loss_map.outputs.numel() <= MOST_ENTRIES:
             self._flow(steps, places, losses, horizon)
-        return np.array(steps), np.array(places), np.array(losses)
-
-    def after(self, count: int) -> tuple[Vector, Vector]:
-        """The place after some steps taken one by one, and what momentum then holds.
-
-        Args:
-            count: How many.
-
-        Returns:
-            Both in terms of the directions.
-        """
-        _, places, _, momentum = self._single(count)
-        return places[-1], momentum
+        return Path(np.array(steps), np.array(places), np.array(losses), momentum)
 
     def _single(self, count: int) -> tuple[list[float], list[Vector], list[float], Vector]:
         m, v = len(self.basis), self.velocity

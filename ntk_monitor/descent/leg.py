@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ntk_monitor.descent.forecast import Course, grow, scaling
+from ntk_monitor.descent.forecast import Course, Path, grow, scaling
 from ntk_monitor.descent.lossmap import LossMap
 from ntk_monitor.descent.optimizers import Descent, Part
 
@@ -131,12 +131,9 @@ class Leg:
         decoupled = joined(lambda p, x: p.decay * x if p.decoupled and p.decay else None)
         if decoupled is not None:
             found["decoupled decay"] = decoupled, None
-        steady = self.descent.steady(self.stepped)
-        if steady:
-            moved = [
-                -steady[n].to(x) if n in steady else torch.zeros_like(x) for n, x in own.items()
-            ]
-            found["steady"] = space.join(moved), None
+        steady = joined(lambda part, _: None if part.steady is None else -part.steady)
+        if steady is not None:
+            found["steady"] = steady, None
         return found
 
     def _shrink(self) -> float:
@@ -151,17 +148,16 @@ class Leg:
             whole, taken = whole + size, taken + size * amount
         return taken / whole if whole else 0.0
 
-    def after(self, steps: int) -> tuple[LossMap, Descent]:
-        """Where the parameters and the optimizers are after some steps.
+    def after(self, path: Path) -> tuple[LossMap, Descent]:
+        """Where the parameters and the optimizers are at the end of a path of single steps.
 
         Args:
-            steps: How many, no more than are taken one by one.
+            path: The path, along this leg's course.
 
         Returns:
             The loss there, and how the training steps from there on.
         """
-        place, momentum = self.course.after(steps)
-        source = self.source
+        source, steps = self.source, len(path.steps) - 1
 
         def combined(weights: np.ndarray, parts: list[Tensor | None]) -> Tensor:
             total = torch.zeros_like(source.theta)
@@ -170,8 +166,8 @@ class Leg:
                     total.add_(part, alpha=float(weight))
             return total
 
-        theta = source.theta - combined(place, list(self.tangents))
-        held = combined(momentum, self._held)
+        theta = source.theta - combined(path.places[-1], list(self.tangents))
+        held = combined(path.momentum, self._held)
         moved = source.moved(theta)
         split = source.space.split
         return moved, self.descent.later(

@@ -120,12 +120,15 @@ class Part(NamedTuple):
             decoupled, what is taken off it at a step.
         decoupled: Which of both.
         held: What the momentum holds, in the gradient's place; None for nothing.
+        steady: What it moves by at each step whatever the gradient, by an optimizer that is not
+            known; None by one that is.
     """
 
     scale: Map
     decay: float = 0.0
     decoupled: bool = False
     held: Tensor | None = None
+    steady: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -306,7 +309,7 @@ class Descent:
         for name, g in some.items():
             moved = there[name].to(g) - without[name].to(g)
             ratio = torch.where(g == 0, 0.0, -moved / torch.where(g == 0, 1.0, g)).clamp_min(0)
-            found[name] = Part(partial(_entrywise, ratio))
+            found[name] = Part(partial(_entrywise, ratio), steady=without[name])
         return found
 
     def later(
@@ -349,22 +352,6 @@ class Descent:
             optimizers.append(shadow)
         rates = self.rates[steps:] or self.rates[-1:]
         return Descent(tuple(optimizers), names, rates, self.clipping, references)
-
-    def steady(self, gradient: Gradients) -> dict[str, Tensor]:
-        """What optimizers that are not known do at each step whatever the gradient.
-
-        Args:
-            gradient: Of the loss, by the parameters' names.
-
-        Returns:
-            What each of their parameters moves by.
-        """
-        clipped, found = self.clipped(gradient), {}
-        for optimizer in self.optimizers:
-            if self._known(optimizer, clipped) is None:
-                zero = {n: torch.zeros_like(g) for n, g in clipped.items()}
-                found.update(real_update(optimizer, self.names, zero))
-        return found
 
 
 def descent_of(

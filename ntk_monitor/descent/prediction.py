@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ntk_monitor.descent.forecast import BELIEVED, DEPTH, Course, Vector
+from ntk_monitor.descent.forecast import BELIEVED, DEPTH, Course, Path, Vector
 from ntk_monitor.descent.leg import Leg
 from ntk_monitor.descent.lossmap import LossMap, NoLossError
 from ntk_monitor.descent.optimizers import Descent
@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 LEGS = (10,)
 """Steps ahead at which the model is linearised anew."""
-LEG_DEPTH = 6
-"""Krylov directions from there on."""
 PARTS = 4
 """Parts of a batch between which transfer is measured."""
 LEARNED = 0.9
@@ -86,11 +84,15 @@ class Watched(NamedTuple):
 
     def learned(self, flat: Tensor) -> Vector:
         """The learned fraction of each mode in some outputs, shape ``(modes,)``."""
-        rows = self._by_trial(flat)
-        sums = [row.sum() for row in rows]
-        if not sums:
+        return self._of_all(self._by_trial(flat))
+
+    def _of_all(self, by_trial: Sequence[Tensor]) -> Vector:
+        """Numbers of all trials together, shape ``(modes,)``."""
+        if not by_trial:
             return np.zeros(0)
-        return self.loss_map.ranks.sum(torch.stack(sums)).cpu().numpy()
+        sums = torch.stack([x.sum() for x in by_trial])
+        found: Vector = self.loss_map.ranks.sum(sums).cpu().numpy()
+        return found
 
     def _by_trial(self, flat: Tensor) -> list[Tensor]:
         """What each trial of this process adds to the learned fractions, (B,) for each mode."""
@@ -124,10 +126,7 @@ class Watched(NamedTuple):
 
     def rates(self, change: Tensor) -> Vector:
         """The same, of all trials together, shape ``(modes,)``."""
-        sums = [x.sum() for x in self.moved_by(change)]
-        if not sums:
-            return np.zeros(0)
-        return self.loss_map.ranks.sum(torch.stack(sums)).cpu().numpy()
+        return self._of_all(self.moved_by(change))
 
 
 def watched(
@@ -193,14 +192,12 @@ class Setting(NamedTuple):
         horizon: Steps that remain, or inf.
         second: Another batch of the training; None for none.
         source: A batch of the training, where the one that is probed is none; None where it is.
-        depth: Krylov directions.
     """
 
     descent: Descent | None
     horizon: float = math.inf
     second: Any = None
     source: Any = None
-    depth: int = DEPTH
 
 
 def predict(
@@ -307,12 +304,11 @@ class _Prediction:
             instruments = Instruments(norm, None, math.nan)
             return Predicted(loss=self.observed.loss, instruments=instruments)
         self.leg = Leg(source, descent)
-        labels = self._labels()
-        pieces = self._pieces(labels)
-        leg = self.leg.grown(self.setting.depth, *self._whole(pieces))
+        pieces = self._pieces(self._labels())
+        self.through = _total([g for _, g, _ in pieces])
+        leg = self.leg.grown(DEPTH, self.through, _total([change for *_, change in pieces]))
         course, course_here = leg.course, self._here(leg, self.observed)
-        effects, on_modes = self._effects(labels, pieces)
-        transfer, mode_transfers = self._transfers(effects, on_modes, pieces)
+        transfer, mode_transfers = self._transfers(*self._effects(pieces))
         reach = self.setting.horizon
         horizon = BEYOND * reach if math.isfinite(reach) else UNBOUNDED
         full = self._forecast(leg, course_here, horizon)
@@ -363,10 +359,6 @@ class _Prediction:
         moved = source.push([self.leg.scaled(g) for _, g in found])
         return [(error, g, change) for (error, g), change in zip(found, moved, strict=True)]
 
-    def _whole(self, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """The gradient of all parts together, and what a step along it does."""
-        return _total([g for _, g, _ in pieces]), _total([change for *_, change in pieces])
-
     def _here(self, leg: Leg, observed: LossMap) -> Tensor:
         """What the directions of a leg do to the outputs of the batch that is probed."""
         if self.observed is self.source:
@@ -379,12 +371,13 @@ class _Prediction:
         for until in LEGS:
             if horizon <= until:
                 break
-            part = self._curves(leg.course, here, until - gone, observed)
+            path = leg.course.run(until - gone)
+            part = self._curves_along(path, here, observed)
             whole = part if whole is None else whole.followed_by(part)
             if whole.steps[-1] < until:
                 return whole
-            source, descent = leg.after(until - gone)
-            leg = Leg(source, descent).grown(LEG_DEPTH)
+            source, descent = leg.after(path)
+            leg = Leg(source, descent).grown(DEPTH)
             observed = source
             if self.observed is not self.source:
                 observed = self.observed.moved(source.theta)
@@ -393,10 +386,9 @@ class _Prediction:
         return rest if whole is None else whole.followed_by(rest)
 
     def _effects(
-        self, labels: Tensor, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
+        self, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
     ) -> tuple[Effects, list[Effects]]:
         """What a step on each part does to the loss, and to each mode, of each part."""
-        del labels
         C = self.count
         loss = torch.stack([
             torch.stack([(error * change).double().sum() for error, *_ in pieces])
@@ -417,23 +409,17 @@ class _Prediction:
         return joined[0], list(joined[1:])
 
     def _transfers(
-        self,
-        effects: Effects,
-        on_modes: list[Effects],
-        pieces: Sequence[tuple[Tensor, Tensor, Tensor]],
+        self, effects: Effects, on_modes: list[Effects]
     ) -> tuple[Estimate | None, list[Estimate | None]]:
         if self.observed is not self.source:
-            return self._from_training(effects, pieces)
-        other, others = self._on_the_second(pieces)
+            return self._from_training(effects)
+        other, others = self._on_the_second()
         modes = [over_own(each, others[i] if others else None) for i, each in enumerate(on_modes)]
         return over_own(effects, other), modes
 
-    def _from_training(
-        self, effects: Effects, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
-    ) -> tuple[Estimate | None, list[Estimate | None]]:
+    def _from_training(self, effects: Effects) -> tuple[Estimate | None, list[Estimate | None]]:
         """What the training's own step does to the batch that is probed, over its own effect."""
-        gradient = _total([g for _, g, _ in pieces])
-        change = self.observed.push([self.leg.scaled(gradient)])[0]
+        change = self.observed.push([self.leg.scaled(self.through)])[0]
         other = self._on(self.observed, change)
         own = float(effects.sum())
         loss = Estimate(other[0] / own, other[1] / abs(own)) if own else None
@@ -447,7 +433,7 @@ class _Prediction:
         return _summed(by_trial[1:], self.ranks)
 
     def _on_the_second(
-        self, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
+        self,
     ) -> tuple[tuple[float, float] | None, list[tuple[float, float] | None]]:
         """What the step on this batch does to another one, or None for what that one lacks."""
         if not self.ranks.all(self.setting.second is not None):
@@ -460,19 +446,15 @@ class _Prediction:
                 raise
             return None, []  # another batch may be of another shape than the step was seen with
         with closing(second):
-            return self._on_another(second, lin, pieces)
+            return self._on_another(second, lin)
 
     def _on_another(
-        self,
-        second: LossMap,
-        lin: Linearization,
-        pieces: Sequence[tuple[Tensor, Tensor, Tensor]],
+        self, second: LossMap, lin: Linearization
     ) -> tuple[tuple[float, float] | None, list[tuple[float, float] | None]]:
         """The same, when the other batch is known."""
         known = tuple(second.counted(number) for number in range(len(lin.comparisons)))
         lin = replace(lin, comparisons=known)
-        gradient = _total([g for _, g, _ in pieces])
-        change = second.push([self.leg.scaled(gradient)])[0]
+        change = second.push([self.leg.scaled(self.through)])[0]
         modes = counterparts(second, lin, self.pulled)
         if modes is None:
             return self._on(second, change), []
@@ -489,12 +471,15 @@ class _Prediction:
         observed: LossMap | None = None,
         single: int = BELIEVED,
     ) -> _Curves:
-        observed = self.observed if observed is None else observed
-        steps, places, losses = course.run(horizon, single)
-        if here is not course.directions and len(here) != places.shape[1]:
+        if here is not course.directions and len(here) != len(course.directions):
             m = len(course.basis)  # fewer Krylov directions
             drifts = len(course.drifts)
             here = torch.cat([here[:m], here[len(here) - drifts :]])
+        path = course.run(horizon, single)
+        return self._curves_along(path, here, self.observed if observed is None else observed)
+
+    def _curves_along(self, path: Path, here: Tensor, observed: LossMap) -> _Curves:
+        steps, places, losses, _ = path
         here = here.double()
         if self.observed is not self.source:
             losses = np.array([
@@ -506,8 +491,8 @@ class _Prediction:
 
     def _first_change(self, course: Course, here: Tensor) -> Tensor:
         """What the very next step does to the outputs, to first order."""
-        _, places, _ = course.run(1)
-        return -torch.as_tensor(places[-1], dtype=here.dtype, device=here.device) @ here
+        place = course.run(1).places[-1]
+        return -torch.as_tensor(place, dtype=here.dtype, device=here.device) @ here
 
     def _settled_change(self, course: Course, here: Tensor) -> Tensor:
         """What a step does to the outputs when momentum holds nothing of the past."""
