@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ntk_monitor.descent.lossmap import LossMap
+from ntk_monitor.descent.lossmap import LossMap, Vector
 from ntk_monitor.descent.optimizers import Descent, Part, Velocity
 
-Vector = NDArray[np.float64]
 DEPTH = 6
 """Krylov directions."""
 BELIEVED = 30
@@ -128,27 +127,34 @@ class Course:
         moved = torch.as_tensor(p, dtype=self.directions.dtype, device=self.directions.device)
         return self.loss_map.outputs - moved @ self.directions
 
-    def slopes(self, p: Vector) -> tuple[float, Vector]:
-        """The loss at a place, and the gradient in terms of the directions, clipped."""
+    def slopes(self, places: Sequence[Vector]) -> tuple[Vector, Vector]:
+        """The loss at some places, and the gradients in terms of the directions, clipped.
+
+        Args:
+            places: Each of shape ``(directions,)``.
+
+        Returns:
+            The losses, shape ``(k,)``, and the gradients, shape ``(k, directions)``.
+        """
         m = len(self.basis)
-        loss, along = self.loss_map.evaluate(self.outputs(p), self.basis)
-        coefficients = np.zeros(len(self.directions))
-        coefficients[:m] = along.cpu().numpy()
-        inner = coefficients[: len(self.gram)].copy()
+        losses, along = self.loss_map.evaluate(map(self.outputs, places), self.basis)
+        coefficients = np.zeros((len(places), len(self.directions)))
+        coefficients[:, :m] = along
+        inner = coefficients[:, : len(self.gram)].copy()
         for i, name in enumerate(self.drifts, start=m):
-            coefficients[i] = float(name in {"rest", "coupled decay"})
+            coefficients[:, i] = float(name in {"rest", "coupled decay"})
             if name == "rest":
-                inner[i] = 1.0
-        norm = math.sqrt(max(float(inner @ self.gram @ inner), 0.0))
-        if norm > self.clip_norm:
-            coefficients[: len(inner)] *= self.clip_norm / norm
-        return loss, self._decaying(coefficients)
+                inner[:, i] = 1.0
+        norms = np.sqrt(np.maximum(np.einsum("ki,ij,kj->k", inner, self.gram, inner), 0.0))
+        far = norms > self.clip_norm
+        coefficients[far, : inner.shape[1]] *= (self.clip_norm / norms[far])[:, None]
+        return losses, self._decaying(coefficients)
 
     def _decaying(self, coefficients: Vector) -> Vector:
         if not self.with_decay:
             for i, name in enumerate(self.drifts, start=len(self.basis)):
                 if name.endswith("decay"):
-                    coefficients[i] = 0.0
+                    coefficients[:, i] = 0.0
         return coefficients
 
     def run(self, horizon: float, single: int = BELIEVED) -> Path:
@@ -174,8 +180,8 @@ class Course:
         if "held" in self.drifts:
             momentum[m + self.drifts.index("held")] = 1.0
         cap = np.eye(m)
-        loss, gradient = self.slopes(p)
-        steps, places, losses = [0.0], [p], [loss]
+        (loss,), (gradient,) = self.slopes([p])
+        steps, places, losses = [0.0], [p], [float(loss)]
         for k in range(count):
             rate = self.descent.rate_at(k) * self.speed
             first = k == 0 and "held" not in self.drifts and v.taken is None
@@ -185,10 +191,10 @@ class Course:
                 cap = self._caps(p, rate)
             step[:m] = cap @ step[:m]
             p = p * (1 - self._shrink_at(rate)) + rate * step
-            loss, gradient = self.slopes(p)
+            (loss,), (gradient,) = self.slopes([p])
             steps.append(k + 1.0)
             places.append(p)
-            losses.append(loss)
+            losses.append(float(loss))
             if not math.isfinite(loss):
                 break
         return steps, places, losses, momentum
@@ -217,13 +223,10 @@ class Course:
         Returns:
             A map of steps in the basis.
         """
-        m = len(self.basis)
         kernel = self._small_kernel()
         values, vectors = np.linalg.eigh(kernel)
-        along = self.loss_map.evaluate(self.outputs(p), self.basis)[1]  # before it is clipped
-        slopes = vectors.T @ along.cpu().numpy()
-        curvatures = [self._curvature(p, vectors[:, i], slopes[i]) for i in range(m)]
-        reach = values * np.array(curvatures) * rate
+        curvatures = self._curvatures(p, vectors)
+        reach = values * curvatures * rate
         stable = 2 * (1 + self.velocity.beta) / self.velocity.gain
         factors = np.where(reach > stable, 0.0, 1.0)
         caps: NDArray[np.float64] = (vectors * factors) @ vectors.T
@@ -235,15 +238,17 @@ class Course:
         kernel: NDArray[np.float64] = found.cpu().numpy()
         return (kernel + kernel.T) / 2
 
-    def _curvature(self, p: Vector, direction: Vector, slope: float) -> float:
-        """Second derivative of the loss along a unit direction, whose first is known."""
-        along = torch.as_tensor(direction, dtype=self.basis.dtype, device=self.basis.device)
-        q = (along @ self.basis).unsqueeze(0)
+    def _curvatures(self, p: Vector, vectors: Vector) -> Vector:
+        """Second derivatives of the loss at a place, along unit vectors of the basis: columns."""
         y, ranks = self.outputs(p), self.loss_map.ranks
+        q = torch.as_tensor(vectors.T, dtype=self.basis.dtype, device=self.basis.device)
+        q = q @ self.basis
         size = math.sqrt(float(ranks.sum(y.double().square().sum())))
         epsilon = 0.01 * (size + 1e-3 * math.sqrt(ranks.total(len(y))))
-        ahead = float(self.loss_map.evaluate(y + epsilon * q[0], q)[1])
-        return max((ahead - slope) / epsilon, 0.0)
+        points = itertools.chain([y], (y + epsilon * direction for direction in q))
+        slopes = self.loss_map.evaluate(points, q)[1]  # before they are clipped
+        found: Vector = np.maximum((np.diag(slopes[1:]) - slopes[0]) / epsilon, 0.0)
+        return found
 
     def _flow(
         self,
@@ -260,19 +265,20 @@ class Course:
         begin = steps[-1]
         count = max(round(PER_DOUBLING * math.log2(horizon / begin)), 1) + 1
         times = np.geomspace(begin, horizon, count)
-        p, loss = places[-1], losses[-1]
+        here = self._found(places[-1])
         slope: NDArray[np.float64] | None = None
         for i, (t, then) in enumerate(itertools.pairwise(times)):
-            before = p
-            p, loss, slope = self._stride(
-                float(t), float(then), p, loss, None if i % RENEWED == 0 else slope
+            before = here.place
+            here, slope = self._stride(
+                float(t), float(then), here, None if i % RENEWED == 0 else slope
             )
-            if not (math.isfinite(loss) and np.isfinite(p).all()):
+            if not (math.isfinite(here.loss) and np.isfinite(here.place).all()):
                 break
-            rests = float(np.abs(p - before).max()) <= AT_REST * float(np.abs(p).max())
+            moved = float(np.abs(here.place - before).max())
+            rests = moved <= AT_REST * float(np.abs(here.place).max())
             steps.append(horizon if rests else float(then))
-            places.append(p)
-            losses.append(loss)
+            places.append(here.place)
+            losses.append(here.loss)
             if rests:
                 break
 
@@ -280,27 +286,29 @@ class Course:
         self,
         t: float,
         then: float,
-        p: Vector,
-        loss: float,
+        here: _Found,
         slope: NDArray[np.float64] | None,
         halvings: int = 2,
-    ) -> tuple[Vector, float, NDArray[np.float64]]:
+    ) -> tuple[_Found, NDArray[np.float64]]:
         """One stride; in two halves where the loss rises, which a flow does not let it do."""
-        moved = self.pace(t, p)
+        p, moved = here.place, self._paced(t, here)
         known = slope is not None
-        slope = self._slope(t, p, moved) if slope is None else slope
+        slope = self._slope(t, here, moved) if slope is None else slope
         n = self._steps_between(t, then)
-        new = p + np.linalg.solve(np.eye(len(p)) - n * slope, n * moved)
-        after = self.slopes(new)[0]
-        if after <= loss + RISE * (loss + self.loss_map.loss) or self.drifts:
-            return new, after, slope
+        new = self._found(p + np.linalg.solve(np.eye(len(p)) - n * slope, n * moved))
+        if new.loss <= here.loss + RISE * (here.loss + self.loss_map.loss) or self.drifts:
+            return new, slope
         if known:
-            return self._stride(t, then, p, loss, None, halvings)
+            return self._stride(t, then, here, None, halvings)
         if not halvings:
-            return p, loss, slope
+            return here, slope
         middle = (t + then) / 2
-        p, loss, _ = self._stride(t, middle, p, loss, slope, halvings - 1)
-        return self._stride(middle, then, p, loss, None, halvings - 1)
+        here, _ = self._stride(t, middle, here, slope, halvings - 1)
+        return self._stride(middle, then, here, None, halvings - 1)
+
+    def _found(self, p: Vector) -> _Found:
+        (loss,), (gradient,) = self.slopes([p])
+        return _Found(p, float(loss), gradient)
 
     def _steps_between(self, t: float, then: float) -> float:
         """How many steps at the rate of the first they are worth."""
@@ -317,23 +325,36 @@ class Course:
         Returns:
             By what the place changes.
         """
-        rate = self.descent.rate_at(int(t)) * self.speed
-        _, gradient = self.slopes(p)
-        step = self._undirected(self.velocity.total * gradient)
-        return rate * step - self._shrink_at(rate) * p
+        return self._paced(t, self._found(p))
 
-    def _slope(self, t: float, p: Vector, moved: Vector) -> NDArray[np.float64]:
+    def _paced(self, t: float, here: _Found) -> Vector:
+        rate = self.descent.rate_at(int(t)) * self.speed
+        step = self._undirected(self.velocity.total * here.gradient)
+        return rate * step - self._shrink_at(rate) * here.place
+
+    def _slope(self, t: float, here: _Found, moved: Vector) -> NDArray[np.float64]:
         """The derivative of that in the place."""
+        p = here.place
         found = np.zeros((len(p), len(p)))
         size = float(np.abs(p).max())
         for i in range(len(self.basis), len(p)):
             found[i, i] = -self._shrink_at(self.descent.rate_at(int(t)) * self.speed)
-        for j in range(len(self.basis)):
-            epsilon = 0.01 * max(abs(p[j]), 0.01 * size, 1e-12)
-            ahead = p.copy()
-            ahead[j] += epsilon
-            found[:, j] = (self.pace(t, ahead) - moved) / epsilon
+        m = len(self.basis)
+        epsilons = 0.01 * np.maximum(np.abs(p[:m]), max(0.01 * size, 1e-12))
+        ahead = p + np.eye(len(p))[:m] * epsilons[:, None]
+        gradients = self.slopes(list(ahead))[1] if m else ahead
+        for j in range(m):
+            there = self._paced(t, _Found(ahead[j], math.nan, gradients[j]))
+            found[:, j] = (there - moved) / epsilons[j]
         return found
+
+
+class _Found(NamedTuple):
+    """A place of the small space, the loss there, and its gradient in terms of the directions."""
+
+    place: Vector
+    loss: float
+    gradient: Vector
 
 
 def grow(

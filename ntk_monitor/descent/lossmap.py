@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ntk_monitor.model import Linearization, quiet
@@ -20,6 +22,7 @@ from ntk_monitor.model.step.comparison import Seen, compared
 from ntk_monitor.model.step.tape import Tape
 from ntk_monitor.ranks import Ranks
 
+Vector = NDArray[np.float64]
 NEGLIGIBLE = 1e-3
 """Share of the gradient's size below which the loss counts as a function of the outputs alone."""
 AGREES = 1e-3
@@ -212,25 +215,32 @@ class LossMap:
             zero(shapes[name]) if g is None else g.to(self.theta.dtype) for name, g in grads.items()
         ])
 
-    def evaluate(self, flat: Tensor, along: Tensor | None = None) -> tuple[float, Tensor]:
-        """The loss of some outputs, and its derivative along some directions.
+    def evaluate(
+        self, points: Iterable[Tensor], along: Tensor | None = None
+    ) -> tuple[Vector, Vector]:
+        """The loss of some outputs, and its derivatives along some directions.
 
         Args:
-            flat: This process's outputs, shape ``(N,)``.
+            points: This process's outputs, each of shape ``(N,)``; as many in every process.
             along: Directions, shape ``(m, N)``; None for none.
 
         Returns:
-            The loss, and the derivatives in float64, shape ``(m,)``; nan where the loss is not
-            defined.
+            The losses, shape ``(k,)``, and the derivatives, shape ``(k, m)``; losses are nan where
+            they are not defined.
         """
+        joined = self.ranks.sum(torch.stack([self._of_one(point, along) for point in points]))
+        found: Vector = joined.cpu().numpy()
+        return found[:, 0], found[:, 1:]
+
+    def _of_one(self, point: Tensor, along: Tensor | None) -> Tensor:
+        """This process's part of both, shape ``(1 + m,)``."""
         try:
-            loss, error = self._once(flat)
+            loss, error = self._once(point)
         except RuntimeError:  # a linear model may leave what it is defined for
-            error = torch.zeros_like(flat)
+            error = torch.zeros_like(point)
             loss = error.new_full((), torch.nan, dtype=torch.float64)
-        slopes = error.new_zeros(0) if along is None else along @ error
-        joined = self.ranks.sum(torch.cat([loss.reshape(1), slopes.double()]))
-        return float(joined[0]), joined[1:]
+        loss = loss.reshape(1)
+        return loss if along is None else torch.cat([loss, (along @ error).double()])
 
     def pull(self, e: Tensor) -> Tensor:
         """``J_y* e``, summed over processes; one backward pass.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -82,15 +82,15 @@ class Watched(NamedTuple):
     errors: tuple[Tensor, ...]
     sizes: tuple[float, ...]
 
-    def learned(self, flat: Tensor) -> Vector:
-        """The learned fraction of each mode in some outputs, shape ``(modes,)``."""
-        return self._of_all(self._by_trial(flat))
+    def learned(self, points: Iterable[Tensor]) -> Vector:
+        """The learned fraction of each mode in some outputs, shape ``(points, modes)``."""
+        return self._of_all([self._by_trial(flat) for flat in points])
 
-    def _of_all(self, by_trial: Sequence[Tensor]) -> Vector:
-        """Numbers of all trials together, shape ``(modes,)``."""
-        if not by_trial:
-            return np.zeros(0)
-        sums = torch.stack([x.sum() for x in by_trial])
+    def _of_all(self, by_trial: Sequence[Sequence[Tensor]]) -> Vector:
+        """Numbers of all trials together, for each of some sets of them, shape ``(k, modes)``."""
+        if not self.numbers:
+            return np.zeros((len(by_trial), 0))
+        sums = torch.stack([torch.stack([x.sum() for x in each]) for each in by_trial])
         found: Vector = self.loss_map.ranks.sum(sums).cpu().numpy()
         return found
 
@@ -126,7 +126,8 @@ class Watched(NamedTuple):
 
     def rates(self, change: Tensor) -> Vector:
         """The same, of all trials together, shape ``(modes,)``."""
-        return self._of_all(self.moved_by(change))
+        found: Vector = self._of_all([self.moved_by(change)])[0]
+        return found
 
 
 def watched(
@@ -312,7 +313,7 @@ class _Prediction:
         reach = self.setting.horizon
         horizon = BEYOND * reach if math.isfinite(reach) else UNBOUNDED
         full = self._forecast(leg, course_here, horizon)
-        less = self._curves(course.shallower(len(course.basis) - 2), course_here, BELIEVED)
+        less = self._without_the_last(course, course_here)
         first = self._first_change(course, course_here)
         rates = self.modes.rates(first)
         found = [times(full.steps, c, LEARNED, descent.rates_until) for c in full.learned.T]
@@ -471,23 +472,28 @@ class _Prediction:
         observed: LossMap | None = None,
         single: int = BELIEVED,
     ) -> _Curves:
-        if here is not course.directions and len(here) != len(course.directions):
-            m = len(course.basis)  # fewer Krylov directions
-            drifts = len(course.drifts)
-            here = torch.cat([here[:m], here[len(here) - drifts :]])
         path = course.run(horizon, single)
         return self._curves_along(path, here, self.observed if observed is None else observed)
 
     def _curves_along(self, path: Path, here: Tensor, observed: LossMap) -> _Curves:
-        steps, places, losses, _ = path
+        losses, here = self._losses_along(path, here, observed), here.double()
+        learned = self.modes.learned(_moved(observed, here, p) for p in path.places)
+        return _Curves(path.steps, losses, learned)
+
+    def _losses_along(self, path: Path, here: Tensor, observed: LossMap) -> Vector:
+        if self.observed is self.source:
+            return path.losses
         here = here.double()
-        if self.observed is not self.source:
-            losses = np.array([
-                observed.evaluate(_moved(observed, here, p).to(observed.outputs.dtype))[0]
-                for p in places
-            ])
-        learned = [self.modes.learned(_moved(observed, here, p)) for p in places]
-        return _Curves(steps, losses, np.array(learned).reshape(len(steps), len(self.pulled)))
+        moved = (_moved(observed, here, p).to(observed.outputs.dtype) for p in path.places)
+        return observed.evaluate(moved)[0]
+
+    def _without_the_last(self, course: Course, here: Tensor) -> Vector:
+        """The losses by two directions less."""
+        fewer = course.shallower(len(course.basis) - 2)
+        if here is not course.directions:
+            drifts = len(course.drifts)
+            here = torch.cat([here[: len(fewer.basis)], here[len(here) - drifts :]])
+        return self._losses_along(fewer.run(BELIEVED), here, self.observed)
 
     def _first_change(self, course: Course, here: Tensor) -> Tensor:
         """What the very next step does to the outputs, to first order."""
@@ -636,10 +642,10 @@ def _band(found: Times, transfer: Estimate | None) -> tuple[float, float]:
     return found.soonest, latest
 
 
-def _agree_until(full: _Curves, less: _Curves) -> float:
+def _agree_until(full: _Curves, less: Vector) -> float:
     """Steps ahead up to which two forecasts of the loss agree."""
-    count = min(len(full.steps), len(less.steps))
-    a, b = full.losses[:count], less.losses[:count]
+    count = min(len(full.steps), len(less))
+    a, b = full.losses[:count], less[:count]
     apart = np.flatnonzero(~(np.abs(a - b) <= LOSS_AGREES * np.abs(a) + 1e-12))
     return float(full.steps[count - 1 if not len(apart) else max(int(apart[0]) - 1, 0)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,12 +19,21 @@ class _Slot(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """One operation: what is called, with what, and which slots its results go to."""
+    """One operation: what is called, with what, and which slots its results go to.
+
+    Attributes:
+        function: The operation.
+        arguments: What it takes, one after the other, `_Slot` for what is computed.
+        structure: How they form arguments; None where they are just these.
+        results: The slots of its results; None for those that are no tensor.
+        writes: Whether it changes what it takes.
+    """
 
     function: Callable[..., Any]
     arguments: list[Any]
     structure: Any
     results: tuple[int | None, ...]
+    writes: bool
 
 
 class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -41,6 +51,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._starts: dict[int, int] = {}
         self._written: list[tuple[int, Tensor]] = []
         self._memories: dict[int, int] = {}
+        self._needed: dict[int, list[_Entry]] = {}
         self._on = False
 
     def start(self, number: int, tensor: Tensor) -> None:
@@ -80,7 +91,8 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._find_views(leaves)
         if not any(isinstance(leaf, Tensor) and id(leaf) in self._slots for leaf in leaves):
             return func(*args, **kwargs)
-        for written in _written_to(func, args, kwargs):
+        written_to = _written_to(func, args, kwargs)
+        for written in written_to:
             if id(written) not in self._slots:
                 self._follow_memory(written)
         found = [
@@ -93,7 +105,10 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         slots = tuple(
             self._slot(leaf) if isinstance(leaf, Tensor) else None for leaf in tree_leaves(result)
         )
-        self._entries.append(_Entry(func, found, structure, slots))
+        simple = len(leaves) == len(args) and all(map(operator.is_, leaves, args))
+        self._entries.append(
+            _Entry(func, found, None if simple else structure, slots, bool(written_to))
+        )
         return result
 
     def _follow_memory(self, written: Tensor) -> None:
@@ -114,11 +129,10 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             root = self._memories.get(_memory_of(leaf))
             if root is None or leaf.dtype != self._known[root].dtype:
                 continue
-            how = (self._known[root], tuple(leaf.shape), leaf.stride(), leaf.storage_offset())
-            arguments, structure = tree_flatten((how, {}))
-            arguments[0] = _Slot(root)
+            how = (tuple(leaf.shape), leaf.stride(), leaf.storage_offset())
             view = torch.ops.aten.as_strided.default
-            self._entries.append(_Entry(view, arguments, structure, (self._slot(leaf),)))
+            arguments = [_Slot(root), *how]
+            self._entries.append(_Entry(view, arguments, None, (self._slot(leaf),), writes=False))
 
     def replay(self, starts: Mapping[int, Tensor], end: Tensor) -> Tensor | None:
         """Compute again.
@@ -132,18 +146,37 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         if id(end) not in self._slots:
             return None
+        wanted = self._slots[id(end)]
+        if wanted not in self._needed:
+            self._needed[wanted] = self._needed_for(wanted)
         values = {slot: clone.clone() for slot, clone in self._written}
         # Clones, as a loss may write to its outputs.
         values |= {self._starts[number]: tensor.clone() for number, tensor in starts.items()}
         given = set(self._starts.values())
-        for entry in self._entries:
-            arguments = [values[x.number] if isinstance(x, _Slot) else x for x in entry.arguments]
-            args, kwargs = tree_unflatten(arguments, entry.structure)
-            result = tree_leaves(entry.function(*args, **kwargs))
-            for slot, value in zip(entry.results, result, strict=True):
+        for entry in self._needed[wanted]:
+            found = [values[x.number] if type(x) is _Slot else x for x in entry.arguments]
+            if entry.structure is None:
+                result = entry.function(*found)
+            else:
+                args, kwargs = tree_unflatten(found, entry.structure)
+                result = entry.function(*args, **kwargs)
+            leaves = (result,) if isinstance(result, Tensor) else tree_leaves(result)
+            for slot, value in zip(entry.results, leaves, strict=True):
                 if slot is not None and slot not in given:
                     values[slot] = value
-        return values[self._slots[id(end)]]
+        return values[wanted]
+
+    def _needed_for(self, wanted: int) -> list[_Entry]:
+        """The operations without which something could not be computed, in order."""
+        given = set(self._starts.values())
+        needed: set[int | None] = {wanted}
+        kept: list[_Entry] = []
+        for entry in reversed(self._entries):
+            if entry.writes or not needed.isdisjoint(entry.results):
+                kept.append(entry)
+                needed.update(x.number for x in entry.arguments if type(x) is _Slot)
+                needed -= given
+        return kept[::-1]
 
 
 def _memory_of(tensor: Tensor) -> int:
