@@ -259,24 +259,22 @@ def _guess(lin: Linearization, targets: Mapping[int, Target]) -> Callable[[Tenso
     target, comparison = targets[0], lin.comparisons[0]
     ranks = lin.ranks
 
-    def each(count: Tensor) -> float:
-        """What every process divides by, so that their mean is that of all rows."""
-        return max(ranks.total(float(count)) / ranks.size, 1.0 / ranks.size)
+    counted = target.counts[..., 0] if target.kind == "classes" else target.counts
+    # What every process divides by, so that their mean is that of all rows.
+    each = max(ranks.total(float(counted.sum())) / ranks.size, 1.0 / ranks.size)
 
     def loss(output: Tensor) -> Tensor:
         placed = lin.placed_output(comparison, output)
         assert placed is not None
         if target.kind == "values":
-            errors = (placed - target.given).square() * target.counts
-            return errors.sum() / each(target.counts.sum())
+            return ((placed - target.given).square() * counted).sum() / each
         p = target.link(placed).clamp(1e-7, 1 - 1e-7)
         if target.kind == "bits":
             chances = target.given * p.log() + (1 - target.given) * (1 - p).log()
-            return -(chances * target.counts).sum() / each(target.counts.sum())
+            return -(chances * counted).sum() / each
         assert target.classes is not None
         chosen = (p[..., target.classes] * target.given).sum(-1)
-        counted = target.counts[..., 0]
-        return -(torch.where(counted > 0, chosen, 1.0).log()).sum() / each(counted.sum())
+        return -(torch.where(counted > 0, chosen, 1.0).log()).sum() / each
 
     return loss
 

@@ -118,8 +118,14 @@ def part(batch: tuple[Tensor, Tensor], ranks: Ranks) -> tuple[Tensor, Tensor]:
     return x[own], y[own]
 
 
-def numbers(probe: Probe, module: nn.Module, batch: Any, ranks: Ranks = ALONE) -> dict[str, Any]:
-    snapshot = probe(module, batch, learning_rate=0.1, ranks=ranks)
+def numbers(
+    probe: Probe,
+    module: nn.Module,
+    batch: Any,
+    ranks: Ranks = ALONE,
+    learning_rate: float | None = 0.1,
+) -> dict[str, Any]:
+    snapshot = probe(module, batch, learning_rate=learning_rate, ranks=ranks)
     return {
         **snapshot.scalars(),
         "core spectrum": snapshot.core_spectrum.tolist(),
@@ -147,8 +153,10 @@ def compare(ranks: Ranks) -> dict[str, Any]:
             module = make().double()
             batch = tuple(t.double() if t.is_floating_point() else t for t in draw_batch())
             probe = Probe(method=method, dtype=torch.float64, modes=2, **settings)
-            together = numbers(probe, module, part(batch, ranks), ranks)
-            alone = numbers(probe, module, batch) if ranks.index == 0 else None
+            # A forecast has products of its own, whatever the method.
+            rate = 0.1 if method == METHODS[0] else None
+            together = numbers(probe, module, part(batch, ranks), ranks, rate)
+            alone = numbers(probe, module, batch, ALONE, rate) if ranks.index == 0 else None
             found[f"{name}, {method}"] = {"together": together, "alone": alone}
     return found
 

@@ -6,7 +6,6 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from ntk_monitor.descent import descent_of
 from ntk_monitor.model import linearize
 from ntk_monitor.probe import Probe
 from ntk_monitor.ranks import ALONE, Ranks
-from ranks.data_parallel import CASES, draw, edges, mlp, numbers, part
+from ranks.data_parallel import CASES, draw, mlp, numbers, part
 
 SHARDED = (
     "mlp",
@@ -117,7 +117,7 @@ def tensor_parallel(world: Ranks) -> dict[str, Any]:
 
 
 def training(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
-    """Weights after training with probes and without, and what Adam makes of the modes."""
+    """Weights after training with probes and without, and gradients of errors."""
     batch = draw(12, 3).double(), draw(12, 4).double()
     x, y = part(batch, ranks)
     found: dict[str, Any] = {}
@@ -128,12 +128,10 @@ def training(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
             optimizer.zero_grad()
             nn.functional.mse_loss(module(x), y).backward()
             if watched and step == 2:  # between the backward pass and the step
-                Probe(max_products=40, dtype=None)(module, (x, y), ranks=ranks)
+                descent = descent_of([optimizer], module)
+                probe = Probe(max_products=40, dtype=None)
+                found["remarks"] = probe(module, (x, y), descent=descent, ranks=ranks).remarks
             optimizer.step()
-            if watched and step == 1:
-                lin = linearize(module, x, dtype=torch.float64, ranks=ranks)
-                errors = [(0, torch.ones(len(x), 1, 4, dtype=torch.float64))]
-                found["sharded"] = next(iter(lin.pull_back_outputs(errors)))[1:]
         found["watched" if watched else "plain"] = [local(p).tolist() for p in module.parameters()]
     module = shard(made(mlp), mesh)
     for factor in (None, 3.0):
@@ -155,17 +153,6 @@ def training(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
                 Probe(max_products=40, dtype=None)(module, (x, y), ranks=ranks)
         grads = [local(p.grad).tolist() for p in module.parameters() if p.grad is not None]
         found["watched gradients" if watched else "gradients"] = grads
-    module = made(mlp)
-    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
-    for _ in range(2):
-        optimizer.zero_grad()
-        parts = [slice(*pair) for pair in pairwise(edges(len(batch[0]), ranks.size))]
-        losses = [nn.functional.mse_loss(module(batch[0][p]), batch[1][p]) for p in parts]
-        (sum(losses) / len(losses)).backward()  # type: ignore[union-attr]
-        optimizer.step()
-    lin = linearize(module, batch[0], dtype=torch.float64, method="in-place")
-    errors = [(0, torch.ones(len(batch[0]), 1, 4, dtype=torch.float64))]
-    found["whole"] = next(iter(lin.pull_back_outputs(errors)))[1:]
     return found
 
 

@@ -56,7 +56,9 @@ def test_they_find_what_one_process_finds(name: str, found: Found, alone: dict[s
     assert step == 0
     assert first[0][1].keys() == wanted.keys()
     for tag, number in wanted.items():
-        assert gap(tag, first[0][1][tag], number) <= 1e-4, tag
+        # A time is read off a curve that is found in float32.
+        limit = 1e-3 if tag.endswith("steps_to_learn") else 1e-4
+        assert gap(tag, first[0][1][tag], number) <= limit, tag
 
 
 def test_there_is_one_set_of_records(folder: Path, found: Found) -> None:
