@@ -217,6 +217,7 @@ class BaseMonitor:
             "version": STATE_VERSION,
             "schedule": self.schedule.state_dict(),
             "methods": [list(state.probe.order) for state in self.states],
+            "score": self._score.state_dict(),
             **self.kept.state_dict(),
         }
 
@@ -236,6 +237,7 @@ class BaseMonitor:
         self.schedule.load_state_dict(state_dict["schedule"])
         for state, order in zip(self.states, state_dict["methods"], strict=False):
             state.probe.prefer(order)
+        self._score.load_state_dict(state_dict.get("score", {}))
         self.kept.load_state_dict(state_dict)
 
     def _require_states(self, module: nn.Module) -> None:

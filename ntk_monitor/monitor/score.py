@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
+
+import torch
 
 from ntk_monitor.snapshot import Forecast, Snapshot
 
@@ -11,7 +15,8 @@ KEPT = 20
 RIGHT = 0.25
 """Relative difference up to which a loss is as it was forecast."""
 OFTEN = 0.75
-"""Share of comparisons that must be right up to a distance for forecasts to hold so far."""
+"""Share of comparisons at a distance, down to half of it, that must be right for forecasts to hold so
+far."""
 FEWEST = 3
 """Comparisons that say something."""
 
@@ -48,14 +53,42 @@ class Score:
         self._forecasts = [*self._forecasts, (step, forecast)][-KEPT:]
         return replace(snapshot, forecast=forecast)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs to know, in plain types."""
+        return {
+            "forecasts": [
+                [when, forecast.steps.tolist(), forecast.loss.tolist()]
+                for when, forecast in self._forecasts
+            ],
+            "found": [list(each) for each in self._found],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a checkpoint was written.
+
+        Args:
+            state: What `state_dict` gave; without a word of it nothing was kept.
+        """
+        forecasts = [
+            (int(when), Forecast(_tensor(steps), _tensor(losses), torch.zeros(len(steps), 0), 0.0))
+            for when, steps, losses in state.get("forecasts", ())
+        ]
+        found = [(float(ahead), bool(right)) for ahead, right in state.get("found", ())]
+        self._forecasts, self._found = forecasts[-KEPT:], found[-4 * KEPT :]
+
     def _holds_for(self, forecast: Forecast) -> float:
         """The farthest distance up to which enough of what was said came true."""
         if len(self._found) < FEWEST:
             return forecast.valid_for
-        farthest, right = 0.0, 0
-        nearest = min(ahead for ahead, _ in self._found)
-        for count, (ahead, is_right) in enumerate(sorted(self._found), start=1):
-            right += is_right
-            if right >= OFTEN * count:
-                farthest = ahead
-        return farthest or min(forecast.valid_for, nearest - 1)
+        distances = sorted({ahead for ahead, _ in self._found})
+        farthest = min(forecast.valid_for, distances[0] - 1)
+        for distance in distances:
+            near = [right for ahead, right in self._found if distance / 2 <= ahead <= distance]
+            if sum(near) < OFTEN * len(near):
+                break
+            farthest = distance
+        return farthest
+
+
+def _tensor(values: list[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)

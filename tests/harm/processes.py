@@ -200,7 +200,7 @@ def main(folder: Path) -> None:
     found["watched"]["own"] = found["watched"]["seen"][0]
     found["val"] = run("val", folder, [NTKMonitor(2, probe_batch="val", **FAST)])
     found["dear"] = run("dear", folder, [NTKMonitor(2, **{**FAST, **DEAR})])
-    found["planned"] = run("planned", folder, [NTKMonitor(**SETTINGS)])
+    found["planned"] = run("planned", folder, [NTKMonitor(**SETTINGS, max_overhead_seconds=100)])
     for rank in (0, 1):
         found[f"dear in {rank}"] = run(f"dear{rank}", folder, [too_dear_in(rank)])
     stop = StallAlert(1, learned_threshold=1.0, level=0.999, horizon=1, actions=("stop",))

@@ -99,12 +99,13 @@ def frozen(value: Any) -> Any:
     return value.hex() if isinstance(value, float) else repr(value)
 
 
-def report(training: Training, *, again: bool = False) -> dict[str, Any]:
+def report(training: Training, *, again: bool = False, seconds: float = 10.0) -> dict[str, Any]:
     """Fit twice, and compare.
 
     Args:
         training: The training.
         again: Leave the callbacks out of the second run as well.
+        seconds: That probes may take.
 
     Returns:
         What is printed.
@@ -115,7 +116,7 @@ def report(training: Training, *, again: bool = False) -> dict[str, Any]:
         with recorded() as usual_messages:
             before = ends(training.fit([]))
         middle = time.perf_counter()
-        monitor, listener = NTKMonitor(), Listener()
+        monitor, listener = NTKMonitor(max_overhead_seconds=seconds), Listener()
         callbacks = [] if again else [monitor, StallAlert(actions=()), listener]
         with recorded() as messages:
             fitted = training.fit(callbacks)

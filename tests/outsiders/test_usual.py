@@ -20,7 +20,7 @@ TRAININGS: list[Training] = [
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("training", TRAININGS, ids=[training.name for training in TRAININGS])
 def test_bare_callbacks_find_what_is_there(training: Training) -> None:
-    line = report(training)
+    line = report(training, seconds=1.0)
     assert "error" not in line, line["traceback"]
     assert line["identical"], line["differing"]
     assert line["failures"] == 0, line["failure"]
