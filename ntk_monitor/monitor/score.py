@@ -15,8 +15,8 @@ KEPT = 20
 RIGHT = 0.25
 """Relative difference up to which a loss is as it was forecast."""
 OFTEN = 0.75
-"""Share of comparisons at a distance, down to half of it, that must be right for forecasts to hold so
-far."""
+"""Share of comparisons at a distance, down to half of it, that must be right for forecasts to hold
+as far."""
 FEWEST = 3
 """Comparisons that say something."""
 
