@@ -153,8 +153,9 @@ def compare(ranks: Ranks) -> dict[str, Any]:
             module = make().double()
             batch = tuple(t.double() if t.is_floating_point() else t for t in draw_batch())
             probe = Probe(method=method, dtype=torch.float64, modes=2, **settings)
-            # A forecast has products of its own, whatever the method.
-            rate = 0.1 if method == METHODS[0] else None
+            # A forecast has products of its own, whatever the method, and many small messages.
+            wanted = ranks.size == 2 or name in DENSE
+            rate = 0.1 if method == METHODS[0] and wanted else None
             together = numbers(probe, module, part(batch, ranks), ranks, rate)
             alone = numbers(probe, module, batch, ALONE, rate) if ranks.index == 0 else None
             found[f"{name}, {method}"] = {"together": together, "alone": alone}
