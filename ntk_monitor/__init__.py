@@ -9,13 +9,12 @@ without Lightning and returns a `Snapshot`.
 from typing import TYPE_CHECKING, Any
 
 from ntk_monitor.model import linearize, weight_sites
-from ntk_monitor.monitor import Monitor
 from ntk_monitor.probe import Probe, probe
 from ntk_monitor.snapshot import Snapshot, TargetMode
 from ntk_monitor.uncertainty import Estimate
 
 if TYPE_CHECKING:
-    from ntk_monitor.monitor import NTKMonitor, StallAlert
+    from ntk_monitor.monitor import Monitor, NTKMonitor, StallAlert
 
 __all__ = [
     "Estimate",
@@ -32,8 +31,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """What needs Lightning, which is imported only when it is asked for."""
-    if name not in {"NTKMonitor", "StallAlert"}:
+    """What needs torchmetrics or Lightning, which are imported only when it is asked for."""
+    if name not in {"Monitor", "NTKMonitor", "StallAlert"}:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from ntk_monitor import monitor  # noqa: PLC0415
 

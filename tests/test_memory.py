@@ -69,18 +69,18 @@ def test_no_tensor_waits_for_the_garbage_collector(name: str, method: str) -> No
 
 
 def test_memory_is_flat_over_a_training() -> None:
-    """Two hundred probes by the monitor, and what it keeps at the end is what it kept early on."""
+    """A hundred probes by the monitor, and what it keeps at the end is what it kept early on."""
     kept: list[int] = []
 
     class Weighed(NTKMonitor):
         def on_probe(self, *_: object) -> None:
             self.probes = getattr(self, "probes", 0) + 1
-            if self.probes % 10 == 0:
+            if self.probes % 5 == 0:
                 kept.append(live_bytes())
 
     monitor = Weighed(every_n_steps=1, max_overhead=None, max_products=16, modes=1, figures=False)
-    fit([monitor], max_epochs=20)
-    assert len(kept) == PROBES // 10
+    fit([monitor], max_epochs=10)
+    assert len(kept) == 20
     assert max(kept[5:]) <= max(kept[1:5])
 
 

@@ -86,11 +86,12 @@ def test_monitored_training_is_bit_for_bit_the_plain_one() -> None:
         )
 
     plain = run()
-    for monitor in (NTKMonitor(1, **FAST), NTKMonitor(), NTKMonitor(7)):
+    short = {"max_overhead_seconds": 1.0}
+    for monitor in (NTKMonitor(1, **FAST), NTKMonitor(**short), NTKMonitor(7, **short)):
         watched = run(monitor, StallAlert())
         torch.testing.assert_close(watched, plain, rtol=0, atol=0)
     stopped = run(StopAtOnce())
-    watched = run(NTKMonitor(), StopAtOnce())
+    watched = run(NTKMonitor(**short), StopAtOnce())
     torch.testing.assert_close(watched, stopped, rtol=0, atol=0)
 
 
