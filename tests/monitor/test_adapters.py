@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
-from monitor.ways import BATCH, FAST, STEPS, WAYS, Run, Texts, gpt, train
+from monitor.ways import BATCH, DRAWING, FAST, STEPS, WAYS, Run, Texts, gpt, train
 from ntk_monitor import Monitor, NTKMonitor, StallAlert
 from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.monitor import StallDetector, StallWarning
@@ -156,7 +156,7 @@ def check_events(folder: Path, run: Run) -> None:
 def test_a_plain_loop_logs_to_a_folder_a_writer_and_to_loggers(tmp_path: Path) -> None:
     writer = SummaryWriter(tmp_path / "writer")
     csv = CSVLogger(tmp_path, "csv")
-    run = train("plain", tmp_path, logger=[writer, csv])
+    run = train("plain", tmp_path, logger=[writer, csv], settings=DRAWING)
     writer.add_scalar("mine", 1.0, 0)  # it is still open
     writer.close()
     check_events(tmp_path / "writer", run)
@@ -167,7 +167,7 @@ def test_a_plain_loop_logs_to_a_folder_a_writer_and_to_loggers(tmp_path: Path) -
 
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     seen = Run(tmp_path)
-    monitor = Monitor(2, on_probe=seen.hear, **FAST)
+    monitor = Monitor(2, on_probe=seen.hear, **FAST | DRAWING)
     with monitor.attach(linear()[0], batch=(x, x[:, :2]), log_dir=tmp_path / "own"):
         for _ in range(4):
             monitor.step()
@@ -175,14 +175,14 @@ def test_a_plain_loop_logs_to_a_folder_a_writer_and_to_loggers(tmp_path: Path) -
 
 
 def test_fabric_s_own_loggers_are_used(tmp_path: Path) -> None:
-    run = train("fabric", tmp_path, logger=FabricCSVLogger(tmp_path))
+    run = train("fabric", tmp_path, logger=FabricCSVLogger(tmp_path), settings=DRAWING)
     rows = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()
     assert len(rows) == 1 + len(run.seen)
     assert list(tmp_path.rglob("step_000006.png"))
 
 
 def test_a_transformers_trainer_logs_to_its_folder_and_its_history(tmp_path: Path) -> None:
-    run = train("transformers", tmp_path)
+    run = train("transformers", tmp_path, settings=DRAWING)
     check_events(tmp_path / "ntk_monitor", run)
     assert not (tmp_path / "runs").exists()
     other = train("transformers", tmp_path / "b", watched=False)
@@ -203,7 +203,7 @@ def arguments(folder: Path, **settings: Any) -> TrainingArguments:
 def test_numbers_are_in_the_history_and_beside_those_of_the_trainer(tmp_path: Path) -> None:
     board = TensorBoardCallback(SummaryWriter(tmp_path / "board"))
     seen = Run(tmp_path)
-    ours = NTKTrainerCallback(3, on_probe=seen.hear, logger=board, **FAST)
+    ours = NTKTrainerCallback(3, on_probe=seen.hear, logger=board, **FAST | DRAWING)
     settings = {"logging_strategy": "steps", "logging_steps": 2}
     trainer = Trainer(
         gpt(), arguments(tmp_path, **settings), train_dataset=Texts(), callbacks=[board, ours]

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::ntk_monitor.monitor.StallWarning",
 )
 FAST: dict[str, Any] = {"max_products": 16, "tolerance": 0.0, "max_overhead": None, "modes": 2}
+FAST |= {"figures": False}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def read_csv(logger: CSVLogger) -> list[dict[str, str]]:
 
 def test_every_logger_gets_every_number(tmp_path: Path) -> None:
     loggers = [CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "tb")]
-    monitor = NTKMonitor(4, **FAST)
+    monitor = NTKMonitor(4, **FAST | {"figures": True})
     trainer, _ = fit([monitor, StallAlert(patience=1)], logger=loggers)
     assert monitor.snapshot is not None
     wanted = {*monitor.snapshot.scalars(), "alert/mode_1", "alert/mode_2"}
@@ -145,7 +146,7 @@ def test_early_stopping_can_watch_a_number() -> None:
 
 def test_figures_can_be_left_out(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
-    fit([NTKMonitor(5, figures=False, **FAST)], logger=logger)
+    fit([NTKMonitor(5, **FAST | {"figures": False})], logger=logger)
     events = EventAccumulator(logger.log_dir)
     events.Reload()
     assert events.Tags()["images"] == []

@@ -25,6 +25,8 @@ from ntk_monitor.monitor.transformers import NTKTrainerCallback
 
 STEPS, BATCH, LENGTH, TOKENS = 6, 4, 5, 11
 FAST: dict[str, Any] = {"max_products": 24, "tolerance": 0.0, "max_overhead": None, "modes": 2}
+FAST |= {"figures": False}
+DRAWING = {"figures": True}
 
 
 class Texts(torch.utils.data.Dataset[dict[str, Tensor]]):
