@@ -29,7 +29,7 @@ from ntk_monitor.probe import Probe
 
 RANK = int(os.environ.get("LOCAL_RANK", "0"))
 SETTINGS: dict[str, Any] = {"max_products": 16, "modes": 1, "tolerance": 1.0}
-FAST: dict[str, Any] = {**SETTINGS, "max_overhead": None}
+FAST: dict[str, Any] = {**SETTINGS, "max_overhead": None, "figures": False}
 DEAR: dict[str, Any] = {"max_overhead": 1e-9, "max_overhead_seconds": 0.0}
 LINEARIZE = Probe._linearize
 
@@ -193,14 +193,16 @@ def too_dear_in(rank: int) -> NTKMonitor:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     found = {"plain": run("plain", folder, [])}
-    watching = NTKMonitor(2, **FAST)
+    watching = NTKMonitor(2, **FAST | {"figures": True})
     found["watched"] = run("watched", folder, [watching, StallAlert(1)])
     batches = watching.state_dict()["batches"]
     found["watched"]["kept"] = [float(x.double().sum()) for x, _ in batches]
     found["watched"]["own"] = found["watched"]["seen"][0]
     found["val"] = run("val", folder, [NTKMonitor(2, probe_batch="val", **FAST)])
     found["dear"] = run("dear", folder, [NTKMonitor(2, **{**FAST, **DEAR})])
-    found["planned"] = run("planned", folder, [NTKMonitor(**SETTINGS, max_overhead_seconds=100)])
+    found["planned"] = run(
+        "planned", folder, [NTKMonitor(**SETTINGS, max_overhead_seconds=100, figures=False)]
+    )
     for rank in (0, 1):
         found[f"dear in {rank}"] = run(f"dear{rank}", folder, [too_dear_in(rank)])
     stop = StallAlert(1, learned_threshold=1.0, level=0.999, horizon=1, actions=("stop",))

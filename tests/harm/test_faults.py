@@ -42,7 +42,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ntk_monitor.monitor.StallWarning"),
 ]
 FAST: dict[str, Any] = {"max_products": 16, "modes": 1, "tolerance": 1.0, "max_overhead": None}
-FAST |= {"learning_rate": 0.01}
+FAST |= {"learning_rate": 0.01, "figures": False}
 KIND = "dropout"
 quieting = sys.modules["ntk_monitor.model.quiet"]
 kept_module = sys.modules["ntk_monitor.monitor.kept"]
@@ -131,7 +131,7 @@ def test_a_stage_that_always_fails(
     stage: str, kind: str, plain: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     breaking(monkeypatch, stage, ERRORS[kind])
-    monitor = NTKMonitor(4, figures="figures" in stage, **FAST)
+    monitor = NTKMonitor(4, **FAST | {"figures": "figures" in stage})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         watched = run(tmp_path, [monitor, StallAlert(1), Listener()])
@@ -154,7 +154,7 @@ def test_a_stage_that_fails_once_is_tried_again(
         def on_train_batch_end(self, *_: Any) -> None:
             monkeypatch.undo()
 
-    monitor = NTKMonitor(3, figures=False, **FAST)
+    monitor = NTKMonitor(3, **FAST)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         watched = run(tmp_path, [Repair(), monitor, Listener()])
@@ -224,7 +224,7 @@ def test_a_hanging_logger_is_waited_for_once(plain: dict[str, Any], tmp_path: Pa
     world = World(loggers=lambda p: [Slow(p, "slow"), CSVLogger(p, "csv")])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        watched = run(tmp_path, [NTKMonitor(3, time_limit=0.3, figures=False, **FAST)], world)
+        watched = run(tmp_path, [NTKMonitor(3, time_limit=0.3, **FAST)], world)
     assert differences(watched, plain) == set()
     (message,) = said(caught)
     assert "logging to Slow took 0 s" in message
@@ -244,7 +244,7 @@ def test_a_wedged_probe_ends_at_its_time_limit(
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        monitor = NTKMonitor(12, time_limit=0.3, figures=False, **FAST)
+        monitor = NTKMonitor(12, time_limit=0.3, **FAST)
         watched = run(tmp_path, [monitor], World())
     assert differences(watched, plain) == set()
     (message,) = said(caught)
@@ -296,7 +296,7 @@ def spoil(what: str) -> tuple[World, list[Any]]:
                 y = y * torch.nan
             return x, y
 
-    return World(module=Spoiled), [NTKMonitor(3, figures=False, **FAST), StallAlert(1)]
+    return World(module=Spoiled), [NTKMonitor(3, **FAST), StallAlert(1)]
 
 
 @pytest.mark.parametrize("what", ["weights", "inputs", "targets", "outputs"])
@@ -368,7 +368,8 @@ def test_raise_raises_the_error_itself(tmp_path: Path, monkeypatch: pytest.Monke
         with monkeypatch.context() as patch:
             breaking(patch, stage, ERRORS["error"])
             with pytest.raises(RuntimeError, match=r"^no luck today$"):
-                run(tmp_path, [NTKMonitor(3, on_error="raise", **FAST), Listener()])
+                monitor = NTKMonitor(3, on_error="raise", **FAST | {"figures": True})
+                run(tmp_path, [monitor, Listener()])
 
 
 def test_out_of_memory_halves_the_chunk_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,8 +56,8 @@ def test_they_find_what_one_process_finds(name: str, found: Found, alone: dict[s
     assert step == 0
     assert first[0][1].keys() == wanted.keys()
     for tag, number in wanted.items():
-        # A time is read off a curve that is found in float32.
-        limit = 1e-3 if tag.endswith("steps_to_learn") else 1e-4
+        # Forecasts are made of differences in float32, which agree to 2e-3 with finer ones.
+        limit = 1e-4 if tag.startswith(("ntk/", "core/")) else 1e-3
         assert gap(tag, first[0][1][tag], number) <= limit, tag
 
 
