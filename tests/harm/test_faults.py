@@ -367,8 +367,8 @@ def test_raise_raises_the_error_itself(tmp_path: Path, monkeypatch: pytest.Monke
     for stage in ("tangent product", "figures to a logger", "another callback"):
         with monkeypatch.context() as patch:
             breaking(patch, stage, ERRORS["error"])
+            monitor = NTKMonitor(3, on_error="raise", **FAST | {"figures": True})
             with pytest.raises(RuntimeError, match=r"^no luck today$"):
-                monitor = NTKMonitor(3, on_error="raise", **FAST | {"figures": True})
                 run(tmp_path, [monitor, Listener()])
 
 
