@@ -491,7 +491,7 @@ class _Prediction:
         if here is not course.directions:
             drifts = len(course.drifts)
             here = torch.cat([here[: len(fewer.basis)], here[len(here) - drifts :]])
-        return self._losses_along(fewer.run(BELIEVED), here, self.observed)
+        return self._losses_along(fewer.run(LEGS[0]), here, self.observed)
 
     def _first_change(self, course: Course, here: Tensor) -> Tensor:
         """What the very next step does to the outputs, to first order."""
@@ -641,11 +641,13 @@ def _band(found: Times, transfer: Estimate | None) -> tuple[float, float]:
 
 
 def _agree_until(full: _Curves, less: Vector) -> float:
-    """Steps ahead up to which two forecasts of the loss agree."""
+    """Steps ahead up to which two forecasts of the loss agree; all that are believed if they do."""
     count = min(len(full.steps), len(less))
     a, b = full.losses[:count], less[:count]
     apart = np.flatnonzero(~(np.abs(a - b) <= LOSS_AGREES * np.abs(a) + 1e-12))
-    return float(full.steps[count - 1 if not len(apart) else max(int(apart[0]) - 1, 0)])
+    if len(apart):
+        return float(full.steps[max(int(apart[0]) - 1, 0)])
+    return float(min(full.steps[-1], BELIEVED))
 
 
 def _tensor(values: Vector) -> Tensor:

@@ -104,6 +104,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, Tenso
     "core only": (mlp, lambda: (draw(13, 3), draw(13, 4)), {"tier": "core"}),
 }
 DENSE = {"mlp", "classes", "gru", "experts"}
+OF_FOUR = {"mlp", "gru", "wide core", "long", "experts", "words, streamed", "modes only"}
+"""Those that four processes measure, too."""
 
 
 def edges(count: int, size: int) -> list[int]:
@@ -146,6 +148,8 @@ def numbers(
 def compare(ranks: Ranks) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, (make, draw_batch, settings) in CASES.items():
+        if ranks.size > 2 and name not in OF_FOUR:
+            continue
         for method in METHODS if ranks.size == 2 else METHODS[:2]:
             if method == "exact" and name not in DENSE:
                 continue
