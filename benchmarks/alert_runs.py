@@ -1,7 +1,7 @@
 """Short trainings of which it is known afterwards which target modes were learned.
 
-Each of the kinds in `kinds.py` is probed some forty times, on a fixed batch, and what the probes
-say of the target modes is kept: the alert's rule, and others, can then be replayed on them
+Each of the kinds in `kinds.py` is probed some sixty times, as by default, on a fixed batch, and what
+the probes say of the target modes is kept: the rule of the alert, and others, can then be replayed
 (`alerts.py`). Settings are chosen on one half of the kinds, and reported on the other.
 """
 
@@ -27,7 +27,7 @@ from ntk_monitor.probe import Probe
 from ntk_monitor.snapshot import Snapshot, TargetMode
 
 RUNS = Path(__file__).parent / "results" / "alert_runs.json.gz"
-PROBES = 40
+PROBES = 60
 SCENARIOS = KINDS
 
 
@@ -83,7 +83,6 @@ def record(name: str, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     another = training.batch()
     alike = all(torch.equal(a, b) for a, b in zip(another, training.evaluation, strict=True))
-    second = None if alike else another
     rates = [group["lr"] for group in optimizer.param_groups]
     found: dict[str, Any] = {
         "scenario": name, "half": half(name), "group": kind.group, "cause": kind.cause,
@@ -102,7 +101,7 @@ def record(name: str, seed: int) -> dict[str, Any]:
             training.evaluation,
             descent=descent_at(training, rates, step),
             horizon=max(training.steps - step, 1),
-            second=second,
+            second=None if alike else training.batch(),
         )
         found["steps"].append(step)
         found["loss"].append(short(losses[-1]))

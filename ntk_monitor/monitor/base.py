@@ -277,6 +277,7 @@ class BaseMonitor:
                 self.schedule.skipped += not first
                 return
             snapshots = self._measure(host, choice)
+            self.kept.renew_second()
         except (NothingTrainedError, SkippedBatchError) as error:
             self.schedule.record(self.schedule.clock() - started)
             self._wait(host, error)

@@ -81,7 +81,7 @@ class KeptBatch:
             self._error = error
 
     def keep_second(self, batch: Any) -> None:  # noqa: ANN401
-        """Copy one more batch of the training, once.
+        """Copy one more batch of the training, once after each `renew_second`.
 
         Args:
             batch: The batch; None, one that is too large, one that cannot be copied, and the probe
@@ -94,7 +94,17 @@ class KeptBatch:
         self._has_second = True
         with suppress(Exception):  # what fails of the first batch is told of
             alike = fingerprint(batch) == fingerprint(self.content)
-            self.second = None if alike or size_of(batch) > MOST_BYTES else keep_batch(batch)
+            if not alike:
+                self.second = None if size_of(batch) > MOST_BYTES else keep_batch(batch)
+
+    def renew_second(self) -> None:
+        """Let the next batch of the training take the second one's place.
+
+        What a step on the probed batch does to others is known the better the more of them it was
+        tried on. A step that is made on the second batch goes on being made on that one.
+        """
+        if self._is("train"):
+            self._has_second = False
 
     def discard(self) -> None:
         """Let another batch of the training be kept."""
@@ -165,6 +175,7 @@ class KeptBatch:
             "batch": self.content if kept and is_plain(self.content) else None,
             "batches": self._parts,
             "second": second,
+            "has_second": self._has_second,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -177,4 +188,4 @@ class KeptBatch:
         require(parts is None or isinstance(parts, list), "batches", "a list, or None", parts)
         self.content, self._parts, self._alike = state["batch"], parts, None
         self.second = state.get("second")
-        self._has_second = self.second is not None
+        self._has_second = bool(state.get("has_second", self.second is not None))

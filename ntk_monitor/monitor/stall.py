@@ -6,7 +6,7 @@ Knows numbers only, no Trainer and no model, so that the same rule can be replay
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -37,6 +37,8 @@ FALLEN_BACK = 0.05
 CLEARANCE = 3.0
 """How many times the noise of a series its needed change over the window must be: with less, the
 answer is that the data do not suffice."""
+AVERAGED = 4
+"""Probes whose rates are averaged where single ones are too noisy."""
 LONGEST = 4
 """A window that does not suffice is doubled, up to so many times its length."""
 FLAT_TIMES = 2.0
@@ -46,8 +48,9 @@ FLAT_SHARE = 0.1
 """Share of the remaining steps that it must have stood still for besides."""
 POOLED = 20
 """Probes whose transfers are taken together."""
-INDEPENDENT = 4
-"""How many of them are worth as much as independent ones, at most."""
+INDEPENDENT = 8
+"""How many of them are worth as much as independent ones, at most: the other batch is a new one at
+each probe, and the probed one the same."""
 SURE = 2.0
 """Standard errors by which a transfer must differ from nothing."""
 NOTHING = 0.2
@@ -134,14 +137,53 @@ def growth(x: Sequence[float], y: Sequence[float], needed: float, window: int) -
         The trend over the shortest window, doubled up to `LONGEST` times, in which the needed
         change is `CLEARANCE` times the noise; None if there is none.
     """
+    return _growth(x, y, needed, window, lambda xs, ys: (xs, ys))
+
+
+def growth_of_means(
+    x: Sequence[float], y: Sequence[float], needed: float, window: int
+) -> Trend | None:
+    r"""The same of logarithms, of means over `AVERAGED` probes.
+
+    Rates that come and go, as those of one batch do, have logarithms far apart; their means
+    :math:`\log(\frac{1}{k}\sum_i e^{y_i})` have not.
+
+    Args:
+        x: As in `growth`, as for the others.
+        y: Logarithms.
+        needed: The slope in question.
+        window: How many points.
+
+    Returns:
+        The trend, or None.
+    """
+    return _growth(x, y, needed, window, _means)
+
+
+def _means(x: Sequence[float], y: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+    count = len(x) // AVERAGED
+    last = count * AVERAGED
+    if not count:
+        return (), ()
+    xs = np.asarray(x[-last:], float).reshape(count, AVERAGED).mean(1)
+    ys = special.logsumexp(np.asarray(y[-last:], float).reshape(count, AVERAGED), axis=1)
+    return xs.tolist(), (ys - math.log(AVERAGED)).tolist()
+
+
+def _growth(
+    x: Sequence[float],
+    y: Sequence[float],
+    needed: float,
+    window: int,
+    seen: Callable[[Sequence[float], Sequence[float]], tuple[Sequence[float], Sequence[float]]],
+) -> Trend | None:
     longest = window * LONGEST
     while True:
-        xs, ys = x[-window:], y[-window:]
-        if len(xs) < FEWEST_PROBES:
-            return None
-        line = trend(xs, ys)
-        if abs(needed) * (xs[-1] - xs[0]) >= CLEARANCE * line.noise:
-            return line
+        xs, ys = seen(x[-window:], y[-window:])
+        if len(xs) >= FEWEST_PROBES:
+            line = trend(xs, ys)
+            if abs(needed) * (xs[-1] - xs[0]) >= CLEARANCE * line.noise:
+                return line
         if window >= min(len(x), longest):
             return None
         window *= 2
@@ -401,9 +443,11 @@ class StallWatch:
             return None
         rates = [-value for value in watch.log_steps]
         needed = (watch.log_steps[-1] - math.log(remaining)) / remaining
-        rate = _p_values(watch.steps, rates, needed, self.rule.window)
+        window = self.rule.window
+        line = growth(watch.steps, rates, needed, window)
+        rate = _p_values(line or growth_of_means(watch.steps, rates, needed, window), needed)
         rise = (self.rule.learned_threshold - watch.learned[-1]) / remaining
-        learned = _p_values(watch.steps, watch.learned, rise, self.rule.window)
+        learned = _p_values(growth(watch.steps, watch.learned, rise, window), rise)
         return Evidence(max(rate[0], learned[0]), min(rate[1], learned[1]), *learned)
 
     def _proposal(
@@ -484,11 +528,8 @@ def _pooled(readings: Sequence[tuple[float, float]]) -> tuple[float, float] | No
     return mean, math.sqrt(len(latest) / sum(weights) / min(len(latest), INDEPENDENT))
 
 
-def _p_values(
-    x: Sequence[float], y: Sequence[float], needed: float, window: int
-) -> tuple[float, float]:
+def _p_values(line: Trend | None, needed: float) -> tuple[float, float]:
     """P-values of a slope of at least, and of at most, what is needed; 1 where nothing is known."""
-    line = growth(x, y, needed, window)
     if line is None:
         return 1.0, 1.0
     return (

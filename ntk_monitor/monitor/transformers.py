@@ -192,7 +192,8 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """The monitor's state, with that of its alert, in types that JSON can hold."""
-        return {**super().state_dict(), "batch": None, "batches": None, "second": None}
+        without = dict.fromkeys(("batch", "batches", "second"), None)
+        return {**super().state_dict(), **without, "has_second": False}
 
     def _loggers(self, folder: str) -> list[Any]:
         if self.logger is not None:
