@@ -1,8 +1,8 @@
 """Short trainings of which it is known afterwards which target modes were learned.
 
-Each of the kinds in `kinds.py` is probed some sixty times, as by default, on a fixed batch, and what
-the probes say of the target modes is kept: the rule of the alert, and others, can then be replayed
-(`alerts.py`). Settings are chosen on one half of the kinds, and reported on the other.
+Each of the kinds in `kinds.py` is probed some sixty times, as by default, on a fixed batch, and
+what the probes say of the target modes is kept: the rule of the alert, and others, can then be
+replayed (`alerts.py`). Settings are chosen on one half of the kinds, and reported on the other.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class KeptBatch:
         self.choice = choice
         self.content: Any = None
         self.second: Any = None
-        self._has_second = False
+        self._has_second = self._seen_alike = False
         self._parts: list[Any] | None = None
         self._alike: bool | None = None
         self._error: Exception | None = None
@@ -94,7 +94,9 @@ class KeptBatch:
         self._has_second = True
         with suppress(Exception):  # what fails of the first batch is told of
             alike = fingerprint(batch) == fingerprint(self.content)
-            if not alike:
+            if alike:  # the first batch of a loop is the one that it was begun with
+                self._has_second, self._seen_alike = self._seen_alike, True
+            else:
                 self.second = None if size_of(batch) > MOST_BYTES else keep_batch(batch)
 
     def renew_second(self) -> None:

@@ -15,6 +15,7 @@ from ntk_monitor.monitor.stall import (
     StallRule,
     StallWatch,
     growth,
+    growth_of_means,
     holm,
     trend,
 )
@@ -191,9 +192,25 @@ def test_transfers_of_many_probes_are_taken_together_but_not_as_independent() ->
         watch.add(i, Reading(1, 0.0, 20.0, (0.2, 0.4)), 80)
     mean, stderr = watch.transfer or (math.nan, math.nan)
     assert mean == pytest.approx(0.2)
-    assert stderr == pytest.approx(0.2)
+    assert 0.4 / math.sqrt(30) < stderr < 0.4
     watch.add(30, Reading(1, 0.0, 20.0, (math.nan, math.inf)), 80)
-    assert watch.transfer == pytest.approx((0.2, 0.2))
+    assert watch.transfer == pytest.approx((mean, stderr))
+
+
+def test_rates_that_come_and_go_are_averaged() -> None:
+    generator = np.random.default_rng(0)
+    x = list(range(0, 800, 10))
+    far_apart = [-math.log(1e3 if coin else 1e8) for coin in generator.random(80) < 0.7]
+    needed = 0.015
+    assert growth(x, far_apart, needed, 20) is None
+    line = growth_of_means(x, far_apart, needed, 20)
+    assert line is not None
+    assert line.probability_of(needed, at_least=True) < 0.05
+    assert growth_of_means(x[:15], far_apart[:15], needed, 20) is None  # three means are no trend
+    rising = [y + 2 * needed * at for at, y in zip(x, far_apart, strict=True)]
+    line = growth_of_means(x, rising, needed, 20)
+    assert line is not None
+    assert line.probability_of(needed, at_least=True) > 0.05
 
 
 def test_progress_counts_when_it_is_more_than_noise() -> None:
