@@ -27,7 +27,7 @@ from results import save
 from scipy.stats import kendalltau
 
 from ntk_monitor.estimators import Estimate
-from ntk_monitor.monitor.reasons import find_reason
+from ntk_monitor.monitor.reasons import find_reason, is_explained
 from ntk_monitor.monitor.stall import Reading, StallRule, StallWatch, growth
 from ntk_monitor.snapshot import TargetMode
 
@@ -94,11 +94,6 @@ def ours(run: dict[str, Any]) -> dict[int, Alarm]:
     """What the alert's own rule calls stalled or unpredictable, the first time."""
     watch, found = StallWatch(StallRule()), {}
     for i, (step, modes) in enumerate(zip(run["steps"], run["modes"], strict=True)):
-        whole = pair(run["transfer"][i])
-        readings = [
-            Reading(j, said["learned"], said["steps"], pair(said["transfer"]), whole)
-            for j, said in enumerate(modes)
-        ]
         remaining = max(run["planned"] - step, 1)
         early, last = step < 0.1 * run["planned"], i == len(run["steps"]) - 1
         dead, saturated = run["idle"][i]
@@ -106,6 +101,18 @@ def ours(run: dict[str, Any]) -> dict[int, Alarm]:
         seen: Any = SimpleNamespace(
             dead_units=dead, saturated_units=saturated, target_modes=all_modes
         )
+        whole = pair(run["transfer"][i])
+        readings = [
+            Reading(
+                j,
+                said["learned"],
+                said["steps"],
+                pair(said["transfer"]),
+                whole,
+                is_explained(all_modes[j], seen, remaining),
+            )
+            for j, said in enumerate(modes)
+        ]
         for mode in watch.update(step, readings, remaining, early=early, last=last):
             state = watch.states[mode]
             if state == "stalled":

@@ -1,8 +1,9 @@
 """Bare callbacks on trainings that certainly stall: when the alert speaks, and what it costs.
 
 Each is trained for so many steps with ``Monitor(alert=StallAlert())``, nothing else set. Kept are
-the step of the first stall that is called, over all steps; how many probes there were; the seconds
-they took, over what the limit allows: the larger of 2 % of the whole time and 10 seconds.
+the step of the first alert (a stall, or a mode that is unpredictable) over all steps; how many
+probes there were; the seconds they took, over what the limit allows: the larger of 2 % of the whole
+time and 10 seconds.
 """
 
 from __future__ import annotations
@@ -77,14 +78,15 @@ def run(name: str, steps: int) -> dict[str, Any]:
         for _ in range(steps):
             monitor.step(step())
     seconds = time.perf_counter() - begun
-    stalls = [a for a in alerts if a.kind == "stalled"]
+    told = [a for a in alerts if a.kind in {"stalled", "unpredictable"}]
     limit = max(0.02 * seconds, 10.0)
     return {
         "kind": name,
         "steps": steps,
         "probes": monitor.schedule.probes,
-        "first": stalls[0].step / steps if stalls else None,
-        "reasons": sorted({a.reason for a in stalls}),
+        "first": told[0].step / steps if told else None,
+        "kinds": sorted({a.kind for a in told}),
+        "reasons": sorted({a.reason for a in told if a.reason}),
         "states": list(alert.states.values()),
         "seconds": round(seconds, 1),
         "spent": round(monitor.schedule.spent, 2),

@@ -15,6 +15,7 @@ from ntk_monitor.monitor.host import Host
 from ntk_monitor.monitor.reasons import (
     find_reason,
     in_steps,
+    is_explained,
     stall_message,
     unpredictable_message,
 )
@@ -171,6 +172,7 @@ class StallDetector:
                 math.nan if mode.steps_to_learn is None else mode.steps_to_learn,
                 _pair(mode.transfer),
                 _pair(snapshot.transfer),
+                is_explained(mode, snapshot, max(remaining, 1.0)),
             )
             for mode in snapshot.target_modes
         ]

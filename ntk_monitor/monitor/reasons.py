@@ -59,6 +59,22 @@ def find_reason(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Findi
     return Finding(reason, number, _ADVICE[reason])
 
 
+def is_explained(mode: TargetMode, snapshot: Snapshot, remaining: float) -> bool:
+    """Whether the numbers of a mode tell what holds it back, beside noise and slowness.
+
+    Args:
+        mode: The mode.
+        snapshot: The measurement that it is of.
+        remaining: Steps that remain.
+
+    Returns:
+        True if it would be in reach without clipping or decay, or if the activity shows why it is
+        not.
+    """
+    looks = (_by_change, _in_the_activity)
+    return any(look(mode, snapshot, remaining) is not None for look in looks)
+
+
 Found = tuple[Reason, str] | None
 
 

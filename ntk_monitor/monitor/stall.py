@@ -39,6 +39,8 @@ CLEARANCE = 3.0
 answer is that the data do not suffice."""
 AVERAGED = 4
 """Probes whose rates are averaged where single ones are too noisy."""
+FEWEST_MEANS = 3
+"""Such means that are looked at, at least, to see whether they seem to grow."""
 LONGEST = 4
 """A window that does not suffice is doubled, up to so many times its length."""
 FLAT_TIMES = 2.0
@@ -55,6 +57,12 @@ SURE = 2.0
 """Standard errors by which a transfer must differ from nothing."""
 NOTHING = 0.2
 """Transfer below which a step on one batch is of no use for another."""
+LITTLE = 0.4
+"""Transfer of the loss, with a standard error, below which a mode that is too slow, and of which
+nothing tells why, is unpredictable."""
+FLAT_LONG = 0.36
+"""Share of the remaining steps after which a mode that stands still, and would need more than they
+are, is too slow if its rate does not seem to grow: certainty is no longer asked for."""
 PROGRESS = 0.05
 """Approach of the learned fraction to 1, over its best, that counts as not standing still."""
 
@@ -218,6 +226,7 @@ class Reading:
         transfer: What a step on one batch does for it on another, over what it does on its own, and
             the standard error; None where that is not known.
         of_the_loss: The same for the loss, which is known better.
+        explained: Whether its numbers tell what holds it back.
     """
 
     mode: int
@@ -225,6 +234,7 @@ class Reading:
     steps: float
     transfer: tuple[float, float] | None = None
     of_the_loss: tuple[float, float] | None = None
+    explained: bool = False
 
 
 @dataclass(frozen=True)
@@ -282,6 +292,26 @@ class ModeWatch:
         still = self.steps[-1] - self.moved
         long = FLAT_TIMES * math.exp(self.log_steps[-1])
         return still >= max(long, FLAT_SHARE * remaining)
+
+    def seems_to_stay(self, needed: float, remaining: float, window: int) -> bool:
+        """Whether it did not move for long, and its rate does not seem to grow as is needed.
+
+        Args:
+            needed: The growth in question, of the logarithm.
+            remaining: Steps that remain.
+            window: Probes of which the rates' means are looked at.
+
+        Returns:
+            True if so; False where there are not enough probes.
+        """
+        if self.steps[-1] - self.moved < FLAT_LONG * remaining:
+            return False
+        xs, ys = _means(self.steps[-window:], [-value for value in self.log_steps[-window:]])
+        if len(xs) < FEWEST_MEANS:
+            return False
+        x, y = np.asarray(xs) - np.mean(xs), np.asarray(ys)
+        lacking = (-math.log(remaining) - ys[-1]) / remaining  # of the latest mean
+        return bool(2 * (x @ y) / (x @ x) < max(needed, lacking))
 
     @property
     def transfer(self) -> tuple[float, float] | None:
@@ -408,6 +438,7 @@ class StallWatch:
             The modes whose state changed, with the state before.
         """
         evidence: dict[int, Evidence | None] = {}
+        explained: dict[int, bool] = {}
         remaining = max(remaining, 1.0)
         for reading in readings:
             watch = self.watches.setdefault(reading.mode, ModeWatch())
@@ -421,6 +452,7 @@ class StallWatch:
                 continue
             watch.add(step, reading, self.rule.window * LONGEST)
             evidence[reading.mode] = None if early else self._evidence(watch, remaining)
+            explained[reading.mode] = reading.explained
         tested: dict[int, float] = {}
         for i, found in evidence.items():
             if found is not None and self._is_out_of_reach(self.watches[i], remaining):
@@ -431,7 +463,7 @@ class StallWatch:
         before = self.states
         for i, found in evidence.items():
             watch = self.watches[i]
-            proposal = self._proposal(watch, found, remaining, too_slow=i in too_slow)
+            proposal = self._proposal(watch, found, remaining, i in too_slow, explained[i])
             self._propose(watch, proposal, last=last)
         return {i: before[i] for i in evidence if before[i] != self.watches[i].state}
 
@@ -448,10 +480,17 @@ class StallWatch:
         rate = _p_values(line or growth_of_means(watch.steps, rates, needed, window), needed)
         rise = (self.rule.learned_threshold - watch.learned[-1]) / remaining
         learned = _p_values(growth(watch.steps, watch.learned, rise, window), rise)
+        if watch.seems_to_stay(needed, remaining, window):
+            rate = (min(rate[0], learned[0]), rate[1])
         return Evidence(max(rate[0], learned[0]), min(rate[1], learned[1]), *learned)
 
     def _proposal(
-        self, watch: ModeWatch, found: Evidence | None, remaining: float, *, too_slow: bool
+        self,
+        watch: ModeWatch,
+        found: Evidence | None,
+        remaining: float,
+        too_slow: bool,
+        explained: bool,
     ) -> ModeState:
         error = 1 - self.rule.learned_threshold
         if watch.state == "learned":
@@ -462,13 +501,13 @@ class StallWatch:
             return watch.state
         if self._is_out_of_reach(watch, remaining):
             in_time = found.too_late <= self.rule.level
-            verdict: ModeState = "unpredictable" if _nothing_transfers(watch) else "stalled"
+            verdict: ModeState = "unpredictable" if _little_transfers(watch) else "stalled"
         else:
             in_time = found.too_slow <= self.rule.level or _transfers(watch, remaining)
             too_slow = too_slow and not in_time
             verdict = "stalled" if _teaches(watch) else "unpredictable"
         if too_slow:
-            return verdict
+            return "stalled" if explained else verdict
         return "learning" if in_time else "insufficient data"
 
     def _propose(self, watch: ModeWatch, proposal: ModeState, *, last: bool) -> None:
@@ -511,10 +550,12 @@ def _transfers(watch: ModeWatch, remaining: float) -> bool:
     )
 
 
-def _nothing_transfers(watch: ModeWatch) -> bool:
-    """Whether steps on one batch certainly do next to nothing for another, or for all its loss."""
-    known = (watch.transfer, watch.transfer_of_the_loss)
-    return any(each is not None and each[0] + SURE * each[1] < NOTHING for each in known)
+def _little_transfers(watch: ModeWatch) -> bool:
+    """Whether steps on one batch do next to nothing for another, or little for all its loss."""
+    own, whole = watch.transfer, watch.transfer_of_the_loss
+    if own is not None and own[0] + SURE * own[1] < NOTHING:
+        return True
+    return whole is not None and whole[0] + whole[1] < LITTLE
 
 
 def _pooled(readings: Sequence[tuple[float, float]]) -> tuple[float, float] | None:

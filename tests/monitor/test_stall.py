@@ -9,6 +9,7 @@ from scipy import stats
 
 from ntk_monitor.monitor.stall import (
     CLEARANCE,
+    FLAT_LONG,
     LONGEST,
     ModeWatch,
     Reading,
@@ -229,12 +230,43 @@ def test_coming_back_from_an_overshoot_is_progress() -> None:
     assert watch.watches[1].moved == 40
 
 
-def test_noise_that_hides_the_growth_is_insufficient_data() -> None:
+def test_noise_that_hides_the_growth_is_insufficient_data_until_it_has_stood_still_for_long() -> (
+    None
+):
     generator = np.random.default_rng(0)
-    steps = [math.log(1000) + 3 + generator.standard_normal() for _ in range(30)]
-    found = run(StallWatch(StallRule()), [0.0] * 30, steps)
+    steps = [math.log(1000) + 3 + generator.standard_normal() for _ in range(40)]
+    found = run(StallWatch(StallRule()), [0.0] * 40, steps)
+    long = next(i for i in range(40) if 10 * i >= FLAT_LONG * (1000 - 10 * i))
     assert "insufficient data" in found
+    assert "stalled" not in found[:long]
+    assert found[-1] == "stalled"
+
+
+def test_what_stands_still_while_its_rate_seems_to_grow_is_not_stalled() -> None:
+    generator = np.random.default_rng(0)
+    # As noisy, and a hundred times as fast by the end: silent alignment.
+    steps = [math.log(1000) + 3 - i / 8 + generator.standard_normal() for i in range(40)]
+    found = run(StallWatch(StallRule()), [0.0] * 40, steps)
     assert "stalled" not in found
+
+
+def test_what_is_explained_is_stalled_whatever_transfers() -> None:
+    for explained, state in ((True, "stalled"), (False, "unpredictable")):
+        watch = StallWatch(StallRule())
+        for i in range(40):
+            reading = Reading(1, 0.0, 1e5, (0.0, 0.1), (0.0, 0.1), explained=explained)
+            watch.update(10 * i, [reading], 1000 - 10 * i)
+        assert watch.states[1] == state
+
+
+@pytest.mark.parametrize(("whole", "state"), [(0.1, "unpredictable"), (0.9, "stalled")])
+def test_little_transfer_of_the_loss_decides_where_a_mode_s_own_is_not_known(
+    whole: float, state: str
+) -> None:
+    watch = StallWatch(StallRule())
+    for i in range(40):
+        watch.update(10 * i, [Reading(1, 0.0, 1e5, (0.5, 3.0), (whole, 0.2))], 1000 - 10 * i)
+    assert watch.states[1] == state
 
 
 def test_learned_recovered_and_cooldown() -> None:
