@@ -205,6 +205,26 @@ def alerts(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def bare(results: dict[str, Any]) -> str:
+    """The table of bare callbacks on certain stalls."""
+    lines = [
+        "## Bare callbacks\n",
+        "Trainings that certainly stall, watched with nothing set (`benchmarks/bare.py`): when the",
+        "first alert came, as a share of the training, and what all probes took, over the limit,",
+        "which is the larger of 2 % of the time and 10 s.\n",
+        "| training | steps | probes | first alert | it says | seconds in all | of the limit |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        first = "never" if row["first"] is None else f"{100 * row['first']:.0f} %"
+        says = ", ".join([*row["kinds"], *row["reasons"]]) or "-"
+        lines.append(
+            f"| {row['kind']} | {row['steps']} | {row['probes']} | {first} | {says} | "
+            f"{row['seconds']:.0f} | {100 * row['of_limit']:.0f} % |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def number(row: dict[str, Any]) -> str:
     """Its name, with the bars that a table would take for its own escaped."""
     return str(row["number"]).replace("|", "\\|")
@@ -237,6 +257,7 @@ PARTS = {
     "overhead": overhead,
     "forecast": forecast,
     "alerts": alerts,
+    "bare": bare,
 }
 
 

@@ -570,7 +570,8 @@ class Endless(torch.utils.data.IterableDataset):
     def __iter__(self) -> Any:
         generator = torch.Generator().manual_seed(0)
         for _ in range(40):
-            yield torch.randn(5, 2, generator=generator), torch.randn(5, 2, generator=generator)
+            x = torch.randn(5, 2, generator=generator)
+            yield x, x.flip(-1) - x.mean(0)
 
 
 @pytest.mark.parametrize("horizon", [None, 1])

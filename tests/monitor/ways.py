@@ -30,11 +30,12 @@ DRAWING = {"figures": True}
 
 
 class Texts(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Tokens without a meaning."""
+    """Counting, from anywhere."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(3)
-        self.rows = torch.randint(TOKENS, (STEPS * BATCH, LENGTH), generator=generator)
+        starts = torch.randint(TOKENS, (STEPS * BATCH, 1), generator=generator)
+        self.rows = (starts + torch.arange(LENGTH)) % TOKENS
 
     def __len__(self) -> int:
         return len(self.rows)
