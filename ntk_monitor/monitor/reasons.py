@@ -60,7 +60,9 @@ def find_reason(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Findi
 
 
 def is_explained(mode: TargetMode, snapshot: Snapshot, remaining: float) -> bool:
-    """Whether the numbers of a mode tell what holds it back, beside noise and slowness.
+    """Whether the numbers of a mode tell what holds it back, whatever a step teaches other batches.
+
+    A core that hardly has the mode does not: of what is noise, no activity has the time course.
 
     Args:
         mode: The mode.
@@ -68,11 +70,11 @@ def is_explained(mode: TargetMode, snapshot: Snapshot, remaining: float) -> bool
         remaining: Steps that remain.
 
     Returns:
-        True if it would be in reach without clipping or decay, or if the activity shows why it is
-        not.
+        True if it would be in reach without clipping or decay, or if units are idle or the readout
+        is blind.
     """
-    looks = (_by_change, _in_the_activity)
-    return any(look(mode, snapshot, remaining) is not None for look in looks)
+    found = (look(mode, snapshot, remaining) for look in (_by_change, _in_the_activity))
+    return any(each is not None and each[0] != "core" for each in found)
 
 
 Found = tuple[Reason, str] | None
