@@ -6,7 +6,7 @@ Knows numbers only, no Trainer and no model, so that the same rule can be replay
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -63,6 +63,8 @@ nothing tells why, is unpredictable."""
 FLAT_LONG = 0.36
 """Share of the remaining steps after which a mode that stands still, and would need more than they
 are, is too slow if its rate does not seem to grow: certainty is no longer asked for."""
+SLACK = 2.0
+"""How many times the growth that is seen of such a rate is taken to be possible."""
 PROGRESS = 0.05
 """Approach of the learned fraction to 1, over its best, that counts as not standing still."""
 
@@ -132,62 +134,30 @@ def trend(x: Sequence[float], y: Sequence[float]) -> Trend:
     return Trend(slope, noise / math.sqrt(spread), max(count / inflation, 3.0) - 2, noise)
 
 
-def growth(x: Sequence[float], y: Sequence[float], needed: float, window: int) -> Trend | None:
-    """The trend over the last ``window`` points, or over as many more as the noise demands.
+def growth(
+    x: Sequence[float], y: Sequence[float], needed: float, window: int, averaged: int = 1
+) -> Trend | None:
+    r"""The trend over the last ``window`` points, or over as many more as the noise demands.
+
+    Rates that come and go, as those of one batch do, have logarithms far apart; the logarithms of
+    their means :math:`\frac{1}{k}\sum_i e^{y_i}` over ``k`` points are not.
 
     Args:
         x: Where.
-        y: The values.
+        y: The values; logarithms, where they are averaged.
         needed: The slope in question, per unit of x.
         window: How many points.
+        averaged: Points that are averaged, ``k``; 1 for none.
 
     Returns:
         The trend over the shortest window, doubled up to `LONGEST` times, in which the needed
         change is `CLEARANCE` times the noise; None if there is none.
     """
-    return _growth(x, y, needed, window, lambda xs, ys: (xs, ys))
-
-
-def growth_of_means(
-    x: Sequence[float], y: Sequence[float], needed: float, window: int
-) -> Trend | None:
-    r"""The same of logarithms, of means over `AVERAGED` probes.
-
-    Rates that come and go, as those of one batch do, have logarithms far apart; their means
-    :math:`\log(\frac{1}{k}\sum_i e^{y_i})` have not.
-
-    Args:
-        x: As in `growth`, as for the others.
-        y: Logarithms.
-        needed: The slope in question.
-        window: How many points.
-
-    Returns:
-        The trend, or None.
-    """
-    return _growth(x, y, needed, window, _means)
-
-
-def _means(x: Sequence[float], y: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
-    count = len(x) // AVERAGED
-    last = count * AVERAGED
-    if not count:
-        return (), ()
-    xs = np.asarray(x[-last:], float).reshape(count, AVERAGED).mean(1)
-    ys = special.logsumexp(np.asarray(y[-last:], float).reshape(count, AVERAGED), axis=1)
-    return xs.tolist(), (ys - math.log(AVERAGED)).tolist()
-
-
-def _growth(
-    x: Sequence[float],
-    y: Sequence[float],
-    needed: float,
-    window: int,
-    seen: Callable[[Sequence[float], Sequence[float]], tuple[Sequence[float], Sequence[float]]],
-) -> Trend | None:
     longest = window * LONGEST
     while True:
-        xs, ys = seen(x[-window:], y[-window:])
+        xs, ys = x[-window:], y[-window:]
+        if averaged > 1:
+            xs, ys = _means(xs, ys, averaged)
         if len(xs) >= FEWEST_PROBES:
             line = trend(xs, ys)
             if abs(needed) * (xs[-1] - xs[0]) >= CLEARANCE * line.noise:
@@ -195,6 +165,13 @@ def _growth(
         if window >= min(len(x), longest):
             return None
         window *= 2
+
+
+def _means(x: Sequence[float], y: Sequence[float], k: int) -> tuple[list[float], list[float]]:
+    """Means over ``k`` points each, the latest in full: of ``x``, and in ``y`` of exponentials."""
+    count = len(x) // k
+    xs, ys = (np.asarray(each[len(x) - count * k :], float).reshape(count, k) for each in (x, y))
+    return xs.mean(1).tolist(), (special.logsumexp(ys, axis=1) - math.log(k)).tolist()
 
 
 def holm(p_values: Mapping[int, float], level: float) -> set[int]:
@@ -306,12 +283,17 @@ class ModeWatch:
         """
         if self.steps[-1] - self.moved < FLAT_LONG * remaining:
             return False
-        xs, ys = _means(self.steps[-window:], [-value for value in self.log_steps[-window:]])
+        xs, ys = _means(self.steps[-window:], self.log_rates[-window:], AVERAGED)
         if len(xs) < FEWEST_MEANS:
             return False
         x, y = np.asarray(xs) - np.mean(xs), np.asarray(ys)
         lacking = (-math.log(remaining) - ys[-1]) / remaining  # of the latest mean
-        return bool(2 * (x @ y) / (x @ x) < max(needed, lacking))
+        return bool(SLACK * (x @ y) / (x @ x) < max(needed, lacking))
+
+    @property
+    def log_rates(self) -> list[float]:
+        """Logarithms of the rates, which are one over the steps to learn."""
+        return [-value for value in self.log_steps]
 
     @property
     def transfer(self) -> tuple[float, float] | None:
@@ -473,11 +455,12 @@ class StallWatch:
     def _evidence(self, watch: ModeWatch, remaining: float) -> Evidence | None:
         if len(watch.steps) < FEWEST_PROBES:
             return None
-        rates = [-value for value in watch.log_steps]
+        rates = watch.log_rates
         needed = (watch.log_steps[-1] - math.log(remaining)) / remaining
         window = self.rule.window
         line = growth(watch.steps, rates, needed, window)
-        rate = _p_values(line or growth_of_means(watch.steps, rates, needed, window), needed)
+        line = line or growth(watch.steps, rates, needed, window, AVERAGED)
+        rate = _p_values(line, needed)
         rise = (self.rule.learned_threshold - watch.learned[-1]) / remaining
         learned = _p_values(growth(watch.steps, watch.learned, rise, window), rise)
         if watch.seems_to_stay(needed, remaining, window):

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from ntk_monitor.monitor.stall import (
+    AVERAGED,
     CLEARANCE,
     FLAT_LONG,
     LONGEST,
@@ -16,7 +17,6 @@ from ntk_monitor.monitor.stall import (
     StallRule,
     StallWatch,
     growth,
-    growth_of_means,
     holm,
     trend,
 )
@@ -204,12 +204,12 @@ def test_rates_that_come_and_go_are_averaged() -> None:
     far_apart = [-math.log(1e3 if coin else 1e8) for coin in generator.random(80) < 0.7]
     needed = 0.015
     assert growth(x, far_apart, needed, 20) is None
-    line = growth_of_means(x, far_apart, needed, 20)
+    line = growth(x, far_apart, needed, 20, AVERAGED)
     assert line is not None
     assert line.probability_of(needed, at_least=True) < 0.05
-    assert growth_of_means(x[:15], far_apart[:15], needed, 20) is None  # three means are no trend
+    assert growth(x[:15], far_apart[:15], needed, 20, AVERAGED) is None  # three means are no trend
     rising = [y + 2 * needed * at for at, y in zip(x, far_apart, strict=True)]
-    line = growth_of_means(x, rising, needed, 20)
+    line = growth(x, rising, needed, 20, AVERAGED)
     assert line is not None
     assert line.probability_of(needed, at_least=True) > 0.05
 
