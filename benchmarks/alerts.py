@@ -27,8 +27,9 @@ from results import save
 from scipy.stats import kendalltau
 
 from ntk_monitor.estimators import Estimate
-from ntk_monitor.monitor.reasons import find_reason, is_explained
-from ntk_monitor.monitor.stall import Reading, StallRule, StallWatch, growth
+from ntk_monitor.monitor.detector import readings_of
+from ntk_monitor.monitor.reasons import find_reason
+from ntk_monitor.monitor.stall import StallRule, StallWatch, growth
 from ntk_monitor.snapshot import TargetMode
 
 Series = NDArray[np.float64]
@@ -79,15 +80,16 @@ def mode_of(index: int, said: dict[str, Any]) -> TargetMode:
         core_overlap=said["core_overlap"],
         steps_to_learn=said["steps"],
         rate=said["rate"],
+        transfer=estimate(said["transfer"]),
         readout=said["readout"],
         steps_if=tuple((what, steps) for what, steps in said["steps_if"]),
         rate_if=tuple((what, rate) for what, rate in said["rate_if"]),
     )
 
 
-def pair(kept: Sequence[float] | None) -> tuple[float, float] | None:
-    """A transfer and its standard error, from what was kept."""
-    return None if kept is None else (kept[0], kept[1])
+def estimate(kept: Sequence[float] | None) -> Estimate | None:
+    """A transfer with its standard error, from what was kept."""
+    return None if kept is None else Estimate(*kept)
 
 
 def ours(run: dict[str, Any]) -> dict[int, Alarm]:
@@ -99,20 +101,12 @@ def ours(run: dict[str, Any]) -> dict[int, Alarm]:
         dead, saturated = run["idle"][i]
         all_modes = tuple(mode_of(j, said) for j, said in enumerate(modes))
         seen: Any = SimpleNamespace(
-            dead_units=dead, saturated_units=saturated, target_modes=all_modes
+            dead_units=dead,
+            saturated_units=saturated,
+            target_modes=all_modes,
+            transfer=estimate(run["transfer"][i]),
         )
-        whole = pair(run["transfer"][i])
-        readings = [
-            Reading(
-                j,
-                said["learned"],
-                said["steps"],
-                pair(said["transfer"]),
-                whole,
-                is_explained(all_modes[j], seen, remaining),
-            )
-            for j, said in enumerate(modes)
-        ]
+        readings = readings_of(seen, remaining)
         for mode in watch.update(step, readings, remaining, early=early, last=last):
             state = watch.states[mode]
             if state == "stalled":

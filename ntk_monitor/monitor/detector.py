@@ -165,17 +165,7 @@ class StallDetector:
             return
         spacing = step - self._last_step if self._last_step is not None else 1
         self._last_step = step
-        readings = [
-            Reading(
-                mode.index,
-                mode.learned,
-                math.nan if mode.steps_to_learn is None else mode.steps_to_learn,
-                _pair(mode.transfer),
-                _pair(snapshot.transfer),
-                is_explained(mode, snapshot, max(remaining, 1.0)),
-            )
-            for mode in snapshot.target_modes
-        ]
+        readings = readings_of(snapshot, max(remaining, 1.0))
         early = math.isfinite(planned) and step < self.warmup * planned
         changes = self._watch.update(step, readings, remaining, early=early, last=to_come < spacing)
         alerts = self._alerts_of(changes, snapshot, max(remaining, 1.0), step)
@@ -304,6 +294,29 @@ class StallDetector:
             alerts = [Alert(**alert) for alert in state_dict.get("alerts", [])]
             self._last_step = None if last is None else int(last)
             self._watch.watches, self.alerts, self._history = watches, alerts, history
+
+
+def readings_of(snapshot: Snapshot, remaining: float) -> list[Reading]:
+    """What the rule of the alert looks at of a probe.
+
+    Args:
+        snapshot: The probe's result.
+        remaining: Steps that remain.
+
+    Returns:
+        A reading of each target mode.
+    """
+    return [
+        Reading(
+            mode.index,
+            mode.learned,
+            math.nan if mode.steps_to_learn is None else mode.steps_to_learn,
+            _pair(mode.transfer),
+            _pair(snapshot.transfer),
+            is_explained(mode, snapshot, remaining),
+        )
+        for mode in snapshot.target_modes
+    ]
 
 
 def _pair(transfer: Estimate | None) -> tuple[float, float] | None:
