@@ -30,12 +30,13 @@ DRAWING = {"figures": True}
 
 
 class Texts(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Counting, from anywhere."""
+    """Tokens without a meaning, or counting, which can be learned."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, counting: bool = False) -> None:
         generator = torch.Generator().manual_seed(3)
-        starts = torch.randint(TOKENS, (STEPS * BATCH, 1), generator=generator)
-        self.rows = (starts + torch.arange(LENGTH)) % TOKENS
+        self.rows = torch.randint(TOKENS, (STEPS * BATCH, LENGTH), generator=generator)
+        if counting:
+            self.rows = (self.rows[:, :1] + torch.arange(LENGTH)) % TOKENS
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,6 +68,7 @@ class Run:
     alert: StallAlert | None = None
     logger: Any = None
     fails: bool = False
+    counting: bool = False
     damage: Callable[[nn.Module], Any] | None = None
     model: nn.Module = field(init=False)
     monitor: Any = None
@@ -86,7 +88,10 @@ class Run:
         return {"every_n_steps": 2, **FAST, **self.settings}
 
     def loader(self) -> DataLoader:
-        return DataLoader(Texts(), BATCH, shuffle=self.shuffle)
+        return DataLoader(self.texts(), BATCH, shuffle=self.shuffle)
+
+    def texts(self) -> Texts:
+        return Texts(counting=self.counting)
 
     def own_monitor(self) -> Monitor:
         return Monitor(alert=self.alert, on_probe=self.hear, **self.all_settings())
@@ -144,7 +149,7 @@ def transformers(run: Run) -> None:
     run.optimizer = Adam(run.model.parameters(), lr=0.01)
     constant = torch.optim.lr_scheduler.LambdaLR(run.optimizer, lambda _: 1.0)
     trainer = Ordered(
-        run.model, arguments, train_dataset=Texts(), optimizers=(run.optimizer, constant),
+        run.model, arguments, train_dataset=run.texts(), optimizers=(run.optimizer, constant),
         callbacks=[run.monitor] if run.watched else [],
     )  # fmt: skip
     trainer.shuffle = run.shuffle
@@ -157,7 +162,7 @@ def transformers(run: Run) -> None:
 def loop(run: Run, model: nn.Module, optimizer: Any, backward: Any, **where: Any) -> None:
     """The loop of a user who logs nothing else."""
     loader = run.loader()
-    first = next(iter(DataLoader(Texts(), BATCH)))
+    first = next(iter(DataLoader(run.texts(), BATCH)))
 
     def steps() -> Any:
         for batch in loader:

@@ -24,6 +24,8 @@ CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 HTML = b"<!doctype html><link rel=icon href=data:,><script type=module src=/boot.js></script>"
 BOOT = b"import { render } from '/data/plugin/ntk/index.js'; await render();"
 POLICY = "default-src 'self'; img-src data:"
+ENDED: set[str] = set()
+"""Servers that a test has ended before its page."""
 
 Open = Callable[..., Any]
 
@@ -51,8 +53,9 @@ def open_page(browser: Any) -> Iterator[Open]:
             troubles.append(f"request to {url}")
 
     def complain(message: Any) -> None:
-        gone = "net::ERR_CONNECTION" in message.text  # the server of a test ends before its page
-        if message.type == "error" and not gone and "favicon" not in message.location["url"]:
+        url = message.location["url"]
+        gone = "net::ERR_CONNECTION" in message.text and url.startswith(tuple(ENDED))
+        if message.type == "error" and not gone and "favicon" not in url:
             troubles.append(message.text)
 
     def open_url(
@@ -140,9 +143,12 @@ def serving(provider: DataProvider) -> Iterator[str]:
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
+    url = f"http://127.0.0.1:{server.port}/"
+    ENDED.discard(url)
     try:
-        yield f"http://127.0.0.1:{server.port}/"
+        yield url
     finally:
+        ENDED.add(url)
         server.shutdown()
         thread.join()
         server.server_close()
