@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ def main() -> None:
     PAGE.write_text("\n".join(parts))
 
 
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a table."""
+    return [
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
+        *(f"| {' | '.join(map(str, row))} |" for row in rows),
+    ]
+
+
 def accuracy(results: dict[str, Any]) -> str:
     """The table of errors and products."""
     lines = [
@@ -34,20 +44,21 @@ def accuracy(results: dict[str, Any]) -> str:
         "Root mean squared relative error in percent against the dense Jacobian, and in brackets",
         "how often the stated 95 % interval holds the truth, over "
         f"{results['repeats']} seeds. *Plain* is sampling without deflation.\n",
-        "| workload | setting | products | trace | effective rank | temporal | spatial | cosine |",
-        "|---|---|---|---|---|---|---|---|",
     ]
-    for row in results["rows"]:
-        cells = [
-            f"{100 * error:.1f} ({100 * row['coverage'][metric]:.0f})"
-            for metric, error in row["rmse"].items()
-        ]
-        lines.append(
-            f"| {row['workload']} | {row['setting']} | {row['products']:.0f} | "
-            + " | ".join(cells)
-            + " |"
+    columns = ("workload", "setting", "products", "trace", "effective rank", "temporal", "spatial")
+    rows = [
+        (
+            row["workload"],
+            row["setting"],
+            f"{row['products']:.0f}",
+            *(
+                f"{100 * error:.1f} ({100 * row['coverage'][metric]:.0f})"
+                for metric, error in row["rmse"].items()
+            ),
         )
-    return "\n".join(lines) + "\n"
+        for row in results["rows"]
+    ]
+    return "\n".join([*lines, *table((*columns, "cosine"), rows)]) + "\n"
 
 
 def cost(results: dict[str, Any]) -> str:
@@ -81,15 +92,18 @@ def growth(results: dict[str, Any]) -> str:
         f"Probes of {results['products']} products by finite differences, one size varied at a "
         "time: time over as",
         "many pairs of forward passes, and peak memory over a training step with AdamW.\n",
-        "| what | value | parameters | seconds | probe | memory |",
-        "|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {row['axis']} | {row['value']} | {row['parameters']:,} | {row['seconds']:.2f} | "
-        f"{row['probe']:.2f} | {row['memory over a training step']:.2f} |"
+    rows = [
+        (
+            row["axis"],
+            row["value"],
+            f"{row['parameters']:,}",
+            *(f"{row[x]:.2f}" for x in ("seconds", "probe", "memory over a training step")),
+        )
         for row in results["rows"]
     ]
-    return "\n".join(lines) + "\n"
+    columns = ("what", "value", "parameters", "seconds", "probe", "memory")
+    return "\n".join([*lines, *table(columns, rows)]) + "\n"
 
 
 def overhead(results: dict[str, Any]) -> str:
@@ -99,16 +113,17 @@ def overhead(results: dict[str, Any]) -> str:
         "Wall time of training with the monitor over that without, less one, in percent; median",
         "over pairs of runs that take turns every few steps, and their range. *No monitor*:",
         "neither run has one, so this is noise.\n",
-        "| training | setting | steps | pairs | probes | overhead | range |",
-        "|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {row['training']} | {row['setting']} | {row['steps']} | {row['repeats']} | "
-        f"{row['probes']} | {100 * row['overhead']:.1f} | "
-        f"{100 * min(row['all']):.1f} to {100 * max(row['all']):.1f} |"
+    rows = [
+        (
+            *(row[x] for x in ("training", "setting", "steps", "repeats", "probes")),
+            f"{100 * row['overhead']:.1f}",
+            f"{100 * min(row['all']):.1f} to {100 * max(row['all']):.1f}",
+        )
         for row in results["rows"]
     ]
-    return "\n".join(lines) + "\n"
+    columns = ("training", "setting", "steps", "pairs", "probes", "overhead", "range")
+    return "\n".join([*lines, *table(columns, rows)]) + "\n"
 
 
 def alternatives(results: dict[str, Any]) -> str:
@@ -140,9 +155,8 @@ def forecast(results: dict[str, Any]) -> str:
         "what came so many steps ahead, in brackets that of no change at all. Time: share of modes",
         "whose steps to learn are right within a factor 5, or rightly beyond the training's end.",
         "Rate: share within 1 % of the slope along the optimizer's real step, on full batches.\n",
-        "| half | loss | loss at 1 | at 10 | at 30 | at 100 | time | rate |",
-        "|---|---|---|---|---|---|---|---|",
     ]
+    rows = []
     for half in ("choice", "report"):
         for kind in ("MSE", "CE", "all"):
             chosen = {
@@ -164,8 +178,9 @@ def forecast(results: dict[str, Any]) -> str:
             ]
             cells += [f"{100 * time['right']:.0f} % of {time['cases']}"]
             cells += [f"{100 * rate['within 1 %']:.0f} % of {rate['cases']}" if rate else "-"]
-            lines.append(f"| {half} | {kind} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            rows.append((half, kind, *cells))
+    columns = ("half", "loss", "loss at 1", "at 10", "at 30", "at 100", "time", "rate")
+    return "\n".join([*lines, *table(columns, rows)]) + "\n"
 
 
 def alerts(results: dict[str, Any]) -> str:
@@ -178,31 +193,40 @@ def alerts(results: dict[str, Any]) -> str:
         "unlearned, of those that were learned (falsely), and of those that are noise in part; how",
         "often the reason was right; the median delay after warm-up, as a share of the training.",
         "Settings were chosen on the kinds of the half *choice*.\n",
-        "| half | rule | trainings | unlearned | learned | noise, in part | reason | delay |",
-        "|---|---|---|---|---|---|---|---|",
     ]
-    for row in results["rules"]:
-        delay = "-" if row["delay"] is None else f"{100 * row['delay']:.0f} %"
-        reason = f"{row['right']}/{row['reasons']}" if row["rule"] == "ours" else "-"
-        lines.append(
-            f"| {row['half']} | {row['rule']} | {row['runs']} | {row['called']}/{row['unlearned']} "
-            f"| {row['falsely']}/{row['learned']} | {row['spoken of']}/{row['limited']}, "
-            f"unpredictable {row['unpredictable']} | {reason} | {delay} |"
+    columns = ("half", "rule", "trainings", "unlearned", "learned", "noise, in part", "reason")
+    rows = [
+        (
+            row["half"],
+            row["rule"],
+            row["runs"],
+            f"{row['called']}/{row['unlearned']}",
+            f"{row['falsely']}/{row['learned']}",
+            f"{row['spoken of']}/{row['limited']}, unpredictable {row['unpredictable']}",
+            f"{row['right']}/{row['reasons']}" if row["rule"] == "ours" else "-",
+            "-" if row["delay"] is None else f"{100 * row['delay']:.0f} %",
         )
+        for row in results["rules"]
+    ]
+    lines += table((*columns, "delay"), rows)
     lines += [
         "\nSimulated series, the logarithm of a rate that grows straight with AR(1) noise: how",
         "often it is called stalled at twice and at 1.25 times the growth that is needed (falsely)",
         "and at 0.3 times (rightly, with the median probe), in 200 probes; and the median delay",
         "after growth has ended.\n",
-        "| window | autocorrelation | noise | 2x | 1.25x | 0.3x | at probe | delay |",
-        "|---|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {row['window']} | {row['phi']} | {row['sd']} | {row['2x']:.3f} | {row['1.25x']:.3f} | "
-        f"{row['0.3x']:.3f} | {row['probes']:.0f} | {row['delay']:.0f} |"
+    columns = ("window", "autocorrelation", "noise", "2x", "1.25x", "0.3x", "at probe", "delay")
+    rows = [
+        (
+            row["window"],
+            row["phi"],
+            row["sd"],
+            *(f"{row[times]:.3f}" for times in ("2x", "1.25x", "0.3x")),
+            *(f"{row[when]:.0f}" for when in ("probes", "delay")),
+        )
         for row in results["simulated"]
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *table(columns, rows)]) + "\n"
 
 
 def bare(results: dict[str, Any]) -> str:
@@ -212,17 +236,21 @@ def bare(results: dict[str, Any]) -> str:
         "Trainings that certainly stall, watched with nothing set (`benchmarks/bare.py`): when the",
         "first alert came, as a share of the training, and what all probes took, over the limit,",
         "which is the larger of 2 % of the time and 10 s.\n",
-        "| training | steps | probes | first alert | it says | seconds in all | of the limit |",
-        "|---|---|---|---|---|---|---|",
     ]
-    for row in results["rows"]:
-        first = "never" if row["first"] is None else f"{100 * row['first']:.0f} %"
-        says = ", ".join([*row["kinds"], *row["reasons"]]) or "-"
-        lines.append(
-            f"| {row['kind']} | {row['steps']} | {row['probes']} | {first} | {says} | "
-            f"{row['seconds']:.0f} | {100 * row['of_limit']:.0f} % |"
+    columns = ("training", "steps", "probes", "first alert", "it says", "seconds in all")
+    rows = [
+        (
+            row["kind"],
+            row["steps"],
+            row["probes"],
+            "never" if row["first"] is None else f"{100 * row['first']:.0f} %",
+            ", ".join([*row["kinds"], *row["reasons"]]) or "-",
+            f"{row['seconds']:.0f}",
+            f"{100 * row['of_limit']:.0f} %",
         )
-    return "\n".join(lines) + "\n"
+        for row in results["rows"]
+    ]
+    return "\n".join([*lines, *table((*columns, "of the limit"), rows)]) + "\n"
 
 
 def number(row: dict[str, Any]) -> str:
@@ -237,15 +265,15 @@ def step_cost(results: dict[str, Any]) -> str:
         "Time of a probe through a `training_step` over one through the forward pass, with as many",
         f"products ({results['products']} at most), both in turn in one process; median and range",
         f"of {len(results['rows'][0]['ratios'])} pairs.\n",
-        "| workload | ratio | lowest | highest |",
-        "|---|---|---|---|",
     ]
-    lines += [
-        f"| {row['workload']} | {row['ratio']:.2f} | {row['ratios'][0]:.2f} | "
-        f"{row['ratios'][-1]:.2f} |"
+    rows = [
+        (
+            row["workload"],
+            *(f"{x:.2f}" for x in (row["ratio"], row["ratios"][0], row["ratios"][-1])),
+        )
         for row in results["rows"]
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *table(("workload", "ratio", "lowest", "highest"), rows)]) + "\n"
 
 
 PARTS = {
