@@ -97,6 +97,7 @@ def run(
     *,
     sharded: bool = False,
     kind: type[Module] = Module,
+    clip: float | None = None,
 ) -> dict[str, Any]:
     ears = Ears()
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
@@ -112,6 +113,7 @@ def run(
         limit_val_batches=1,
         num_sanity_val_steps=1,
         log_every_n_steps=2,
+        gradient_clip_val=clip,
         callbacks=[*callbacks, ears],
     )
     torch.manual_seed(1)
@@ -205,8 +207,8 @@ def main(folder: Path) -> None:
     )
     for rank in (0, 1):
         found[f"dear in {rank}"] = run(f"dear{rank}", folder, [too_dear_in(rank)])
-    stop = StallAlert(1, learned_threshold=1.0, level=0.999, horizon=1, actions=("stop",))
-    found["stopped"] = run("stopped", folder, [NTKMonitor(1, **FAST), stop])
+    stop = StallAlert(1, learned_threshold=1.0, level=0.999, horizon=100, actions=("stop",))
+    found["stopped"] = run("stopped", folder, [NTKMonitor(1, **FAST), stop], clip=1e-12)
     one = next(iter(loader(1, shuffle=False)))
     found["same"] = run("same", folder, [NTKMonitor(2, probe_batch=one, **FAST)])
     torch.manual_seed(0)

@@ -44,6 +44,8 @@ def test_they_find_what_one_process_finds(found: Found) -> None:
                 continue
             if isinstance(number, str):
                 assert together[name] == number, f"{case}: {name}"
+            elif name == "products":  # one more where an error just reaches a limit, or not
+                assert abs(together[name] - number) <= 1, f"{case}: {name}"
             else:
                 limit = CLOSE.get(case.rpartition(", ")[2], 1e-5)
                 assert gap(name, together[name], number) <= limit, f"{case}: {name}"
