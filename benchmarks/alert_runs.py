@@ -88,7 +88,8 @@ def record(name: str, seed: int) -> dict[str, Any]:
         "scenario": name, "half": half(name), "group": kind.group, "cause": kind.cause,
         "loss_kind": kind.loss, "seed": seed, "planned": training.steps,
         "unpredictable": sorted(training.unpredictable), "stuck": sorted(training.stuck),
-        "since": kind.since, "steps": [], "loss": [], "transfer": [], "idle": [], "modes": [],
+        "since": kind.since, "steps": [], "loss": [], "transfer": [], "idle": [],
+        "headroom": [], "modes": [],
     }  # fmt: skip
     every = max(training.steps // PROBES, 1)
     losses = [math.nan]
@@ -109,6 +110,9 @@ def record(name: str, seed: int) -> dict[str, Any]:
         transfer = None if whole is None else [short(whole.value), short(whole.stderr)]
         found["transfer"].append(transfer)
         found["idle"].append([short(snapshot.dead_units), short(snapshot.saturated_units)])
+        instruments = snapshot.instruments
+        headroom = math.nan if instruments is None else instruments.headroom
+        found["headroom"].append(short(headroom))
         found["modes"].append([said(mode) for mode in snapshot.target_modes])
 
     train(training, before=look, stepped=lambda _, loss: losses.append(loss))

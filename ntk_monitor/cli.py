@@ -77,7 +77,7 @@ def judge_of(alert: StallAlert) -> Judge:
         That it is there, how sure it is, and of how many steps.
     """
     endless = alert.planned is None and alert.horizon is None
-    return Judge(True, True, alert.rule.level, alert.planned, endless)
+    return Judge(True, True, alert.rule.level, alert.planned, endless, alert.unsure)
 
 
 def main() -> None:

@@ -135,11 +135,17 @@ class Instruments:
         signal_to_noise: Of the gradient: the squared size of what all trials share, over that of
             the rest, in this batch. None where there are too few trials.
         relative_update: Norm of the next step over that of what it moves. Nan without an optimizer.
+        headroom: How many times as large steps may be, before gradients are clipped by their norm,
+            until the loss's curvature makes them swing ever farther: ``2 / (rate * lambda)`` of
+            plain gradient descent, ``lambda`` being the largest eigenvalue that the forecast's
+            Krylov space shows, hence an upper bound. Inf where nothing is stepped, nan without an
+            optimizer.
     """
 
     gradient_norm: float
     signal_to_noise: Estimate | None
     relative_update: float
+    headroom: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -288,6 +294,7 @@ class Snapshot:
             tags["gradient/signal_to_noise"] = found.signal_to_noise
             update = found.relative_update
             tags["update/relative_size"] = None if math.isnan(update) else update
+            tags["update/headroom"] = found.headroom if math.isfinite(found.headroom) else None
         tags["ntk/probe_seconds"] = self.seconds
         scalars: dict[str, float] = {}
         for tag, value in tags.items():

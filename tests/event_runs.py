@@ -63,6 +63,7 @@ def numbers(step: int, *, stalled: bool) -> dict[str, float]:
         "loss/forecast_holds_for": 30.0,
         "gradient/norm": 0.3,
         "update/relative_size": 0.001,
+        "update/headroom": 20.0,
     }
     for tag in ("loss/transfer", "gradient/signal_to_noise"):
         values |= {tag: 0.4, f"{tag}_stderr": 0.1}

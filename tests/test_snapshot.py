@@ -127,7 +127,8 @@ def test_scalars_are_the_documented_tags() -> None:
     wanted = {*sampled, *(f"{tag}_stderr" for tag in sampled)}
     names = ("learned", "rate", "steps_to_learn")
     wanted |= {f"target/mode_{i}/{name}" for i in (1, 2) for name in names}
-    wanted |= {"core/effective_rank", "ntk/probe_seconds", "gradient/norm", "update/relative_size"}
+    wanted |= {"core/effective_rank", "ntk/probe_seconds", "gradient/norm"}
+    wanted |= {"update/relative_size", "update/headroom"}
     names = ("now", "in_10_steps", "in_30_steps", "forecast_holds_for")
     wanted |= {f"loss/{name}" for name in names}
     scalars = snapshot().scalars()

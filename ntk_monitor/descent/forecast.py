@@ -213,8 +213,8 @@ class Course:
         """What a step along unstable directions is multiplied with: nothing.
 
         Along an eigendirection of the small kernel with eigenvalue ``lambda`` steps with
-        ``lambda h`` above ``2 (1 + beta) / gain``, ``h`` the loss's curvature, would swing ever
-        farther. A real network does so within bounds, at the edge of stability.
+        ``lambda h`` above `Velocity.stable`, ``h`` the loss's curvature, would swing ever farther.
+        A real network does so within bounds, at the edge of stability.
 
         Args:
             p: The place.
@@ -223,14 +223,30 @@ class Course:
         Returns:
             A map of steps in the basis.
         """
-        kernel = self._small_kernel()
-        values, vectors = np.linalg.eigh(kernel)
-        curvatures = self._curvatures(p, vectors)
-        reach = values * curvatures * rate
-        stable = 2 * (1 + self.velocity.beta) / self.velocity.gain
-        factors = np.where(reach > stable, 0.0, 1.0)
+        reach, vectors = self._reaches(p, rate)
+        factors = np.where(reach > self.velocity.stable, 0.0, 1.0)
         caps: NDArray[np.float64] = (vectors * factors) @ vectors.T
         return caps
+
+    def headroom(self) -> float:
+        """How many times as large steps may be until they swing ever farther.
+
+        It is of the present rate, before gradients are clipped by their norm, and as far as the
+        Krylov space shows: a least bound of the largest eigenvalue, hence an upper one.
+
+        Returns:
+            The factor: below 1 where steps are too large already, inf where there are none.
+        """
+        if not len(self.basis):
+            return math.nan
+        reach, _ = self._reaches(np.zeros(len(self.directions)), self.descent.rate_at(0))
+        most = float(reach.max())
+        return self.velocity.stable / most if most > 0 else math.inf
+
+    def _reaches(self, p: Vector, rate: float) -> tuple[Vector, Vector]:
+        """By eigendirection of the small kernel, by what a step there changes its own slope."""
+        values, vectors = np.linalg.eigh(self._small_kernel())
+        return values * self._curvatures(p, vectors) * rate, vectors
 
     def _small_kernel(self) -> NDArray[np.float64]:
         m = len(self.basis)

@@ -110,6 +110,15 @@ class Velocity(NamedTuple):
         """What one gradient comes to over all later steps."""
         return self.gain / (1 - self.beta) if self.beta < 1 else math.inf
 
+    @property
+    def stable(self) -> float:
+        """By how much of its slope a gradient may change at a step along it, at most.
+
+        With more, steps swing ever farther: ``2 (1 + beta) / gain``, of Nesterov's kind
+        ``2 (1 + beta) / (1 + 2 beta)``.
+        """
+        return 2 * (1 + self.beta) / (1 + 2 * self.beta if self.nesterov else self.gain)
+
 
 class Part(NamedTuple):
     """How one parameter is stepped.

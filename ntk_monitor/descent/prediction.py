@@ -258,7 +258,6 @@ def _guess(lin: Linearization, targets: Mapping[int, Target]) -> Callable[[Tenso
         raise NoLossError("no loss is known")
     target, comparison = targets[0], lin.comparisons[0]
     ranks = lin.ranks
-
     counted = target.counts[..., 0] if target.kind == "classes" else target.counts
     # What every process divides by, so that their mean is that of all rows.
     each = max(ranks.total(float(counted.sum())) / ranks.size, 1.0 / ranks.size)
@@ -334,7 +333,9 @@ class _Prediction:
         )
         valid = _agree_until(full, less)
         forecast = Forecast(_tensor(full.steps), _tensor(full.losses), _tensor(full.learned), valid)
-        instruments = Instruments(norm, self._signal_to_noise(pieces), self._relative_update())
+        instruments = Instruments(
+            norm, self._signal_to_noise(pieces), self._relative_update(), course.headroom()
+        )
         return Predicted(self.observed.loss, transfer, forecast, instruments, predicted)
 
     def _labels(self) -> Tensor:

@@ -49,9 +49,9 @@ class Derivative(LinearOperator):
     r"""The derivative :math:`J = D f(\theta)` of a function at a point.
 
     Products with tangents (`matvec`, `matmat`) use the first method of a list that works, and
-    stay with it. Adjoint products (`rmatvec`, `rmatmat`) go backward through a recorded
-    evaluation. It takes the memory of a training step, so each makes its own and keeps none. Each
-    enters the quiet context by itself.
+    stay with it; finite differences that do not settle give way at any product. Adjoint products
+    (`rmatvec`, `rmatmat`) go backward through a recorded evaluation. It takes the memory of a
+    training step, so each makes its own and keeps none. Each enters the quiet context by itself.
 
     Attributes:
         products: Products spent so far, those of step checks included.
@@ -216,7 +216,8 @@ class Derivative(LinearOperator):
             logger.info("out of memory: %d tangents at once", products.chunk_size)
             release_memory(self.device)
             return
-        if self._settled or len(self._methods) == 1:
+        unsettled = isinstance(error, FloatingPointError)  # along these tangents: in all processes
+        if (self._settled and not unsettled) or len(self._methods) == 1:
             raise error or RuntimeError(f"method={self.method!r} fails in another process")
         logger.info("method %s does not work on this model: %s", self.method, error)
         self.exclude(self.method)

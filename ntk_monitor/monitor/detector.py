@@ -31,7 +31,7 @@ from ntk_monitor.snapshot import Snapshot
 from ntk_monitor.views.record import CHANGES_TAG, write_record
 
 Action = Literal["warn", "stop"]
-STATE_VERSION = 4
+STATE_VERSION = 5
 MOST = 100
 """The latest alerts, and changes of a mode's state, that a record holds."""
 
@@ -126,6 +126,11 @@ class StallDetector:
         return tuple(i for i, state in self.states.items() if state == "stalled")
 
     @property
+    def unsure(self) -> frozenset[int]:
+        """The modes that are called stalled or unpredictable without certainty, from 1."""
+        return self._watch.unsure
+
+    @property
     def messages(self) -> list[str]:
         """The words of every alert given, in order."""
         return [alert.message for alert in self.alerts]
@@ -200,11 +205,13 @@ class StallDetector:
                 continue
             if now == "stalled":
                 found = find_reason(mode, snapshot, remaining)
-                text = stall_message(mode, found, remaining, step, self.rule.level)
+                level = None if mode.index in self.unsure else self.rule.level
+                text = stall_message(mode, found, remaining, step, level)
                 alerts.append(Alert(step, mode.index, "stalled", "warning", found.reason, text))
             elif now == "unpredictable":
-                known = self._watch.watches[mode.index].transfer
-                text = unpredictable_message(mode, known, step)
+                watch = self._watch.watches[mode.index]
+                realised = watch.realised(self.rule.window)
+                text = unpredictable_message(mode, watch.transfer, realised, step)
                 alerts.append(Alert(step, mode.index, "unpredictable", "info", None, text))
             elif before == "stalled" and now in {"recovered", "learned"}:
                 text = (
@@ -239,6 +246,7 @@ class StallDetector:
             "planned": self.planned,
             "level": self.rule.level,
             "endless": endless,
+            "unsure": sorted(self.unsure),
         }
         monitor.reporter.write(
             host,
@@ -314,6 +322,7 @@ def readings_of(snapshot: Snapshot, remaining: float) -> list[Reading]:
             _pair(mode.transfer),
             _pair(snapshot.transfer),
             is_explained(mode, snapshot, remaining),
+            mode.rate,
         )
         for mode in snapshot.target_modes
     ]

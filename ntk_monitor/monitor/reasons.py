@@ -175,7 +175,7 @@ _ADVICE: dict[str, str] = {
 
 
 def stall_message(
-    mode: TargetMode, found: Finding, remaining: float, step: int, level: float
+    mode: TargetMode, found: Finding, remaining: float, step: int, level: float | None
 ) -> str:
     """What is known of a stalled mode, and what helps.
 
@@ -184,7 +184,7 @@ def stall_message(
         found: What holds it back.
         remaining: Steps that remain.
         step: Now.
-        level: Of the test.
+        level: Of the test; None where the mode only stands still, and nothing is certain.
 
     Returns:
         A few sentences.
@@ -193,10 +193,12 @@ def stall_message(
         f"{name} {'never' if math.isinf(steps) else f'{steps:.3g}'}"
         for name, steps in mode.steps_if[1:]
     )
+    slow = "and it stands still" if level is None else "and it does not grow fast enough"
+    sure = "" if level is None else f" ({1 - level:.0%} sure)"
     return (
         f"Target mode {mode.index} is stalled at step {step}: learned {mode.learned:z.3f}, "
-        f"{in_steps(mode.steps_to_learn)} where {remaining:.0f} remain, and it does not grow fast "
-        f"enough ({1 - level:.0%} sure). Reason: {found.reason} ({found.number}). What helps: "
+        f"{in_steps(mode.steps_to_learn)} where {remaining:.0f} remain, {slow}{sure}. "
+        f"Reason: {found.reason} ({found.number}). What helps: "
         f"{found.advice}."
         + (f" Steps to learn with one thing changed: {others}." if others else "")
     )
@@ -216,21 +218,29 @@ def in_steps(steps: float | None) -> str:
     return "not learned in any number of steps" if math.isinf(steps) else f"needs {steps:.3g} steps"
 
 
-def unpredictable_message(mode: TargetMode, transfer: tuple[float, float] | None, step: int) -> str:
+def unpredictable_message(
+    mode: TargetMode,
+    transfer: tuple[float, float] | None,
+    realised: tuple[float, float] | None,
+    step: int,
+) -> str:
     """What is known of a mode that a step on one batch does not teach another.
 
     Args:
         mode: The mode.
         transfer: What is known of its transfer.
+        realised: What of its steps added up.
         step: Now.
 
     Returns:
         A few sentences.
     """
-    known = "" if transfer is None else f" (transfer {transfer[0]:.2f} ± {transfer[1]:.2f})"
+    numbers = {"transfer": transfer, "of what steps promise came true": realised}
+    known = [f"{name} {each[0]:z.2f} ± {each[1]:.2f}" for name, each in numbers.items() if each]
     return (
         f"Target mode {mode.index} is unpredictable at step {step}: learned {mode.learned:z.3f}, "
-        "and though a step on one batch would fit it there, that does nothing for others"
-        f"{known}. It is noise, or nothing that this network sees yet in its inputs: look at the "
-        "labels, try larger batches or another network."
+        "and though a step on one batch would fit it there, that does little for others"
+        + (f" ({'; '.join(known)})" if known else "")
+        + ". It is noise, or nothing that this network sees yet in its inputs: look at the labels, "
+        "try larger batches, a smaller learning rate or another network."
     )

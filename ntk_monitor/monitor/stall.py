@@ -65,6 +65,9 @@ FLAT_LONG = 0.36
 are, is too slow if its rate does not seem to grow: certainty is no longer asked for."""
 SLACK = 2.0
 """How many times the growth that is seen of such a rate is taken to be possible."""
+IN_SIGHT = 10.0
+"""How many times the remaining steps a mode may need, by its own batch's rate, for it to count that
+nothing of this rate comes true."""
 PROGRESS = 0.05
 """Approach of the learned fraction to 1, over its best, that counts as not standing still."""
 
@@ -204,6 +207,8 @@ class Reading:
             the standard error; None where that is not known.
         of_the_loss: The same for the loss, which is known better.
         explained: Whether its numbers tell what holds it back.
+        rate: What its learned fraction gains at a step, by the batch that is probed; nan where that
+            is not known.
     """
 
     mode: int
@@ -212,6 +217,7 @@ class Reading:
     transfer: tuple[float, float] | None = None
     of_the_loss: tuple[float, float] | None = None
     explained: bool = False
+    rate: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -242,6 +248,7 @@ class ModeWatch:
         steps: Where it was probed.
         learned: Learned fractions there.
         log_steps: Logarithms of the steps to learn there.
+        rates: What the learned fraction gains at a step there, by the batch that is probed.
         transfers: Transfers and their standard errors there, where they were known.
         of_the_loss: Likewise those of the loss.
         best: Smallest distance of the learned fraction from 1 that counted as progress.
@@ -250,11 +257,13 @@ class ModeWatch:
         proposed: The state that the latest probes propose.
         agreeing: How many of them in a row.
         rest: Probes to come in which no stall is called.
+        certain: Whether the latest probe says with certainty that it is too slow.
     """
 
     steps: list[int] = field(default_factory=list)
     learned: list[float] = field(default_factory=list)
     log_steps: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
     transfers: list[tuple[float, float]] = field(default_factory=list)
     of_the_loss: list[tuple[float, float]] = field(default_factory=list)
     best: float = math.inf
@@ -263,6 +272,7 @@ class ModeWatch:
     proposed: ModeState = "warming up"
     agreeing: int = 0
     rest: int = 0
+    certain: bool = True
 
     def has_stood_still(self, remaining: float) -> bool:
         """Whether it did not move in much more than its present steps to learn."""
@@ -289,6 +299,51 @@ class ModeWatch:
         x, y = np.asarray(xs) - np.mean(xs), np.asarray(ys)
         lacking = (-math.log(remaining) - ys[-1]) / remaining  # of the latest mean
         return bool(SLACK * (x @ y) / (x @ x) < max(needed, lacking))
+
+    def realised(self, window: int) -> tuple[float, float] | None:
+        """What of its steps adds up: how fast it moved, over the size of what they do to it.
+
+        The latter is what the batch that is probed says. Of training on other batches the share is
+        what a step on one does for the others, measured on all of them: 1 where only the rate is
+        small, 0 where steps fit their own batches alone, or take back what others gave.
+
+        Args:
+            window: Probes that are looked at.
+
+        Returns:
+            The share and its standard error; None where too little is known.
+        """
+        size = self._size_of_steps(window)
+        if len(self.steps) < FEWEST_PROBES or not (math.isfinite(size) and size > 0):
+            return None
+        line = trend(self.steps[-window:], self.learned[-window:])
+        return line.slope / size, line.stderr / size
+
+    def _size_of_steps(self, window: int) -> float:
+        """What a step does to the learned fraction, by its own batch, whichever way."""
+        return float(np.abs(self.rates[-window:]).mean())
+
+    def is_in_vain(self, remaining: float, window: int) -> bool:
+        """Whether steps do nothing for it, or little for the loss, but on the batch they are of.
+
+        Args:
+            remaining: Steps that remain.
+            window: Probes that are looked at.
+
+        Returns:
+            True if so, by what came true of its rate where that says so certainly, and else by
+            what steps do to other batches.
+        """
+        realised = self.realised(window)
+        if realised is not None:
+            share, margin = realised[0], SURE * realised[1]
+            if share - margin > NOTHING:
+                return False
+            gained = self._size_of_steps(window) * IN_SIGHT * remaining
+            in_sight = gained >= 1 - self.learned[-1]
+            if in_sight and share + margin < NOTHING:
+                return True
+        return _little_transfers(self)
 
     @property
     def log_rates(self) -> list[float]:
@@ -325,11 +380,13 @@ class ModeWatch:
             steps=[int(x) for x in state["steps"]],
             learned=[float(x) for x in state["learned"]],
             log_steps=[float(x) for x in state["log_steps"]],
+            rates=[float(x) for x in state["rates"]],
             transfers=[(float(value), float(stderr)) for value, stderr in state["transfers"]],
             of_the_loss=[(float(value), float(stderr)) for value, stderr in state["of_the_loss"]],
             state=state["state"],
             proposed=state["proposed"],
             best=float(state["best"]),
+            certain=bool(state["certain"]),
             **{k: int(state[k]) for k in ("moved", "agreeing", "rest")},
         )
 
@@ -341,6 +398,7 @@ class ModeWatch:
         self.steps = [*self.steps, step][-kept:]
         self.learned = [*self.learned, reading.learned][-kept:]
         self.log_steps = [*self.log_steps, log_steps][-kept:]
+        self.rates = [*self.rates, reading.rate][-kept:]
         if reading.transfer is not None:
             self.transfers = [*self.transfers, reading.transfer][-POOLED:]
         if reading.of_the_loss is not None:
@@ -377,8 +435,11 @@ class StallWatch:
     A mode that has fewer steps to learn than remain, by the batch that is probed, is being learned
     only if it moves, or if a step on one batch certainly does something for it on another. Where it
     has stood still for twice its steps to learn, and certainly does not rise fast enough, it is
-    unpredictable, or, if steps do transfer, stalled. The bounds hold for all modes of a probe
-    together (Holm).
+    stalled.
+
+    It is unpredictable in place of stalled where nothing tells what holds it back, and steps do
+    little but on the batch they are of: what they promise does not add up, or does not transfer.
+    The bounds hold for all modes of a probe together (Holm).
 
     Attributes:
         rule: The settings.
@@ -389,6 +450,13 @@ class StallWatch:
         """Begin with no mode."""
         self.rule = rule
         self.watches: dict[int, ModeWatch] = {}
+
+    @property
+    def unsure(self) -> frozenset[int]:
+        """The modes that are stalled or unpredictable, and only stand still."""
+        judged = {"stalled", "unpredictable"}
+        watches = self.watches.items()
+        return frozenset(i for i, w in watches if w.state in judged and not w.certain)
 
     @property
     def states(self) -> dict[int, ModeState]:
@@ -463,6 +531,7 @@ class StallWatch:
         rate = _p_values(line, needed)
         rise = (self.rule.learned_threshold - watch.learned[-1]) / remaining
         learned = _p_values(growth(watch.steps, watch.learned, rise, window), rise)
+        watch.certain = rate[0] <= self.rule.level
         if watch.seems_to_stay(needed, remaining, window):
             rate = (min(rate[0], learned[0]), rate[1])
         return Evidence(max(rate[0], learned[0]), min(rate[1], learned[1]), *learned)
@@ -482,15 +551,15 @@ class StallWatch:
             return "learned"
         if found is None:  # nothing is known now: no change
             return watch.state
+        in_vain = watch.is_in_vain(remaining, self.rule.window)
         if self._is_out_of_reach(watch, remaining):
             in_time = found.too_late <= self.rule.level
-            verdict: ModeState = "unpredictable" if _little_transfers(watch) else "stalled"
         else:
             in_time = found.too_slow <= self.rule.level or _transfers(watch, remaining)
             too_slow = too_slow and not in_time
-            verdict = "stalled" if _teaches(watch) else "unpredictable"
+            in_vain = in_vain or not _teaches(watch)
         if too_slow:
-            return "stalled" if explained else verdict
+            return "unpredictable" if in_vain and not explained else "stalled"
         return "learning" if in_time else "insufficient data"
 
     def _propose(self, watch: ModeWatch, proposal: ModeState, *, last: bool) -> None:

@@ -179,6 +179,14 @@ GLOSSARY = (
         "Far below: the learning rate is too small; far above: too large.",
     ),
     Term(
+        "update/headroom",
+        "headroom",
+        "How many times as large steps may be until the loss's curvature makes them swing ever "
+        "farther; before gradients are clipped by their norm.",
+        "above 1",
+        "Below 1: the learning rate is too large; in the hundreds: it may be larger.",
+    ),
+    Term(
         "ntk/probe_seconds",
         "probe seconds",
         "What the probe cost.",
@@ -344,6 +352,7 @@ NOW = (
     "gradient/norm",
     "gradient/signal_to_noise",
     "update/relative_size",
+    "update/headroom",
     "record/dead_units",
     "record/saturated_units",
 )

@@ -65,6 +65,10 @@ def custom_scalars_layout(modes: int, prefixes: Sequence[str] = ("",)) -> Layout
         "steps for which forecasts hold": ["Multiline", [f"{first}loss/forecast_holds_for$"]],
         "gradient norm": ["Multiline", [f"{first}gradient/norm$"]],
         "relative update": ["Multiline", [f"{first}update/relative_size$"]],
+        "headroom of the learning rate (best on a log axis)": [
+            "Multiline",
+            [f"{first}update/headroom$"],
+        ],
         **{title: _margin(prefixes[0], tag) for title, tag in AHEAD_BANDS.items()},
     }
     for prefix in prefixes:

@@ -170,6 +170,7 @@ def _instruments(found: Instruments) -> dict[str, Any]:
         "gradient_norm": _rounded(found.gradient_norm),
         "signal_to_noise": _estimate(found.signal_to_noise),
         "relative_update": _rounded(found.relative_update),
+        "headroom": _rounded(found.headroom),
     }
 
 

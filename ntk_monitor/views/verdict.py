@@ -87,6 +87,7 @@ class Judge(NamedTuple):
         level: Probability that a verdict of it is wrong.
         planned: Steps of the whole training, where they are known.
         endless: Whether it does not know how many steps remain, and so judges nothing.
+        unsure: Modes that it calls because they stand still, without being certain.
     """
 
     present: bool = False
@@ -94,11 +95,13 @@ class Judge(NamedTuple):
     level: float = 0.05
     planned: float | None = None
     endless: bool = False
+    unsure: frozenset[int] = frozenset()
 
-    @property
-    def sure(self) -> str:
-        """How sure its verdicts are."""
-        return f"{100 * (1 - self.level):.3g} % sure"
+    def surely(self, rows: Sequence[ModeRow]) -> str:
+        """How sure its verdicts on some modes are; nothing where one of them is not certain."""
+        if any(row.index in self.unsure for row in rows):
+            return ""
+        return f" ({100 * (1 - self.level):.3g} % sure)"
 
 
 class Part(NamedTuple):
@@ -272,17 +275,18 @@ def _said(fate: str, rows: Sequence[ModeRow], judge: Judge) -> str:
     """What is said of the modes of one fate, after "is" or "are"."""
     steps = _span(rows)
     never = steps.startswith("never")
-    again = "again " if all(row.state == "recovered" for row in rows) else ""
+    sure = judge.surely(rows)
+    again = " again" if all(row.state == "recovered" for row in rows) else ""
     unknown = any(row.steps is None and "steps_to_learn" in row.numbers for row in rows)
     soon = f": learned in {steps} steps" if steps and not never else ""
     late = f": needs {steps} steps" if steps else ""
     late = f": {steps.replace('never', 'never learned', 1)}" if never else late
     return {
         "learned": "learned",
-        "on its way": f"on its way {again}({judge.sure}){soon}",
-        "out of reach": f"out of reach{_since(rows)} ({judge.sure}){late}",
-        "unpredictable": f"unpredictable{_since(rows)} ({judge.sure}): a step on one batch does "
-        "not teach it to another",
+        "on its way": f"on its way{again}{sure}{soon}",
+        "out of reach": f"out of reach{_since(rows)}{sure}{late}",
+        "unpredictable": f"unpredictable{_since(rows)}{sure}: a step on one batch does not "
+        "teach it to another",
         "undecided": "undecided: noise hides whether it comes within reach in time",
         "too early": "not judged yet: the alert is warming up",
         "not judged": "not judged"

@@ -267,6 +267,51 @@ def test_plain_descent_is_gradient_descent() -> None:
         assert (a.rate, a.steps_to_learn) == (b.rate, b.steps_to_learn)
 
 
+LARGEST: dict[str, Callable[[Any, float], Optimizer]] = {
+    "SGD": lambda p, rate: SGD(p, lr=rate),
+    "momentum": lambda p, rate: SGD(p, lr=rate, momentum=0.9),
+    "dampening": lambda p, rate: SGD(p, lr=rate, momentum=0.8, dampening=0.4),
+    "nesterov": lambda p, rate: SGD(p, lr=rate, momentum=0.9, nesterov=True),
+}
+
+
+@pytest.mark.parametrize("name", LARGEST)
+def test_steps_just_below_the_headroom_converge_and_just_above_diverge(name: str) -> None:
+    def linear() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 2), nn.Identity()).double()
+
+    net = linear()
+    probe = Probe(dtype=None, loss_fn=mse, modes=2, tier="modes", state="0")
+    found = probe(net, data(), descent=of([LARGEST[name](net.parameters(), 0.01)], net)).instruments
+    assert found is not None
+    assert 1 < found.headroom < math.inf
+    changes = []
+    for share in (0.98, 1.02):
+        net = linear()
+        optimizer = LARGEST[name](net.parameters(), 0.01 * share * found.headroom)
+        for _ in range(2000):
+            step(net, [optimizer], data())
+        changes.append(max(float(g.abs().max()) for g in gradient(net, data()).values()))
+    assert changes[0] < 1e-6
+    assert not changes[1] < 1e6
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam, RMSprop])
+def test_a_learning_rate_of_zero_is_a_forecast_of_no_change(kind: Any) -> None:
+    """Also in single precision, where differences along one of the tangents may not settle."""
+    net = network().float()
+    x, y = (each.float() for each in data())
+    for batch in ((x, y), (1e3 * x, y)):
+        optimizer = kind(net.parameters(), lr=0.0)
+        measured = Probe(loss_fn=mse, modes=2, tier="modes")
+        found = measured(net, batch, descent=of([optimizer], net), horizon=100)
+        assert [mode.steps_to_learn for mode in found.target_modes] == [math.inf] * 2
+        assert [mode.rate for mode in found.target_modes] == [0.0] * 2
+        assert found.instruments is not None
+        assert found.instruments.headroom == math.inf
+
+
 def test_without_an_optimizer_there_is_no_forecast() -> None:
     found = Probe(dtype=None, loss_fn=mse)(network(), data())
     assert found.forecast is None

@@ -190,10 +190,11 @@ def test_changes_are_checked() -> None:
         found = checked_changes(json.dumps(old | {"state": name, "history": past}), 7)
         assert found.history == {2: [(0, "warming up"), (5, "stalled")]}
         assert (found.state, found.whole) == (prefix, True)
-    more = {"planned": 1500.0, "level": 0.01, "endless": True}
-    assert checked_changes(json.dumps(old | more), 7)[4:] == (1500.0, 0.01, True)
+    more = {"planned": 1500.0, "level": 0.01, "endless": True, "unsure": [2]}
+    found = checked_changes(json.dumps(old | more), 7)
+    assert found[4:] == (1500.0, 0.01, True, frozenset({2}))
     odd = {"planned": "x", "level": -1, "endless": 3}
-    assert checked_changes(json.dumps(old | odd), 7)[4:] == (None, None, False)
+    assert checked_changes(json.dumps(old | odd), 7)[4:] == (None, None, False, frozenset())
     for change in (
         {"states": 1}, {"states": {"x": "y"}}, {"state": 3}, {"history": [1]},
         {"history": {"2": [[1]]}}, {"history": {"2": [[10**30, "stalled"]]}},

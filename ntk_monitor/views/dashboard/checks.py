@@ -32,6 +32,7 @@ class Changed(NamedTuple):
         planned: Steps of the whole training, if it says.
         level: Probability that a verdict is wrong, if it says.
         endless: Whether the alert does not know how many steps remain.
+        unsure: Modes that the alert calls without being certain.
     """
 
     state: str | None
@@ -41,6 +42,7 @@ class Changed(NamedTuple):
     planned: float | None = None
     level: float | None = None
     endless: bool = False
+    unsure: frozenset[int] = frozenset()
 
 
 def checked_snapshot(content: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -119,12 +121,13 @@ def checked_changes(content: Any, step: int) -> Changed:  # noqa: ANN401
             }
             for alert in record["alerts"]
         ]
+        unsure = frozenset(_whole(index) for index in record.get("unsure", ()))
     except _ODD as error:
         raise ValueError(f"it is not complete ({error})") from error
     prefix = f"{state.rstrip('/')}/" if state else state
     planned, level = (_optional(record.get(name)) for name in ("planned", "level"))
     endless = record.get("endless") is True
-    return Changed(prefix, history, alerts, "history" in record, planned, level, endless)
+    return Changed(prefix, history, alerts, "history" in record, planned, level, endless, unsure)
 
 
 def _optional(value: Any) -> float | None:  # noqa: ANN401

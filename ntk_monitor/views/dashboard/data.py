@@ -323,7 +323,8 @@ def _and_then(before: Changes, record: Changed, step: int) -> Changes:
         index: [entry for entry in entries if entry[0] < end]
         for index, entries in before.history.items()
     }
-    after = Changes(record.alerts, record.history, record.planned, record.level, record.endless)
+    judge = (record.planned, record.level, record.endless, record.unsure)
+    after = Changes(record.alerts, record.history, *judge)
     return _merged(Changes(alerts, history), after)
 
 

@@ -42,6 +42,7 @@ class Changes(NamedTuple):
         planned: Steps of the whole training, if known.
         level: Probability that a verdict is wrong, if known.
         endless: Whether the alert does not know how many steps remain.
+        unsure: Modes that it calls without being certain.
     """
 
     alerts: list[dict[str, Any]]
@@ -49,6 +50,7 @@ class Changes(NamedTuple):
     planned: float | None = None
     level: float | None = None
     endless: bool = False
+    unsure: frozenset[int] = frozenset()
 
 
 NO_CHANGES = Changes([], {})
@@ -154,7 +156,9 @@ def _judge(curves: Mapping[str, Curve], changes: Changes) -> Judge:
     """What is known of the alert."""
     present = bool(changes.history) or any(map(_FLAG.fullmatch, curves))
     level = 0.05 if changes.level is None else changes.level
-    return Judge(present, bool(changes.history), level, changes.planned, changes.endless)
+    return Judge(
+        present, bool(changes.history), level, changes.planned, changes.endless, changes.unsure
+    )
 
 
 def _detail(curves: Mapping[str, Curve], step: int | None) -> str:

@@ -6,7 +6,7 @@ import { fill, h, term } from './dom.js';
 import { DASHES } from './format.js';
 
 const FRACTIONS = new Set(['ntk/core_cosine', 'ntk/temporal_core_cosine']);
-const LOGARITHMIC = /\/(trace|alignment|\w*steps_to_learn|forecast_holds_for|norm|relative_size)$/;
+const LOGARITHMIC = /\/(trace|alignment|\w*steps_to_learn|forecast_holds_for|norm|relative_size|headroom)$/;
 /** These share one chart, each with a dash of its own. */
 const AHEAD = { 'loss/now': 'now', 'loss/in_10_steps': 'in 10 steps', 'loss/in_30_steps': 'in 30 steps' };
 const ELSEWHERE = /_stderr$|^alert\/|\/(learned|steps_to_learn)$/;
