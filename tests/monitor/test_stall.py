@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -267,6 +268,73 @@ def test_little_transfer_of_the_loss_decides_where_a_mode_s_own_is_not_known(
     for i in range(40):
         watch.update(10 * i, [Reading(1, 0.0, 1e5, (0.5, 3.0), (whole, 0.2))], 1000 - 10 * i)
     assert watch.states[1] == state
+
+
+def watch_of(learned: Sequence[float], rates: Sequence[float], **known: Any) -> StallWatch:
+    watch = StallWatch(StallRule())
+    for i, (c, rate) in enumerate(zip(learned, rates, strict=True)):
+        watch.update(10 * i, [Reading(1, c, 5e3, rate=rate, **known)], 1000 - 10 * i)
+    return watch
+
+
+def test_what_adds_up_is_the_share_of_what_steps_promise() -> None:
+    rising = [0.005 * i for i in range(30)]
+    share, stderr = watch_of(rising, [1e-3] * 30).watches[1].realised(20) or (math.nan, math.nan)
+    assert share == pytest.approx(0.5)
+    assert stderr < 1e-6
+    noise = np.random.default_rng(0).standard_normal(30)
+    noisy = [c + 0.01 * x for c, x in zip(rising, noise, strict=True)]
+    share, stderr = watch_of(noisy, [1e-3] * 30).watches[1].realised(20) or (math.nan, math.nan)
+    assert abs(share - 0.5) < 3 * stderr < 0.3
+    back_and_forth = [1e-3, -1e-3] * 15
+    share, _ = watch_of([0.1] * 30, back_and_forth).watches[1].realised(20) or (math.nan, math.nan)
+    assert share == pytest.approx(0)
+    for rates in ([0.0] * 30, [math.nan] * 30, [1e-3] * 29 + [math.nan]):
+        assert watch_of(rising, rates).watches[1].realised(20) is None
+    assert watch_of(rising[:3], [1e-3] * 3).watches[1].realised(20) is None
+
+
+ALL, NONE = (1.0, 0.05), (0.0, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("slope", "rate", "transfer", "state"),
+    [
+        (0.0, 2e-4, ALL, "unpredictable"),  # nothing of it came true, whatever one batch says
+        (0.0, 2e-4, NONE, "unpredictable"),
+        (1e-5, 1e-5, NONE, "stalled"),  # all of it came true: it is only too slow
+        (0.0, 1e-6, ALL, "stalled"),  # it would take for ever on its own batch as well
+        (0.0, math.nan, ALL, "stalled"),
+        (0.0, math.nan, NONE, "unpredictable"),
+    ],
+)
+def test_what_came_true_tells_noise_from_a_stall(
+    slope: float, rate: float, transfer: tuple[float, float], state: str
+) -> None:
+    learned = [0.2 + 10 * slope * i for i in range(40)]
+    known = {"transfer": transfer, "of_the_loss": transfer}
+    assert watch_of(learned, [rate] * 40, **known).states[1] == state
+    assert watch_of(learned, [rate] * 40, explained=True, **known).states[1] == "stalled"
+
+
+def test_a_mode_within_reach_that_bounces_is_unpredictable_though_its_steps_transfer() -> None:
+    for rates, state in (([1e-2, -1e-2] * 20, "unpredictable"), ([math.nan] * 40, "stalled")):
+        watch = StallWatch(StallRule())
+        for i, rate in enumerate(rates):
+            watch.update(10 * i, [Reading(1, 0.2, 9.0, ALL, ALL, rate=rate)], 1000 - 10 * i)
+        assert watch.states[1] == state
+
+
+def test_a_mode_that_only_stands_still_is_not_certainly_too_slow() -> None:
+    generator = np.random.default_rng(0)
+    steps = [math.log(1000) + 3 + generator.standard_normal() for _ in range(40)]
+    watch = StallWatch(StallRule())
+    assert run(watch, [0.0] * 40, steps)[-1] == "stalled"
+    assert watch.unsure == {1}
+    certain = StallWatch(StallRule())
+    assert run(certain, [0.0] * 8, [20.0] * 8)[-1] == "stalled"
+    assert certain.unsure == frozenset()
+    assert ModeWatch.from_state(vars(watch.watches[1])).certain is False
 
 
 def test_learned_recovered_and_cooldown() -> None:
