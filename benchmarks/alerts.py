@@ -105,6 +105,7 @@ def ours(run: dict[str, Any]) -> dict[int, Alarm]:
             saturated_units=saturated,
             target_modes=all_modes,
             transfer=estimate(run["transfer"][i]),
+            instruments=SimpleNamespace(headroom=run["headroom"][i]),
         )
         readings = readings_of(seen, remaining)
         for mode in watch.update(step, readings, remaining, early=early, last=last):

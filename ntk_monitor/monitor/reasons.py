@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ntk_monitor.monitor.delivery import Reason
@@ -18,6 +18,10 @@ MOST_IDLE = 0.9
 """Share of the state's units that are dead or saturated from which they are the reason."""
 FAR = 10.0
 """How many times the remaining steps a rate may promise and still count as within reach."""
+ROOM = 10.0
+"""Headroom of the learning rate from which it may be what holds a mode back."""
+LEARNED = 0.9
+"""Learned fraction from which a mode counts as learned."""
 CHANGES: tuple[tuple[Reason, str], ...] = (
     ("clipping", "without clipping"),
     ("decay", "without weight decay"),
@@ -50,11 +54,13 @@ def find_reason(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Findi
 
     Returns:
         The first that fits: clipping or decay, where the mode would be in reach without; units that
-        are dead or saturated; a readout that does not see the state; activity that hardly has the
-        mode's time course; a propagator that does not let the state follow; a learning rate that is
-        too small; a gradient that does not move what it sees.
+        are dead or saturated; a readout that does not see the state; a learning rate that could be
+        so much larger that the mode were in reach; activity that hardly has the mode's time course;
+        a propagator that does not let the state follow; a learning rate that is too small by the
+        forecast; a gradient that does not move what it sees. Where nothing is being learned, what
+        would open the fastest mode holds back all.
     """
-    found = (look(mode, snapshot, remaining) for look in _LOOKS)
+    found = (look(each, snapshot, remaining) for look, each in _looks(mode, snapshot, remaining))
     reason, number = next(each for each in found if each is not None)
     return Finding(reason, number, _ADVICE[reason])
 
@@ -73,28 +79,51 @@ def is_explained(mode: TargetMode, snapshot: Snapshot, remaining: float) -> bool
         True if it would be in reach without clipping or decay, or if units are idle or the readout
         is blind.
     """
-    found = (look(mode, snapshot, remaining) for look in (_by_change, _in_the_activity))
-    return any(each is not None and each[0] != "core" for each in found)
+    looks = (_by_change, _in_the_units)
+    return any(look(mode, snapshot, remaining) is not None for look in looks)
 
 
 Found = tuple[Reason, str] | None
 
 
 def _by_change(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Found:
-    """Clipping or decay, without which it would be within reach."""
-    del snapshot
-    found = ((reason, _opened(mode, name, remaining)) for reason, name in CHANGES[:2])
+    """Clipping or decay, without which it would be within reach, and steps not too large."""
+    changes = [each for each in CHANGES[:2] if each[0] != "clipping" or _room(snapshot) >= 1]
+    found = ((reason, _opened(mode, name, remaining)) for reason, name in changes)
     return next((each for each in found if each[1]), None)
 
 
-def _in_the_activity(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Found:
-    """Units that are no longer in their range, a readout that is blind, a core without the mode."""
+def _by_the_rate(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Found:
+    """A learning rate that could be so much larger that the mode were in reach."""
+    room = _room(snapshot)
+    if math.isinf(room):
+        return "learning rate", "it is zero"
+    gained = room * mode.rate * remaining
+    if room < ROOM or not gained >= LEARNED - mode.learned:
+        return None
+    return "learning rate", f"steps {room:.2g} times as large would be stable"
+
+
+def _room(snapshot: Snapshot) -> float:
+    """How many times as large steps may be; 1 where that is not known."""
+    found = snapshot.instruments
+    return 1.0 if found is None or math.isnan(found.headroom) else found.headroom
+
+
+def _in_the_units(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Found:
+    """Units that are no longer in their range, or a readout that is blind."""
     del remaining
     idle = snapshot.dead_units + snapshot.saturated_units
     if idle >= MOST_IDLE:
         return "saturated", f"{idle:.0%} of the state's units are dead or saturated"
     if mode.readout == 0:
         return "readout", "the outputs do not depend on the state"
+    return None
+
+
+def _in_the_activity(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Found:
+    """A core without the mode."""
+    del snapshot, remaining
     if mode.core_overlap < LOW_OVERLAP:
         return "core", f"core overlap {mode.core_overlap:.2g}"
     return None
@@ -125,7 +154,31 @@ def _in_the_steps(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Fou
     return "propagator", text
 
 
-_LOOKS = (_by_change, _in_the_activity, _in_the_kernel, _in_the_steps)
+Look = Callable[[TargetMode, Snapshot, float], Found]
+
+
+def _looks(
+    mode: TargetMode, snapshot: Snapshot, remaining: float
+) -> Iterator[tuple[Look, TargetMode]]:
+    """What to look at, and of which mode, in order."""
+    fastest = _fastest(snapshot.target_modes, remaining)
+    first: tuple[Look, ...] = (_by_change, _in_the_units, _by_the_rate)
+    for look in first:
+        yield look, mode
+        if fastest is not None and look is not _in_the_units:
+            yield look, fastest
+    for look in (_in_the_activity, _in_the_kernel, _in_the_steps):
+        yield look, mode
+
+
+def _fastest(modes: Sequence[TargetMode], remaining: float) -> TargetMode | None:
+    """The mode with the highest rate, where none is learned or within reach."""
+    steps = [math.nan if mode.steps_to_learn is None else mode.steps_to_learn for mode in modes]
+    moving = [
+        m for m, s in zip(modes, steps, strict=True) if m.learned >= LEARNED or s <= remaining
+    ]
+    known = [mode for mode in modes if math.isfinite(mode.rate)]
+    return max(known, key=lambda mode: mode.rate) if known and not moving else None
 
 
 def _opened(mode: TargetMode, name: str, remaining: float) -> str:
@@ -147,7 +200,7 @@ def _opened(mode: TargetMode, name: str, remaining: float) -> str:
     rate = rates.get(name, 0.0)
     if rate <= 0 or rates.get("as it is", 0.0) > rate / 2:
         return ""
-    by_rate = (0.9 - mode.learned) / rate
+    by_rate = (LEARNED - mode.learned) / rate
     return f"{name} {by_rate:.3g} steps at its rate" if by_rate <= FAR * remaining else ""
 
 

@@ -18,6 +18,7 @@ from ntk_monitor.monitor import Alert, StallWarning
 from ntk_monitor.monitor.delivery import run_folder
 from ntk_monitor.monitor.reasons import find_reason
 from ntk_monitor.monitor.trainers import planned_batches
+from ntk_monitor.snapshot import Instruments
 
 
 def mode(
@@ -43,9 +44,15 @@ def mode(
     )
 
 
-def snapshot(*modes: TargetMode, dead: float = 0.0, saturated: float = 0.0) -> Any:
+def snapshot(
+    *modes: TargetMode, dead: float = 0.0, saturated: float = 0.0, headroom: float = math.nan
+) -> Any:
     return SimpleNamespace(
-        target_modes=modes, dead_units=dead, saturated_units=saturated, transfer=None
+        target_modes=modes,
+        dead_units=dead,
+        saturated_units=saturated,
+        transfer=None,
+        instruments=Instruments(1.0, None, math.nan, headroom),
     )
 
 
@@ -160,6 +167,45 @@ def test_units_out_of_their_range_are_a_reason(dead: float, saturated: float) ->
     assert find_reason(changed, shot, 160).reason == "clipping"  # what is certain comes first
 
 
+SMALL = {"rate": 1e-6, "overlap": 1e-8}
+
+
+@pytest.mark.parametrize(
+    ("shown", "headroom", "reason"),
+    [
+        (SMALL, 1e5, "learning rate"),  # 0.1 a step
+        (SMALL, 1e3, "core"),  # out of reach at the largest stable rate as well
+        (SMALL, math.nan, "core"),
+        ({**SMALL, "rate": 0.0}, math.inf, "learning rate"),
+        ({**SMALL, "rate": 1e-2}, 5.0, "core"),
+        ({**SMALL, "readout": 0.0}, 1e5, "readout"),
+    ],
+)
+def test_a_learning_rate_that_could_be_larger_is_a_reason(
+    shown: dict[str, float], headroom: float, reason: str
+) -> None:
+    one = mode(0.0, 1e9, **shown)
+    assert find_reason(one, snapshot(one, headroom=headroom), 160).reason == reason
+
+
+@pytest.mark.parametrize(("headroom", "reason"), [(2.0, "clipping"), (0.5, "core")])
+def test_clipping_of_steps_that_would_be_too_large_is_no_reason(
+    headroom: float, reason: str
+) -> None:
+    one = mode(0.0, 1e9, 1e-8, steps_if=(AS_IT_IS, ("without clipping", 50.0)))
+    assert find_reason(one, snapshot(one, headroom=headroom), 160).reason == reason
+
+
+def test_where_nothing_moves_what_holds_the_fastest_mode_holds_all() -> None:
+    slow = mode(0.0, 1e9, 1e-8, rate=1e-9)
+    fast = mode(0.0, 1e9, rate=1e-6, index=2)
+    clipped = mode(0.0, 1e9, rate=1e-6, steps_if=(("without clipping", 50.0),), index=2)
+    assert find_reason(slow, snapshot(slow, fast, headroom=1e5), 160).reason == "learning rate"
+    assert find_reason(slow, snapshot(slow, clipped), 160).reason == "clipping"
+    for moving in (mode(0.95, 1e9, rate=1e-6, index=2), mode(0.0, 50.0, rate=1e-6, index=2)):
+        assert find_reason(slow, snapshot(slow, moving, headroom=1e5), 160).reason == "core"
+
+
 @pytest.mark.parametrize(
     ("shown", "words"),
     [
@@ -247,7 +293,7 @@ def test_changes_of_state_are_recorded_with_and_without_an_alert(
     warming = {"1": [(0, "warming up")], "2": [(0, "warming up")]}
     assert records[0][1] == {
         "state": "", "states": dict.fromkeys("12", "warming up"), "history": warming, "alerts": [],
-        "planned": 200.0, "level": 0.05, "endless": False,
+        "planned": 200.0, "level": 0.05, "endless": False, "unsure": [],
     }  # fmt: skip
     assert records[1][1]["states"] == {"1": "learning", "2": "stalled"}
     assert [a["mode"] for a in records[1][1]["alerts"]] == [2]
