@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 
 from ntk_monitor.model.batch import first_tensor
+from ntk_monitor.model.labels import Labels
 
 RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
 Recurrent = nn.RNN | nn.GRU | nn.LSTM
@@ -49,6 +50,7 @@ class Call:
             is behind them.
         node: The first floating one of them; None if that has no studied parameter behind it.
         varies: Whether what it returned depends on data.
+        rows: The rows of the first tensor that it returned.
     """
 
     path: str
@@ -60,6 +62,7 @@ class Call:
     nodes: tuple[Any, ...] = ()
     node: Any = None
     varies: bool = True
+    rows: Labels = field(default_factory=dict)
 
     def argument(self, name: str) -> Any:  # noqa: ANN401
         """The first argument, by position or by name."""

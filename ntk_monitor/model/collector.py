@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ntk_monitor.model.batch import first_tensor
 from ntk_monitor.model.calls import RECURRENT, Call
-from ntk_monitor.model.operations import READERS, Use
+from ntk_monitor.model.operations import READERS, Use, uses_in
 from ntk_monitor.model.recorder import Record, Watch, layer_uses
 from ntk_monitor.model.register import registered_uses
 from ntk_monitor.model.sites import PlacedUses, WeightSite
@@ -75,7 +75,7 @@ class Collector(Watch):
         output = func(*args, **kwargs)
         if name in READERS and number in self._numbers:
             with torch._C.DisableTorchFunction():
-                for i, use in enumerate(READERS[name](*args, **kwargs)):
+                for i, use in enumerate(uses_in(name, args, kwargs)):
                     self._take((number, i), use, None)
         return output
 

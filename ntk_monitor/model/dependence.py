@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ntk_monitor.model.operations import READERS
 from ntk_monitor.model.recorder import REGISTERED, Record, Watch
-from ntk_monitor.model.sites import Order, Rows
+from ntk_monitor.model.placement import Rows
+from ntk_monitor.model.sites import Order
 from ntk_monitor.model.sketched import GraphNeededError
 from ntk_monitor.model.unroll import CELL_STEPS
 
@@ -31,6 +32,16 @@ class ByGradient:
         """Whether the first time step of the state depends on an operation."""
         (gradient,) = self._gradients(self._h[:, :1], [record])
         return gradient is not None and bool((gradient != 0).any())
+
+    def moves(self, record: Record, which: Tensor) -> bool:
+        """Whether the state depends on some rows of an operation, shape ``(rows,)``."""
+        if record.path is not None or record.output is None:
+            return True
+        (gradient,) = self._gradients(self._h, [record])
+        if gradient is None:
+            return False
+        mask = _mask(record, record.label[0], which.reshape(record.use.rows)).expand_as(gradient)
+        return bool((gradient[mask] != 0).any())
 
     def orders(self, records: Sequence[Record]) -> list[Order | None]:
         """How the rows of operations run over the state's; None if they are others."""
@@ -82,6 +93,10 @@ class ByShaking:
         """Whether the first time step of the state depends on an operation."""
         every = torch.ones(record.use.rows, dtype=torch.bool, device="cpu")
         return bool(self._touched([(record, every)])[:, 0].any())
+
+    def moves(self, record: Record, which: Tensor) -> bool:
+        """Whether the state depends on some rows of an operation, shape ``(rows,)``."""
+        return bool(self._touched([(record, which.cpu().reshape(record.use.rows))]).any())
 
     def orders(self, records: Sequence[Record]) -> list[Order | None]:
         """How the rows of operations run over the state's; None if they are others."""

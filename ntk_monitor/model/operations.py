@@ -12,8 +12,8 @@ convolution multiplies patches, an embedding one-hot vectors.
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -46,6 +46,8 @@ class Use:
             of an embedding's padding.
         entries: Where the activity has a column for each entry of the weight that occurs, gives
             these entries, ascending; else None.
+        scale: What the product is multiplied with; it belongs to the activity.
+        bias_scale: What the bias is multiplied with.
     """
 
     weight: Tensor | None
@@ -58,6 +60,8 @@ class Use:
     place: int = 0
     untrained: int | None = None
     entries: Callable[[], Tensor] | None = None
+    scale: float = 1.0
+    bias_scale: float = 1.0
 
 
 def product(activity: Tensor, weight: Tensor, bias: Tensor | None, place: int = 0) -> Use:
@@ -94,6 +98,10 @@ def contraction(
     """
     inputs, out = equation.split("->")
     indices = inputs.split(",")
+    names, single = _without_copies(indices, which, operands[which])
+    operands = [single if i == which else t for i, t in enumerate(operands)]
+    indices[which] = names
+    inputs = ",".join(indices)
     weight = indices.pop(which)
     others = [t.detach() for i, t in enumerate(operands) if i != which]  # and so no graph
     sizes = {
@@ -129,6 +137,142 @@ def contraction(
         units=count(units),
         groups=count(groups),
     )
+
+
+BROADCAST = "?"
+"""Stands for an axis of size one that is repeated to fit another operand."""
+
+
+class Contraction(NamedTuple):
+    """A product of tensors, whichever operation it is.
+
+    Attributes:
+        equation: As of ``torch.einsum``, without an ellipsis, with `BROADCAST` for axes that are
+            repeated.
+        operands: The tensors.
+        addend: What is added to the product, or None.
+    """
+
+    equation: str
+    operands: tuple[Any, ...]
+    addend: Any = None
+
+
+def contraction_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Contraction:
+    """Which axes of its operands a product sums over, and which it keeps.
+
+    Args:
+        name: Of the operation.
+        args: Its positional arguments.
+        kwargs: Its arguments by name.
+
+    Returns:
+        The product.
+
+    Raises:
+        ValueError: If it is none that is known.
+    """
+    given = in_order(name, args, kwargs)
+    if name == "einsum":
+        operands = given[1:]
+        if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+            operands = list(operands[0])
+        explicit = _explicit(given[0].replace(" ", ""), operands)
+        return Contraction(explicit, tuple(operands))
+    if name == "linear":
+        x, weight, *bias = given
+        rows = LETTERS[: x.ndim - 1]
+        units = "y" if weight.ndim > 1 else ""
+        addend = bias[0] if bias else None
+        return Contraction(f"{rows}z,{units}z->{rows}{units}", (x, weight), addend)
+    if name == "bilinear":
+        x, z, weight, *bias = given
+        rows = LETTERS[: x.ndim - 1]
+        addend = bias[0] if bias else None
+        return Contraction(f"{rows}w,{rows}x,ywx->{rows}y", (x, z, weight), addend)
+    if name in {"addmm", "addmv", "baddbmm"}:
+        return contraction_of("matmul", given[1:], {})._replace(addend=given[0])
+    if name == "__rmatmul__":
+        given = given[::-1]
+    a, b = given[:2]
+    batch = LETTERS[: max(a.ndim, b.ndim, 2) - 2]
+    left = "z" if a.ndim == 1 else batch[len(batch) - a.ndim + 2 :] + "yz"
+    right = "z" if b.ndim == 1 else batch[len(batch) - b.ndim + 2 :] + "zx"
+    out = batch + ("" if a.ndim == 1 else "y") + ("" if b.ndim == 1 else "x")
+    left, right = _marked(left, a, right, b), _marked(right, b, left, a)
+    return Contraction(f"{left},{right}->{out}", (a, b))
+
+
+def _marked(names: str, t: Tensor, others: str, other: Tensor) -> str:
+    """Names of axes, with a mark for those of size one that are repeated."""
+    found = ""
+    for i, letter in enumerate(names):
+        at = others.find(letter)
+        repeated = t.shape[i] == 1 and at >= 0 and other.shape[at] > 1
+        found += BROADCAST if repeated else letter
+    return found
+
+
+class Window(NamedTuple):
+    """What a convolution looks at.
+
+    Attributes:
+        x: Its input, (B, C, ...).
+        axes: For each of the last axes the size of the kernel, the margins before and after, the
+            stride, and the dilation.
+    """
+
+    x: Tensor
+    axes: tuple[tuple[int, tuple[int, int], int, int], ...]
+
+
+def convolution_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Window | None:
+    """What a convolution looks at.
+
+    Args:
+        name: Of the operation.
+        args: Its positional arguments.
+        kwargs: Its arguments by name.
+
+    Returns:
+        Its windows; None for other operations, and of a single sequence or image.
+    """
+    if name not in {"conv1d", "conv2d", "conv3d"}:
+        return None
+    given = in_order(name, args, kwargs)
+    x, weight = given[:2]
+    if x.ndim != weight.ndim:
+        return None
+    stride, margins, dilation = _windows(weight, *given[3:6])
+    each = zip(weight.shape[2:], margins, stride, dilation, strict=True)
+    return Window(x, tuple(each))
+
+
+def _windows(
+    weight: Tensor,
+    stride: Any = 1,  # noqa: ANN401
+    padding: Any = 0,  # noqa: ANN401
+    dilation: Any = 1,  # noqa: ANN401
+) -> tuple[tuple[int, ...], list[tuple[int, int]], tuple[int, ...]]:
+    """Stride, margins and dilation of a convolution along each of the last axes."""
+    axes = weight.ndim - 2
+    stride, dilation = _each(stride, axes), _each(dilation, axes)
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        return stride, [(n // 2, n - n // 2) for n in total], dilation
+    return stride, [(n, n) for n in _each(padding, axes)], dilation
+
+
+def _without_copies(indices: Sequence[str], which: int, weight: Tensor) -> tuple[str, Tensor]:
+    """A weight without the axes along which it is the same, where another operand has them."""
+    names = indices[which]
+    elsewhere = set("".join(n for i, n in enumerate(indices) if i != which))
+    for i in reversed(range(weight.ndim)):
+        if weight.shape[i] > 1 and weight.stride(i) == 0 and names[i] in elsewhere:
+            names, weight = names[:i] + names[i + 1 :], weight.select(i, 0)
+    return names, weight
 
 
 def read_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[Use]:
@@ -169,11 +313,13 @@ def read_addmm(
     bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1
 ) -> list[Use]:
     """``bias + a @ b``."""
-    if alpha != 1 or beta != 1:
-        return []
     is_bias = bias.ndim == 1 and b.ndim > 1 and len(bias) == b.shape[-1]
     uses = read_matmul(a, b, bias=bias if is_bias else None)
-    return uses if is_bias else [*uses, *read_add(bias, uses[0].write(_zero(uses[0], a)))]
+    scaled = [replace(use, scale=float(alpha), bias_scale=float(beta)) for use in uses]
+    if is_bias:
+        return scaled
+    added = read_add(bias, uses[0].write(_zero(uses[0], a)))
+    return [*scaled, *(replace(use, bias_scale=float(beta)) for use in added)]
 
 
 def read_einsum(equation: str, *operands: Any) -> list[Use]:  # noqa: ANN401
@@ -210,12 +356,27 @@ def _explicit(equation: str, operands: Sequence[Tensor]) -> str:
     return f"{','.join(names)}->{out.replace('...', dots)}"
 
 
-def read_add(a: Tensor, b: Tensor, *, alpha: float = 1) -> list[Use]:
-    """``a + b``, either operand being a bias."""
-    if alpha != 1 or not isinstance(a, Tensor) or not isinstance(b, Tensor):
+def read_add(a: Any, b: Any, *, alpha: float = 1, signs: tuple[int, int] = (1, 1)) -> list[Use]:  # noqa: ANN401
+    """``a + alpha * b``, either operand being a bias; with signs of their own ``a - alpha * b``."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return []
     out: Sequence[int] = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
-    return [_bias(bias, out) for bias in (b, a) if bias.ndim and bias.shape[-1] == out[-1]]
+    scaled = ((b, signs[1] * float(alpha)), (a, float(signs[0])))
+    return [
+        replace(_bias(bias, out), bias_scale=scale, scale=scale)
+        for bias, scale in scaled
+        if bias.ndim and bias.shape[-1] == out[-1]
+    ]
+
+
+def read_subtract(a: Any, b: Any, *, alpha: float = 1) -> list[Use]:  # noqa: ANN401
+    """``a - alpha * b``."""
+    return read_add(a, b, alpha=alpha, signs=(1, -1))
+
+
+def read_reversed_subtract(a: Any, b: Any, *, alpha: float = 1) -> list[Use]:  # noqa: ANN401
+    """``b - alpha * a``."""
+    return read_subtract(b, a, alpha=alpha)
 
 
 def _bias(bias: Tensor, out: Sequence[int]) -> Use:
@@ -372,18 +533,10 @@ def read_convolution(
     groups: int = 1,
 ) -> list[Use]:
     """``F.conv1d``, ``F.conv2d``, ``F.conv3d``: patches, with output positions as rows."""
-    axes = weight.ndim - 2
     if groups > 1 and weight.shape[1] == 1:
         return []  # depthwise: every channel is scaled by itself
-    stride, dilation = _each(stride, axes), _each(dilation, axes)
+    stride, margins, dilation = _windows(weight, stride, padding, dilation)
     kernel = tuple(weight.shape[2:])
-    if padding == "valid":
-        padding = 0
-    if padding == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        margins = [(n // 2, n - n // 2) for n in total]
-    else:
-        margins = [(n, n) for n in _each(padding, axes)]
     return [_patches(x, weight, bias, kernel, margins, stride, dilation, groups)]
 
 
@@ -494,6 +647,10 @@ READERS: dict[str, Reader] = {
     "einsum": read_einsum,
     "add": read_add,
     "add_": read_add,
+    "sub": read_subtract,
+    "sub_": read_subtract,
+    "subtract": read_subtract,
+    "rsub": read_reversed_subtract,
     "embedding": read_embedding,
     "embedding_bag": read_embedding_bag,
     "__getitem__": read_index,
@@ -503,6 +660,84 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys(cells.CELL_STEPS, read_cell),
 }
 """How to read an operation, by its name."""
+_CONVOLUTION = "input weight bias stride padding dilation groups"
+_TRANSPOSED = "input weight bias stride padding output_padding groups dilation"
+_CELL = "input hx w_ih w_hh b_ih b_hh"
+SIGNATURES: dict[str, tuple[str, ...]] = {
+    name: tuple(signature.split())
+    for name, signature in {
+        "linear": "input weight bias",
+        "bilinear": "input1 input2 weight bias",
+        "matmul": "input other",
+        "mm": "input mat2",
+        "bmm": "input mat2",
+        "mv": "input vec",
+        "dot": "input tensor",
+        **dict.fromkeys(("addmm", "addmm_"), "input mat1 mat2"),
+        "addmv": "input mat vec",
+        "baddbmm": "input batch1 batch2",
+        **dict.fromkeys(("add", "add_", "sub", "sub_", "subtract", "rsub"), "input other"),
+        "embedding": "input weight padding_idx",
+        "embedding_bag": "input weight",
+        "index_select": "input dim index",
+        **{f"conv{n}d": _CONVOLUTION for n in (1, 2, 3)},
+        **{f"conv_transpose{n}d": _TRANSPOSED for n in (1, 2, 3)},
+        **dict.fromkeys(cells.CELL_STEPS, _CELL),
+    }.items()
+}
+"""The names of torch's own arguments, in order; those after them go by name."""
+
+
+def uses_in(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Use]:
+    """The uses of weights in an operation, whichever way its arguments are given.
+
+    Args:
+        name: Of the operation, one of `READERS`.
+        args: Its positional arguments.
+        kwargs: Its arguments by name.
+
+    Returns:
+        The uses, of everything that could be a weight; none where it is called in an unknown way.
+    """
+    try:
+        return READERS[name](*in_order(name, args, kwargs), **by_name(name, kwargs))
+    except (TypeError, ValueError, AttributeError, IndexError):
+        return []
+
+
+def in_order(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """An operation's arguments by position, those among them that were given by name included.
+
+    Args:
+        name: Of the operation.
+        args: Its positional arguments.
+        kwargs: Its arguments by name.
+
+    Returns:
+        The arguments as far as they are given without a gap, defaults in gaps that there are.
+    """
+    order = SIGNATURES.get(name, ())
+    rest = list(order[len(args) :])
+    while rest and rest[-1] not in kwargs:
+        rest.pop()
+    return [*args, *(kwargs.get(each, _DEFAULTS.get(each)) for each in rest)]
+
+
+_DEFAULTS = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
+
+
+def by_name(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """An operation's other arguments.
+
+    Args:
+        name: Of the operation.
+        kwargs: Its arguments by name.
+
+    Returns:
+        Those that have no place.
+    """
+    order = SIGNATURES.get(name, ())
+    return {key: value for key, value in kwargs.items() if key not in order}
 
 
 def perturbed(name: str, args: Any, kwargs: Any, output: Any, added: dict[int, Tensor]) -> Any:  # noqa: ANN401

@@ -6,7 +6,7 @@ import math
 import types
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import prod
@@ -20,16 +20,18 @@ from torch.utils._pytree import tree_leaves
 
 from ntk_monitor.model.batch import first_tensor, tensors_of
 from ntk_monitor.model.calls import RECURRENT, Call
-from ntk_monitor.model.operations import READERS, Use, perturbed, product
+from ntk_monitor.model.labels import Labels
+from ntk_monitor.model.operations import READERS, Use, perturbed, product, uses_in
 from ntk_monitor.model.register import registered_uses
+from ntk_monitor.model.rows import Follower
 from ntk_monitor.model.sketched import Sketch, TooLargeError
-from ntk_monitor.model.state import replaced
+from ntk_monitor.model.state import read_rows, recurrent_source, replaced
 from ntk_monitor.model.unroll import layer_activity, layer_input
 
 COMPOSED = {"multi_head_attention_forward"}
 """Operations written in Python of others; their parts are watched."""
 OUTSIDE = frozenset({
-    *("add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "multiply", "div", "div_"),
+    *("add", "add_", "sub", "sub_", "subtract", "rsub", "mul", "mul_", "multiply", "div", "div_"),
     *("true_divide", "pow", "lerp", "addcmul", "addcdiv", "maximum", "minimum", "clamp", "exp"),
     *("softmax", "sigmoid", "tanh", "relu", "prelu", "rrelu", "layer_norm", "rms_norm"),
     *("group_norm", "batch_norm", "instance_norm", "normalize", "cat", "concat", "concatenate"),
@@ -42,7 +44,13 @@ OUTSIDE = frozenset({
 place, or their rows are sorted by expert."""
 COPYING = frozenset({"repeat", "tile", "repeat_interleave"})
 """Operations after which an entry of a parameter stands in several places."""
-ADDING = frozenset({"add", "add_"})
+ADDING = frozenset({"add", "add_", "sub", "sub_", "subtract", "rsub"})
+SCALING = {
+    **dict.fromkeys(("mul", "mul_", "multiply", "__mul__", "__rmul__"), 1),
+    **dict.fromkeys(("div", "div_", "divide", "true_divide", "__truediv__"), -1),
+    **dict.fromkeys(("neg", "neg_", "negative", "__neg__"), 0),
+}
+"""Operations that multiply with a number, and the power in which it comes in."""
 IN_PLACE = frozenset({
     *("relu", "relu6", "leaky_relu", "elu", "celu", "selu", "hardtanh", "hardswish", "hardsigmoid"),
     *("silu", "mish", "rrelu", "threshold", "dropout", "alpha_dropout", "feature_alpha_dropout"),
@@ -65,11 +73,20 @@ class Origin:
         derived: Whether it is computed from them, rather than one of them or a view.
         pending: Uses on a constant (an initial state of zeros, the positions in a sequence) that
             led to it. They count unless what came out serves as a weight itself.
+        scale: What it is multiplied with, as far as that is a number.
+        is_scaled: Whether it is one of them, or a view, but for that.
     """
 
     names: tuple[str, ...] = ()
     derived: bool = False
     pending: tuple[Record, ...] = ()
+    scale: float = 1.0
+    is_scaled: bool = False
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether it is computed from them by more than a number that multiplies it."""
+        return self.derived and not self.is_scaled
 
 
 @dataclass(frozen=True)
@@ -201,6 +218,7 @@ class Recorder(Watch):
         self._alive: list[Tensor] = []  # so that no address is used twice
         self._unread: dict[int, list[_Once]] = {}
         self._returned: dict[int, list[int]] = {}
+        self.rows = Follower()
         for constant in constants:
             self._learn(constant, Origin())
         for name, parameter in parameters.items():
@@ -261,7 +279,14 @@ class Recorder(Watch):
         origins = [self.origin(t) for t in inputs]
         output = func(*args, **kwargs)
         outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
-        if not outputs or name == "__get__":
+        if not outputs:
+            return output
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            reads = name in READERS
+            self.rows.see(
+                name, func, args, kwargs, output, lambda t: self._is_data(t, constants=reads)
+            )
+        if name == "__get__":
             return output
         names = tuple(dict.fromkeys(n for o in origins if o is not None for n in o.names))
         if None in origins:
@@ -277,10 +302,32 @@ class Recorder(Watch):
         if names and name in COPYING:  # what comes out counts as data
             self._meet(name, [], origins)
             return output
+        made = Origin(names, derived=bool(names), pending=tuple(pending))
+        scaled = self._scaled(name, args) if len(names) == 1 and not pending else None
         for t in outputs:
             if self.origin(t) is None:
-                self._learn(t, Origin(names, derived=bool(names), pending=tuple(pending)))
+                self._learn(t, scaled or made)
         return output
+
+    def _scaled(self, name: str, args: Sequence[Any]) -> Origin | None:
+        """A parameter times a number; None where an operation does something else."""
+        if name not in SCALING:
+            return None
+        with torch._C.DisableTorchFunction():
+            factor, found = 1.0 if SCALING[name] else -1.0, []
+            for i, each in enumerate(args):
+                origin = self.origin(each) if isinstance(each, Tensor) else None
+                if origin is not None and origin.names:
+                    found.append(origin)
+                    if i and SCALING[name] < 0:
+                        return None
+                elif isinstance(each, bool) or (isinstance(each, Tensor) and each.ndim):
+                    return None
+                else:
+                    factor *= float(each) ** SCALING[name]
+        if len(found) != 1 or found[0].is_computed:
+            return None
+        return replace(found[0], derived=True, is_scaled=True, scale=found[0].scale * factor)
 
     def _meet(self, name: str, read: list[Record], origins: Iterable[Origin | None]) -> None:
         """Parameters meet data: in a use, or in another way that is noted."""
@@ -296,6 +343,11 @@ class Recorder(Watch):
                 for n in origin.names:
                     self.met.setdefault(n, name)
         self.records.extend(r for r in read if not (name in ADDING and _is_pending(r)))
+
+    def _is_data(self, tensor: Tensor, *, constants: bool) -> bool:
+        """Whether a tensor has rows of its own: data, or a constant that meets a weight."""
+        origin = self.origin(tensor)
+        return origin is None or (constants and not origin.names)
 
     def origin(self, tensor: Tensor) -> Origin | None:
         """Where a tensor comes from.
@@ -349,6 +401,7 @@ class Recorder(Watch):
                     nodes=tuple(t.grad_fn for t in found if t.grad_fn is not None),
                     node=None if first is None else first.grad_fn,
                     varies=not all(self._studied(t) for t in found),
+                    rows=self.rows.of(first),
                 )
             )
             output = first_tensor(kept.output)
@@ -388,14 +441,15 @@ class Recorder(Watch):
 
     def _read_layer(self, call: Call, number: int) -> None:
         output, last = call.output
-        output = output if isinstance(output, Tensor) else output.data
+        first = output = output if isinstance(output, Tensor) else output.data
         returned = (output, *(last if isinstance(last, tuple) else (last,)))
         for local, use, valid in layer_uses(call):
             origins = self._studied(use.weight), self._studied(use.bias)
             if any(origins) and output.requires_grad:
                 key, label = (call.path, number, local), (call.path, local)
                 reads = tensors_of((call.args, call.kwargs))
-                record = self._record(use, origins, key, returned, label, number, reads)
+                record = self._record(use, origins, key, returned, label, number, reads, call.path)
+                self.rows.used[key] = rows_of(call, self.rows.of(first))
                 self.records.append(replace(record, path=call.path, local=local, valid=valid))
 
     def _record(
@@ -407,6 +461,7 @@ class Recorder(Watch):
         label: tuple[Any, ...],
         call: int,
         reads: Iterable[Tensor] = (),
+        path: str | None = None,
     ) -> Record:
         """What is kept of a use; ``reads`` are tensors that its activity is read off."""
         output: Tensor | None = returned[0]
@@ -419,7 +474,21 @@ class Recorder(Watch):
             for address in {address_of(t) for t in reads}:
                 self._unread.setdefault(address or 0, []).append(once)
         nodes = tuple(t.grad_fn for t in returned if t.grad_fn is not None)
+        if path is None:
+            self._follow(use, key, returned[0])
         return Record(use, *origins, key, output, nodes, label, call)
+
+    def _follow(self, use: Use, key: tuple[Any, ...], returned: Tensor) -> None:
+        """Note the rows of a use, which are those of what the operation returned."""
+        count = prod(use.rows)
+        numbers = torch.arange(count, device=returned.device).reshape(1, *use.rows, 1)
+        numbers = use.write(numbers.expand(use.groups, *use.rows, use.units))
+        if numbers.shape != returned.shape:  # a cell returns fewer features than are weighed
+            numbers = numbers[..., :1]
+        if numbers.ndim <= returned.ndim and torch.broadcast_shapes(
+            numbers.shape, returned.shape
+        ) == tuple(returned.shape):
+            self.rows.use(key, returned, numbers, count)
 
     def _read(
         self,
@@ -432,11 +501,8 @@ class Recorder(Watch):
         """The uses of studied parameters in one operation."""
         if name not in READERS:
             return []
-        try:
-            with torch._C.DisableTorchFunction():
-                uses = READERS[name](*args, **kwargs)
-        except (TypeError, ValueError, AttributeError, IndexError):  # called in an unknown way
-            return []
+        with torch._C.DisableTorchFunction():
+            uses = uses_in(name, args, kwargs)
         found: list[Record] = []
         places: set[int] = set()
         # Where either factor could be the weight, one that is studied goes before a studied bias.
@@ -500,6 +566,23 @@ def _writes(name: str, args: Any, kwargs: Any) -> bool:  # noqa: ANN401
         return bool(args) and (bool(kwargs.get("inplace")) or any(a is True for a in args[1:]))
     by_name = name.endswith("_") and not name.startswith("_")
     return bool(args) and (by_name or name in {"__setitem__", "set_"})
+
+
+def rows_of(call: Call, labels: Labels) -> Labels:
+    """The rows of a recurrent layer, (B, T), trial by trial and step by step.
+
+    Args:
+        call: Its call.
+        labels: Of what it returned.
+
+    Returns:
+        Their numbers, of shape ``(B T,)``.
+    """
+    source, output = recurrent_source(call), call.output[0]
+    return {
+        s: label.each(lambda x: read_rows(source, output, x)[..., 0].flatten())
+        for s, label in labels.items()
+    }
 
 
 def layer_uses(call: Call) -> Iterator[tuple[str, Use, Tensor | None]]:

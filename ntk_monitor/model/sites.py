@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -10,10 +11,18 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from ntk_monitor.model.labels import NOTHING, Labels
 from ntk_monitor.model.operations import READERS
+from ntk_monitor.model.placement import (
+    Numbering,
+    Placement,
+    Rows,
+    in_order,
+    numberings,
+    placed_by,
+)
 from ntk_monitor.model.recorder import OUTSIDE, REGISTERED, Record, Recorder, Tap
 
-Rows = tuple[int, int]
 Order = Literal["batch", "time", "steps"]
 """How an operation's rows run over the state's: ``"batch"``: trial by trial; ``"time"``: step by
 step; ``"steps"``: the same for all trials."""
@@ -86,6 +95,9 @@ class Dependence(Protocol):
     def moves_first_step(self, record: Record) -> bool:
         """Whether the first time step of the state depends on an operation."""
 
+    def moves(self, record: Record, which: Tensor) -> bool:
+        """Whether the state depends on some rows of an operation."""
+
     def orders(self, records: Sequence[Record]) -> list[Order | None]:
         """How the rows of operations run over the state's; None if they are others."""
 
@@ -93,27 +105,27 @@ class Dependence(Protocol):
 class PlacedUses(NamedTuple):
     """The uses of weights that are in the core, without the graph in which they were found."""
 
-    uses: tuple[tuple[Sequence[Record], Order], ...]
+    uses: tuple[tuple[Sequence[Record], Placement], ...]
     rows: Rows
     valid: Tensor | None
     coverage: Coverage
 
     def sites(self) -> Iterator[WeightSite]:
         """The sites one after the other, with their activity, which takes memory of its own."""
-        for uses, order in self.uses:
-            yield from self.joined(uses, order)
+        for uses, placement in self.uses:
+            yield from self.joined(uses, placement)
 
-    def joined(self, uses: Sequence[Record], order: Order) -> list[WeightSite]:
+    def joined(self, uses: Sequence[Record], placement: Placement) -> list[WeightSite]:
         """The sites (one for each group of the weight) of a use, or of one at each time step.
 
         Args:
             uses: The uses, one for each time step if there are several.
-            order: How their rows run over the state's.
+            placement: How their rows run over the state's.
 
         Returns:
             The sites.
         """
-        return _joined(uses, self.rows, order, self.valid)
+        return _joined(uses, self.rows, placement, self.valid)
 
     def covered_by(self, sites: Iterable[WeightSite]) -> Coverage:
         """What all sites cover.
@@ -133,6 +145,7 @@ def place_uses(
     recorder: Recorder,
     names: Sequence[str],
     rows: Rows,
+    labels: Labels,
     graph: Container[Any],
     dependence: Dependence,
     valid: Tensor | None = None,
@@ -140,13 +153,16 @@ def place_uses(
     """Where the studied parameters multiply activity on the state's rows.
 
     A weight that acts once per time step on activity of shape (B, m) is one site over time. A
-    weight used twice has two sites. Uses that the state does not depend on do not count.
+    weight used twice on the same rows has two sites. Uses that the state does not depend on do not
+    count. Rows are told by their numbers; where these were lost on the way, by what the first
+    trial of the state depends on.
 
     Args:
         module: The module under study.
         recorder: What was seen in one forward pass.
         names: The studied parameters that reach the state.
         rows: The state's, ``(B, T)``.
+        labels: Of the state.
         graph: The nodes of the state's graph.
         dependence: Tells more of what depends on what.
         valid: Which rows of the state there are, (B, T); None for all.
@@ -161,32 +177,119 @@ def place_uses(
     groups: dict[tuple[object, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(record.label, []).append(record)
-    left_out: dict[str, str] = {}
-    placed: list[tuple[Sequence[Record], Order]] = []
-    joined = [uses for group in groups.values() for uses in _steps(group, rows, dependence)]
-    orders = _orders([uses[0] for uses in joined], rows, dependence)
-    for i, uses in enumerate(joined):
+    known = list(numberings(labels, rows))
+    placed: list[tuple[Sequence[Record], Placement]] = []
+    lost: list[list[Record]] = []
+    apart: list[Record] = []
+    for group in groups.values():
+        found = _by_numbers(group, recorder, known, rows, dependence)
+        if found is None:
+            lost += _steps(group, rows, dependence)
+            continue
+        placed += found
+        inside = {id(record) for uses, _ in found for record in uses}
+        apart += [record for record in group if id(record) not in inside]
+    orders = _orders([uses[0] for uses in lost], rows, dependence)
+    for i, uses in enumerate(lost):
         order = "batch" if len(uses) > 1 else orders[i]
-        if order is not None:
-            placed.append(([replace(record, output=None, nodes=()) for record in uses], order))
+        if order is None:
+            apart += uses
         else:
-            reason = f"its rows {uses[0].use.rows} are not the state's {rows}"
-            left_out.update(dict.fromkeys(_parameters(uses[0]), reason))
-    covered = {name for uses, _ in placed for name in _parameters(uses[0])}
+            spans = [prod(r.use.rows) // rows[0] for r in uses] if order == "batch" else []
+            device = recorder.theta[names[0]].device if names else None
+            placed.append((uses, in_order(rows, order, spans, device)))
+    number = {id(record): i for i, record in enumerate(ordered)}
+    placed.sort(key=lambda each: number[id(each[0][0])])
+    bare = tuple(
+        ([replace(record, output=None, nodes=()) for record in uses], placement)
+        for uses, placement in placed
+    )
+    coverage = _coverage(module, recorder, names, [uses for uses, _ in placed], apart, rows)
+    return PlacedUses(bare, rows, valid, coverage)
+
+
+def _by_numbers(
+    group: Sequence[Record],
+    recorder: Recorder,
+    known: Sequence[Numbering],
+    rows: Rows,
+    dependence: Dependence,
+) -> list[tuple[Sequence[Record], Placement]] | None:
+    """The sites of one weight by the numbers of their rows; None where numbers were lost."""
+    follower = recorder.rows
+    labels = [follower.used.get(record.key, NOTHING) for record in group]
+    together = [
+        NOTHING if r.key in follower.spread else each for r, each in zip(group, labels, strict=True)
+    ]
+    sources = {numbering.source for numbering in known}
+    told = [
+        sources & each.keys() or r.key in follower.spread
+        for r, each in zip(group, labels, strict=True)
+    ]
+    if not known or not any(told):
+        return None
+    best: list[tuple[Sequence[Record], Placement]] = []
+    most = 0
+    for numbering in known:
+        found: list[tuple[Sequence[Record], Placement]] = []
+        own = labels if numbering.is_shared else together
+        for numbers, placement in placed_by(
+            numbering, own, rows, follower.shape_of(numbering.source)
+        ):
+            uses = [group[i] for i in numbers]
+            if all(
+                _is_inside(*each, dependence) for each in zip(uses, placement.inverse, strict=True)
+            ):
+                found.append((uses, placement))
+        count = sum(int((p.index >= 0).sum()) for _, p in found)
+        if count > most:
+            best, most = found, count
+    return best
+
+
+def _is_inside(record: Record, inverse: Tensor, dependence: Dependence) -> bool:
+    """Whether the rows of a use that are none of the state's do not move the state."""
+    outside = inverse < 0
+    if record.valid is not None:
+        outside &= record.valid.flatten().to(outside.device)
+    return not bool(outside.any()) or not dependence.moves(record, outside)
+
+
+def _coverage(
+    module: nn.Module,
+    recorder: Recorder,
+    names: Sequence[str],
+    placed: Sequence[Sequence[Record]],
+    apart: Sequence[Record],
+    rows: Rows,
+) -> Coverage:
+    """What of the parameters the placed uses are: each counts by the share of its uses."""
+    inside = Counter(name for uses in placed for record in uses for name in _parameters(record))
+    outside = Counter(name for record in apart for name in _parameters(record))
+    left_out: dict[str, str] = {}
     missed: list[str] = []
+    for record in apart:
+        for name in _parameters(record):
+            acts = "it also acts on rows" if inside[name] else "its rows"
+            verb = ", which are not" if inside[name] else " are not"
+            left_out.setdefault(name, f"{acts} {record.use.rows}{verb} the state's {rows}")
     for name in names:
-        if name in left_out or name in covered:
+        if name in left_out or inside[name]:
             continue
         met = recorder.met.get(name)
         left_out[name] = f"{_owner(module, name)} uses it " + (f"in {met!r}" if met else "unseen")
         if met not in OUTSIDE and met not in READERS:
             missed.append(name)
-    left_out = {name: left_out[name] for name in names if name not in covered}
+    left_out = {name: left_out[name] for name in names if name in left_out}
     sizes = {name: p.numel() for name, p in module.named_parameters()}
-    behind, missing = (sum(sizes[n] for n in some) for some in (names, left_out))
-    covered_share = (behind - missing) / behind if behind else 0.0  # of a frozen body nothing
-    coverage = Coverage(covered_share, left_out, tuple(missed))
-    return PlacedUses(tuple(placed), rows, valid, coverage)
+    behind = sum(sizes[name] for name in names)
+    covered = sum(
+        sizes[name] * inside[name] / (inside[name] + outside[name])
+        for name in names
+        if inside[name]
+    )
+    share = covered / behind if behind else 0.0  # of a frozen body nothing
+    return Coverage(share, left_out, tuple(missed))
 
 
 def _owner(module: nn.Module, name: str) -> str:
@@ -218,31 +321,33 @@ def _steps(group: Sequence[Record], rows: Rows, dependence: Dependence) -> list[
 
 
 def _joined(
-    uses: Sequence[Record], rows: Rows, order: Order, valid: Tensor | None
+    uses: Sequence[Record], rows: Rows, placement: Placement, valid: Tensor | None
 ) -> list[WeightSite]:
     """The sites (one for each group of the weight) of a use, or of one at each time step."""
-    first, stepped = uses[0], len(uses) > 1
+    first = uses[0]
     entries = _entries(uses)
     activities = [_columns(record, entries) for record in uses]
     names = _parameters(first)
     sites = []
     for g in range(first.use.groups):
-        steps = [V[g] for V in activities]
-        if not stepped:
-            V = _in_order(steps[0], order, rows)
-            V = V if first.valid is None else V.where(first.valid.unsqueeze(-1), 0)
-        else:
-            V = _over_time(steps, uses, rows[1])
+        V = placement.of_state(
+            [_where(r, V[g]) for r, V in zip(uses, activities, strict=True)], rows
+        )
         V = V if valid is None else V.where(valid.unsqueeze(-1), 0)
         tap = Tap(
             tuple(r.call for r in uses),
             first.use.place if first.local is None else first.local,
             first.path,
-            _Write(uses, g, order, rows[1]),
+            _Write(uses, g, placement),
         )
-        derived = first.weight is not None and first.weight.derived
+        derived = first.weight is not None and first.weight.is_computed
         sites.append(WeightSite(names[0], names, V, first.use.units, derived, tap, entries))
     return sites
+
+
+def _where(record: Record, V: Tensor) -> Tensor:
+    """Activity, zero at steps that a packed sequence lacks."""
+    return V if record.valid is None else V.where(record.valid.unsqueeze(-1), 0)
 
 
 def _entries(uses: Sequence[Record]) -> Tensor | None:
@@ -265,9 +370,12 @@ def _columns(record: Record, entries: Tensor | None) -> Tensor:
     columns = []
     if record.bias is not None:
         assert use.bias is not None
-        columns.append(use.bias.detach().new_ones(()).expand(use.groups, *use.rows, 1))
+        one = use.bias.detach().new_full((), use.bias_scale * record.bias.scale)
+        columns.append(one.expand(use.groups, *use.rows, 1))
     if record.weight is not None:
         V = use.read().detach()
+        scale = use.scale * record.weight.scale
+        V = V if scale == 1 else V * scale
         if entries is not None and use.entries is not None:
             V = _over(V, use.entries(), entries)
         columns.insert(0, V)
@@ -298,49 +406,23 @@ def _orders(
     return found
 
 
-def _over_time(steps: Sequence[Tensor], uses: Sequence[Record], count: int) -> Tensor:
-    """Activity at successive steps, (B, T, m); zero at those before the first use."""
-    parts = []
-    for V, record in zip(steps, uses, strict=True):
-        part = V.reshape(len(V), -1, V.shape[-1])
-        parts.append(part if record.valid is None else part.where(record.valid.unsqueeze(-1), 0))
-    joined = torch.cat(parts, dim=1)
-    return torch.nn.functional.pad(joined, (0, 0, count - joined.shape[1], 0))
-
-
-def _in_order(V: Tensor, order: Order, rows: Rows) -> Tensor:
-    """Activity on an operation's rows as (B, T, m)."""
-    B, T = rows
-    if order == "steps":
-        return V.reshape(1, T, -1).expand(B, T, -1)
-    if order == "time":
-        return V.reshape(T, B, -1).transpose(0, 1)
-    return V.reshape(B, T, -1)
-
-
 class _Write:
     """From what is added to a site's outputs to what is added to the operation's."""
 
-    def __init__(self, uses: Sequence[Record], group: int, order: Order, steps: int) -> None:
-        self.group, self.order = group, order
-        self.in_layer, self.stepped = uses[0].path is not None, len(uses) > 1
+    def __init__(self, uses: Sequence[Record], group: int, placement: Placement) -> None:
+        self.group, self.placement = group, placement
+        self.in_layer = uses[0].path is not None
         self.units, self.groups = uses[0].use.units, uses[0].use.groups
         self.rows = [record.use.rows for record in uses]
         self.writes = [record.use.write for record in uses]
-        lengths = [prod(rows[1:]) for rows in self.rows]
-        first = steps - sum(lengths)
-        self.starts = [first + sum(lengths[:i]) for i in range(len(uses))]
 
     def __call__(self, u: Tensor, use: int) -> Tensor:
-        if self.order == "steps":
+        if self.placement.is_shared:
             return u
         rows = self.rows[use]
-        if self.stepped:
-            u = u.narrow(1, self.starts[use], prod(rows[1:]))
-        elif self.order == "time":
-            u = u.transpose(0, 1)
+        u = self.placement.of_use(u, use)
         if self.in_layer:
-            return u
+            return u.reshape(*rows, self.units)
         u = u.reshape(1, *rows, self.units)
         if self.groups > 1:
             number = torch.arange(self.groups, device=u.device)

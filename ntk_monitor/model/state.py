@@ -21,6 +21,7 @@ from ntk_monitor.model.calls import (
     is_channels_first,
 )
 from ntk_monitor.model.compiled import plain_name
+from ntk_monitor.model.labels import NONE, Label, Labels
 
 Layout = Literal["batch", "time", "unbatched", "channels"]
 """``"batch"``: (B, T, n), (B, n), or (B, ..., n). ``"time"``: (T, B, n). ``"unbatched"``: (T, n),
@@ -181,6 +182,74 @@ class StateSource:
         else:
             new = state.transpose(0, 1) if self.layout == "time" else state.reshape(old.shape)
         return of_the_class(new, old)
+
+
+def read_rows(source: StateSource, output: Any, numbers: Tensor) -> Tensor:  # noqa: ANN401
+    """Row numbers laid out as the state is.
+
+    Args:
+        source: How the state is read off an output.
+        output: The output, or one of its shape.
+        numbers: Of the entries of its first tensor.
+
+    Returns:
+        Shape ``(B, T, n)``, `NONE` for steps that a packed sequence lacks.
+    """
+    found = first_tensor(output)
+    if isinstance(found, PackedSequence):
+        packed = PackedSequence(
+            (numbers - NONE).double(),
+            found.batch_sizes,
+            found.sorted_indices,
+            found.unsorted_indices,
+        )
+        return unpack(packed)[0].long() + NONE
+    return source.read(numbers.double()).long()
+
+
+def state_rows(state: State, calls: Sequence[Call]) -> Labels:
+    """The rows of the state.
+
+    Args:
+        state: Where it is.
+        calls: All calls of submodules in the pass.
+
+    Returns:
+        Their numbers, shape ``(B, T, c)``: one column where all features of a module have the same.
+    """
+    parts = []
+    for source in state.sources:
+        own = [call for call in calls if call.path == source.path]
+        sources = dict.fromkeys(s for call in own for s in call.rows)
+        found = {}
+        for s in sources:
+            each = [
+                label.each(lambda x, c=call: _narrow(read_rows(source, c.output, x)))
+                if (label := call.rows.get(s)) is not None
+                else None
+                for call in own
+            ]
+            known = next(label for label in each if label is not None)
+            if len(each) == 1:
+                found[s] = known
+            elif all(label is not None for label in each):
+                found[s] = Label(
+                    *(source.together([label[i] for label in each if label]) for i in range(3))
+                )
+        parts.append(found)
+    if len(parts) == 1:
+        return parts[0]
+    joined = {}
+    for s in dict.fromkeys(s for part in parts for s in part):
+        those = [part[s] for part in parts if s in part]
+        joined[s] = Label(*(torch.cat([label[i] for label in those], dim=-1) for i in range(3)))
+    return joined
+
+
+def _narrow(numbers: Tensor) -> Tensor:
+    """One column where all are the same."""
+    first = numbers[..., :1]
+    return first if bool((numbers == first).all()) else numbers
 
 
 def replaced(output: Any, old: Any, new: Any) -> Any:  # noqa: ANN401

@@ -19,12 +19,13 @@ from ntk_monitor.model.common import in_every_process
 from ntk_monitor.model.dependence import ByGradient, ByShaking
 from ntk_monitor.model.forward import ForwardMap, Recorded
 from ntk_monitor.model.graph import graph_behind
+from ntk_monitor.model.labels import Labels
 from ntk_monitor.model.memory import free_memory
+from ntk_monitor.model.placement import Rows
 from ntk_monitor.model.recorder import Recorder
 from ntk_monitor.model.sites import (
     Coverage,
     PlacedUses,
-    Rows,
     WeightSite,
     place_uses,
 )
@@ -34,7 +35,7 @@ from ntk_monitor.model.sketched import (
     TooLargeError,
     without_saved_tensors,
 )
-from ntk_monitor.model.state import State, StatePath, StateSource, find_state
+from ntk_monitor.model.state import State, StatePath, StateSource, find_state, state_rows
 from ntk_monitor.model.step import StepError, StepFunction
 from ntk_monitor.model.step.heads import Compares, find_heads
 from ntk_monitor.model.step.standins import REMEDY
@@ -139,6 +140,7 @@ class _Found(NamedTuple):
     graph: set[Any]
     reached: tuple[str, ...]
     loss: StepLoss
+    labels: Labels
 
     @property
     def rows(self) -> Rows:
@@ -174,7 +176,7 @@ def _find(question: Question, recorded: Recorded) -> _Found:
             f"no studied parameter reaches the state {', '.join(where.paths)!r}, so gradient "
             "descent cannot move it: choose a later module with state=..., or other parameters"
         )
-    return _Found(where, h, graph, reached, loss)
+    return _Found(where, h, graph, reached, loss, state_rows(where, recorder.calls))
 
 
 def _require_registered(forward: ForwardMap, graph: set[Any]) -> None:
@@ -225,6 +227,7 @@ def _kept(question: Question, room: float) -> Survey:
         recorder,
         found.reached,
         found.rows,
+        found.labels,
         found.graph,
         ByGradient(found.h),
         found.where.valid,
@@ -309,6 +312,7 @@ def _streamed(question: Question) -> Survey:
         recorder,
         found.reached,
         found.rows,
+        found.labels,
         found.graph,
         ByShaking(state_again, found.rows),
         where.valid,

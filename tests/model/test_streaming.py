@@ -152,7 +152,7 @@ def test_packed_sequences(watched: list[str]) -> None:
     assert watched == ["_kept", "_streamed"]
 
 
-def test_what_is_told_by_a_graph_alone_is_not_streamed(watched: list[str]) -> None:
+def test_a_registered_layer_is_streamed_as_its_rows_are_followed(watched: list[str]) -> None:
     class Own(nn.Linear):
         pass
 
@@ -163,7 +163,7 @@ def test_what_is_told_by_a_graph_alone_is_not_streamed(watched: list[str]) -> No
     torch.manual_seed(0)
     net = nn.Sequential(Own(2, 4), nn.Tanh(), nn.Linear(4, 1))
     require_same(*both(net, torch.randn(4, 4, 2).double(), state="1"))
-    assert watched == ["_kept", "_kept"]
+    assert watched == ["_kept", "_streamed"]
 
 
 @pytest.mark.parametrize("method", ["finite-difference", "forward-ad", "in-place"])

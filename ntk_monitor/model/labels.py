@@ -1,0 +1,148 @@
+"""Numbers of rows: which entry of the data each entry of a tensor comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+NONE = -1
+"""The number of an entry that comes from no data."""
+
+
+class Label(NamedTuple):
+    """The numbers of a tensor's entries, each of the tensor's shape, ``NONE`` where there is none.
+
+    Where several entries are made one, the three differ: a recurrence goes on with the latest, or
+    with the earliest, of the rows that it has seen, and all else keeps its place.
+
+    Attributes:
+        near: Of the entry in the same place.
+        high: The highest.
+        low: The lowest.
+    """
+
+    near: Tensor
+    high: Tensor
+    low: Tensor
+
+    def each(self, change: Callable[[Tensor], Any]) -> Label:
+        """The same changed, what is the same once."""
+        near = change(self.near)
+        high = near if self.high is self.near else change(self.high)
+        low = near if self.low is self.near else change(self.low)
+        return Label(near, high, low)
+
+    @property
+    def is_one(self) -> bool:
+        """Whether all three are the same."""
+        return self.high is self.near and self.low is self.near
+
+
+Labels = Mapping[int, Label]
+"""What is known of a tensor, by the source of the numbers."""
+NOTHING: Labels = {}
+
+
+def change_all(labels: Labels, change: Callable[[Tensor], Tensor]) -> Labels:
+    return {source: label.each(change) for source, label in labels.items()}
+
+
+def none_of(tensor: Tensor) -> Tensor:
+    return torch.full((), NONE, device=tensor.device).expand(tensor.shape)
+
+
+def is_still(numbers: Tensor, axis: int) -> bool:
+    """Whether numbers are the same all along an axis, as far as their layout tells."""
+    return numbers.shape[axis] == 1 or numbers.stride(axis) == 0
+
+
+def _moving_axes(numbers: Tensor) -> int:
+    return sum(not is_still(numbers, axis) for axis in range(numbers.ndim))
+
+
+def _compact(numbers: Tensor) -> Tensor:
+    for axis in range(numbers.ndim):
+        if numbers.shape[axis] > 1 and numbers.stride(axis) == 0:
+            numbers = numbers.narrow(axis, 0, 1)
+    return numbers
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two are equal, entry by entry, of the same shape."""
+    if a is b:
+        return True
+    a, b = _compact(a), _compact(b)
+    if a.shape != b.shape:
+        return False
+    same_memory = a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
+    return same_memory or bool(torch.equal(a, b))
+
+
+def _expanded_alike(changed: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
+    """Something entry by entry, once for what is the same along axes."""
+    shape = torch.broadcast_shapes(*(x.shape for x in numbers))
+    return changed(*(_compact(x) for x in numbers)).expand(shape)
+
+
+def _filled(a: Tensor, b: Tensor) -> Tensor:
+    """The first where it has numbers, else the second."""
+    if bool((_compact(a) >= 0).all()):
+        return a
+    return _expanded_alike(lambda x, y: torch.where(x >= 0, x, y), a, b)
+
+
+def _nearer(a: Tensor, b: Tensor) -> Tensor:
+    """Of two numberings the one with more different numbers, else the first."""
+    first, second = (a, b) if _moving_axes(a) >= _moving_axes(b) else (b, a)
+    return _filled(first, second)
+
+
+def _higher(a: Tensor, b: Tensor) -> Tensor:
+    return _expanded_alike(torch.maximum, a, b)
+
+
+def _lower(a: Tensor, b: Tensor) -> Tensor:
+    def least(x: Tensor, y: Tensor) -> Tensor:
+        return torch.where((x < 0) | (y < 0), torch.maximum(x, y), torch.minimum(x, y))
+
+    return _expanded_alike(least, a, b)
+
+
+def together(several: Sequence[Labels]) -> Labels:
+    """The numbers of entries that meet entry by entry."""
+    found: dict[int, Label] = {}
+    for labels in several:
+        for source, label in labels.items():
+            known = found.get(source)
+            if known is None:
+                found[source] = label
+            elif not (known.is_one and label.is_one and _same(known.near, label.near)):
+                found[source] = Label(
+                    _nearer(known.near, label.near),
+                    _higher(known.high, label.high),
+                    _lower(known.low, label.low),
+                )
+    return found
+
+
+def either(first: Labels, second: Labels) -> Labels:
+    """The numbers of a product of two that both have rows: of the one that tells more apart.
+
+    Scores of queries and keys have rows of both; where they tell as much, the first goes before,
+    and the second is kept beside it.
+    """
+    found = dict(first)
+    for source, label in second.items():
+        known = found.get(source)
+        if known is None:
+            found[source] = label
+            continue
+        a, b = _moving_axes(known.near), _moving_axes(label.near)
+        if a < b:
+            found[source] = label
+        elif a == b and not _same(known.near, label.near):
+            found[source] = Label(known.near, label.near, known.low)
+    return found

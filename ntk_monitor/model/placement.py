@@ -1,0 +1,218 @@
+"""Which rows of the state the rows of weight sites are, by their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ntk_monitor.model.labels import NONE, Labels
+
+Rows = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How the rows of one site run over the state's.
+
+    Attributes:
+        index: For each row of the state, trial by trial, which of the rows of the site's uses, one
+            after the other, it is; `NONE` for none. Shape ``(B T,)``.
+        inverse: For each use, and each of its rows, which row of the state; `NONE` for none.
+        is_shared: Whether one row serves all trials.
+    """
+
+    index: Tensor
+    inverse: tuple[Tensor, ...]
+    is_shared: bool = False
+
+    def of_state(self, parts: Sequence[Tensor], rows: Rows) -> Tensor:
+        """Activity on the rows of uses as (B, T, m), zero where there is none.
+
+        Args:
+            parts: Of each use, of shape ``(*its rows, m)``.
+            rows: The state's.
+
+        Returns:
+            Shape ``(B, T, m)``.
+        """
+        V = torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+        index = self.index.to(V.device)
+        count = torch.arange(len(V), device=V.device)
+        if len(V) == len(index) and torch.equal(index, count):
+            return V.reshape(*rows, V.shape[-1])
+        found = V[index.clamp(min=0)]
+        if bool((index < 0).any()):
+            found = found.where((index >= 0).unsqueeze(-1), 0)
+        return found.reshape(*rows, V.shape[-1])
+
+    def of_use(self, u: Tensor, use: int) -> Tensor:
+        """What is on the state's rows on those of a use, zero on rows of its own.
+
+        Args:
+            u: Shape ``(B, T, q)``.
+            use: The number of the use.
+
+        Returns:
+            Shape ``(its rows, q)``.
+        """
+        inverse = self.inverse[use].to(u.device)
+        flat = u.flatten(0, 1)[inverse.clamp(min=0)]
+        return flat.where((inverse >= 0).unsqueeze(-1), 0) if bool((inverse < 0).any()) else flat
+
+
+class Numbering(NamedTuple):
+    """One way to number the state's rows, each differently.
+
+    Attributes:
+        source: What the numbers are of.
+        kind: Which of a label's.
+        numbers: Ascending.
+        rows: The row of the state that has each: trial by trial, or the step, if it is shared.
+        is_shared: Whether all trials have the same numbers.
+    """
+
+    source: int
+    kind: int
+    numbers: Tensor
+    rows: Tensor
+    is_shared: bool
+
+    def find(self, labels: Labels) -> Tensor | None:
+        """The row of the state for each row of a use, `NONE` for others; None if not of this."""
+        label = labels.get(self.source)
+        if label is None:
+            return None
+        wanted = label[self.kind].to(self.numbers.device)
+        wanted = wanted.contiguous()
+        at = torch.searchsorted(self.numbers, wanted).clamp(max=len(self.numbers) - 1)
+        return self.rows[at].where((self.numbers[at] == wanted) & (wanted >= 0), NONE)
+
+
+def numberings(labels: Labels, rows: Rows) -> Iterator[Numbering]:
+    """The ways to number the state's rows in which no two of a trial have the same number.
+
+    Args:
+        labels: Of the state, (B, T, c).
+        rows: The state's, ``(B, T)``.
+
+    Yields:
+        The ways, those first in which places are kept.
+    """
+    B, T = rows
+    seen: dict[int, list[Tensor]] = {}
+    for kind in range(3):
+        for source, label in labels.items():
+            for numbers in label[kind].unbind(-1):
+                if any(torch.equal(numbers, other) for other in seen.get(source, ())):
+                    continue
+                seen.setdefault(source, []).append(numbers)
+                there = numbers >= 0
+                own, where = numbers[there], there.flatten().nonzero().flatten()
+                if not len(own):
+                    continue
+                ordered, order = own.contiguous().sort()
+                if bool((ordered[1:] > ordered[:-1]).all()):
+                    yield Numbering(source, kind, ordered, where[order], is_shared=False)
+                elif B > 1 and bool((numbers == numbers[:1]).all()):
+                    ordered, order = numbers[0].sort()
+                    if bool((ordered[1:] > ordered[:-1]).all()) and bool((ordered >= 0).all()):
+                        yield Numbering(source, kind, ordered, order, is_shared=True)
+
+
+def placed_by(
+    numbering: Numbering, uses: Sequence[Labels], rows: Rows, shape: Sequence[int]
+) -> list[tuple[list[int], Placement]]:
+    """The sites of a weight: uses of it that have different rows of the state together.
+
+    Args:
+        numbering: Of the state's rows.
+        uses: The rows of each use, in order.
+        rows: The state's.
+        shape: Of the data that is numbered.
+
+    Returns:
+        For each site the numbers of its uses, and how their rows run over the state's. Uses
+        without a row of the state are in none, nor are those whose rows differ in less than the
+        state's do: of the first steps of all trials, say.
+    """
+    B, T = rows
+    count = T if numbering.is_shared else B * T
+    sites: list[tuple[list[int], list[Tensor], Tensor]] = []
+    for i, labels in enumerate(uses):
+        found = numbering.find(labels)
+        if found is None:
+            continue
+        own = found[found >= 0]
+        if not len(own) or len(own.unique()) < len(own):
+            continue
+        here = torch.zeros(count, dtype=torch.bool, device=own.device)
+        here[own] = True
+        for numbers, parts, there in sites:
+            if not bool((there & here).any()):
+                numbers.append(i)
+                parts.append(found)
+                there |= here
+                break
+        else:
+            sites.append(([i], [found], here))
+    differ = _differing(numbering.numbers, shape)
+    return [
+        (numbers, _placement(parts, count, rows, is_shared=numbering.is_shared))
+        for numbers, parts, there in sites
+        if _differing(numbering.numbers[there[numbering.rows]], shape) == differ
+    ]
+
+
+def _differing(numbers: Tensor, shape: Sequence[int]) -> list[bool]:
+    """In which coordinates of the data some of its entries differ."""
+    found = []
+    for size in reversed(shape):
+        along = numbers % size
+        found.append(bool((along != along[:1]).any()))
+        numbers = numbers // size
+    return found
+
+
+def _placement(parts: Sequence[Tensor], count: int, rows: Rows, *, is_shared: bool) -> Placement:
+    index = torch.full((count,), NONE, device=parts[0].device)
+    begin = 0
+    for found in parts:
+        there = (found >= 0).nonzero().flatten()
+        index[found[there]] = there + begin
+        begin += len(found)
+    if is_shared:
+        index = index.expand(rows[0], count).flatten()
+    return Placement(index, tuple(parts), is_shared)
+
+
+def in_order(rows: Rows, order: str, spans: Sequence[int], device: Any) -> Placement:  # noqa: ANN401
+    """How rows run over the state's, where it is known by other means than their numbers.
+
+    Args:
+        rows: The state's.
+        order: ``"batch"``: trial by trial; ``"time"``: step by step; ``"steps"``: the same for all
+            trials.
+        spans: Steps of each use, one after the other up to the last one.
+        device: Where the numbers are to be.
+
+    Returns:
+        How they run.
+    """
+    B, T = rows
+    numbers = torch.arange(B * T, device=device).reshape(B, T)
+    if order == "steps":
+        return _placement([torch.arange(T, device=device)], T, rows, is_shared=True)
+    if order == "time":
+        return _placement([numbers.T.flatten()], B * T, rows, is_shared=False)
+    parts, begin = [], T - sum(spans)
+    for span in spans:
+        parts.append(numbers[:, begin : begin + span].flatten())
+        begin += span
+    return _placement(parts, B * T, rows, is_shared=False)
+
+
+Used = Mapping[Any, Labels]
