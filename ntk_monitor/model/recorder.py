@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ntk_monitor.model.batch import first_tensor, tensors_of
 from ntk_monitor.model.calls import RECURRENT, Call
 from ntk_monitor.model.labels import Labels
 from ntk_monitor.model.operations import READERS, Use, perturbed, product, uses_in
 from ntk_monitor.model.register import registered_uses
-from ntk_monitor.model.rows import Follower
+from ntk_monitor.model.rows import MOVING, Follower
 from ntk_monitor.model.sketched import Sketch, TooLargeError
 from ntk_monitor.model.state import read_rows, recurrent_source, replaced
 from ntk_monitor.model.unroll import layer_activity, layer_input
@@ -218,6 +219,7 @@ class Recorder(Watch):
         self._alive: list[Tensor] = []  # so that no address is used twice
         self._unread: dict[int, list[_Once]] = {}
         self._returned: dict[int, list[int]] = {}
+        self._expansions: Any = WeakIdKeyDictionary()
         self.rows = Follower()
         for constant in constants:
             self._learn(constant, Origin())
@@ -279,14 +281,13 @@ class Recorder(Watch):
         origins = [self.origin(t) for t in inputs]
         output = func(*args, **kwargs)
         outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
-        if not outputs:
-            return output
+        written = args[0] if name == "__setitem__" else output
         with torch._C.DisableTorchFunction(), torch.no_grad():
             reads = name in READERS
             self.rows.see(
-                name, func, args, kwargs, output, lambda t: self._is_data(t, constants=reads)
+                name, func, args, kwargs, written, lambda t: self._is_data(t, constants=reads)
             )
-        if name == "__get__":
+        if not outputs or name == "__get__":
             return output
         names = tuple(dict.fromkeys(n for o in origins if o is not None for n in o.names))
         if None in origins:
@@ -297,17 +298,41 @@ class Recorder(Watch):
             return output
         pending = [r for o in origins if o is not None for r in o.pending]
         constant = any(o is not None and not o.names for o in origins)
-        if names and constant and name not in ADDING:
-            pending += self._read(name, number, args, kwargs, outputs[0])
-        if names and name in COPYING:  # what comes out counts as data
-            self._meet(name, [], origins)
+        copies = {n for t, o in zip(inputs, origins, strict=True) if _has_copies(t) for n in o.names}
+        copies = copies if len(copies) < len(names) else set()
+        if names and (constant or copies) and name not in ADDING:
+            read = self._read(name, number, args, kwargs, outputs[0])
+            pending += [r for r in read if not (copies and _has_copies(r.use.weight))]
+            for n in copies:  # a learned first state of all trials: no weight, but what one acts on
+                self.met.setdefault(n, name)
+        if names and name in COPYING and not self._expanded(inputs, outputs[0]):
+            self._meet(name, [], origins)  # what comes out counts as data
             return output
         made = Origin(names, derived=bool(names), pending=tuple(pending))
         scaled = self._scaled(name, args) if len(names) == 1 and not pending else None
+        if name in COPYING and names and not pending:
+            scaled = replace(next(o for o in origins if o is not None), derived=True, is_scaled=True)
+        if name in MOVING and args and isinstance(args[0], Tensor) and args[0] in self._expansions:
+            self._expansions[outputs[0]] = func(self._expansions[args[0]], *args[1:], **kwargs)
         for t in outputs:
             if self.origin(t) is None:
                 self._learn(t, scaled or made)
         return output
+
+    def _expanded(self, inputs: Sequence[Tensor], output: Tensor) -> bool:
+        """Whether a copied parameter is one that could be expanded; it is read as such."""
+        if len(inputs) != 1:
+            return False
+        with torch._C.DisableTorchFunction():
+            own = (1,) * (output.ndim - inputs[0].ndim) + tuple(inputs[0].shape)
+            if any(a not in {1, b} for a, b in zip(own, output.shape, strict=True)):
+                return False
+            self._expansions[output] = inputs[0].expand(output.shape)
+        return True
+
+    def _as_expanded(self, value: Any) -> Any:  # noqa: ANN401
+        """A copied parameter as an expanded one; all else as it is."""
+        return self._expansions.get(value, value) if isinstance(value, Tensor) else value
 
     def _scaled(self, name: str, args: Sequence[Any]) -> Origin | None:
         """A parameter times a number; None where an operation does something else."""
@@ -502,6 +527,7 @@ class Recorder(Watch):
         if name not in READERS:
             return []
         with torch._C.DisableTorchFunction():
+            args, kwargs = tree_map(self._as_expanded, (args, kwargs))
             uses = uses_in(name, args, kwargs)
         found: list[Record] = []
         places: set[int] = set()
@@ -623,6 +649,13 @@ def address_of(tensor: Tensor) -> int | None:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):
         return None
+
+
+def _has_copies(tensor: Tensor | None) -> bool:
+    """Whether a tensor is expanded: the same all along an axis."""
+    return tensor is not None and any(
+        size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)
+    )
 
 
 def _is_pending(record: Record) -> bool:

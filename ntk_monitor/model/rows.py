@@ -469,6 +469,9 @@ class Follower:
                 return None
         wide = [change_all(labels, lambda x: x.expand(shape)) for _, labels in known]
         joined = together(wide) if len(wide) > 1 else wide[0]
+        alive = [t for t in fit if self.of(t) or t in self._fresh]
+        if len(alive) == 1:
+            self.hand_on(alive[0], outputs[0])
         self._tell(fit, joined, shape, alone=len(known) < 2)
         return [joined if t.shape == shape else NOTHING for t in outputs[:1]]
 
@@ -486,10 +489,11 @@ class Follower:
                     continue
                 if tensor.shape != shape:
                     continue
-                self.used[key] = {
+                found = {
                     s: label.each(lambda x, n=numbers, c=count: _by_row(x, n, c))
                     for s, label in joined.items()
                 }
+                self.used[key] = _over(found, self.used.get(key, NOTHING))
 
     def hand_on(self, given: Tensor, output: Tensor) -> None:
         """An operation on one tensor keeps places: its output stands for that of a use as well."""
@@ -524,6 +528,19 @@ def _few(labels: Labels) -> Labels:
     order = sorted(labels)
     half = MOST_SOURCES // 2
     return {source: labels[source] for source in (*order[:half], *order[-half:])}
+
+
+def _over(found: Labels, before: Labels) -> Labels:
+    """The rows of a use that are known now, and before those that are not."""
+    joined = dict(before)
+    for source, label in found.items():
+        old = before.get(source)
+        if old is None:
+            joined[source] = label
+        else:
+            pairs = zip(label, old, strict=True)
+            joined[source] = Label(*(torch.where(a >= 0, a, b) for a, b in pairs))
+    return joined
 
 
 def _by_row(numbers: Tensor, places: Tensor, count: int) -> Tensor:
