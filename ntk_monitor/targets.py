@@ -136,8 +136,7 @@ def target_like(comparison: Comparison, output: Tensor, lin: Linearization) -> T
         target = target.unsqueeze(-1) if target.shape[-1] != 1 else target
     target = target.to(output.device, output.dtype)
     columns = output.shape[2] if classes is None else len(classes)
-    first = comparison.batch_first
-    placed = lin.in_rows(target, batch_first=first) if target.ndim > 1 else target
+    placed = lin.in_rows(target, comparison) if target.ndim > 1 else target
     if not lin.ranks.all(placed.shape == (*output.shape[:2], columns)):
         raise ValueError(
             f"the target must have the shape of the outputs, {tuple(output.shape)} as (B, T, o), "

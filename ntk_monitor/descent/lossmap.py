@@ -354,7 +354,7 @@ class LossMap:
             laid_out = self._laid_out(number, index)
             if laid_out is None:
                 continue
-            placed = self._lin.in_rows(laid_out, batch_first=comparison.batch_first).long()
+            placed = self._lin.in_rows(laid_out, comparison).long()
             rows = torch.arange(len(placed), device=found.device).view(-1, 1, 1)
             found[placed.reshape(-1)] = rows.expand_as(placed).reshape(-1)
         return found

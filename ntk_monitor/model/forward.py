@@ -242,7 +242,7 @@ class ForwardMap:
         versions = {name: t._version for name, t in own.items()}
         constants = {n: t for n, t in self.tensors.items() if n not in theta} | own
         recorder = Recorder(theta, constants.values(), sketch, room)
-        discovery = Discovery(self._protected(), keep=sketch is None)
+        discovery = Discovery(self._protected(), keep=sketch is None, rows_of=recorder.rows.of)
         returned = self._record({**self.tensors, **theta, **own}, recorder, discovery)
         self.batch.settle()
         self._steps_itself = discovery.differentiates

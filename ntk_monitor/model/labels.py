@@ -60,7 +60,12 @@ def is_still(numbers: Tensor, axis: int) -> bool:
 
 
 def _moving_axes(numbers: Tensor) -> int:
-    return sum(not is_still(numbers, axis) for axis in range(numbers.ndim))
+    """Along how many axes some numbers differ."""
+    small = _compact(numbers)
+    return sum(
+        small.shape[axis] > 1 and bool((small != small.narrow(axis, 0, 1)).any())
+        for axis in range(small.ndim)
+    )
 
 
 def _compact(numbers: Tensor) -> Tensor:

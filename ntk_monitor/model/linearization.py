@@ -265,11 +265,14 @@ class Linearization:
         with self._quiet("any"), torch.no_grad():
             h, returned, watch = forward.run_whole({}, state, readings)
             if readings:
-                heads = (c.head for c in self.comparisons)
-                comparisons = tuple(compared(head, watch.seen) for head in heads)
+                found = [compared(c.head, watch.seen) for c in self.comparisons]
             else:
                 plain = forward.step.plain_output(returned, batch)
-                comparisons = () if plain is None else (plain,)
+                found = [] if plain is None else [plain]
+            comparisons = tuple(
+                replace(c, layout=None if old.layout is None else old.layout.of_another())
+                for c, old in zip(found, self.comparisons, strict=False)
+            )
         return replace(
             self, state=h, comparisons=comparisons, _forward=forward, _state=state, _batch=batch
         )
@@ -292,7 +295,7 @@ class Linearization:
         output = comparison.output if output is None else output
         if output is None:
             return None
-        placed = self.in_rows(output, batch_first=comparison.batch_first)
+        placed = self.in_rows(output, comparison)
         counts = self.counted(comparison)
         return placed if counts is None else placed * counts
 
@@ -308,22 +311,25 @@ class Linearization:
         if comparison.counts is None:
             return None
         counts = comparison.counts.to(self.state.dtype)
-        return self.in_rows(counts, batch_first=comparison.batch_first) != 0
+        return self.in_rows(counts, comparison) != 0
 
-    def in_rows(self, tensor: Tensor, *, batch_first: bool = False) -> Tensor:
+    def in_rows(self, tensor: Tensor, comparison: Comparison) -> Tensor:
         """Bring a tensor of the outputs' layout to ``(B, T, o)``.
 
         Args:
             tensor: Shape ``(B, o)``, or ``(B, T, o)`` (``(T, B, o)`` in a time-first model), either
                 flattened to ``(B T, o)``, or ``(B, o, H, W)`` where the state is an image.
-            batch_first: Whether it is ``(B, ..., o)`` whatever the model's layout.
+            comparison: Which it belongs to.
 
         Returns:
             Shape ``(B, T, o)``, with ``T = 1`` for two axes.
         """
+        known = comparison.layout
+        if known is not None and known.fits(tensor):
+            return known.place(tensor)
         B, T, _ = self.state.shape
         layout = self._state.sources[-1].layout
-        if batch_first:
+        if comparison.batch_first:
             return StateSource("the output").read(tensor)
         if tensor.ndim == 2 and T > 1 and len(tensor) == B * T and layout != "unbatched":
             tensor = tensor.reshape(*((T, B) if layout == "time" else (B, T)), -1)

@@ -298,7 +298,9 @@ class Recorder(Watch):
             return output
         pending = [r for o in origins if o is not None for r in o.pending]
         constant = any(o is not None and not o.names for o in origins)
-        copies = {n for t, o in zip(inputs, origins, strict=True) if _has_copies(t) for n in o.names}
+        copies = {
+            n for t, o in zip(inputs, origins, strict=True) if _has_copies(t) for n in o.names
+        }
         copies = copies if len(copies) < len(names) else set()
         if names and (constant or copies) and name not in ADDING:
             read = self._read(name, number, args, kwargs, outputs[0])
@@ -311,7 +313,9 @@ class Recorder(Watch):
         made = Origin(names, derived=bool(names), pending=tuple(pending))
         scaled = self._scaled(name, args) if len(names) == 1 and not pending else None
         if name in COPYING and names and not pending:
-            scaled = replace(next(o for o in origins if o is not None), derived=True, is_scaled=True)
+            scaled = replace(
+                next(o for o in origins if o is not None), derived=True, is_scaled=True
+            )
         if name in MOVING and args and isinstance(args[0], Tensor) and args[0] in self._expansions:
             self._expansions[outputs[0]] = func(self._expansions[args[0]], *args[1:], **kwargs)
         for t in outputs:

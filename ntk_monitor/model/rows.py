@@ -73,7 +73,14 @@ CONTRACTING = frozenset({
 
 
 class Follower:
-    """Follows rows through the operations of one pass."""
+    """Follows rows through the operations of one pass.
+
+    Attributes:
+        used: The rows of each use of a weight: those of what it acts on.
+        met: The rows that it first meets, where its output is added to others or multiplied with
+            them: those that a weight on a hidden state has a part in.
+        spread: The uses whose rows meet several others each.
+    """
 
     def __init__(self) -> None:
         """Begin with nothing known."""
@@ -81,6 +88,7 @@ class Follower:
         self._shapes: list[tuple[int, ...]] = []
         self._fresh: Any = WeakIdKeyDictionary()
         self.used: dict[Any, Labels] = {}
+        self.met: dict[Any, Labels] = {}
         self.spread: set[Any] = set()
 
     def of(self, tensor: Any) -> Labels:  # noqa: ANN401
@@ -242,6 +250,8 @@ class Follower:
             ]
 
         def move(numbers: Tensor) -> list[Tensor]:
+            if name in {"view", "view_as", "reshape_as"}:  # numbers may be laid out otherwise
+                return [numbers.reshape(outputs[0].shape)]
             if args:
                 found = func(numbers, *args[1:], **kwargs)
             else:
@@ -493,7 +503,7 @@ class Follower:
                     s: label.each(lambda x, n=numbers, c=count: _by_row(x, n, c))
                     for s, label in joined.items()
                 }
-                self.used[key] = _over(found, self.used.get(key, NOTHING))
+                self.met[key] = _over(found, self.met.get(key, NOTHING))
 
     def hand_on(self, given: Tensor, output: Tensor) -> None:
         """An operation on one tensor keeps places: its output stands for that of a use as well."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ntk_monitor.model.forward import ForwardMap
+from ntk_monitor.model.labels import Labels
+from ntk_monitor.model.placement import numberings
 from ntk_monitor.model.step import Comparison, ForwardStep, Head, StepError, StepFunction
-from ntk_monitor.model.step.comparison import Seen, compared
+from ntk_monitor.model.step.comparison import Seen, compared, rows_compared
 from ntk_monitor.model.step.heads import leads_there
+from ntk_monitor.model.step.layout import Layout, layout_of
 from ntk_monitor.model.step.losses import BY_HAND, Loss
 from ntk_monitor.model.step.watch import Following
 from ntk_monitor.model.survey import Survey
@@ -53,7 +57,9 @@ def second_pass(
         _require_same(found.h, again.detach(), step)
         if found.loss.value is None:
             plain = step.plain_output(returned, batch)
-            return returned, () if plain is None else (plain,)
+            if plain is None:
+                return returned, ()
+            return returned, (replace(plain, layout=_layout(found.loss.rows, found)),)
         _require_same_comparisons(found.loss.sums, watch.sums, step)
         gradients = _gradients(step, returned, watch)
     seen = {
@@ -66,9 +72,21 @@ def second_pass(
         for number, one in watch.seen.items()
     }
     heads = [h for h in found.loss.compares.heads if _is_led_there(h, watch, gradients)]
-    comparisons = tuple(compared(head, seen) for head in heads)
+    comparisons = tuple(
+        replace(
+            compared(head, seen),
+            layout=_layout(rows_compared(head, found.loss.compares.rows, seen), found),
+        )
+        for head in heads
+    )
     outputs = tuple(c.output for c in comparisons)
     return outputs[0] if len(outputs) == 1 else outputs, comparisons
+
+
+def _layout(labels: Labels, found: Survey) -> Layout | None:
+    """Where rows and features of some outputs are."""
+    rows = (found.h.shape[0], found.h.shape[1])
+    return layout_of(labels, list(numberings(found.rows, rows)), rows)
 
 
 def _gradients(step: StepFunction, returned: Any, watch: Following) -> dict[int, Tensor]:  # noqa: ANN401

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from math import prod
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -218,21 +219,22 @@ def _by_numbers(
     """The sites of one weight by the numbers of their rows; None where numbers were lost."""
     follower = recorder.rows
     labels = [follower.used.get(record.key, NOTHING) for record in group]
-    together = [
-        NOTHING if r.key in follower.spread else each for r, each in zip(group, labels, strict=True)
-    ]
     sources = {numbering.source for numbering in known}
-    told = [
-        sources & each.keys() or r.key in follower.spread
+    heard = [
+        sources & {*each, *follower.met.get(r.key, ())} or r.key in follower.spread
         for r, each in zip(group, labels, strict=True)
     ]
-    if not known or not any(told):
+    if not known or not any(heard):
         return None
     best: list[tuple[Sequence[Record], Placement]] = []
     most = 0
-    for numbering in known:
+    met = [{**own, **follower.met.get(r.key, {})} for r, own in zip(group, labels, strict=True)]
+    for numbering, told in product(known, (labels, met)):
         found: list[tuple[Sequence[Record], Placement]] = []
-        own = labels if numbering.is_shared else together
+        own = [
+            NOTHING if r.key in follower.spread and not numbering.is_shared else each
+            for r, each in zip(group, told, strict=True)
+        ]
         for numbers, placement in placed_by(
             numbering, own, rows, follower.shape_of(numbering.source)
         ):

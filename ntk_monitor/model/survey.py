@@ -19,7 +19,7 @@ from ntk_monitor.model.common import in_every_process
 from ntk_monitor.model.dependence import ByGradient, ByShaking
 from ntk_monitor.model.forward import ForwardMap, Recorded
 from ntk_monitor.model.graph import graph_behind
-from ntk_monitor.model.labels import Labels
+from ntk_monitor.model.labels import NOTHING, Labels
 from ntk_monitor.model.memory import free_memory
 from ntk_monitor.model.placement import Rows
 from ntk_monitor.model.recorder import Recorder
@@ -64,6 +64,7 @@ class Survey(NamedTuple):
     chunk_size: int
     untrained: Mapping[str, int]
     loss: StepLoss
+    rows: Labels
 
 
 class Question(NamedTuple):
@@ -125,11 +126,13 @@ class StepLoss(NamedTuple):
         compares: What it compares.
         sums: For comparisons by torch's own functions, by number, sums that tell whether another
             pass compares the same.
+        rows: Of the output, where nothing is compared.
     """
 
     value: float | None
     compares: Compares
     sums: Mapping[int, Tensor]
+    rows: Labels = NOTHING
 
 
 class _Found(NamedTuple):
@@ -202,7 +205,8 @@ def _loss(step: StepFunction, recorded: Recorded) -> tuple[StepLoss, Ends]:
     if loss is None:
         output = main_output(recorded.returned)
         end = () if output is None else (output.grad_fn,)
-        return StepLoss(None, Compares(), {}), Ends((end,))
+        rows = NOTHING if output is None else recorded.recorder.rows.of(output)
+        return StepLoss(None, Compares(), {}, rows), Ends((end,))
     if loss.grad_fn is None:
         raise StepError(
             f"the loss of {step.name} depends on no studied parameter in this call (does it run "
@@ -245,6 +249,7 @@ def _kept(question: Question, room: float) -> Survey:
         _affordable_chunk(recorder.calls, h),
         _untrained(recorder, found.reached),
         found.loss,
+        found.labels,
     )
 
 
@@ -301,7 +306,7 @@ def _streamed(question: Question) -> Survey:
     recorded = forward.record(question.names, Sketch())
     recorder, found = recorded.recorder, _find(question, recorded)
     del recorded  # what the step returned may be larger than all else
-    where, loss = found.where, found.loss
+    where, loss, labels = found.where, found.loss, found.labels
 
     def state_again() -> Tensor:
         with without_saved_tensors():
@@ -324,7 +329,9 @@ def _streamed(question: Question) -> Survey:
     del recorder, found
     h, outputs, sites, coverage = _collected(question, placed, where, reached, list(steps))
     recurrence = _recurrence(where, {path: outputs[path] for path in steps}, h)
-    return Survey(where, h, reached, sites, coverage, recurrence, chunk_size, untrained, loss)
+    return Survey(
+        where, h, reached, sites, coverage, recurrence, chunk_size, untrained, loss, labels
+    )
 
 
 def _collected(

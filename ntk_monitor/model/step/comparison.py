@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ntk_monitor.model.labels import NOTHING, Label, Labels
+from ntk_monitor.model.step.layout import Layout
 from ntk_monitor.model.step.losses import Loss
 
 Joined = Literal["alone", "steps", "rows", "features"]
@@ -66,6 +68,7 @@ class Comparison:
         counts: Of which entries the loss depends, in the layout of the outputs; None for all.
         batch_first: Whether the layout is known to be ``(B, ..., o)``, whatever the model's.
         reach: As in `Seen`.
+        layout: Where rows and features are; None where that is not known by the state's rows.
     """
 
     head: Head
@@ -74,6 +77,37 @@ class Comparison:
     counts: Tensor | None = None
     batch_first: bool = False
     reach: float = 1.0
+    layout: Layout | None = None
+
+
+def rows_compared(head: Head, rows: Mapping[int, Labels], seen: Mapping[int, Seen]) -> Labels:
+    """The rows of a head's outputs, laid out as these are.
+
+    Args:
+        head: The head.
+        rows: Of each comparison of the pass.
+        seen: All of them, of which the outputs' shapes count.
+
+    Returns:
+        Their numbers in the shape of `Comparison.output`.
+    """
+    known = [rows.get(number, NOTHING) for number in head.numbers]
+    found: dict[int, Label] = {}
+    for source in known[0] if known else ():
+        if not all(source in labels for labels in known):
+            continue
+
+        def laid_out(kind: int, source: int = source) -> Tensor:
+            numbers = {
+                number: seen[number]._replace(output=labels[source][kind], counts=None)
+                for number, labels in zip(head.numbers, known, strict=True)
+            }
+            output = compared(head, numbers).output
+            assert output is not None
+            return output
+
+        found[source] = Label(laid_out(0), laid_out(1), laid_out(2))
+    return found
 
 
 def compared(head: Head, seen: Mapping[int, Seen]) -> Comparison:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ntk_monitor.model.labels import NOTHING, Labels
 from ntk_monitor.model.step.losses import BY_HAND, LOSSES, RATES
 from ntk_monitor.model.step.standins import REMEDY, StepError
 from ntk_monitor.model.step.watch import (
@@ -70,6 +71,7 @@ class Candidate:
         tensors: What it returned, and the target; None where none are kept.
         is_column: Whether the outputs are one of the features of a tensor with one more axis.
         whole: The outputs' shape before they were flattened; None if they were not.
+        rows: The rows of the outputs.
     """
 
     number: int
@@ -82,6 +84,7 @@ class Candidate:
     tensors: tuple[Tensor, Tensor] | None
     is_column: bool
     whole: tuple[int, ...] | None
+    rows: Labels
 
 
 class Discovery(LossWatch):
@@ -97,14 +100,22 @@ class Discovery(LossWatch):
             the same; by number.
     """
 
-    def __init__(self, protected: frozenset[int] = frozenset(), *, keep: bool = True) -> None:
+    def __init__(
+        self,
+        protected: frozenset[int] = frozenset(),
+        *,
+        keep: bool = True,
+        rows_of: Callable[[Tensor], Labels] = lambda _: NOTHING,
+    ) -> None:
         """Begin with nothing known.
 
         Args:
             protected: Addresses of memory that no call may write to.
             keep: Whether candidates keep tensors.
+            rows_of: Tells the rows of a tensor.
         """
         super().__init__()
+        self._rows_of = rows_of
         self._protected, self._keep = protected, keep
         self.candidates: list[Candidate] = []
         self.constant_targets: list[Any] = []
@@ -124,8 +135,9 @@ class Discovery(LossWatch):
         readings = self._readings(name, args, kwargs) if name in COMPARING else ()
         before = [(r, *_compared(r, args, kwargs)) for r in readings]
         nodes = [y.grad_fn for _, y, _ in before]
+        rows = [self._rows_of(y) for _, y, _ in before]
         output = func(*args, **kwargs)
-        for (reading, y, t), node in zip(before, nodes, strict=True):
+        for (reading, y, t), node, labels in zip(before, nodes, rows, strict=True):
             result = output.grad_fn if isinstance(output, Tensor) else None
             if node is None or result is None:
                 continue
@@ -146,6 +158,7 @@ class Discovery(LossWatch):
                     is_column=y in self._columns,
                     whole=self._flattened.get(y),
                     tensors=(output, t) if self._keep and name not in LOSSES else None,
+                    rows=labels,
                 )
             )
         self._learn(name, args, kwargs, output)

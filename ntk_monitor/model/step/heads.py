@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ntk_monitor.model.batch import plain_tensor
 from ntk_monitor.model.graph import graph_behind, nearest
+from ntk_monitor.model.labels import Labels
 from ntk_monitor.model.step.comparison import Head, Joined
 from ntk_monitor.model.step.discovery import Candidate, Discovery
 from ntk_monitor.model.step.losses import BY_HAND
@@ -24,12 +25,14 @@ class Compares(NamedTuple):
         readings: How the calls compare, by their numbers.
         nodes: For each head, its outputs in the graph of the pass.
         constant: Whether it compares outputs with constants.
+        rows: The rows of the outputs of each call, by its number.
     """
 
     heads: tuple[Head, ...] = ()
     readings: Mapping[int, Reading] = {}
     nodes: tuple[tuple[Any, ...], ...] = ()
     constant: bool = False
+    rows: Mapping[int, Labels] = {}
 
 
 def find_heads(
@@ -75,7 +78,8 @@ def find_heads(
         nodes.append(tuple(c.node for c in group))
     readings = {c.number: c.reading for c in chosen}
     constant = any(result in behind for result in discovery.constant_targets)
-    return Compares(tuple(heads), readings, tuple(nodes), constant)
+    rows = {c.number: c.rows for c in chosen}
+    return Compares(tuple(heads), readings, tuple(nodes), constant, rows)
 
 
 def _last(candidates: Sequence[Candidate]) -> list[Candidate]:
