@@ -23,6 +23,7 @@ from ntk_monitor.estimators import (
     Measured,
     sample_kernel,
 )
+from ntk_monitor.estimators.adaptive import Factor
 from ntk_monitor.estimators.formulas import at_least_float32, relative_gap
 from ntk_monitor.estimators.sketch import MIN_SAMPLES
 from ntk_monitor.estimators.subspace import fix_signs
@@ -31,6 +32,7 @@ from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
 from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.model.deadline import Deadline
 from ntk_monitor.model.derivative import Derivative
+from ntk_monitor.model.factor import SampledJacobian
 from ntk_monitor.model.memory import room
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.products import IN_PLACE, ProductMethod
@@ -58,6 +60,8 @@ PREFERENCE: tuple[ProductMethod, ...] = ("finite-difference", "forward-ad", "dou
 """Methods in the order in which ``"auto"`` tries them. Finite differences cost two forward passes,
 in the memory of one and with any kernel, and are far more precise than sampling needs."""
 BACKWARD: ProductMethod = "double-backward"
+PAIRS = 16
+"""Directions in which a product is compared with training's derivative where that is dear."""
 """The method that sees what training's backward pass sees, and nothing else."""
 SAMPLING_SHARE = 0.8
 """Share of the time limit after which a probe makes do with the samples that it has."""
@@ -154,6 +158,7 @@ class Probe:
         self.chunk_size = self._wanted_chunk_size
         self._missed: set[str] = set()
         self.order: tuple[str, ...] = PREFERENCE
+        self._compared: set[Any] = set()
 
     def prefer(self, order: Sequence[str]) -> None:
         """Go on with what an earlier probe decided.
@@ -389,6 +394,7 @@ class Probe:
                 factor.fingerprint,
                 "give all the same seed, and the same kind of device",
             )
+        gap = self._gap_to_backward(lin, factor, seed)
         while True:
             measured = sample_kernel(
                 factor,
@@ -398,11 +404,13 @@ class Probe:
                 seed=seed,
                 max_memory=room(self.max_memory, lin.state.device),
             )
-            if self._agrees(J, measured.adjoint_error):
+            error = max(measured.adjoint_error, gap)
+            if self._agrees(J, error):
                 break
             # Something is detached on the way: training's derivative is the one backward.
             if self.method != "auto" or not J.fall_back(BACKWARD):
-                self._require_adjoint(J, measured.adjoint_error)
+                self._require_adjoint(J, error)
+            gap = 0.0
             begun = asked = J.products
             in_time, factor = 0.0, lin.factor(seed)
         # What worked is tried first from now on; training can make it fail (a step of finite
@@ -422,6 +430,36 @@ class Probe:
         error = relative_gap(forward - factor.inner(0, factor.pull(z)), size)
         self._require_adjoint(lin.jacobian, error)
         return error
+
+    def _gap_to_backward(self, lin: Linearization, factor: Factor[Any], seed: int) -> float:
+        """How far a product is from what training's derivative makes of the same tangent.
+
+        One pair of directions hardly tells of a small part that is detached. Once for a module and
+        a method both products are compared as a whole, or, where the other one cannot be had, in
+        many directions, a backward pass each.
+        """
+        J, ranks = lin.jacobian, lin.ranks
+        key = (lin.modules, lin.parameters, J.method)
+        if key in self._compared or J.method == BACKWARD:
+            return 0.0
+        self._compared.add(key)
+        own = factor.sample(range(1))[0].double()
+        size = math.sqrt(ranks.sum(own.square().sum()))
+        other = None
+        if isinstance(factor, SampledJacobian):
+            other = J.product_by(BACKWARD, factor.tangents(range(1))[0])
+        if ranks.all(other is not None):
+            assert other is not None
+            apart = math.sqrt(ranks.sum((own - other.double()).square().sum()))
+            return apart / size if size else apart
+        gaps = []
+        for i in range(PAIRS):
+            generator = torch.Generator(device=own.device)
+            generator.manual_seed(seed + i * ranks.size + ranks.index)
+            z = torch.randn(own.shape, generator=generator, device=own.device).to(J.dtype)
+            forward = float(ranks.sum((own * z.double()).sum()))
+            gaps.append(relative_gap(forward - factor.inner(0, factor.pull(z)), size))
+        return math.sqrt(sum(gap**2 for gap in gaps) / len(gaps))
 
     def _agrees(self, J: Derivative, error: float) -> bool:
         return not error > self._adjoint_limit(J)  # what is not finite is told of elsewhere

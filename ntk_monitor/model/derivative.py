@@ -68,6 +68,7 @@ class Derivative(LinearOperator):
         pull: Callable[[Tensor], Tensor],
         untrained: Sequence[slice] = (),
         ranks: Ranks = ALONE,
+        make: Callable[[str], TangentProducts] | None = None,
     ) -> None:
         """Make the operator.
 
@@ -82,6 +83,7 @@ class Derivative(LinearOperator):
                 as training takes it (an embedding's padding).
             ranks: The processes that take the same products, each with values of its own; they
                 stay with the same method.
+            make: Makes the products of a method that is not among the methods, to compare with.
         """
         super().__init__(shape_in, tuple(value.shape), value.dtype, value.device)
         self.name = name
@@ -90,7 +92,7 @@ class Derivative(LinearOperator):
         self._methods = dict(methods)
         self._quiet, self._pull = quiet, pull
         self._untrained = tuple(untrained)
-        self._ranks = ranks
+        self._ranks, self._make = ranks, make
         self._settled = len(methods) == 1
 
     @property
@@ -141,6 +143,30 @@ class Derivative(LinearOperator):
     def _matmat(self, X: Tensor) -> Tensor:
         X = self._trained(X)
         return self._products(lambda products: products(X), len(X))
+
+    def product_by(self, method: str, g: Tensor) -> Tensor | None:
+        """A product by another method than the one in use.
+
+        Args:
+            method: The other.
+            g: The tangent.
+
+        Returns:
+            The product; None where it cannot be had.
+        """
+        products = self._methods.get(method)
+        if products is None and self._make is not None:
+            products = self._make(method)
+        if products is None:
+            return None
+        try:
+            with self._quiet(products.kernels):
+                found = products(self._trained(g[None]))[0].detach()
+        except (RuntimeError, NotImplementedError) as error:
+            logger.info("method %s does not work on this model: %s", method, error)
+            return None
+        self.products += 1
+        return found
 
     def products_with(self, count: int, tangent: Callable[[int], Tensor]) -> Tensor:
         """Products with tangents that are made as they are looked at, by some methods one by one.

@@ -284,12 +284,13 @@ def _copied(
             return h + theta.sum()
         return forward.run(space.split(theta), found.where)
 
-    methods: dict[str, TangentProducts] = {
-        name: make_products(name, state_at, flat, chunk_size, accuracy, ranks) for name in wanted
-    }
+    def make(name: str) -> TangentProducts:
+        return make_products(name, state_at, flat, chunk_size, accuracy, ranks)
+
+    methods = {name: make(name) for name in wanted}
     pull = pulling(state_at, flat)
     untrained = space.rows(found.untrained)
-    return Derivative("J", (space.size,), found.h, methods, context, pull, untrained, ranks)
+    return Derivative("J", (space.size,), found.h, methods, context, pull, untrained, ranks, make)
 
 
 def _require_alike(parameters: Sequence[Tensor], ranks: Ranks) -> None:

@@ -129,7 +129,7 @@ class ParameterSpace:
             return {}
         parts = torch.split(flat, [prod(shape) for shape in self.shapes.values()], dim=-1)
         return {
-            name: part.reshape(*flat.shape[:-1], *shape)
+            name: part.reshape((*flat.shape[:-1], *shape))
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 

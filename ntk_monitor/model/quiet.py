@@ -294,10 +294,32 @@ FLAGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 }
 """Flags of the process, each with how it is read and written."""
 
+
+@contextmanager
+def dense_gradients(module: nn.Module) -> Iterator[None]:
+    """Embeddings with gradients that are dense, the same numbers as sparse ones.
+
+    Args:
+        module: The module to be probed.
+
+    Yields:
+        Nothing.
+    """
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    found = [m for m in module.modules() if isinstance(m, kinds) and m.sparse]
+    for m in found:
+        m.sparse = False
+    try:
+        yield
+    finally:
+        for m in found:
+            m.sparse = True
+
+
 GUARDS: tuple[Guard, ...] = (
     parts,
     waiting_gradients,
-    *(random_states, flags, gradients, attributes, unwrapped, evaluation),
+    *(random_states, flags, gradients, attributes, unwrapped, evaluation, dense_gradients),
     parts,  # before `attributes` puts back which parameters there are
 )
 """What is put back after a probe, in the order of entry."""

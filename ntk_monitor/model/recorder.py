@@ -45,6 +45,12 @@ OUTSIDE = frozenset({
 place, or their rows are sorted by expert."""
 COPYING = frozenset({"repeat", "tile", "repeat_interleave"})
 """Operations after which an entry of a parameter stands in several places."""
+DRAWING = frozenset({
+    *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "poisson", "multinomial"),
+    *("rand_like", "randn_like", "randint_like", "normal_", "uniform_", "random_", "bernoulli_"),
+    *("exponential_", "cauchy_", "log_normal_", "geometric_"),
+})
+"""Operations whose results are data, whatever they are given."""
 ADDING = frozenset({"add", "add_", "sub", "sub_", "subtract", "rsub"})
 SCALING = {
     **dict.fromkeys(("mul", "mul_", "multiply", "__mul__", "__rmul__"), 1),
@@ -288,6 +294,10 @@ class Recorder(Watch):
                 name, func, args, kwargs, written, lambda t: self._is_data(t, constants=reads)
             )
         if not outputs or name == "__get__":
+            return output
+        if name in DRAWING:
+            for t in outputs:
+                self._forget(t)
             return output
         names = tuple(dict.fromkeys(n for o in origins if o is not None for n in o.names))
         if None in origins:

@@ -259,7 +259,7 @@ def _initial(call: Call, x: Tensor, module: Recurrent) -> Iterator[Hidden]:
     """Hidden and cell state of every layer and direction before the first step."""
     count = module.num_layers * (2 if module.bidirectional else 1)
     hx = call.args[1] if len(call.args) > 1 else call.kwargs.get("hx")
-    h, c = hx if isinstance(hx, tuple) else (hx, None)
+    h, c = hx if isinstance(hx, (tuple, list)) else (hx, None)
     size = module.proj_size or module.hidden_size
     if h is None:
         h = torch.zeros_like(x[:, 0, :1]).expand(-1, size).expand(count, -1, -1)

@@ -52,6 +52,8 @@ VARYING = frozenset({
 })
 """Functions whose results are others at every batch, whatever their arguments."""
 
+NORMALISING = frozenset({"embedding", "embedding_bag"})
+"""Functions that scale rows of their weight, if they are given a ``max_norm``."""
 HARMLESS = frozenset({"requires_grad_", "detach_", "share_memory_", "retain_grad_"})
 """Methods that write no numbers, by whatever name."""
 
@@ -132,6 +134,8 @@ class Discovery(LossWatch):
         writes = name.endswith("_") and not name.startswith("__") and name not in HARMLESS
         if self._protected and writes and args:
             self._protect(args[0])
+        if self._protected and name in NORMALISING and _third_option(args, kwargs) is not None:
+            self._protect(args[1] if len(args) > 1 else kwargs.get("weight"), "max_norm")
         readings = self._readings(name, args, kwargs) if name in COMPARING else ()
         before = [(r, *_compared(r, args, kwargs)) for r in readings]
         nodes = [y.grad_fn for _, y, _ in before]
@@ -164,16 +168,17 @@ class Discovery(LossWatch):
         self._learn(name, args, kwargs, output)
         return output
 
-    def _protect(self, written: Any) -> None:  # noqa: ANN401
+    def _protect(self, written: Any, how: str = "") -> None:  # noqa: ANN401
         """Refuse a call that would write into the parameters themselves."""
         for tensor in tree_leaves(written):
             if not isinstance(tensor, Tensor) or type(tensor).__name__ == "DTensor":
                 continue
             if tensor.numel() and tensor.untyped_storage().data_ptr() in self._protected:
+                what = how or "a target network, weights that are clipped"
                 raise StepError(
-                    "the step writes into parameters of the model (a target network, weights that "
-                    "are clipped), and method='in-place' keeps no copy of them: leave the method "
-                    f"out, or {REMEDY}"
+                    f"the step writes into parameters of the model ({what}), and "
+                    "method='in-place' keeps no copy of them: leave the method out, or "
+                    f"{REMEDY}"
                 )
 
     def is_constant(self, tensor: Tensor) -> bool:
@@ -297,6 +302,11 @@ def _compared(reading: Reading, args: Any, kwargs: Any) -> tuple[Any, Any]:  # n
     """The outputs and the target of a call."""
     output = argument_at(args, kwargs, reading.output)
     return output, argument_at(args, kwargs, reading.target)
+
+
+def _third_option(args: Sequence[Any], kwargs: Any) -> Any:  # noqa: ANN401
+    """The ``max_norm`` of an embedding."""
+    return args[3] if len(args) > 3 else kwargs.get("max_norm")
 
 
 def _third(args: Sequence[Any]) -> Any:  # noqa: ANN401
