@@ -437,6 +437,14 @@ class Probe:
         One pair of directions hardly tells of a small part that is detached. Once for a module and
         a method both products are compared as a whole, or, where the other one cannot be had, in
         many directions, a backward pass each.
+
+        Args:
+            lin: The model.
+            factor: Its Jacobian, with tangents.
+            seed: Names the directions.
+
+        Returns:
+            The distance over the size; 0 where it is known already.
         """
         J, ranks = lin.jacobian, lin.ranks
         key = (lin.modules, lin.parameters, J.method)

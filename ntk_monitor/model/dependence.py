@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.model.operations import READERS
-from ntk_monitor.model.recorder import REGISTERED, Record, Watch
 from ntk_monitor.model.placement import Rows
+from ntk_monitor.model.recorder import REGISTERED, Record, Watch
 from ntk_monitor.model.sites import Order
 from ntk_monitor.model.sketched import GraphNeededError
 from ntk_monitor.model.unroll import CELL_STEPS

@@ -47,10 +47,12 @@ NOTHING: Labels = {}
 
 
 def change_all(labels: Labels, change: Callable[[Tensor], Tensor]) -> Labels:
+    """The numbers of all sources changed alike."""
     return {source: label.each(change) for source, label in labels.items()}
 
 
 def none_of(tensor: Tensor) -> Tensor:
+    """No numbers, of a tensor's shape."""
     return torch.full((), NONE, device=tensor.device).expand(tensor.shape)
 
 
@@ -86,9 +88,15 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return same_memory or bool(torch.equal(a, b))
 
 
+def common_shape(*shapes: Sequence[int]) -> torch.Size:
+    """The shape to which tensors of some shapes are broadcast."""
+    found: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    return found
+
+
 def _expanded_alike(changed: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
     """Something entry by entry, once for what is the same along axes."""
-    shape = torch.broadcast_shapes(*(x.shape for x in numbers))
+    shape = common_shape(*(x.shape for x in numbers))
     return changed(*(_compact(x) for x in numbers)).expand(shape)
 
 
@@ -138,6 +146,13 @@ def either(first: Labels, second: Labels) -> Labels:
 
     Scores of queries and keys have rows of both; where they tell as much, the first goes before,
     and the second is kept beside it.
+
+    Args:
+        first: Of one of them, laid out as the product is.
+        second: Of the other.
+
+    Returns:
+        Those of the product.
     """
     found = dict(first)
     for source, label in second.items():
@@ -151,3 +166,40 @@ def either(first: Labels, second: Labels) -> Labels:
         elif a == b and not _same(known.near, label.near):
             found[source] = Label(known.near, label.near, known.low)
     return found
+
+
+def one_of(label: Label, axes: Sequence[int], shape: Sequence[int]) -> Label:
+    """One number for those along some axes, coordinate by coordinate of the data.
+
+    Where the same coordinates come together in every row, they are features, and do not count;
+    else the highest, the lowest, and the one in the middle.
+
+    Args:
+        label: The numbers.
+        axes: Along which they become one.
+        shape: Of the data that is numbered.
+
+    Returns:
+        Numbers without those axes.
+    """
+    low, high, dims = label.low, label.high, tuple(axes)
+    most = torch.iinfo(low.dtype).max
+    there = (low >= 0).amax(dim=dims)
+    lows = highs = middles = torch.zeros_like(there, dtype=low.dtype)
+    stride = 1
+    for size in reversed(shape):
+        a = torch.where(low >= 0, low // stride % size, most).amin(dim=dims)
+        b = torch.where(high >= 0, high // stride % size, NONE).amax(dim=dims)
+        if not _are_features(a[there], b[there]):
+            a, b = a.clamp(0, size - 1), b.clamp(min=0)
+            lows, highs = lows + stride * a, highs + stride * b
+            middles = middles + stride * ((a + b) // 2)
+        stride *= size
+    near, high, low = (torch.where(there, x, NONE) for x in (middles, highs, lows))
+    return Label(near, near, near) if torch.equal(high, low) else Label(near, high, low)
+
+
+def _are_features(lowest: Tensor, highest: Tensor) -> bool:
+    """Whether a coordinate runs over the same numbers in all rows, over more than one."""
+    same = bool((lowest == lowest[:1]).all() and (highest == highest[:1]).all())
+    return same and bool((lowest != highest).any())

@@ -168,9 +168,6 @@ def contraction_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
     Returns:
         The product.
-
-    Raises:
-        ValueError: If it is none that is known.
     """
     given = in_order(name, args, kwargs)
     if name == "einsum":

@@ -81,15 +81,25 @@ class Numbering(NamedTuple):
     rows: Tensor
     is_shared: bool
 
-    def find(self, labels: Labels) -> Tensor | None:
-        """The row of the state for each row of a use, `NONE` for others; None if not of this."""
-        label = labels.get(self.source)
-        if label is None:
-            return None
-        wanted = label[self.kind].to(self.numbers.device)
-        wanted = wanted.contiguous()
-        at = torch.searchsorted(self.numbers, wanted).clamp(max=len(self.numbers) - 1)
-        return self.rows[at].where((self.numbers[at] == wanted) & (wanted >= 0), NONE)
+    def find(self, uses: Sequence[Labels]) -> list[Tensor | None]:
+        """The rows of the state that the rows of some uses are.
+
+        Args:
+            uses: The rows of each, of shape ``(rows,)``.
+
+        Returns:
+            For each use the row of the state for each of its rows, `NONE` for others; None where
+            it has no numbers of this source.
+        """
+        labels = [labels.get(self.source) for labels in uses]
+        wanted = [label[self.kind].to(self.numbers.device) for label in labels if label is not None]
+        if not wanted:
+            return [None] * len(uses)
+        every = torch.cat(wanted)
+        at = torch.searchsorted(self.numbers, every).clamp(max=len(self.numbers) - 1)
+        rows = self.rows[at].where((self.numbers[at] == every) & (every >= 0), NONE)
+        found = iter(torch.split(rows, [len(each) for each in wanted]))
+        return [None if label is None else next(found) for label in labels]
 
 
 def numberings(labels: Labels, rows: Rows) -> Iterator[Numbering]:
@@ -102,7 +112,6 @@ def numberings(labels: Labels, rows: Rows) -> Iterator[Numbering]:
     Yields:
         The ways, those first in which places are kept.
     """
-    B, T = rows
     seen: dict[int, list[Tensor]] = {}
     for kind in range(3):
         for source, label in labels.items():
@@ -117,7 +126,7 @@ def numberings(labels: Labels, rows: Rows) -> Iterator[Numbering]:
                 ordered, order = own.contiguous().sort()
                 if bool((ordered[1:] > ordered[:-1]).all()):
                     yield Numbering(source, kind, ordered, where[order], is_shared=False)
-                elif B > 1 and bool((numbers == numbers[:1]).all()):
+                elif rows[0] > 1 and bool((numbers == numbers[:1]).all()):
                     ordered, order = numbers[0].sort()
                     if bool((ordered[1:] > ordered[:-1]).all()) and bool((ordered >= 0).all()):
                         yield Numbering(source, kind, ordered, order, is_shared=True)
@@ -139,32 +148,46 @@ def placed_by(
         without a row of the state are in none, nor are those whose rows differ in less than the
         state's do: of the first steps of all trials, say.
     """
-    B, T = rows
-    count = T if numbering.is_shared else B * T
-    sites: list[tuple[list[int], list[Tensor], Tensor]] = []
-    for i, labels in enumerate(uses):
-        found = numbering.find(labels)
-        if found is None:
-            continue
-        own = found[found >= 0]
-        if not len(own) or len(own.unique()) < len(own):
-            continue
-        here = torch.zeros(count, dtype=torch.bool, device=own.device)
-        here[own] = True
-        for numbers, parts, there in sites:
-            if not bool((there & here).any()):
-                numbers.append(i)
-                parts.append(found)
-                there |= here
-                break
-        else:
-            sites.append(([i], [found], here))
+    count = rows[1] if numbering.is_shared else rows[0] * rows[1]
+    found = numbering.find(uses)
+    present = [i for i, each in enumerate(found) if each is not None]
+    if not present:
+        return []
+    parts = [each for each in found if each is not None]
+    whole = _rows_of(parts, count)
+    sites = _apart(present, parts, count) if whole is None else [(present, parts, whole)]
     differ = _differing(numbering.numbers, shape)
     return [
-        (numbers, _placement(parts, count, rows, is_shared=numbering.is_shared))
-        for numbers, parts, there in sites
+        (numbers, _placement(own, count, rows, is_shared=numbering.is_shared))
+        for numbers, own, there in sites
         if _differing(numbering.numbers[there[numbering.rows]], shape) == differ
     ]
+
+
+def _apart(
+    numbers: Sequence[int], parts: Sequence[Tensor], count: int
+) -> list[tuple[list[int], list[Tensor], Tensor]]:
+    """Uses that have rows in common are of several sites, in turn."""
+    sites: list[tuple[list[int], list[Tensor], Tensor]] = []
+    for i, part in zip(numbers, parts, strict=True):
+        here = _rows_of([part], count)
+        if here is None or not bool(here.any()):
+            continue
+        site = next((each for each in sites if not bool((each[2] & here).any())), None)
+        if site is None:
+            sites.append(([i], [part], here))
+        else:
+            site[0].append(i)
+            site[1].append(part)
+            site[2].logical_or_(here)
+    return sites
+
+
+def _rows_of(parts: Sequence[Tensor], count: int) -> Tensor | None:
+    """Which rows of the state some uses have, ``(count,)``; None if they have one twice."""
+    every = torch.cat(list(parts))
+    often = torch.bincount(every[every >= 0], minlength=count)
+    return None if bool((often > 1).any()) else often > 0
 
 
 def _differing(numbers: Tensor, shape: Sequence[int]) -> list[bool]:

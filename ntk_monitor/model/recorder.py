@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
@@ -21,10 +21,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ntk_monitor.model.batch import first_tensor, tensors_of
 from ntk_monitor.model.calls import RECURRENT, Call
-from ntk_monitor.model.labels import Labels
+from ntk_monitor.model.labels import Labels, common_shape
 from ntk_monitor.model.operations import READERS, Use, perturbed, product, uses_in
 from ntk_monitor.model.register import registered_uses
-from ntk_monitor.model.rows import MOVING, Follower
+from ntk_monitor.model.rows import MOVING, Follower, Operation
 from ntk_monitor.model.sketched import Sketch, TooLargeError
 from ntk_monitor.model.state import read_rows, recurrent_source, replaced
 from ntk_monitor.model.unroll import layer_activity, layer_input
@@ -68,7 +68,7 @@ REGISTERED = -1
 """Stands for the number of an operation where a registered layer told of the use."""
 
 
-Operation = Callable[..., Any]
+Function = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Operation,
+        func: Function,
         types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
@@ -179,7 +179,7 @@ class Watch(TorchFunctionMode):
         return self.see(func, name, number, args, kwargs)
 
     @abstractmethod
-    def see(self, func: Operation, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+    def see(self, func: Function, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Call an operation, and do what this mode is for."""
 
 
@@ -279,7 +279,7 @@ class Recorder(Watch):
         """
         return {name for leaf, (name, _) in self._leaves.items() if leaf in graph}
 
-    def see(self, func: Operation, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+    def see(self, func: Function, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Call an operation and look at what it did."""
         if _writes(name, args, kwargs):
             self._keep_before_writing(args[0])
@@ -287,12 +287,10 @@ class Recorder(Watch):
         origins = [self.origin(t) for t in inputs]
         output = func(*args, **kwargs)
         outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
-        written = args[0] if name == "__setitem__" else output
+        written = [args[0]] if name == "__setitem__" else outputs
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            reads = name in READERS
-            self.rows.see(
-                name, func, args, kwargs, written, lambda t: self._is_data(t, constants=reads)
-            )
+            is_data = partial(self._is_data, constants=name in READERS)
+            self.rows.see(Operation(name, func, args, kwargs, written, is_data))
         if not outputs or name == "__get__":
             return output
         if name in DRAWING:
@@ -306,12 +304,20 @@ class Recorder(Watch):
             for t in outputs:
                 self._forget(t)  # what data was written into, in place, is a constant no more
             return output
-        pending = [r for o in origins if o is not None for r in o.pending]
-        constant = any(o is not None and not o.names for o in origins)
-        copies = {
-            n for t, o in zip(inputs, origins, strict=True) if _has_copies(t) for n in o.names
-        }
+        self._learn_constants(Operation(name, func, args, kwargs, outputs, is_data), number)
+        return output
+
+    def _learn_constants(self, operation: Operation, number: int) -> None:
+        """What is made of parameters and constants alone: where it comes from."""
+        name, args, kwargs = operation.name, operation.args, operation.kwargs
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        pairs = [(t, o) for t in inputs if (o := self.origin(t)) is not None]
+        origins, outputs = [o for _, o in pairs], operation.outputs
+        names = tuple(dict.fromkeys(n for o in origins for n in o.names))
+        pending = [r for o in origins for r in o.pending]
+        copies = {n for t, o in pairs if _has_copies(t) for n in o.names}
         copies = copies if len(copies) < len(names) else set()
+        constant = any(not o.names for o in origins)
         if names and (constant or copies) and name not in ADDING:
             read = self._read(name, number, args, kwargs, outputs[0])
             pending += [r for r in read if not (copies and _has_copies(r.use.weight))]
@@ -319,19 +325,17 @@ class Recorder(Watch):
                 self.met.setdefault(n, name)
         if names and name in COPYING and not self._expanded(inputs, outputs[0]):
             self._meet(name, [], origins)  # what comes out counts as data
-            return output
+            return
         made = Origin(names, derived=bool(names), pending=tuple(pending))
-        scaled = self._scaled(name, args) if len(names) == 1 and not pending else None
-        if name in COPYING and names and not pending:
-            scaled = replace(
-                next(o for o in origins if o is not None), derived=True, is_scaled=True
-            )
-        if name in MOVING and args and isinstance(args[0], Tensor) and args[0] in self._expansions:
-            self._expansions[outputs[0]] = func(self._expansions[args[0]], *args[1:], **kwargs)
+        if len(names) == 1 and not pending:
+            made = self._scaled(name, args) or made
+            made = replace(made, is_scaled=True) if name in COPYING else made
+        first = args[0] if args else None
+        if name in MOVING and isinstance(first, Tensor) and first in self._expansions:
+            self._expansions[outputs[0]] = operation.again(self._expansions[first])
         for t in outputs:
             if self.origin(t) is None:
-                self._learn(t, scaled or made)
-        return output
+                self._learn(t, made)
 
     def _expanded(self, inputs: Sequence[Tensor], output: Tensor) -> bool:
         """Whether a copied parameter is one that could be expanded; it is read as such."""
@@ -524,9 +528,8 @@ class Recorder(Watch):
         numbers = use.write(numbers.expand(use.groups, *use.rows, use.units))
         if numbers.shape != returned.shape:  # a cell returns fewer features than are weighed
             numbers = numbers[..., :1]
-        if numbers.ndim <= returned.ndim and torch.broadcast_shapes(
-            numbers.shape, returned.shape
-        ) == tuple(returned.shape):
+        fits = numbers.ndim <= returned.ndim
+        if fits and common_shape(numbers.shape, returned.shape) == returned.shape:
             self.rows.use(key, returned, numbers, count)
 
     def _read(
@@ -677,7 +680,7 @@ def _is_pending(record: Record) -> bool:
 
 
 @lru_cache
-def _opened(func: Operation) -> Operation:
+def _opened(func: Function) -> Function:
     """An operation written in Python, without its own check for modes that watch."""
     assert isinstance(func, types.FunctionType)
     scope = {**func.__globals__, "has_torch_function": lambda *_: False}
@@ -705,7 +708,7 @@ class Injector(Watch):
                 for i, call in enumerate(tap.calls):
                     self._added.setdefault(call, []).append((tap.place, tap.write(u, i)))
 
-    def see(self, func: Operation, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+    def see(self, func: Function, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Call an operation and change what it returns."""
         output = func(*args, **kwargs)
         if name not in READERS or number not in self._added:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,9 +25,11 @@ from ntk_monitor.model.labels import (
     Label,
     Labels,
     change_all,
+    common_shape,
     either,
     is_still,
     none_of,
+    one_of,
     together,
 )
 from ntk_monitor.model.operations import contraction_of, convolution_of, in_order
@@ -66,10 +69,44 @@ SUMMING = frozenset({
 })
 """Operations that make one entry of those along some axes."""
 LAYERS = frozenset({"rnn_tanh", "rnn_relu", "gru", "lstm"})
+CONVOLVING = frozenset({"conv1d", "conv2d", "conv3d"})
 CONTRACTING = frozenset({
     *("linear", "matmul", "mm", "bmm", "mv", "dot", "addmm", "addmv", "baddbmm", "einsum"),
     *("bilinear", "__matmul__", "__rmatmul__"),
 })
+
+
+class Operation(NamedTuple):
+    """An operation that was called.
+
+    Attributes:
+        name: Its name.
+        func: The operation.
+        args: Its positional arguments.
+        kwargs: Its arguments by name.
+        outputs: The tensors that it returned.
+        is_data: Whether a tensor is data, and no parameter.
+    """
+
+    name: str
+    func: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    outputs: Sequence[Tensor]
+    is_data: Callable[[Tensor], bool]
+
+    def first(self, *names: str) -> Any:  # noqa: ANN401
+        """The first argument, by position or by one of its names."""
+        if self.args:
+            return self.args[0]
+        return next(self.kwargs[name] for name in names if name in self.kwargs)
+
+    def again(self, first: Any, *names: str) -> Any:  # noqa: ANN401
+        """The same with another first argument."""
+        if self.args:
+            return self.func(first, *self.args[1:], **self.kwargs)
+        name = next(name for name in names if name in self.kwargs)
+        return self.func(**{**self.kwargs, name: first})
 
 
 class Follower:
@@ -90,28 +127,28 @@ class Follower:
         self.used: dict[Any, Labels] = {}
         self.met: dict[Any, Labels] = {}
         self.spread: set[Any] = set()
+        handlers: dict[Handler, Iterable[str]] = {
+            self._moved: MOVING,
+            self._joined: JOINING,
+            self._written: WRITING,
+            self._summed: SUMMING,
+            self._contracted: CONTRACTING,
+            self._windows: CONVOLVING,
+            self._layer: LAYERS,
+            self._cell: CELL_STEPS,
+            self._sorted: ("sort",),
+            self._unpacked: ("_pad_packed_sequence",),
+            self._padded: ("pad",),
+            self._queried: ("scaled_dot_product_attention",),
+            self._looked_up: ("embedding", "one_hot"),
+            self._bags: ("embedding_bag",),
+        }
+        self._handlers = {name: how for how, names in handlers.items() for name in names}
 
     def of(self, tensor: Any) -> Labels:  # noqa: ANN401
         """What is known of a tensor."""
         found: Labels = self._labels.get(tensor, NOTHING) if isinstance(tensor, Tensor) else NOTHING
         return found
-
-    def begin(self, tensor: Tensor) -> Labels:
-        """A tensor's entries are numbered anew."""
-        found = self._labels[tensor] = self._numbered(tensor)
-        return found
-
-    def _numbered(self, tensor: Tensor) -> Labels:
-        shape = tuple(tensor.shape)
-        numbers = torch.arange(tensor.numel(), device=tensor.device).reshape(shape)
-        self._shapes.append(shape)
-        return {len(self._shapes) - 1: Label(numbers, numbers, numbers)}
-
-    def _whole(self, labels: Labels, output: Tensor) -> Labels:
-        """With numbers of its own for a tensor of which no source numbers all entries."""
-        if not labels or any(bool((label.near >= 0).all()) for label in labels.values()):
-            return labels
-        return {**labels, **self._numbered(output)}
 
     def shape_of(self, source: int) -> tuple[int, ...]:
         """The shape of the data that a source numbers."""
@@ -127,218 +164,142 @@ class Follower:
             count: How many rows there are.
         """
         numbers = numbers.expand(output.shape)
-        found = {
-            s: label.each(lambda x: _by_row(x, numbers, count))
-            for s, label in self.of(output).items()
-        }
-        self.used[key] = found
+        self.used[key] = change_all(self.of(output), partial(_by_row, places=numbers, count=count))
         self._fresh[output] = (*self._fresh.get(output, ()), (key, numbers, count))
 
-    def see(
-        self,
-        name: str,
-        func: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        output: Any,  # noqa: ANN401
-        is_data: Callable[[Tensor], bool],
-    ) -> None:
+    def see(self, operation: Operation) -> None:
         """An operation was called, and rows are followed through it.
 
         Args:
-            name: Its name.
-            func: The operation.
-            args: Its positional arguments.
-            kwargs: Its arguments by name.
-            output: What it returned.
-            is_data: Whether a tensor is data, and no parameter.
+            operation: The operation.
         """
-        outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
-        if not outputs:
+        if not operation.outputs:
             return
+        handler = self._handlers.get(operation.name, self._row_by_row)
         try:
-            found = self._seen(name, func, args, kwargs, outputs, is_data)
+            found = handler(operation)
         except Exception as error:  # an operation that is called in an unknown way
-            logger.debug("rows are not followed through %s: %r", name, error)
-            found = None
-        for i, tensor in enumerate(outputs):
-            labels = found[i] if found is not None and i < len(found) else None
-            fits = labels and all(x.near.shape == tensor.shape for x in labels.values())
-            if labels and fits:
+            logger.debug("rows are not followed through %s: %r", operation.name, error)
+            found = []
+        for i, tensor in enumerate(operation.outputs):
+            labels = found[i] if i < len(found) else NOTHING
+            if labels and all(x.near.shape == tensor.shape for x in labels.values()):
                 self._labels[tensor] = _few(labels)
             else:
                 self._labels.pop(tensor, None)
                 self._fresh.pop(tensor, None)
 
-    def _seen(
-        self,
-        name: str,
-        func: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        outputs: Sequence[Tensor],
-        is_data: Callable[[Tensor], bool],
-    ) -> list[Labels] | None:
-        def labelled(value: Any) -> Labels:  # noqa: ANN401
-            if not isinstance(value, Tensor) or not value.ndim:
-                return NOTHING
-            return self.of(value) or (self.begin(value) if is_data(value) else NOTHING)
+    def _labelled(self, value: Any, operation: Operation) -> Labels:  # noqa: ANN401
+        """What is known of an argument; data of which nothing is known is numbered."""
+        if not isinstance(value, Tensor) or not value.ndim:
+            return NOTHING
+        known = self.of(value)
+        if not known and operation.is_data(value):
+            known = self._labels[value] = self._numbered(value)
+        return known
 
-        if name in MOVING:
-            return self._moved(name, func, args, kwargs, outputs, labelled, is_data)
-        if name == "sort":
-            return [self._taken(labelled(args[0]), outputs[1], _axis(args, kwargs))]
-        if name in JOINING:
-            joined = self._joined(func, args, kwargs, labelled)
-            return joined and [self._whole(joined[0], outputs[0])]
-        if name in WRITING:
-            return [self._whole(self._written(name, func, args, kwargs, labelled), outputs[0])]
-        if name == "_pad_packed_sequence":
-            data, sizes, first, _, *rest = args
-            return [change_all(labelled(data), lambda x: func(x, sizes, first, NONE, *rest)[0])]
-        if name == "pad":
-            return [self._whole(self._padded(args, kwargs, labelled), outputs[0])]
-        if name in LAYERS:
-            return self._layer(args, outputs, labelled)
-        if name in CELL_STEPS:
-            x, hidden = in_order(name, args, kwargs)[:2]
-            hidden = hidden if isinstance(hidden, Tensor) else hidden[0]
-            inner = labelled(x) or self.of(hidden)
-            return [self._over_features(inner, outputs[0])] * len(outputs)
-        if name == "scaled_dot_product_attention":
-            query = args[0] if args else kwargs["query"]
-            return [self._over_features(labelled(query), outputs[0])]
-        if name in {"embedding", "one_hot"}:
-            index = args[0] if args else kwargs["input"]
-            shape = outputs[0].shape
-            return [change_all(labelled(index), lambda x: x.unsqueeze(-1).expand(shape))]
-        if name == "embedding_bag":
-            index = args[0] if args else kwargs["input"]
-            return [self._over_features(labelled(index), outputs[0])] if index.ndim == 2 else None
-        if name in CONTRACTING:
-            return [self._contracted(name, args, kwargs, outputs[0], labelled)]
-        if (window := convolution_of(name, args, kwargs)) is not None:
-            return [self._windows(labelled(window.x), window, outputs[0])]
-        if name in SUMMING and outputs[0].shape != args[0].shape:
-            return [self._summed(labelled(args[0]), args, kwargs, outputs[0])]
-        return self._row_by_row(args, kwargs, outputs, labelled)
+    def _numbered(self, tensor: Tensor) -> Labels:
+        """Numbers of a tensor's own."""
+        shape = tuple(tensor.shape)
+        numbers = torch.arange(tensor.numel(), device=tensor.device).reshape(shape)
+        self._shapes.append(shape)
+        return {len(self._shapes) - 1: Label(numbers, numbers, numbers)}
 
-    def _moved(
-        self,
-        name: str,
-        func: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        outputs: Sequence[Tensor],
-        labelled: Callable[[Any], Labels],
-        is_data: Callable[[Tensor], bool],
-    ) -> list[Labels] | None:
-        key = "input" if not args and "input" in kwargs else "self"
-        first = args[0] if args else kwargs[key]
-        if not self.of(first) and not is_data(first) and first not in self._fresh:
-            # Rows of a weight, by number.
-            index = (
-                args[1] if name == "__getitem__" else args[2] if name == "index_select" else None
-            )
-            if not isinstance(index, Tensor) or outputs[0].ndim <= index.ndim:
-                return None
-            more, shape = outputs[0].ndim - index.ndim, outputs[0].shape
-            return [
-                change_all(
-                    labelled(index), lambda x: x.reshape(*x.shape, *[1] * more).expand(shape)
-                )
-            ]
+    def _whole(self, labels: Labels, output: Tensor) -> list[Labels]:
+        """With numbers of its own for a tensor of which no source numbers all entries."""
+        if not labels or any(bool((label.near >= 0).all()) for label in labels.values()):
+            return [labels]
+        return [{**labels, **self._numbered(output)}]
+
+    def _moved(self, operation: Operation) -> list[Labels]:
+        """Entries are moved, and so are their numbers."""
+        name, outputs = operation.name, operation.outputs
+        first = operation.first("input", "self")
+        if not self.of(first) and not operation.is_data(first) and first not in self._fresh:
+            return self._rows_of_a_weight(operation)
 
         def move(numbers: Tensor) -> list[Tensor]:
             if name in {"view", "view_as", "reshape_as"}:  # numbers may be laid out otherwise
                 return [numbers.reshape(outputs[0].shape)]
-            if args:
-                found = func(numbers, *args[1:], **kwargs)
-            else:
-                found = func(**{**kwargs, key: numbers})
-            return [t for t in tree_leaves(found) if isinstance(t, Tensor)]
+            found = tree_leaves(operation.again(numbers, "input", "self"))
+            return [t for t in found if isinstance(t, Tensor)]
 
-        moved = {source: label.each(move) for source, label in labelled(first).items()}
-        found: list[Labels] = [
-            {s: Label(*(each[i] for each in label)) for s, label in moved.items()}
-            for i in range(len(outputs))
-            if all(i < len(label.near) for label in moved.values())
-        ]
-        for key_of_use, numbers, count in self._fresh.get(first, ()):
+        known = self._labelled(first, operation)
+        moved = {s: [move(label.near), *_others(label, move)] for s, label in known.items()}
+        for key, numbers, count in self._fresh.get(first, ()):
             for tensor, own in zip(outputs, move(numbers), strict=False):
                 if own.shape == tensor.shape:
-                    known = self._fresh.get(tensor, ()) if tensor is not first else ()
-                    self._fresh[tensor] = (*known, (key_of_use, own, count))
-        return found
+                    before = self._fresh.get(tensor, ()) if tensor is not first else ()
+                    self._fresh[tensor] = (*before, (key, own, count))
+        counts = (len(kind) for kinds in moved.values() for kind in kinds)
+        return [
+            {s: Label(*(kind[i] for kind in kinds)) for s, kinds in moved.items()}
+            for i in range(min(counts, default=0))
+        ]
 
-    def _taken(self, labels: Labels, index: Tensor, axis: int) -> Labels:
-        return change_all(labels, lambda x: x.gather(axis, index))
+    def _rows_of_a_weight(self, operation: Operation) -> list[Labels]:
+        """Rows of a weight are chosen by number: they are those of the numbers."""
+        at = {"__getitem__": 1, "index_select": 2}.get(operation.name)
+        index = None if at is None else operation.args[at]
+        (output, *_) = operation.outputs
+        if not isinstance(index, Tensor) or output.ndim <= index.ndim:
+            return []
+        more = [1] * (output.ndim - index.ndim)
 
-    def _joined(
-        self,
-        func: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        labelled: Callable[[Any], Labels],
-    ) -> list[Labels] | None:
-        key = next((k for k in ("tensors", "sequences") if k in kwargs), "tensors")
-        parts = list(args[0] if args else kwargs[key])
-        known = [labelled(part) for part in parts]
+        def spread(numbers: Tensor) -> Tensor:
+            return numbers.reshape(*numbers.shape, *more).expand(output.shape)
+
+        return [change_all(self._labelled(index, operation), spread)]
+
+    def _sorted(self, operation: Operation) -> list[Labels]:
+        given = operation.args[1] if len(operation.args) > 1 else -1
+        axis = operation.kwargs.get("dim", -1 if isinstance(given, bool) else given)
+        known = self._labelled(operation.first("input"), operation)
+        return [change_all(known, lambda x: x.gather(axis, operation.outputs[1]))]
+
+    def _joined(self, operation: Operation) -> list[Labels]:
+        """Several tensors become one."""
+        names = ("tensors", "sequences")
+        parts = list(operation.first(*names))
+        known = [self._labelled(part, operation) for part in parts]
         found: dict[int, Label] = {}
         for source in dict.fromkeys(s for labels in known for s in labels):
-
-            def kind(which: int, source: int = source) -> Tensor:
-                numbers = [
-                    labels[source][which] if source in labels else none_of(part)
-                    for part, labels in zip(parts, known, strict=True)
-                ]
-                joined = (
-                    func(numbers, *args[1:], **kwargs) if args else func(**{**kwargs, key: numbers})
+            kinds = [
+                operation.again(
+                    [
+                        labels[source][kind] if source in labels else none_of(part)
+                        for part, labels in zip(parts, known, strict=True)
+                    ],
+                    *names,
                 )
-                assert isinstance(joined, Tensor)
-                return joined
+                for kind in range(3)
+            ]
+            found[source] = Label(*kinds)
+        return self._whole(found, operation.outputs[0])
 
-            ones = all(labels[source].is_one for labels in known if source in labels)
-            near = kind(0)
-            found[source] = Label(near, near, near) if ones else Label(near, kind(1), kind(2))
-        return [found]
-
-    def _written(
-        self,
-        name: str,
-        func: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        labelled: Callable[[Any], Labels],
-    ) -> Labels:
-        """What is put in takes the place of what was there; as much as is added to it."""
-        del kwargs
-        into, value = args[0], args[-1]
-        before, new = self.of(into), labelled(value)
-        if not new and isinstance(value, Tensor) and not before:
-            return NOTHING
+    def _written(self, operation: Operation) -> list[Labels]:
+        """What is put in takes the place of what was there; so does what is added to it."""
+        into, value = operation.args[0], operation.args[-1]
+        before, new = self.of(into), self._labelled(value, operation)
         found: dict[int, Label] = {}
         for source in dict.fromkeys([*before, *new]):
-
-            def kind(which: int, source: int = source) -> Tensor:
-                old = before[source][which] if source in before else none_of(into)
-                if isinstance(value, Tensor):
-                    own = new[source][which] if source in new else none_of(value)
-                else:
-                    own = torch.tensor(NONE, device=into.device)
+            kinds = []
+            for kind in range(3):
+                old = before[source][kind] if source in before else none_of(into)
+                own = new[source][kind] if source in new else _none_like(value, into)
                 target = old.clone(memory_format=torch.contiguous_format)
-                return _put(name, func, target, args, own)
+                kinds.append(_put(operation, target, own))
+            found[source] = Label(*kinds)
+        return self._whole(found, operation.outputs[0])
 
-            found[source] = Label(kind(0), kind(1), kind(2))
-        return found
+    def _unpacked(self, operation: Operation) -> list[Labels]:
+        data, sizes, first, _, *rest = operation.args
+        known = self._labelled(data, operation)
+        return [change_all(known, lambda x: operation.func(x, sizes, first, NONE, *rest)[0])]
 
-    def _padded(
-        self,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        labelled: Callable[[Any], Labels],
-    ) -> Labels:
-        given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | dict(kwargs)
+    def _padded(self, operation: Operation) -> list[Labels]:
+        names = ("input", "pad", "mode", "value")
+        given = {**dict(zip(names, operation.args, strict=False)), **operation.kwargs}
         mode = given.get("mode", "constant")
 
         def widen(numbers: Tensor) -> Tensor:
@@ -346,17 +307,14 @@ class Follower:
                 return pad(numbers, given["pad"], value=NONE)
             return pad(numbers.double(), given["pad"], mode=mode).round().long()
 
-        return change_all(labelled(given["input"]), widen)
+        known = self._labelled(given["input"], operation)
+        return self._whole(change_all(known, widen), operation.outputs[0])
 
-    def _layer(
-        self,
-        args: Sequence[Any],
-        outputs: Sequence[Tensor],
-        labelled: Callable[[Any], Labels],
-    ) -> list[Labels]:
+    def _layer(self, operation: Operation) -> list[Labels]:
         """A recurrent layer: its steps are those of its input; so are its last ones."""
-        output, *last = outputs
-        rows = self._over_features(labelled(args[0]), output)
+        args = operation.args
+        output, *last = operation.outputs
+        rows = self._over_features(self._labelled(args[0], operation), output)
         if isinstance(args[1], Tensor) and not args[1].is_floating_point():  # packed
             return [rows]
         two, batch_first = bool(args[-2]), bool(args[-1])
@@ -367,7 +325,31 @@ class Follower:
             each = [ends[i % 2 if two else 0][..., :1] for i in range(len(like))]
             return torch.stack(each).expand(like.shape)
 
-        return [rows, *(change_all(rows, lambda x, t=t: final(x, t)) for t in last)]
+        return [rows, *(change_all(rows, partial(final, like=t)) for t in last)]
+
+    def _cell(self, operation: Operation) -> list[Labels]:
+        x, hidden = in_order(operation.name, operation.args, operation.kwargs)[:2]
+        hidden = hidden if isinstance(hidden, Tensor) else hidden[0]
+        known = self._labelled(x, operation) or self.of(hidden)
+        found = self._over_features(known, operation.outputs[0])
+        return [found] * len(operation.outputs)
+
+    def _queried(self, operation: Operation) -> list[Labels]:
+        """Attention: its rows are the queries'."""
+        known = self._labelled(operation.first("query"), operation)
+        return [self._over_features(known, operation.outputs[0])]
+
+    def _looked_up(self, operation: Operation) -> list[Labels]:
+        shape = operation.outputs[0].shape
+        known = self._labelled(operation.first("input"), operation)
+        return [change_all(known, lambda x: x.unsqueeze(-1).expand(shape))]
+
+    def _bags(self, operation: Operation) -> list[Labels]:
+        index = operation.first("input")
+        if index.ndim != 2:
+            return []
+        known = self._labelled(index, operation)
+        return [self._over_features(known, operation.outputs[0])]
 
     def _over_features(self, labels: Labels, output: Tensor) -> Labels:
         """The numbers of rows, the same for all features."""
@@ -378,138 +360,133 @@ class Follower:
         return {s: self._gathered(s, label, (-1,)).each(over) for s, label in labels.items()}
 
     def _gathered(self, source: int, label: Label, axes: Sequence[int]) -> Label:
-        """One number for all entries along some axes.
-
-        Of each coordinate of the source: where the same ones come together in every row, they are
-        features, and do not count; else the highest, the lowest, and the one in the middle.
-        """
+        """One number for all entries along some axes."""
         axes = sorted(axis % label.near.ndim for axis in axes)
         still = [a for a in axes if all(is_still(x, a) for x in label)]
-        if still:
+        for axis in reversed(still):
+            label = label.each(partial(torch.select, dim=axis, index=0))
+        axes = [a - sum(s < a for s in still) for a in axes if a not in still]
+        return one_of(label, axes, self._shapes[source]) if axes else label
 
-            def first(numbers: Tensor) -> Tensor:
-                for axis in reversed(still):
-                    numbers = numbers.select(axis, 0)
-                return numbers
-
-            label = label.each(first)
-            axes = [a - sum(s < a for s in still) for a in axes if a not in still]
-        if not axes:
-            return label
-        low, high = label.low, label.high
-        return _one_of(low, high, axes, self._shapes[source], label.is_one)
-
-    def _contracted(
-        self,
-        name: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        output: Tensor,
-        labelled: Callable[[Any], Labels],
-    ) -> Labels:
-        equation, operands, addend = contraction_of(name, args, kwargs)
+    def _contracted(self, operation: Operation) -> list[Labels]:
+        """A product keeps the rows of its operands that it does not sum over."""
+        (output, *_) = operation.outputs
+        equation, operands, addend = contraction_of(
+            operation.name, operation.args, operation.kwargs
+        )
         inputs, out = equation.split("->")
         found: Labels = NOTHING
         for letters, operand in zip(inputs.split(","), operands, strict=True):
-            labels = labelled(operand)
-            if not labels:
-                continue
+            known = self._labelled(operand, operation)
             gone = [i for i, each in enumerate(letters) if each not in out]
-            left = [each for each in letters if each in out]
-            order = [left.index(each) for each in out if each in left]
-            places = [each in left for each in out]
-
-            def spread(numbers: Tensor, order: Any = order, places: Any = places) -> Tensor:
-                numbers = numbers.permute(order)
-                index = tuple(slice(None) if there else None for there in places)
-                return numbers[index].expand(output.shape)
-
-            own = {s: self._gathered(s, x, gone).each(spread) for s, x in labels.items()}
+            spread = partial(_spread, letters=letters, out=out, shape=output.shape)
+            own = {s: self._gathered(s, x, gone).each(spread) for s, x in known.items()}
             found = either(found, own)
-        if isinstance(addend, Tensor) and (labels := labelled(addend)):
-            wide = change_all(labels, lambda x: x.expand(output.shape))
+        if isinstance(addend, Tensor) and (known := self._labelled(addend, operation)):
+            wide = change_all(known, lambda x: x.expand(output.shape))
             found = together([found, wide]) if found else wide
-        return found
+        return [found]
 
-    def _windows(self, labels: Labels, window: Any, output: Tensor) -> Labels:  # noqa: ANN401
+    def _windows(self, operation: Operation) -> list[Labels]:
         """A convolution: of each window the entry that leaves as many as possible a number."""
+        (output, *_) = operation.outputs
+        window = convolution_of(operation.name, operation.args, operation.kwargs)
+        if window is None:
+            return []
 
         def over(numbers: Tensor) -> Tensor:
             return _tapped(numbers, window).unsqueeze(1).expand(output.shape)
 
-        return {
-            s: self._gathered(s, label, (1,)).each(over)
-            for s, label in labels.items()
-            if label.near.ndim == output.ndim
-        }
+        known = self._labelled(window.x, operation)
+        return [{s: self._gathered(s, label, (1,)).each(over) for s, label in known.items()}]
 
-    def _summed(
-        self, labels: Labels, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
-    ) -> Labels:
-        axes = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
-        axes = (axes,) if isinstance(axes, int) else axes
+    def _summed(self, operation: Operation) -> list[Labels]:
+        given, (output, *_) = operation.first("input", "self"), operation.outputs
+        if output.shape == given.shape or not isinstance(given, Tensor):
+            return self._row_by_row(operation)
+        second = operation.args[1] if len(operation.args) > 1 else None
+        axes = operation.kwargs.get("dim", operation.kwargs.get("axis", second))
+        axes = (axes,) if type(axes) is int else axes
         if axes is None or not all(type(axis) is int for axis in axes):
-            return NOTHING
-        kept = output.ndim == args[0].ndim
+            return []
+        kept = sorted(a % given.ndim for a in axes) if output.ndim == given.ndim else ()
 
         def shaped(numbers: Tensor) -> Tensor:
-            for axis in sorted(a % args[0].ndim for a in axes) if kept else ():
+            for axis in kept:
                 numbers = numbers.unsqueeze(axis)
             return numbers
 
-        return {s: self._gathered(s, label, axes).each(shaped) for s, label in labels.items()}
+        known = self._labelled(given, operation)
+        return [{s: self._gathered(s, label, axes).each(shaped) for s, label in known.items()}]
 
-    def _row_by_row(
-        self,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        outputs: Sequence[Tensor],
-        labelled: Callable[[Any], Labels],
-    ) -> list[Labels] | None:
+    def _row_by_row(self, operation: Operation) -> list[Labels]:
         """An operation that keeps places: what it returns has the shape of what it is given."""
-        shape = outputs[0].shape
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.ndim]
-        fit = [t for t in given if t.dtype != torch.bool and _fits(t.shape, shape)]
-        known = [(t, labelled(t)) for t in fit]
+        (output, *_) = operation.outputs
+        shape = output.shape
+        leaves = tree_leaves((operation.args, operation.kwargs))
+        given = [t for t in leaves if isinstance(t, Tensor) and t.ndim and t.dtype != torch.bool]
+        fit = [t for t in given if _fits(t.shape, shape)]
+        known = [(t, self._labelled(t, operation)) for t in fit]
         known = [(t, labels) for t, labels in known if labels]
-        if not any(t.shape == shape for t, _ in known):
-            alone = len(known) > 1 and torch.broadcast_shapes(*(t.shape for t, _ in known)) == shape
-            fresh = [t for t in fit if t in self._fresh and t.shape == shape]
-            if not alone and not (fresh and known):
-                return None
+        whole = any(t.shape == shape for t in fit if t in self._fresh or self.of(t))
+        if not known or not (whole or common_shape(*(t.shape for t, _ in known)) == shape):
+            return []
         wide = [change_all(labels, lambda x: x.expand(shape)) for _, labels in known]
         joined = together(wide) if len(wide) > 1 else wide[0]
         alive = [t for t in fit if self.of(t) or t in self._fresh]
         if len(alive) == 1:
-            self.hand_on(alive[0], outputs[0])
+            self._fresh[output] = self._fresh.get(alive[0], ())
         self._tell(fit, joined, shape, alone=len(known) < 2)
-        return [joined if t.shape == shape else NOTHING for t in outputs[:1]]
+        return [joined]
 
     def _tell(
         self, given: Iterable[Tensor], joined: Labels, shape: torch.Size, *, alone: bool
     ) -> None:
-        """Uses whose outputs meet other rows belong to the rows that come of it."""
+        """Uses whose outputs meet other rows have a part in the rows that come of it."""
         for tensor in given:
             uses = self._fresh.get(tensor, ())
             if not uses or (alone and self.of(tensor)):
                 continue
             for key, numbers, count in uses:
-                if tensor.shape != shape and not _is_spread_along(joined, tensor, shape):
+                if tensor.shape == shape:
+                    rows = change_all(joined, partial(_by_row, places=numbers, count=count))
+                    self.met[key] = _over(rows, self.met.get(key, NOTHING))
+                elif not _is_spread_along(joined, tensor, shape):
                     self.spread.add(key)
-                    continue
-                if tensor.shape != shape:
-                    continue
-                found = {
-                    s: label.each(lambda x, n=numbers, c=count: _by_row(x, n, c))
-                    for s, label in joined.items()
-                }
-                self.met[key] = _over(found, self.met.get(key, NOTHING))
 
-    def hand_on(self, given: Tensor, output: Tensor) -> None:
-        """An operation on one tensor keeps places: its output stands for that of a use as well."""
-        uses = self._fresh.get(given, ())
-        if uses and given.shape == output.shape:
-            self._fresh[output] = uses
+
+Handler = Callable[[Operation], list[Labels]]
+
+
+def _others(label: Label, move: Callable[[Tensor], list[Tensor]]) -> list[list[Tensor]]:
+    """The highest and the lowest numbers moved; what is the same as the nearest, once."""
+    near = move(label.near)
+    return [near if x is label.near else move(x) for x in (label.high, label.low)]
+
+
+def _spread(numbers: Tensor, letters: str, out: str, shape: torch.Size) -> Tensor:
+    """Numbers of an operand on what a product returns.
+
+    Args:
+        numbers: Along the axes that the product keeps.
+        letters: The names of the operand's axes.
+        out: Those of what is returned.
+        shape: Of that.
+
+    Returns:
+        Of that shape.
+    """
+    left = [each for each in letters if each in out]
+    order = [left.index(each) for each in out if each in left]
+    index = tuple(slice(None) if each in left else None for each in out)
+    return numbers.permute(order)[index].expand(shape)
+
+
+def _none_like(value: Any, into: Tensor) -> Tensor:  # noqa: ANN401
+    """No numbers, of a value's shape."""
+    if isinstance(value, Tensor):
+        return none_of(value)
+    return torch.tensor(NONE, device=into.device)
 
 
 def _is_spread_along(joined: Labels, tensor: Tensor, shape: torch.Size) -> bool:
@@ -517,11 +494,6 @@ def _is_spread_along(joined: Labels, tensor: Tensor, shape: torch.Size) -> bool:
     own = (1,) * (len(shape) - tensor.ndim) + tuple(tensor.shape)
     copied = [i for i, (a, b) in enumerate(zip(own, shape, strict=True)) if a != b]
     return all(is_still(x, i) for label in joined.values() for x in label for i in copied)
-
-
-def _axis(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    axis = kwargs.get("dim", args[1] if len(args) > 1 and type(args[1]) is int else -1)
-    return int(axis)
 
 
 def _fits(own: torch.Size, shape: torch.Size) -> bool:
@@ -568,38 +540,6 @@ def _by_row(numbers: Tensor, places: Tensor, count: int) -> Tensor:
     return found
 
 
-def _one_of(
-    low: Tensor,
-    high: Tensor,
-    axes: Sequence[int],
-    shape: tuple[int, ...],
-    is_one: bool,  # noqa: FBT001
-) -> Label:
-    """One number for those along some axes, coordinate by coordinate of the source."""
-    most = torch.iinfo(low.dtype).max
-    there = (low >= 0).amax(dim=tuple(axes), keepdim=False)
-    del is_one
-    lows = highs = middles = torch.zeros_like(there, dtype=low.dtype)
-    stride = 1
-    for size in reversed(shape):
-        a = torch.where(low >= 0, low // stride % size, most).amin(dim=tuple(axes))
-        b = torch.where(high >= 0, high // stride % size, -1).amax(dim=tuple(axes))
-        inside_a, inside_b = a[there], b[there]
-        varies = bool((inside_a != inside_b).any())
-        is_feature = varies and bool(
-            (inside_a == inside_a[:1]).all() and (inside_b == inside_b[:1]).all()
-        )
-        if not is_feature:
-            lows = lows + stride * a.clamp(0, size - 1)
-            highs = highs + stride * b.clamp(min=0)
-            middles = middles + stride * ((a.clamp(0, size - 1) + b.clamp(min=0)) // 2)
-        stride *= size
-    near, high_, low_ = (torch.where(there, x, NONE) for x in (middles, highs, lows))
-    if torch.equal(high_, low_):
-        return Label(near, near, near)
-    return Label(near, high_, low_)
-
-
 def _tapped(numbers: Tensor, window: Any) -> Tensor:  # noqa: ANN401
     """Of each window of a convolution the number in one place, the same place in all."""
     for axis, (kernel, margin, stride, dilation) in enumerate(window.axes, start=1):
@@ -618,17 +558,16 @@ def _tapped(numbers: Tensor, window: Any) -> Tensor:  # noqa: ANN401
     return numbers
 
 
-def _put(
-    name: str, func: Callable[..., Any], target: Tensor, args: Sequence[Any], own: Tensor
-) -> Tensor:
+def _put(operation: Operation, target: Tensor, own: Tensor) -> Tensor:
     """Numbers where others are put in."""
+    name, args = operation.name, operation.args
     if name == "__setitem__":
         target[args[1]] = own
         return target
     if name == "copy_":
         return target.copy_(own)
     if name.startswith(("index_put", "masked_scatter")):
-        found = func(target, args[1], own)
+        found = operation.func(target, args[1], own)
         return found if isinstance(found, Tensor) else target
     axis, index = args[1], args[2]
     if name.startswith("scatter"):

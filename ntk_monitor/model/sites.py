@@ -228,8 +228,11 @@ def _by_numbers(
         return None
     best: list[tuple[Sequence[Record], Placement]] = []
     most = 0
-    met = [{**own, **follower.met.get(r.key, {})} for r, own in zip(group, labels, strict=True)]
-    for numbering, told in product(known, (labels, met)):
+    met: list[Labels] = [
+        {**own, **follower.met.get(r.key, {})} for r, own in zip(group, labels, strict=True)
+    ]
+    numbered: Iterable[tuple[Numbering, list[Labels]]] = product(known, (labels, met))
+    for numbering, told in numbered:
         found: list[tuple[Sequence[Record], Placement]] = []
         own = [
             NOTHING if r.key in follower.spread and not numbering.is_shared else each

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -224,7 +225,7 @@ def state_rows(state: State, calls: Sequence[Call]) -> Labels:
         found = {}
         for s in sources:
             each = [
-                label.each(lambda x, c=call: _narrow(read_rows(source, c.output, x)))
+                label.each(partial(_narrow_rows, source, call.output))
                 if (label := call.rows.get(s)) is not None
                 else None
                 for call in own
@@ -246,8 +247,9 @@ def state_rows(state: State, calls: Sequence[Call]) -> Labels:
     return joined
 
 
-def _narrow(numbers: Tensor) -> Tensor:
-    """One column where all are the same."""
+def _narrow_rows(source: StateSource, output: Any, numbers: Tensor) -> Tensor:  # noqa: ANN401
+    """Row numbers as the state is laid out, in one column where all are the same."""
+    numbers = read_rows(source, output, numbers)
     first = numbers[..., :1]
     return first if bool((numbers == first).all()) else numbers
 

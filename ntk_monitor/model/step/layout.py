@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ntk_monitor.model.labels import Labels, is_still
+from ntk_monitor.model.labels import Label, Labels, is_still
 from ntk_monitor.model.placement import Numbering, Rows
 
 
@@ -87,7 +87,8 @@ def layout_of(labels: Labels, known: Sequence[Numbering], rows: Rows) -> Layout 
         if features is None:
             continue
         single = numbers.movedim(features, -1)[..., 0]
-        found = numbering.find({numbering.source: label.each(lambda _, n=single: n.flatten())})
+        rows_here = single.flatten()
+        (found,) = numbering.find([{numbering.source: Label(rows_here, rows_here, rows_here)}])
         if found is None:
             continue
         whole = _completed(found.reshape(single.shape), rows)
@@ -98,7 +99,7 @@ def layout_of(labels: Labels, known: Sequence[Numbering], rows: Rows) -> Layout 
 
 
 def _features(numbers: Tensor) -> int | None:
-    """The axis along which all entries have the same row: the last one that is wide, or the last."""
+    """The axis along which all entries have the same row: the last wide one, if there is any."""
     still = [axis for axis in range(numbers.ndim) if is_still(numbers, axis)]
     wide = [axis for axis in still if numbers.shape[axis] > 1]
     if numbers.ndim < 2 or not still:
@@ -151,7 +152,7 @@ def _by_trial(found: Tensor, features: int, rows: Rows) -> Layout | None:
     B, T = rows
     trial, step = found // T, found % T
     sizes = torch.bincount(trial.flatten(), minlength=B)
-    if not bool((sizes == sizes[0]).all()) or len(found.flatten().unique()) < found.numel():
+    if not bool((sizes == sizes[0]).all()) or len(torch.unique(found)) < found.numel():
         return None
     for axis in range(trial.ndim):
         each = trial.movedim(axis, 0).reshape(trial.shape[axis], -1)
