@@ -277,19 +277,27 @@ def replaced(output: Any, old: Any, new: Any) -> Any:  # noqa: ANN401
 
 
 def _follow(hidden: Any, old: Any, state: Tensor) -> Any:  # noqa: ANN401
-    """The final hidden state of a recurrent layer, made equal to the last step of its output."""
+    """The final hidden states of a recurrent layer, made equal to the ends of its output.
+
+    Forward it ends at the last step, backward at the first; other layers' are left as they are.
+    """
     if isinstance(hidden, tuple) and len(hidden) == 2:  # an LSTM's (h, c): c is not in the state
         return _follow(hidden[0], old, state), hidden[1]
-    if not isinstance(hidden, Tensor):
+    if not isinstance(hidden, Tensor) or state.shape[-1] not in {
+        hidden.shape[-1],
+        2 * hidden.shape[-1],
+    }:
         return hidden
     last = state[:, -1]
     if isinstance(old, PackedSequence):
-        ends = unpack(old)[1].sum(1) - 1
-        last = state[torch.arange(len(state), device=state.device), ends]
-    batched = last if hidden.ndim == 3 else last.squeeze(0)
-    if hidden.shape[1:] != batched.shape:  # two directions, or a projection: leave it
+        steps = unpack(old)[1].sum(1) - 1
+        last = state[torch.arange(len(state), device=state.device), steps]
+    size = hidden.shape[-1]
+    ends = [last[:, :size], state[:, 0, size:]] if state.shape[-1] > size else [last]
+    ends = [end if hidden.ndim == 3 else end.squeeze(0) for end in ends]
+    if hidden.shape[1:] != ends[0].shape:
         return hidden
-    return torch.cat([hidden[:-1], batched.unsqueeze(0)])
+    return torch.cat([hidden[: -len(ends)], torch.stack(ends)])
 
 
 @dataclass(frozen=True)
