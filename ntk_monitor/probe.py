@@ -446,12 +446,22 @@ class Probe:
         Returns:
             The distance over the size; 0 where it is known already.
         """
-        J, ranks = lin.jacobian, lin.ranks
+        J = lin.jacobian
         key = (lin.modules, lin.parameters, J.method)
         if key in self._compared or J.method == BACKWARD:
             return 0.0
         self._compared.add(key)
+        before = J.products
         own = factor.sample(range(1))[0].double()
+        spent = J.products - 1 if J.products > before else before  # it is taken again as a sample
+        try:
+            return self._gap_of(lin, factor, own, seed)
+        finally:
+            J.products = spent  # once for a module: no part of what may be spent
+
+    def _gap_of(self, lin: Linearization, factor: Factor[Any], own: Tensor, seed: int) -> float:
+        """The gap for one product."""
+        J, ranks = lin.jacobian, lin.ranks
         size = math.sqrt(ranks.sum(own.square().sum()))
         other = None
         if isinstance(factor, SampledJacobian):

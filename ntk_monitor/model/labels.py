@@ -53,7 +53,7 @@ def change_all(labels: Labels, change: Callable[[Tensor], Tensor]) -> Labels:
 
 def none_of(tensor: Tensor) -> Tensor:
     """No numbers, of a tensor's shape."""
-    return torch.full((), NONE, device=tensor.device).expand(tensor.shape)
+    return torch.full((), NONE, dtype=torch.int32, device=tensor.device).expand(tensor.shape)
 
 
 def is_still(numbers: Tensor, axis: int) -> bool:

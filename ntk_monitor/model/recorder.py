@@ -516,7 +516,9 @@ class Recorder(Watch):
             use = replace(use, read=once)
             for address in {address_of(t) for t in reads}:
                 self._unread.setdefault(address or 0, []).append(once)
-        nodes = tuple(t.grad_fn for t in returned if t.grad_fn is not None)
+        # A view is in the graph no more where it is written to; what it is a view of is.
+        both = (t for t in (*returned, *(t._base for t in returned)) if t is not None)
+        nodes = tuple(t.grad_fn for t in both if t.grad_fn is not None)
         if path is None:
             self._follow(use, key, returned[0])
         return Record(use, *origins, key, output, nodes, label, call)

@@ -201,7 +201,9 @@ class Follower:
     def _numbered(self, tensor: Tensor) -> Labels:
         """Numbers of a tensor's own."""
         shape = tuple(tensor.shape)
-        numbers = torch.arange(tensor.numel(), device=tensor.device).reshape(shape)
+        small = tensor.numel() <= torch.iinfo(torch.int32).max
+        kind = torch.int32 if small else torch.int64
+        numbers = torch.arange(tensor.numel(), dtype=kind, device=tensor.device).reshape(shape)
         self._shapes.append(shape)
         return {len(self._shapes) - 1: Label(numbers, numbers, numbers)}
 
@@ -486,7 +488,7 @@ def _none_like(value: Any, into: Tensor) -> Tensor:  # noqa: ANN401
     """No numbers, of a value's shape."""
     if isinstance(value, Tensor):
         return none_of(value)
-    return torch.tensor(NONE, device=into.device)
+    return torch.tensor(NONE, dtype=torch.int32, device=into.device)
 
 
 def _is_spread_along(joined: Labels, tensor: Tensor, shape: torch.Size) -> bool:
@@ -536,7 +538,7 @@ def _by_row(numbers: Tensor, places: Tensor, count: int) -> Tensor:
         numbers, places = numbers.narrow(axis, 0, 1), places.narrow(axis, 0, 1)
     found = numbers.new_full((count,), NONE)
     there = places >= 0
-    found[places[there]] = numbers[there]
+    found[places[there].long()] = numbers[there]
     return found
 
 

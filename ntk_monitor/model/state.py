@@ -280,6 +280,14 @@ def _follow(hidden: Any, old: Any, state: Tensor) -> Any:  # noqa: ANN401
     """The final hidden states of a recurrent layer, made equal to the ends of its output.
 
     Forward it ends at the last step, backward at the first; other layers' are left as they are.
+
+    Args:
+        hidden: What the layer returned beside its output.
+        old: Its output.
+        state: What takes the place of that, (B, T, n).
+
+    Returns:
+        Of the structure of the first.
     """
     if isinstance(hidden, tuple) and len(hidden) == 2:  # an LSTM's (h, c): c is not in the state
         return _follow(hidden[0], old, state), hidden[1]
