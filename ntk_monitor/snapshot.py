@@ -46,7 +46,8 @@ class TargetMode:
             the place of ``u_i``.
         output: The module whose output the target is compared with, where there are several.
         share: ``sigma_i^2`` of the squared size of its target.
-        rate: ``d learned / d step`` at the next step of the optimizer in use. Nan without one.
+        rate: ``d learned / d step`` at the next step of the optimizer in use, of the studied
+            parameters alone, the others being held. Nan without one.
         steps_to_learn: Optimizer steps until ``learned`` is 0.9, by the forecast; inf where it
             never is. None without an optimizer or learning rate.
         steps_band: The least and the most of them, by forecasts in fewer Krylov directions and with
