@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ntk_monitor.model.batch import of_the_class, plain_tensor
 from ntk_monitor.model.step.comparison import Seen
@@ -22,6 +23,8 @@ PRODUCTS = frozenset({"mul", "multiply", "mul_", "__rmul__"})
 DISTANCES = frozenset({"dist", "pairwise_distance"})
 COMPARING = frozenset(LOSSES) | DIFFERENCES | PRODUCTS | DISTANCES | {"gather", "__getitem__"}
 """Functions that may compare outputs with a target, by name; each call of one has a number."""
+SHAPING = frozenset({"view", "reshape", "flatten"})
+"""Functions that may put rows into fewer axes and leave the last one as it is."""
 MOST_SHAKEN = 2**26
 """Entries of outputs up to which it is asked which of them count; of more, all do."""
 Place = tuple[int | str, ...]
@@ -61,6 +64,7 @@ class LossWatch(TorchFunctionMode):
         self.meant: list[Tensor] = []
         self.differentiates = False
         self._paused, self._cut = False, cut
+        self._normalised: Any = WeakIdKeyDictionary()
         self._count = 0
 
     def __torch_function__(
@@ -88,8 +92,47 @@ class LossWatch(TorchFunctionMode):
         if name == "linear_cross_entropy":
             func, args, kwargs = _in_two(args, kwargs)
             name = "cross_entropy"
+        if name == "nll_loss" and (logits := self._logits(args, kwargs)) is not None:
+            func, args, kwargs = functional.cross_entropy, *_with(args, kwargs, *logits)
+            name = "cross_entropy"
         number, self._count = self._count, self._count + (name in COMPARING)
-        return self.see(func, name, number, args, kwargs)
+        output = self.see(func, name, number, args, kwargs)
+        self._follow_logits(func, name, args, kwargs, output)
+        return output
+
+    def _logits(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Place, Tensor] | None:
+        """What log-probabilities were made of: with these the loss is the same, and linear."""
+        place: Place = (0,) if args else ("input",)
+        y = argument_at(args, kwargs, place)
+        found = self._normalised.get(y) if isinstance(y, Tensor) else None
+        if found is None:
+            return None
+        logits, axis = found
+        return (place, logits) if axis == min(1, y.ndim - 1) else None
+
+    def _follow_logits(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        output: Any,  # noqa: ANN401
+    ) -> None:
+        """Take note of log-probabilities, and of others of their shapes."""
+        first = argument_at(args, kwargs, (0,) if args else ("input",))
+        if not isinstance(output, Tensor) or not isinstance(first, Tensor):
+            return
+        if name == "log_softmax":
+            axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            if type(axis) is int:
+                self._normalised[output] = first, axis % output.ndim
+        elif name in SHAPING and first in self._normalised and args:
+            logits, axis = self._normalised[first]
+            if axis == first.ndim - 1 and output.shape[-1] == first.shape[-1]:
+                shaped = func(logits, *args[1:], **kwargs)
+                self._normalised[output] = shaped, output.ndim - 1
 
     @contextmanager
     def pause(self) -> Iterator[None]:
