@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import copy
 from functools import wraps
@@ -32,7 +32,7 @@ from ntk_monitor.model.sketched import Sketch, without_saved_tensors
 from ntk_monitor.model.state import State
 from ntk_monitor.model.step import StepFunction
 from ntk_monitor.model.step.discovery import Discovery
-from ntk_monitor.model.step.standins import WithoutMessages
+from ntk_monitor.model.step.standins import WithoutMessages, WithoutWrites
 from ntk_monitor.model.step.tape import Tape
 from ntk_monitor.model.step.watch import Following, LossWatch, Reading
 from ntk_monitor.ranks import Ranks
@@ -121,6 +121,7 @@ class ForwardMap:
         )
         self._written: list[str] = []
         self._changing: Held | None = None
+        self._keeps_weights = False
 
     def _taken(self, tensor: Tensor) -> Tensor:
         """What is studied in a tensor's place: a copy of its own; floating ones in ``dtype``."""
@@ -253,17 +254,23 @@ class ForwardMap:
         ]
         if self._changing is not None:
             self._changing.put_back()
-        self._written += self._taken_anew()
+        used = {n for r in recorder.records for o in (r.weight, r.bias) if o for n in o.names}
+        self._written += self._taken_anew(used)
         return Recorded(recorder, discovery, returned)
 
     def _protected(self) -> frozenset[int]:
         """Where numbers are that no step may write to, by address."""
         return frozenset()
 
-    def _taken_anew(self) -> list[str]:
+    def _taken_anew(self, used: Container[str]) -> list[str]:
         """Parameters that the step has written to; they are as before, and are lent as copies.
 
-        A target network that is brought up to date in the step is such.
+        A target network that is brought up to date in the step is such. Weights that forward
+        itself changes (``max_norm``, clamps) are measured as they are after it, and no other pass
+        writes to them.
+
+        Args:
+            used: Names of the weights that act on data.
 
         Returns:
             Their names.
@@ -271,7 +278,11 @@ class ForwardMap:
         written = []
         for name, parameter in self.parameters.items():
             own = self._taken(parameter)
-            if not _same(own, self.tensors[name]):
+            if _same(own, self.tensors[name]):
+                continue
+            if name in used:
+                self._keeps_weights = True
+            else:
                 with torch.no_grad():
                     self.tensors[name].copy_(own)
                 written.append(name)
@@ -406,7 +417,8 @@ class ForwardMap:
     def _call(self, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
         fresh = {name: tensors[name].clone() for name in self._written if name in tensors}
         named = {f"module.{name}": tensor for name, tensor in {**tensors, **fresh}.items()}
-        with self._as_at_first():
+        keeping = WithoutWrites(tensors.values()) if self._keeps_weights else nullcontext()
+        with self._as_at_first(), keeping:
             return functional_call(self._caller, named, (self.batch.lend(),))
 
     @contextmanager

@@ -175,6 +175,7 @@ def _linearize(
         return quiet(module, kernels=kernels)
 
     with context("reversible"):
+        _require_real(module)
         trained = select_parameters(module, None)
         names = select_parameters(module, parameters)
         reference = dict(module.named_parameters())[names[0]]
@@ -244,6 +245,21 @@ def _linearize(
         _compares=found.loss.compares,
         _batch=batch,
     )
+
+
+def _require_real(module: nn.Module) -> None:
+    """Refuse complex parameters.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    found = [name for name, p in module.named_parameters() if p.is_complex()]
+    if found:
+        raise ValueError(
+            f"the parameters {', '.join(found[:3])} of {type(module).__name__} are complex, and a "
+            "probe works in real arithmetic: keep real and imaginary parts, and put them together "
+            "in forward with torch.view_as_complex"
+        )
 
 
 def _require_dtype(module: nn.Module, names: Sequence[str], dtype: torch.dtype) -> None:

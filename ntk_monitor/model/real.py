@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -53,8 +53,9 @@ class RealForward(ForwardMap):
         """The parameters' own numbers."""
         return frozenset(a for p in self.module.parameters() if (a := address_of(p)))
 
-    def _taken_anew(self) -> list[str]:
+    def _taken_anew(self, used: Container[str]) -> list[str]:
         """None: these are not copies, and no step writes to them."""
+        del used
         return []
 
     def leaves(self, names: Sequence[str]) -> dict[str, Tensor]:

@@ -132,3 +132,43 @@ def test_a_tenth_that_is_detached_is_found_at_any_seed(method: str) -> None:
         else:
             with pytest.raises(RuntimeError, match="disagree"):
                 probe(module, x, seed=seed, method=method, **settings)
+
+
+def clamped(m: Made, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        m.inner.weight.clamp_(-0.1, 0.1)
+    return m.readout(torch.tanh(m.inner(x)))
+
+
+@pytest.mark.parametrize("method", ["exact", "finite-difference", "forward-ad"])
+def test_weights_that_forward_changes_are_measured_as_they_are_then(method: str) -> None:
+    parts = {"inner": nn.Linear(3, 4).double(), "readout": nn.Linear(4, 2).double()}
+    data = batch()
+    before = parts["inner"].weight.detach().clone()
+    settings: dict[str, Any] = {"method": method, "dtype": torch.float64, "tolerance": 0.2}
+    found = probe(Made(clamped, **parts), data, learning_rate=0.1, **settings)
+    assert torch.equal(parts["inner"].weight, before)
+    assert found.method == method
+    with torch.no_grad():
+        parts["inner"].weight.clamp_(-0.1, 0.1)
+    plain = Made(lambda m, x: m.readout(torch.tanh(m.inner(x))), **parts)
+    require_same(found, probe(plain, data, learning_rate=0.1, **settings))
+
+
+def test_normalised_embeddings_are_measured_as_they_are_then() -> None:
+    tokens, y = torch.randint(10, (4, 6)), torch.randn(4, 6, 2)
+    words, readout = nn.Embedding(10, 4, max_norm=1.0).double(), nn.Linear(4, 2).double()
+    state = nn.Tanh()
+    module = Made(lambda m, x: m.readout(m.state(m.words(x))), words=words, readout=readout,
+                  state=state)  # fmt: skip
+    found = probe(module, (tokens, y), learning_rate=0.1, **EXACT)
+    words(tokens)
+    words.max_norm = None
+    require_same(found, probe(module, (tokens, y), learning_rate=0.1, **EXACT))
+
+
+def test_complex_parameters_are_refused_in_a_sentence() -> None:
+    gain = nn.Parameter(torch.ones(3, dtype=torch.cfloat))
+    module = Made(lambda m, x: m.readout((x * m.gain).real), gain=gain, readout=nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"gain of Made are complex.*view_as_complex"):
+        probe(module, batch())

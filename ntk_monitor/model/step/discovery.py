@@ -13,7 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ntk_monitor.model.labels import NOTHING, Labels
 from ntk_monitor.model.step.losses import BY_HAND, LOSSES, RATES
-from ntk_monitor.model.step.standins import REMEDY, StepError
+from ntk_monitor.model.step.standins import HARMLESS, REMEDY, StepError
 from ntk_monitor.model.step.watch import (
     COMPARING,
     DIFFERENCES,
@@ -54,8 +54,6 @@ VARYING = frozenset({
 
 NORMALISING = frozenset({"embedding", "embedding_bag"})
 """Functions that scale rows of their weight, if they are given a ``max_norm``."""
-HARMLESS = frozenset({"requires_grad_", "detach_", "share_memory_", "retain_grad_"})
-"""Methods that write no numbers, by whatever name."""
 
 
 @dataclass(frozen=True)

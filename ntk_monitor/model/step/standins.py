@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ACTIONS = ("save_checkpoint", "print", "fit", "validate", "test", "predict")
@@ -264,6 +265,55 @@ class WithoutMessages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if "c10d" in str(getattr(func, "namespace", "")):
             _communicates()
         return func(*args, **(kwargs or {}))
+
+
+class WithoutWrites(TorchFunctionMode):
+    """Leaves some tensors as they are, whatever is to be written into them."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        """Note where they are.
+
+        Args:
+            tensors: The tensors.
+        """
+        super().__init__()
+        self._tensors = list(tensors)
+        self._places = {at for t in self._tensors if (at := _address(t))}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Make a call, unless it writes there; an embedding's ``max_norm`` is left out."""
+        del types
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        first = args[0] if args else None
+        writes = name == "__setitem__" or (name.endswith("_") and not name.startswith("_"))
+        there = isinstance(first, Tensor) and (
+            _address(first) in self._places or any(first is t for t in self._tensors)
+        )
+        if writes and there and name not in HARMLESS:
+            return None if name == "__setitem__" else first
+        if name in {"embedding", "embedding_bag"}:
+            args = (*args[:3], None, *args[4:]) if len(args) > 3 else args
+            kwargs = {**kwargs, "max_norm": None} if kwargs.get("max_norm") else kwargs
+        return func(*args, **kwargs)
+
+
+def _address(tensor: Tensor) -> int | None:
+    """Where a tensor's numbers are; None where it has none of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
+HARMLESS = frozenset({"requires_grad_", "detach_", "share_memory_", "retain_grad_"})
+"""Methods that write no numbers, by whatever name."""
 
 
 class _NoTrainer:
