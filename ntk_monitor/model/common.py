@@ -47,7 +47,8 @@ def in_every_process(
     lost = {n for s in sites for n in s.parameters} - {n for s in kept for n in s.parameters}
     reason = "in another process it has no site on the state's rows"
     left_out = {**coverage.left_out, **dict.fromkeys(sorted(lost), reason)}
-    fraction = 1 - sum(sizes[name] for name in left_out) / sum(sizes.values())
+    gone = sum(sizes[name] for name in lost - set(coverage.left_out))
+    fraction = coverage.fraction - gone / sum(sizes.values())
     widths = (
         site.activity.shape[2] if every is None else len(every)
         for site, every in zip(kept, entries, strict=True)

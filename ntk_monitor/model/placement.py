@@ -146,7 +146,9 @@ def placed_by(
     Returns:
         For each site the numbers of its uses, and how their rows run over the state's. Uses
         without a row of the state are in none, nor are those whose rows differ in less than the
-        state's do: of the first steps of all trials, say.
+        state's do (of the first steps of all trials, say), or that have some of its rows only, as
+        experts have to which they are sent: in another process there may be none. Steps at an end
+        may be missing, since a first state is given.
     """
     count = rows[1] if numbering.is_shared else rows[0] * rows[1]
     found = numbering.find(uses)
@@ -160,8 +162,23 @@ def placed_by(
     return [
         (numbers, _placement(own, count, rows, is_shared=numbering.is_shared))
         for numbers, own, there in sites
-        if _differing(numbering.numbers[there[numbering.rows]], shape) == differ
+        if _lacks_ends_alone(there, numbering, rows)
+        and _differing(numbering.numbers[there[numbering.rows]], shape) == differ
     ]
+
+
+def _lacks_ends_alone(there: Tensor, numbering: Numbering, rows: Rows) -> bool:
+    """Whether the numbered rows that a site has not are steps of all trials, at one end."""
+    lacking = torch.zeros_like(there)
+    lacking[numbering.rows] = ~there[numbering.rows]
+    if not bool(lacking.any()):
+        return True
+    by_trial = lacking.reshape(-1, rows[1])
+    steps = by_trial[0]
+    if not bool((by_trial == steps).all()):
+        return False
+    kept = (~steps).nonzero().flatten()
+    return len(kept) > 1 and int(kept[-1] - kept[0]) + 1 == len(kept)
 
 
 def _apart(

@@ -127,23 +127,6 @@ class Follower:
         self.used: dict[Any, Labels] = {}
         self.met: dict[Any, Labels] = {}
         self.spread: set[Any] = set()
-        handlers: dict[Handler, Iterable[str]] = {
-            self._moved: MOVING,
-            self._joined: JOINING,
-            self._written: WRITING,
-            self._summed: SUMMING,
-            self._contracted: CONTRACTING,
-            self._windows: CONVOLVING,
-            self._layer: LAYERS,
-            self._cell: CELL_STEPS,
-            self._sorted: ("sort",),
-            self._unpacked: ("_pad_packed_sequence",),
-            self._padded: ("pad",),
-            self._queried: ("scaled_dot_product_attention",),
-            self._looked_up: ("embedding", "one_hot"),
-            self._bags: ("embedding_bag",),
-        }
-        self._handlers = {name: how for how, names in handlers.items() for name in names}
 
     def of(self, tensor: Any) -> Labels:  # noqa: ANN401
         """What is known of a tensor."""
@@ -175,9 +158,9 @@ class Follower:
         """
         if not operation.outputs:
             return
-        handler = self._handlers.get(operation.name, self._row_by_row)
+        handler = HANDLERS.get(operation.name, Follower._row_by_row)
         try:
-            found = handler(operation)
+            found = handler(self, operation)
         except Exception as error:  # an operation that is called in an unknown way
             logger.debug("rows are not followed through %s: %r", operation.name, error)
             found = []
@@ -457,7 +440,25 @@ class Follower:
                     self.spread.add(key)
 
 
-Handler = Callable[[Operation], list[Labels]]
+Handler = Callable[[Follower, Operation], list[Labels]]
+_BY_HANDLER: dict[Handler, Iterable[str]] = {
+    Follower._moved: MOVING,
+    Follower._joined: JOINING,
+    Follower._written: WRITING,
+    Follower._summed: SUMMING,
+    Follower._contracted: CONTRACTING,
+    Follower._windows: CONVOLVING,
+    Follower._layer: LAYERS,
+    Follower._cell: CELL_STEPS,
+    Follower._sorted: ("sort",),
+    Follower._unpacked: ("_pad_packed_sequence",),
+    Follower._padded: ("pad",),
+    Follower._queried: ("scaled_dot_product_attention",),
+    Follower._looked_up: ("embedding", "one_hot"),
+    Follower._bags: ("embedding_bag",),
+}
+HANDLERS = {name: how for how, names in _BY_HANDLER.items() for name in names}
+"""How rows go through an operation, by its name; by place through all others."""
 
 
 def _others(label: Label, move: Callable[[Tensor], list[Tensor]]) -> list[list[Tensor]]:

@@ -111,7 +111,7 @@ def gathered_and_scattered(way: Way) -> Way:
 def by_a_mask(way: Way) -> Way:
     def call(m: Any, x: Tensor) -> Tensor:
         mask = x[..., 0] > 0
-        out = way(m, x) * 0
+        out = torch.zeros_like(way(m, x).detach())
         out[mask] = way(m, x[mask])
         out[~mask] = way(m, x[~mask])
         return out
@@ -128,6 +128,7 @@ ROW_BY_ROW = (
     rolled,
     padded_and_cropped,
     gathered_and_scattered,
+    by_a_mask,
 )
 """For stages that treat rows alike."""
 

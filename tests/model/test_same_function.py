@@ -219,24 +219,22 @@ def test_a_weight_that_also_acts_on_other_rows_counts_in_part() -> None:
     assert found.missed == ()
 
 
-def test_experts_that_rows_are_sent_to_are_placed() -> None:
+def test_experts_that_rows_are_sent_to_are_left_out() -> None:
     def forward(m: Made, x: Tensor) -> Tensor:
         chosen = x[..., 0] > 0
         out = x.new_zeros(*x.shape[:-1], 4)
         out[chosen] = m.one(x[chosen])
         out[~chosen] = m.two(x[~chosen])
-        return m.readout(m.state(out))
+        return m.readout(m.state(m.all(x) + out))
 
     parts = {
-        "one": nn.Linear(3, 4), "two": nn.Linear(3, 4), "state": nn.Tanh(),
-        "readout": nn.Linear(4, 2),
+        "one": nn.Linear(3, 4), "two": nn.Linear(3, 4), "all": nn.Linear(3, 4),
+        "state": nn.Tanh(), "readout": nn.Linear(4, 2),
     }  # fmt: skip
-    x = torch.randn(4, 5, 3)
-    lin = linearize(Made(forward, **parts), x, state="state")
-    assert lin.coverage.fraction == 1.0
-    chosen = (x[..., :1] > 0).float()
-    V = torch.cat([x, torch.ones(4, 5, 1)], -1)
-    torch.testing.assert_close(lin.site_activity, torch.cat([V * chosen, V * (1 - chosen)], -1))
+    found = linearize(Made(forward, **parts), torch.randn(4, 5, 3), state="state").coverage
+    assert [name for name, *_ in found.sites] == ["all.weight"]
+    assert {name.partition(".")[0] for name in found.left_out} == {"one", "two"}
+    assert found.missed == ()
 
 
 def test_theorem_1_holds_for_rows_in_another_order() -> None:

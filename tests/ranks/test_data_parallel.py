@@ -87,7 +87,7 @@ def test_one_that_fails_is_heard_of_wherever_it_fails(found: Found) -> None:
 def test_a_method_that_fails_in_one_process_is_left_by_all_or_ends_the_probe(found: Found) -> None:
     kinds = ("auto, ", "forward-ad, ")
     names = [name for name in found[0]["failures"] if name.startswith(kinds)]
-    assert len(names) == 36
+    assert len(names) == (36 if len(found) == 2 else 12)
     for name in names:
         ends = {process["failures"][name].partition(":")[0] for process in found}
         if "nothing" in ends:  # another method took its place, in all
