@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -62,12 +63,14 @@ class ByGradient:
     def _order(self, record: Record, gradient: Tensor | None) -> Order | None:
         if gradient is None:
             return None
-        B, T = self._h.shape[:2]
-        use = record.use
-        number = torch.arange(B * T, device=gradient.device).reshape(1, *use.rows, 1)
+        B, use = len(self._h), record.use
+        count = prod(use.rows)
+        number = torch.arange(count, device=gradient.device).reshape(1, *use.rows, 1)
         numbers = use.write(number.expand(use.groups, *use.rows, use.units))
+        if numbers.shape[:-1] == gradient.shape[:-1]:  # a cell returns fewer than are weighed
+            numbers = numbers[..., :1]
         touched = numbers.expand_as(gradient)[gradient != 0]
-        if bool((touched < T).all()):
+        if bool((touched < count // B).all()):
             return "batch"
         return "time" if bool((touched % B == 0).all()) else None
 
@@ -110,10 +113,11 @@ class ByShaking:
 
     def _fits(self, records: Sequence[Record], order: Order) -> bool:
         """Whether what would be the rows of the first trial moves no other trial."""
-        first = torch.zeros(*self._rows, dtype=torch.bool, device="cpu")
-        first[0] = True
-        first = first if order == "batch" else first.T
-        rows = [(record, first.reshape(record.use.rows)) for record in records]
+        B, rows = self._rows[0], []
+        for record in records:
+            number = torch.arange(prod(record.use.rows), device="cpu")
+            first = number < len(number) // B if order == "batch" else number % B == 0
+            rows.append((record, first.reshape(record.use.rows)))
         return not bool(self._touched(rows)[1:].any())
 
     def _touched(self, rows: Sequence[tuple[Record, Tensor]]) -> Tensor:

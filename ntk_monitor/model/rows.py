@@ -346,6 +346,9 @@ class Follower:
 
     def _gathered(self, source: int, label: Label, axes: Sequence[int]) -> Label:
         """One number for all entries along some axes."""
+        if not label.is_one:  # each by itself: of scores, high has the rows of the keys
+            near, high, low = (self._gathered(source, Label(x, x, x), axes) for x in label)
+            return Label(near.near, high.high, low.low)
         axes = sorted(axis % label.near.ndim for axis in axes)
         still = [a for a in axes if all(is_still(x, a) for x in label)]
         for axis in reversed(still):

@@ -192,7 +192,10 @@ def place_uses(
         apart += [record for record in group if id(record) not in inside]
     orders = _orders([uses[0] for uses in lost], rows, dependence)
     for i, uses in enumerate(lost):
-        order = "batch" if len(uses) > 1 else orders[i]
+        order = orders[i]
+        if len(uses) > 1:  # one after the other: in the order of the trials, or in none
+            ends = dependence.orders([uses[0], uses[-1]])
+            order = "batch" if ends == ["batch", "batch"] else None
         if order is None:
             apart += uses
         else:
