@@ -142,10 +142,10 @@ def together(several: Sequence[Labels]) -> Labels:
 
 
 def either(first: Labels, second: Labels) -> Labels:
-    """The numbers of a product of two that both have rows: of the one that tells more apart.
+    """The numbers of a product of two that both have rows: those that tell most rows apart.
 
     Scores of queries and keys have rows of both; where they tell as much, the first goes before,
-    and the second is kept beside it.
+    and the second is kept beside it, until a sum leaves one of them alone.
 
     Args:
         first: Of one of them, laid out as the product is.
@@ -160,11 +160,10 @@ def either(first: Labels, second: Labels) -> Labels:
         if known is None:
             found[source] = label
             continue
-        a, b = _moving_axes(known.near), _moving_axes(label.near)
-        if a < b:
-            found[source] = label
-        elif a == b and not _same(known.near, label.near):
-            found[source] = Label(known.near, label.near, known.low)
+        options = [known.near, label.near, known.high, label.high]
+        near, *others = sorted(options, key=_moving_axes, reverse=True)
+        high = next((x for x in others if not _same(x, near)), near)
+        found[source] = Label(near, high, near)
     return found
 
 

@@ -251,7 +251,7 @@ def _narrow_rows(source: StateSource, output: Any, numbers: Tensor) -> Tensor:  
     """Row numbers as the state is laid out, in one column where all are the same."""
     numbers = read_rows(source, output, numbers)
     first = numbers[..., :1]
-    return first if bool((numbers == first).all()) else numbers
+    return first.clone() if bool((numbers == first).all()) else numbers
 
 
 def replaced(output: Any, old: Any, new: Any) -> Any:  # noqa: ANN401
