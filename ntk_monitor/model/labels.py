@@ -161,8 +161,10 @@ def either(first: Labels, second: Labels) -> Labels:
             found[source] = label
             continue
         options = [known.near, label.near, known.high, label.high]
-        near, *others = sorted(options, key=_moving_axes, reverse=True)
-        high = next((x for x in others if not _same(x, near)), near)
+        apart = [_moving_axes(x) for x in options]
+        best = [x for x, axes in zip(options, apart, strict=True) if axes == max(apart)]
+        near = best[0]
+        high = next((x for x in best if not _same(x, near)), near)
         found[source] = Label(near, high, near)
     return found
 
