@@ -17,6 +17,7 @@ from torch import Tensor
 from ntk_monitor import Snapshot, probe
 
 EXAMPLES = 2000 if os.environ.get("NTK_MONITOR_NIGHTLY") else 200
+"""Of all models together."""
 B, T = 4, 5
 
 
@@ -105,8 +106,9 @@ def test_every_way_by_itself(name: str) -> None:
             require_same(name, ways, f"stage {i + 1} {how}", rate=0.1)
 
 
+@pytest.mark.parametrize("name", MODELS)
 @settings(
-    max_examples=EXAMPLES,
+    max_examples=-(-EXAMPLES // len(MODELS)),
     deadline=None,
     derandomize=True,
     database=None,
@@ -114,8 +116,7 @@ def test_every_way_by_itself(name: str) -> None:
     suppress_health_check=list(HealthCheck),
 )
 @given(data=st.data())
-def test_ways_together(data: st.DataObject) -> None:
-    name = data.draw(st.sampled_from(sorted(MODELS)))
+def test_ways_together(name: str, data: st.DataObject) -> None:
     ways, how = [], []
     for i, (kind, _) in enumerate(MODELS[name]):
         way = data.draw(st.integers(0, len(KINDS[kind][0]) - 1))
