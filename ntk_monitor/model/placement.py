@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -229,7 +229,7 @@ def _placement(parts: Sequence[Tensor], count: int, rows: Rows, *, is_shared: bo
     return Placement(index, tuple(parts), is_shared)
 
 
-def in_order(rows: Rows, order: str, spans: Sequence[int], device: Any) -> Placement:  # noqa: ANN401
+def by_order(rows: Rows, order: str, spans: Sequence[int], device: Any) -> Placement:  # noqa: ANN401
     """How rows run over the state's, where it is known by other means than their numbers.
 
     Args:
@@ -253,6 +253,3 @@ def in_order(rows: Rows, order: str, spans: Sequence[int], device: Any) -> Place
         parts.append(numbers[:, begin : begin + span].flatten())
         begin += span
     return _placement(parts, B * T, rows, is_shared=False)
-
-
-Used = Mapping[Any, Labels]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -59,7 +59,8 @@ def second_pass(
             plain = step.plain_output(returned, batch)
             if plain is None:
                 return returned, ()
-            return returned, (replace(plain, layout=_layout(found.loss.rows, found)),)
+            (layout,) = _layouts([found.loss.rows], found)
+            return returned, (replace(plain, layout=layout),)
         _require_same_comparisons(found.loss.sums, watch.sums, step)
         gradients = _gradients(step, returned, watch)
     seen = {
@@ -72,21 +73,20 @@ def second_pass(
         for number, one in watch.seen.items()
     }
     heads = [h for h in found.loss.compares.heads if _is_led_there(h, watch, gradients)]
+    layouts = _layouts((rows_compared(h, found.loss.compares.rows, seen) for h in heads), found)
     comparisons = tuple(
-        replace(
-            compared(head, seen),
-            layout=_layout(rows_compared(head, found.loss.compares.rows, seen), found),
-        )
-        for head in heads
+        replace(compared(head, seen), layout=layout)
+        for head, layout in zip(heads, layouts, strict=True)
     )
     outputs = tuple(c.output for c in comparisons)
     return outputs[0] if len(outputs) == 1 else outputs, comparisons
 
 
-def _layout(labels: Labels, found: Survey) -> Layout | None:
+def _layouts(several: Iterable[Labels], found: Survey) -> Iterator[Layout | None]:
     """Where rows and features of some outputs are."""
     rows = (found.h.shape[0], found.h.shape[1])
-    return layout_of(labels, list(numberings(found.rows, rows)), rows)
+    known = list(numberings(found.rows, rows))
+    return (layout_of(labels, known, rows) for labels in several)
 
 
 def _gradients(step: StepFunction, returned: Any, watch: Following) -> dict[int, Tensor]:  # noqa: ANN401

@@ -18,7 +18,7 @@ from ntk_monitor.model.placement import (
     Numbering,
     Placement,
     Rows,
-    in_order,
+    by_order,
     numberings,
     placed_by,
 )
@@ -201,7 +201,7 @@ def place_uses(
         else:
             spans = [prod(r.use.rows) // rows[0] for r in uses] if order == "batch" else []
             device = recorder.theta[names[0]].device if names else None
-            placed.append((uses, in_order(rows, order, spans, device)))
+            placed.append((uses, by_order(rows, order, spans, device)))
     number = {id(record): i for i, record in enumerate(ordered)}
     placed.sort(key=lambda each: number[id(each[0][0])])
     bare = tuple(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from ntk_monitor.descent.prediction import LEARNED
 from ntk_monitor.monitor.delivery import Reason
 from ntk_monitor.snapshot import Snapshot, TargetMode
 
@@ -20,8 +21,6 @@ FAR = 10.0
 """How many times the remaining steps a rate may promise and still count as within reach."""
 ROOM = 10.0
 """Headroom of the learning rate from which it may be what holds a mode back."""
-LEARNED = 0.9
-"""Learned fraction from which a mode counts as learned."""
 CHANGES: tuple[tuple[Reason, str], ...] = (
     ("clipping", "without clipping"),
     ("decay", "without weight decay"),

@@ -150,14 +150,14 @@ def _common(numbers: Tensor) -> Tensor | None:
 
 def _by_trial(found: Tensor, features: int, rows: Rows) -> Layout | None:
     B, T = rows
-    trial, step = found // T, found % T
+    trial = found // T
     sizes = torch.bincount(trial.flatten(), minlength=B)
     if not bool((sizes == sizes[0]).all()) or len(torch.unique(found)) < found.numel():
         return None
     for axis in range(trial.ndim):
         each = trial.movedim(axis, 0).reshape(trial.shape[axis], -1)
         if bool((each == each[:, :1]).all()) and len(each) == B:
-            wanted = (trial * T + step).movedim(axis, 0).flatten()
+            wanted = found.movedim(axis, 0).flatten()
             order = wanted.argsort()
             still = bool((order == torch.arange(len(order), device=order.device)).all())
             return Layout(features, axis, None if still else order, tuple(found.shape), B)
