@@ -447,7 +447,7 @@ class Probe:
             The distance over the size; 0 where it is known already.
         """
         J = lin.jacobian
-        key = (lin.modules, lin.parameters, J.method)
+        key = (id(lin.module), lin.modules, lin.parameters, J.method)
         if key in self._compared or J.method == BACKWARD:
             return 0.0
         self._compared.add(key)

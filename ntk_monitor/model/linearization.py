@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ntk_monitor.estimators.adaptive import Factor
 from ntk_monitor.model.batch import main_output
@@ -104,6 +104,11 @@ class Linearization:
             f"the loss of {step.name} {what}, so that there are no target modes; all else is "
             "measured. To follow a target all the same: forward_fn and target_fn"
         )
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself."""
+        return self._forward.module
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -395,7 +400,7 @@ class Linearization:
         return self._space.split(self.ranks.sum(self.jacobian.rmatvec(q)))
 
     def _quiet(self, kernels: Kernels) -> AbstractContextManager[None]:
-        return quiet(self._forward.module, kernels=kernels)
+        return quiet(self.module, kernels=kernels)
 
 
 def squared_norm(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from model.test_same_function import EXACT, Made, require_same
 from torch import Tensor, nn
 
-from ntk_monitor import probe
+from ntk_monitor import Probe, probe
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +132,24 @@ def test_a_tenth_that_is_detached_is_found_at_any_seed(method: str) -> None:
         else:
             with pytest.raises(RuntimeError, match="disagree"):
                 probe(module, x, seed=seed, method=method, **settings)
+
+
+def test_a_probe_compares_its_products_for_each_module() -> None:
+    def made(detached: float) -> Made:
+        def forward(m: Made, x: Tensor) -> Tensor:
+            h = torch.tanh(m.first(x))
+            return m.readout(m.state(h + detached * h.detach()))
+
+        parts = {"first": nn.Linear(3, 24), "readout": nn.Linear(24, 2)}
+        return Made(forward, state=nn.Identity(), **parts)
+
+    x = torch.randn(8, 20, 3)
+    whole, partly = made(0.0), made(0.1)
+    for seed in range(6):
+        measure = Probe(state="state", modes=0, method="finite-difference", seed=seed)
+        measure(whole, x)
+        with pytest.raises(RuntimeError, match="disagree"):
+            measure(partly, x)
 
 
 def clamped(m: Made, x: Tensor) -> Tensor:
