@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -51,6 +51,22 @@ def change_all(labels: Labels, change: Callable[[Tensor], Tensor]) -> Labels:
     return {source: label.each(change) for source, label in labels.items()}
 
 
+def all_kinds(given: Iterable[Label | None], change: Callable[[int], Tensor]) -> Label:
+    """A label made of several: where each of them is one, so is what is made of them.
+
+    Args:
+        given: The labels; None for a tensor without numbers.
+        change: From the number of a kind (nearest, highest, lowest) to what it becomes.
+
+    Returns:
+        The label.
+    """
+    near = change(0)
+    if all(label is None or label.is_one for label in given):
+        return Label(near, near, near)
+    return Label(near, change(1), change(2))
+
+
 def none_of(tensor: Tensor) -> Tensor:
     """No numbers, of a tensor's shape."""
     return torch.full((), NONE, dtype=torch.int32, device=tensor.device).expand(tensor.shape)
@@ -92,6 +108,13 @@ def common_shape(*shapes: Sequence[int]) -> torch.Size:
     """The shape to which tensors of some shapes are broadcast."""
     found: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
     return found
+
+
+def fits(shape: Sequence[int], into: Sequence[int]) -> bool:
+    """Whether a tensor of one shape can be broadcast to another."""
+    if len(shape) > len(into):
+        return False
+    return all(a in {1, b} for a, b in zip(reversed(shape), reversed(into), strict=False))
 
 
 def _expanded_alike(changed: Callable[..., Tensor], *numbers: Tensor) -> Tensor:

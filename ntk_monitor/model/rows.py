@@ -24,9 +24,11 @@ from ntk_monitor.model.labels import (
     NOTHING,
     Label,
     Labels,
+    all_kinds,
     change_all,
     common_shape,
     either,
+    fits,
     is_still,
     none_of,
     one_of,
@@ -47,7 +49,7 @@ MOVING = frozenset({
     *("index_select", "gather", "take", "take_along_dim", "__getitem__", "split", "chunk"),
     *("unbind", "tensor_split", "split_with_sizes", "unsafe_split", "unsafe_chunk", "hsplit"),
     *("vsplit", "dsplit", "unfold", "expand", "expand_as", "broadcast_to", "repeat", "tile"),
-    *("repeat_interleave", "diagonal", "masked_select", "_pack_padded_sequence", "movedim"),
+    *("repeat_interleave", "diagonal", "masked_select", "_pack_padded_sequence"),
     *("contiguous", "clone", "detach", "as_strided", "atleast_2d", "atleast_3d", "squeeze_"),
     *("unsqueeze_", "alias", "__get__", "__iter__"),
 })
@@ -210,7 +212,7 @@ class Follower:
             return [t for t in found if isinstance(t, Tensor)]
 
         known = self._labelled(first, operation)
-        moved = {s: [move(label.near), *_others(label, move)] for s, label in known.items()}
+        moved = {s: label.each(move) for s, label in known.items()}
         for key, numbers, count in self._fresh.get(first, ()):
             for tensor, own in zip(outputs, move(numbers), strict=False):
                 if own.shape == tensor.shape:
@@ -249,17 +251,15 @@ class Follower:
         known = [self._labelled(part, operation) for part in parts]
         found: dict[int, Label] = {}
         for source in dict.fromkeys(s for labels in known for s in labels):
-            kinds = [
-                operation.again(
-                    [
-                        labels[source][kind] if source in labels else none_of(part)
-                        for part, labels in zip(parts, known, strict=True)
-                    ],
-                    *names,
-                )
-                for kind in range(3)
-            ]
-            found[source] = Label(*kinds)
+            here = [labels.get(source) for labels in known]
+
+            def join(kind: int, here: Sequence[Label | None] = here) -> Tensor:
+                pairs = zip(parts, here, strict=True)
+                each = [none_of(part) if label is None else label[kind] for part, label in pairs]
+                joined: Tensor = operation.again(each, *names)
+                return joined
+
+            found[source] = all_kinds(here, join)
         return self._whole(found, operation.outputs[0])
 
     def _written(self, operation: Operation) -> list[Labels]:
@@ -268,13 +268,16 @@ class Follower:
         before, new = self.of(into), self._labelled(value, operation)
         found: dict[int, Label] = {}
         for source in dict.fromkeys([*before, *new]):
-            kinds = []
-            for kind in range(3):
-                old = before[source][kind] if source in before else none_of(into)
-                own = new[source][kind] if source in new else _none_like(value, into)
+            here = (before.get(source), new.get(source))
+
+            def write(kind: int, here: tuple[Label | None, Label | None] = here) -> Tensor:
+                there, put = here
+                old = none_of(into) if there is None else there[kind]
+                own = _none_like(value, into) if put is None else put[kind]
                 target = old.clone(memory_format=torch.contiguous_format)
-                kinds.append(_put(operation, target, own))
-            found[source] = Label(*kinds)
+                return _put(operation, target, own)
+
+            found[source] = all_kinds(here, write)
         return self._whole(found, operation.outputs[0])
 
     def _unpacked(self, operation: Operation) -> list[Labels]:
@@ -413,7 +416,7 @@ class Follower:
         shape = output.shape
         leaves = tree_leaves((operation.args, operation.kwargs))
         given = [t for t in leaves if isinstance(t, Tensor) and t.ndim and t.dtype != torch.bool]
-        fit = [t for t in given if _fits(t.shape, shape)]
+        fit = [t for t in given if fits(t.shape, shape)]
         known = [(t, self._labelled(t, operation)) for t in fit]
         known = [(t, labels) for t, labels in known if labels]
         whole = any(t.shape == shape for t in fit if t in self._fresh or self.of(t))
@@ -464,12 +467,6 @@ HANDLERS = {name: how for how, names in _BY_HANDLER.items() for name in names}
 """How rows go through an operation, by its name; by place through all others."""
 
 
-def _others(label: Label, move: Callable[[Tensor], list[Tensor]]) -> list[list[Tensor]]:
-    """The highest and the lowest numbers moved; what is the same as the nearest, once."""
-    near = move(label.near)
-    return [near if x is label.near else move(x) for x in (label.high, label.low)]
-
-
 def _spread(numbers: Tensor, letters: str, out: str, shape: torch.Size) -> Tensor:
     """Numbers of an operand on what a product returns.
 
@@ -500,13 +497,6 @@ def _is_spread_along(joined: Labels, tensor: Tensor, shape: torch.Size) -> bool:
     own = (1,) * (len(shape) - tensor.ndim) + tuple(tensor.shape)
     copied = [i for i, (a, b) in enumerate(zip(own, shape, strict=True)) if a != b]
     return all(is_still(x, i) for label in joined.values() for x in label for i in copied)
-
-
-def _fits(own: torch.Size, shape: torch.Size) -> bool:
-    """Whether a tensor can be broadcast to a shape."""
-    if len(own) > len(shape):
-        return False
-    return all(a in {1, b} for a, b in zip(reversed(own), reversed(shape), strict=False))
 
 
 def _few(labels: Labels) -> Labels:
