@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
@@ -11,8 +11,8 @@ import torch.utils.checkpoint as checkpointing
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import embedding_bag
-from torch.overrides import TorchFunctionMode
 
+from ntk_monitor.model.interception import FunctionMode
 from ntk_monitor.model.operations import plain_embedding_bag
 
 Kernels = Literal["any", "reversible", "plain"]
@@ -80,18 +80,12 @@ def enable_mkldnn(*, enabled: bool) -> None:
     torch.backends.mkldnn.set_flags(enabled, _fp32_precision=None)  # type: ignore[no-untyped-call]
 
 
-class _PlainBags(TorchFunctionMode):
+class _PlainBags(FunctionMode):
     """Computes bags of embeddings in operations that have all derivatives."""
 
-    def __torch_function__(
-        self,
-        func: Any,  # noqa: ANN401
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def call(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:  # noqa: ANN401
-        del types
-        kwargs = kwargs or {}
         if func is embedding_bag:
             plain = plain_embedding_bag(*args, **kwargs)
             if plain is not None:

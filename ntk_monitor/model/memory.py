@@ -1,10 +1,11 @@
-"""How much memory there is, and whether an error says that there was too little."""
+"""How much memory there is, whether an error says that it ran out, and where numbers are."""
 
 from __future__ import annotations
 
 import os
 
 import torch
+from torch import Tensor
 
 SHARE = 0.5
 """Share of the free memory that something may take where the user sets no limit."""
@@ -64,3 +65,11 @@ def is_out_of_memory(error: BaseException) -> bool:
         True if it does.
     """
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def address_of(tensor: Tensor) -> int | None:
+    """Where a tensor's numbers are; 0 if it has none, None if it has no storage of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return None

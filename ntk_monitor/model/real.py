@@ -12,7 +12,8 @@ from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
 from ntk_monitor.model.forward import ForwardMap
-from ntk_monitor.model.recorder import Recorder, address_of
+from ntk_monitor.model.memory import address_of
+from ntk_monitor.model.recorder import Recorder
 from ntk_monitor.model.shards import dots
 from ntk_monitor.model.spread import Spread, averaged_by, place_of, reshard
 from ntk_monitor.model.step import StepFunction

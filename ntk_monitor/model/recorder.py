@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ntk_monitor.model.batch import first_tensor, tensors_of
 from ntk_monitor.model.calls import RECURRENT, Call
-from ntk_monitor.model.labels import Labels, common_shape
+from ntk_monitor.model.interception import FunctionMode
+from ntk_monitor.model.labels import Labels, change_all, fits
+from ntk_monitor.model.memory import address_of
 from ntk_monitor.model.operations import READERS, Use, perturbed, product, uses_in
 from ntk_monitor.model.register import registered_uses
 from ntk_monitor.model.rows import MOVING, Follower, Operation
@@ -153,7 +154,7 @@ class Record:
         return sum(t.numel() for t in tensors if t is not None)
 
 
-class Watch(TorchFunctionMode):
+class Watch(FunctionMode):
     """Numbers the operations that can have a weight site, the same in every pass."""
 
     def __init__(self) -> None:
@@ -161,17 +162,10 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self._count = 0
 
-    def __torch_function__(
-        self,
-        func: Function,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def call(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:  # noqa: ANN401
         """Number an operation and hand it over; one that is composed of others is opened."""
-        del types
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
         if name in COMPOSED:
             with self:
                 return _opened(func)(*args, **kwargs)
@@ -342,8 +336,7 @@ class Recorder(Watch):
         if len(inputs) != 1:
             return False
         with torch._C.DisableTorchFunction():
-            own = (1,) * (output.ndim - inputs[0].ndim) + tuple(inputs[0].shape)
-            if any(a not in {1, b} for a, b in zip(own, output.shape, strict=True)):
+            if not fits(inputs[0].shape, output.shape):
                 return False
             self._expansions[output] = inputs[0].expand(output.shape)
         return True
@@ -484,7 +477,8 @@ class Recorder(Watch):
 
     def _read_layer(self, call: Call, number: int) -> None:
         output, last = call.output
-        first = output = output if isinstance(output, Tensor) else output.data
+        output = output if isinstance(output, Tensor) else output.data
+        rows = rows_of(call, self.rows.of(output))
         returned = (output, *(last if isinstance(last, tuple) else (last,)))
         for local, use, valid in layer_uses(call):
             origins = self._studied(use.weight), self._studied(use.bias)
@@ -492,7 +486,7 @@ class Recorder(Watch):
                 key, label = (call.path, number, local), (call.path, local)
                 reads = tensors_of((call.args, call.kwargs))
                 record = self._record(use, origins, key, returned, label, number, reads, call.path)
-                self.rows.used[key] = rows_of(call, self.rows.of(first))
+                self.rows.used[key] = rows
                 self.records.append(replace(record, path=call.path, local=local, valid=valid))
 
     def _record(
@@ -530,8 +524,7 @@ class Recorder(Watch):
         numbers = use.write(numbers.expand(use.groups, *use.rows, use.units))
         if numbers.shape != returned.shape:  # a cell returns fewer features than are weighed
             numbers = numbers[..., :1]
-        fits = numbers.ndim <= returned.ndim
-        if fits and common_shape(numbers.shape, returned.shape) == returned.shape:
+        if fits(numbers.shape, returned.shape):
             self.rows.use(key, returned, numbers, count)
 
     def _read(
@@ -624,10 +617,7 @@ def rows_of(call: Call, labels: Labels) -> Labels:
         Their numbers, of shape ``(B T,)``.
     """
     source, output = recurrent_source(call), call.output[0]
-    return {
-        s: label.each(lambda x: read_rows(source, output, x)[..., 0].flatten())
-        for s, label in labels.items()
-    }
+    return change_all(labels, lambda x: read_rows(source, output, x)[..., 0].flatten())
 
 
 def layer_uses(call: Call) -> Iterator[tuple[str, Use, Tensor | None]]:
@@ -660,14 +650,6 @@ def _activity_bytes(use: Use, output: Tensor) -> int:
 
 def _gone() -> Tensor:
     raise RuntimeError("activity is not kept in this pass")
-
-
-def address_of(tensor: Tensor) -> int | None:
-    """Where a tensor's numbers are; 0 if it has none, None if it has no storage of its own."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return None
 
 
 def _has_copies(tensor: Tensor | None) -> bool:

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ntk_monitor.model.labels import NOTHING, Labels
+from ntk_monitor.model.memory import address_of
 from ntk_monitor.model.step.losses import BY_HAND, LOSSES, RATES
 from ntk_monitor.model.step.standins import HARMLESS, REMEDY, StepError
 from ntk_monitor.model.step.watch import (
@@ -155,7 +156,7 @@ class Discovery(LossWatch):
                     node,
                     result,
                     tuple(y.shape),
-                    (t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape)),
+                    (address_of(t) or 0, t.storage_offset(), tuple(t.shape)),
                     by_hand=name not in LOSSES,
                     is_column=y in self._columns,
                     whole=self._flattened.get(y),
@@ -171,7 +172,7 @@ class Discovery(LossWatch):
         for tensor in tree_leaves(written):
             if not isinstance(tensor, Tensor) or type(tensor).__name__ == "DTensor":
                 continue
-            if tensor.numel() and tensor.untyped_storage().data_ptr() in self._protected:
+            if tensor.numel() and address_of(tensor) in self._protected:
                 what = how or "a target network, weights that are clipped"
                 raise StepError(
                     f"the step writes into parameters of the model ({what}), and "

@@ -7,8 +7,10 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from ntk_monitor.model.interception import FunctionMode
+from ntk_monitor.model.memory import address_of
 
 ACTIONS = ("save_checkpoint", "print", "fit", "validate", "test", "predict")
 """Methods of a Trainer that a step may call, and that do nothing in a probe."""
@@ -267,7 +269,7 @@ class WithoutMessages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-class WithoutWrites(TorchFunctionMode):
+class WithoutWrites(FunctionMode):
     """Leaves some tensors as they are, whatever is to be written into them."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
@@ -278,23 +280,16 @@ class WithoutWrites(TorchFunctionMode):
         """
         super().__init__()
         self._tensors = list(tensors)
-        self._places = {at for t in self._tensors if (at := _address(t))}
+        self._places = {at for t in self._tensors if (at := address_of(t))}
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def call(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:  # noqa: ANN401
         """Make a call, unless it writes there; an embedding's ``max_norm`` is left out."""
-        del types
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
         first = args[0] if args else None
         writes = name == "__setitem__" or (name.endswith("_") and not name.startswith("_"))
         there = isinstance(first, Tensor) and (
-            _address(first) in self._places or any(first is t for t in self._tensors)
+            address_of(first) in self._places or any(first is t for t in self._tensors)
         )
         if writes and there and name not in HARMLESS:
             return None if name == "__setitem__" else first
@@ -302,14 +297,6 @@ class WithoutWrites(TorchFunctionMode):
             args = (*args[:3], None, *args[4:]) if len(args) > 3 else args
             kwargs = {**kwargs, "max_norm": None} if kwargs.get("max_norm") else kwargs
         return func(*args, **kwargs)
-
-
-def _address(tensor: Tensor) -> int | None:
-    """Where a tensor's numbers are; None where it has none of its own."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return None
 
 
 HARMLESS = frozenset({"requires_grad_", "detach_", "share_memory_", "retain_grad_"})

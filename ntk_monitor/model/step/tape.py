@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from ntk_monitor.model.memory import address_of
+
 
 class _Slot(NamedTuple):
     """Stands for a tensor that a tape knows."""
@@ -126,7 +128,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for leaf in leaves:
             if not isinstance(leaf, Tensor) or id(leaf) in self._slots or not self._memories:
                 continue
-            root = self._memories.get(_memory_of(leaf))
+            root = self._memories.get(address_of(leaf) or 0)
             if root is None or leaf.dtype != self._known[root].dtype:
                 continue
             how = (tuple(leaf.shape), leaf.stride(), leaf.storage_offset())
@@ -177,14 +179,6 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 needed.update(x.number for x in entry.arguments if type(x) is _Slot)
                 needed -= given
         return kept[::-1]
-
-
-def _memory_of(tensor: Tensor) -> int:
-    """Where a tensor's memory begins; 0 for one that has none."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):
-        return 0
 
 
 def _written_to(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:  # noqa: ANN401

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ntk_monitor.model.batch import of_the_class, plain_tensor
+from ntk_monitor.model.interception import FunctionMode
 from ntk_monitor.model.step.comparison import Seen
 from ntk_monitor.model.step.losses import LOSSES, Loss
 from ntk_monitor.model.step.tape import Tape
@@ -45,7 +45,7 @@ class Reading(NamedTuple):
     target: Place
 
 
-class LossWatch(TorchFunctionMode):
+class LossWatch(FunctionMode):
     """Numbers the calls that may compare, the same in every pass, and keeps a step from optimising.
 
     Attributes:
@@ -67,19 +67,12 @@ class LossWatch(TorchFunctionMode):
         self._normalised: Any = WeakIdKeyDictionary()
         self._count = 0
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def call(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:  # noqa: ANN401
         """Look at a call, and make it, unless it goes backward."""
-        del types
-        kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
         if name == "backward":
             self.differentiates = True
             given = args[0] if args else kwargs.get("tensors")
