@@ -102,7 +102,8 @@ class Forecast:
 
     Attributes:
         steps: Steps ahead, from 0, shape ``(h,)``.
-        loss: The loss after them, on the batch that is probed, shape ``(h,)``.
+        loss: The loss after them, on the batch that is probed, shape ``(h,)``; where the training
+            has other batches, with what their steps are expected to do to this one.
         learned: The learned fraction of each target mode, shape ``(h, modes)``.
         valid_for: Steps for which it was found to hold: by earlier forecasts of the same training
             that have come true, or, where there are none, as far as fewer Krylov directions agree.

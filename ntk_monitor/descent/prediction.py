@@ -34,6 +34,12 @@ LEARNED = 0.9
 """Learned fraction from which a mode counts as learned."""
 UNBOUNDED = 10_000.0
 """Steps ahead of a forecast where nobody says how many remain."""
+DOUBT = 0.3
+"""How far from 1 transfer is expected to be, where it is not measured any better."""
+LEAST = 0.02
+"""Share of a step that is taken to be of use at least."""
+SAME = 1e-5
+"""Relative difference below which a second batch holds the same data as the first."""
 BEYOND = 10.0
 """How many times the steps that remain a forecast goes, so that a trend can be seen in it."""
 LOSS_AGREES = 0.25
@@ -293,6 +299,7 @@ class _Prediction:
         self.source, self.observed, self.modes = source, observed, modes
         self.lin, self.pulled, self.setting = lin, pulled, setting
         self.ranks = source.ranks
+        self.elsewhere = False  # whether steps are made on other batches as well
 
     def predicted(self) -> Predicted:
         """All of it."""
@@ -332,7 +339,8 @@ class _Prediction:
             )
         )
         valid = _agree_until(full, less)
-        forecast = Forecast(_tensor(full.steps), _tensor(full.losses), _tensor(full.learned), valid)
+        losses = self._among_others(full, transfer)
+        forecast = Forecast(_tensor(full.steps), _tensor(losses), _tensor(full.learned), valid)
         instruments = Instruments(
             norm, self._signal_to_noise(pieces), self._relative_update(), course.headroom()
         )
@@ -385,6 +393,29 @@ class _Prediction:
         rest = self._curves(leg.course, here, horizon - gone, observed, BELIEVED - gone)
         return rest if whole is None else whole.followed_by(rest)
 
+    def _among_others(self, curves: _Curves, transfer: Estimate | None) -> Vector:
+        """The losses where other batches' steps do to this one what transfer leaves of its own.
+
+        So much is learned later: time, counted in learning rates, goes by more slowly. Transfer
+        that is uncertain is drawn towards 1.
+
+        Args:
+            curves: Of steps on this batch.
+            transfer: What of them other batches' steps do.
+
+        Returns:
+            The losses at the same steps.
+        """
+        if not self.elsewhere or transfer is None:
+            return curves.losses
+        known, expected = max(transfer.stderr, LEAST) ** -2, DOUBT**-2
+        share = (known * transfer.value + expected) / (known + expected)
+        descent = self.setting.descent
+        assert descent is not None
+        passed = np.array([descent.rates_until(float(t)) for t in curves.steps])
+        slower: Vector = np.interp(min(max(share, LEAST), 1.0) * passed, passed, curves.losses)
+        return slower
+
     def _effects(
         self, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
     ) -> tuple[Effects, list[Effects]]:
@@ -414,6 +445,8 @@ class _Prediction:
         if self.observed is not self.source:
             return self._from_training(effects)
         other, others = self._on_the_second()
+        own = float(effects.sum())
+        self.elsewhere = other is not None and abs(other[0] - own) > SAME * abs(own)
         modes = [over_own(each, others[i] if others else None) for i, each in enumerate(on_modes)]
         return over_own(effects, other), modes
 

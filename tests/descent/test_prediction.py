@@ -449,6 +449,47 @@ def test_a_class_that_a_second_batch_lacks_is_known_from_the_first_alone() -> No
         assert (alone == both) == (which == 2)
 
 
+def test_a_loss_falls_as_slowly_as_transfer_leaves_it() -> None:
+    """Of a training on ever new batches, whose steps on each other are of less use."""
+    said, came, own = [], [], []
+    for seed in range(4):
+        net = nn.Sequential(nn.Linear(400, 1, bias=False)).double()
+        with torch.no_grad():
+            net[0].weight.zero_()
+        batches = [sparse(1000 * seed + k) for k in range(12)]
+        optimizer = SGD(net.parameters(), lr=0.02)
+        measured = Probe(dtype=None, loss_fn=mse, tier="modes")
+        for second, found in ((batches[1], said), (None, own)):
+            descent = descent_of([optimizer], net)
+            forecast = measured(net, batches[0], descent=descent, horizon=20, second=second)
+            assert forecast.forecast is not None
+            found.append(forecast.forecast.loss_in(10))
+        for batch in batches[2:]:
+            step(net, [optimizer], batch)
+        came.append(float(mse(net, batches[0]).detach()))
+    after, slower, fitted = (sum(losses) / len(losses) for losses in (came, said, own))
+    assert abs(after - slower) < 0.3 * (after - fitted)
+
+
+def sparse(seed: int) -> tuple[Tensor, Tensor]:
+    """A weak signal and much noise: a batch can be fitted far better than the task can."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(512, 400, generator=generator).double()
+    return x, 0.8 * x[:, :1] + torch.randn(512, 1, generator=generator).double()
+
+
+def test_the_same_data_as_a_second_batch_change_no_forecast() -> None:
+    (x, y), net = data(0, 16), network()
+    found = []
+    for second in (None, (x.flip(0), y.flip(0))):
+        descent = descent_of([SGD(net.parameters(), lr=0.01)], net)
+        measured = Probe(dtype=None, loss_fn=mse, tier="modes", modes=2)
+        forecast = measured(net, (x, y), descent=descent, horizon=20, second=second).forecast
+        assert forecast is not None
+        found.append(forecast.loss)
+    torch.testing.assert_close(*found)
+
+
 def test_of_another_shape_it_is_left_out() -> None:
     first = data(0, 16)
     wrong = first[0][:, :2], first[1]
