@@ -237,6 +237,7 @@ class TangentSketch:
             core_norm_squared=self._gram.norm_squared.cpu(),
             units=self._samples[0].shape[2],
             noise=self.rows.noise,
+            taken_out=float(moments.pairs[0, :r, :r].sum()),
         )
 
     @property

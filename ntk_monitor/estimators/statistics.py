@@ -10,6 +10,9 @@ from torch import Tensor
 from ntk_monitor.estimators.formulas import cosine, participation_ratio
 from ntk_monitor.uncertainty import Estimate, log_jackknife, sample_count, student
 
+WIDTH = 1.96
+"""Standard errors to the end of an interval of 95 %."""
+
 
 @dataclass(frozen=True)
 class KernelStatistics:
@@ -29,6 +32,7 @@ class KernelStatistics:
         core_norm_squared: ``||G||_F^2``, exact.
         units: ``n``.
         noise: A relative error of all moments beside that of sampling; see `Rows`.
+        taken_out: What of ``||A||_F^2`` is known without sampling.
     """
 
     trace: Estimate
@@ -40,10 +44,23 @@ class KernelStatistics:
     core_norm_squared: Tensor
     units: int
     noise: float = 0.0
+    taken_out: float = 0.0
 
     @property
     def frobenius_norm(self) -> Estimate:
-        """``||A||_F``."""
+        """``||A||_F``; the error of what was sampled of it is taken on a scale of its own."""
+        found = self._norm
+        rest = self.norm_squared - self.taken_out
+        if not self.taken_out or not bool((rest > 0).all()):
+            return found
+        # A few directions of the rest make most of it, and their squares have a long tail upwards.
+        error = WIDTH * self._estimate(rest).relative_error
+        above = float(rest[0]) * math.expm1(error) / WIDTH / (2 * float(self.norm_squared[0]))
+        return Estimate(found.value, max(found.stderr, above * found.value))
+
+    @property
+    def _norm(self) -> Estimate:
+        """With the error of the samples alone, which more of them make smaller."""
         return self._estimate(self.norm_squared.sqrt())
 
     @property
@@ -87,7 +104,7 @@ class KernelStatistics:
         """The largest relative standard error among the sampled numbers; infinite for a nan."""
         estimates = [
             self.trace,
-            self.frobenius_norm,
+            self._norm,
             self.effective_rank,
             self.temporal_effective_rank,
             self.spatial_effective_rank,
