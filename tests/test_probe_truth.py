@@ -93,7 +93,19 @@ def test_sampled_numbers_are_unbiased_and_know_their_error(
     reported = torch.tensor([getattr(s, name).stderr for s in shots], dtype=torch.float64)
     spread = values.std()
     assert abs(values.mean() - wanted.numbers[name]) <= 4 * spread / math.sqrt(SEEDS)
-    assert 0.7 <= float(spread / reported.mean()) <= 1.4
+    # Of the norm, the error is that of what deflation leaves, whose distribution has a long tail.
+    least = 0.4 if name == "frobenius_norm" else 0.7
+    assert least <= float(spread / reported.mean()) <= 1.4
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_stated_intervals_hold_the_truth(
+    sampled: tuple[list[Snapshot], Truth, Case], name: str
+) -> None:
+    shots, wanted, _ = sampled
+    intervals = [getattr(s, name).interval() for s in shots]
+    held = sum(low <= wanted.numbers[name] <= high for low, high in intervals) / len(shots)
+    assert held > 0.95 - 3 * math.sqrt(0.05 * 0.95 / len(shots))
 
 
 def test_sampled_numbers_lie_within_their_error_bars(
