@@ -150,7 +150,8 @@ def compare(ranks: Ranks) -> dict[str, Any]:
     for name, (make, draw_batch, settings) in CASES.items():
         if ranks.size > 2 and name not in OF_FOUR:
             continue
-        for method in METHODS if ranks.size == 2 else METHODS[:2]:
+        several = METHODS[:2] if name in DENSE else METHODS[:1]
+        for method in METHODS if ranks.size == 2 else several:
             if method == "exact" and name not in DENSE:
                 continue
             torch.manual_seed(3)

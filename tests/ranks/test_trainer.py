@@ -12,7 +12,10 @@ from ranks.launch import run
 from ranks.test_data_parallel import Found, gap
 
 TRAININGS = ("watched", "in order")
-FORECAST = {"rate", "steps_to_learn", "transfer", "transfer_stderr", "headroom"}
+FORECAST = {
+    *("rate", "steps_to_learn", "transfer", "transfer_stderr", "headroom"),
+    *("in_10_steps", "in_30_steps"),  # as transfer has it
+}
 """What is made of differences in float32, whose step need only agree to 2e-3 with a finer one."""
 
 
