@@ -60,9 +60,9 @@ PREFERENCE: tuple[ProductMethod, ...] = ("finite-difference", "forward-ad", "dou
 """Methods in the order in which ``"auto"`` tries them. Finite differences cost two forward passes,
 in the memory of one and with any kernel, and are far more precise than sampling needs."""
 BACKWARD: ProductMethod = "double-backward"
+"""The method that sees what training's backward pass sees, and nothing else."""
 PAIRS = 16
 """Directions in which a product is compared with training's derivative where that is dear."""
-"""The method that sees what training's backward pass sees, and nothing else."""
 SAMPLING_SHARE = 0.8
 """Share of the time limit after which a probe makes do with the samples that it has."""
 EXACT_ROWS = 2048

@@ -1,0 +1,103 @@
+"""What a default probe costs: forward passes a product, and training steps a probe.
+
+Forward passes, training steps (Adam) and whole probes with default settings take turns in one
+process; the median of the ratios is taken. A probe is everything: watching the operations, checks,
+target modes, products and statistics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+
+import torch
+from cost import forward_passes, seconds_of, training_step
+from results import save
+from torch import Tensor, nn
+from workloads import Workload, gru, wide_gru, wide_transformer
+
+from ntk_monitor import Snapshot
+from ntk_monitor.probe import Probe
+
+
+class Tokens(nn.Module):
+    """The shape of GPT-2 without its vocabulary: causal blocks of width 768."""
+
+    def __init__(self, layers: int = 12, width: int = 768) -> None:
+        """Make the blocks."""
+        super().__init__()
+        self.embed = nn.Linear(16, width)
+        layer = nn.TransformerEncoderLayer(
+            width, 12, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.readout = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, T, 16)`` to ``(B, T, 3)``."""
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1]).to(x.dtype)
+        return self.readout(self.blocks(self.embed(x), mask=mask, is_causal=True))
+
+
+def gpt2(trials: int, steps: int) -> Workload:
+    """85 M parameters on a few rows."""
+    torch.manual_seed(0)
+    x = torch.randn(trials, steps, 16)
+    return Workload(Tokens(), (x, x[..., :3]), "blocks")
+
+
+WORKLOADS: dict[str, Callable[[], Workload]] = {
+    "GRU-64, 20 x 90": lambda: gru(units=64, trials=20, steps=30),
+    "GRU-256, 20 x 90": wide_gru,
+    "transformer 4 x 128, 8 x 64": wide_transformer,
+    "GPT-2 shape, 1 x 32": lambda: gpt2(1, 32),
+    "GPT-2 shape, 4 x 128": lambda: gpt2(4, 128),
+}
+
+
+def turn(work: Workload, probe: Probe, passes: int) -> tuple[float, float, Snapshot]:
+    """Seconds of a forward pass, of a training step, and a probe."""
+    forward = seconds_of(lambda: forward_passes(work, passes)) / passes
+    optimizer = torch.optim.Adam(work.model.parameters(), lr=0.0)
+    training_step(work, optimizer)
+    steps = max(passes // 2, 1)
+    step = seconds_of(lambda: [training_step(work, optimizer) for _ in range(steps)]) / steps
+    work.model.zero_grad()
+    return forward, step, probe(work.model, work.batch)
+
+
+def main() -> None:
+    """Measure every workload."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--workloads", nargs="*", default=list(WORKLOADS))
+    parser.add_argument("--products", type=int, help="as many, whatever the accuracy")
+    arguments = parser.parse_args()
+    exact = {"tolerance": 0.0, "max_products": arguments.products} if arguments.products else {}
+    rows = []
+    for name in arguments.workloads:
+        work = WORKLOADS[name]()
+        large = sum(p.numel() for p in work.model.parameters()) > 10**7
+        probe = Probe(state=work.state, time_limit=None, **exact)
+        turn(work, probe, 1)  # settles the method
+        turns = [turn(work, probe, 4 if large else 16) for _ in range(arguments.repeats)]
+        row = {
+            "workload": name,
+            "products": statistics.median(shot.products for *_, shot in turns),
+            "passes a product": statistics.median(
+                shot.seconds / shot.products / forward for forward, _, shot in turns
+            ),
+            "steps a probe": statistics.median(shot.seconds / step for _, step, shot in turns),
+            "seconds": statistics.median(shot.seconds for *_, shot in turns),
+            "method": turns[-1][2].method,
+        }
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    if not exact and len(rows) == len(WORKLOADS):
+        save("engine", {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
