@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ntk_monitor.ranks import checksum
 
-CPU_BLOCK, OTHER_BLOCK = 2**12, 2**22
-"""Entries with a generator of their own: a GPU draws few numbers no faster than many."""
+CPU_BLOCK, OTHER_BLOCK = 2**16, 2**22
+"""Entries with a generator of their own, whose seeding takes as long as some thousand of them; a
+GPU draws few numbers no faster than many."""
 GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 WORD = 2**64 - 1
 

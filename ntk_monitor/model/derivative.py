@@ -169,7 +169,7 @@ class Derivative(LinearOperator):
         return found
 
     def products_with(self, count: int, tangent: Callable[[int], Tensor]) -> Tensor:
-        """Products with tangents that are made as they are looked at, by some methods one by one.
+        """Products with random tangents, made as they are looked at, by some methods one by one.
 
         Args:
             count: How many.
@@ -179,7 +179,7 @@ class Derivative(LinearOperator):
             Shape ``(count, *shape_out)``.
         """
         made = _Made(count, lambda i: self._trained(tangent(i)))
-        return self._products(lambda products: products(made), count)
+        return self._products(lambda products: products.of_samples(made), count)
 
     def _trained(self, X: Tensor) -> Tensor:
         """Tangents without what is not trained."""

@@ -1,10 +1,10 @@
-"""Central finite differences along a line, with a step that is checked."""
+"""Finite differences along a line, with a step that is checked."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,23 +17,52 @@ SHORTENED, SHORTEST = 3, 1e-3
 """How often a step is shortened at most, and to which part of it at once."""
 SMALLEST_POINT = 1e-3
 """Norm that a point of smaller norm counts as having: one that is all zero needs a step, too."""
+FINER = 4.0
+"""Of a one-sided difference, how much shorter the step is that it is checked with."""
+STRICTER = 0.5
+"""Share of the accuracy that one-sided differences must agree to: theirs is a bias."""
 
 Direction = TypeVar("Direction")
 
 
-class CentralDifferences(Generic[Direction]):
-    r"""Two evaluations a product, whatever a direction is and however the point is moved along it.
+class Way(NamedTuple):
+    """How a difference is taken.
+
+    Attributes:
+        step: ``eta``, the step over the size of the point.
+        base: The function's value at the point, for one-sided differences; None for central ones.
+        change: By how much the checked difference changed the function.
+    """
+
+    step: float
+    base: Tensor | None
+    change: float
+
+
+class Differences(Generic[Direction]):
+    r"""Two evaluations a product, or one, whatever a direction is and however the point is moved.
 
     .. math:: J g \approx (f(\theta + \epsilon g) - f(\theta - \epsilon g)) / (2 \epsilon)
 
     with ``theta`` the point and ``epsilon = eta ||theta|| / ||g||``. The first product chooses
     ``eta``: starting from ``0.6 u^(1/3)`` (``u`` the rounding unit), steps ``eta`` and ``eta / 10``
-    must agree to the given accuracy, or the step is divided by ten, twice at most. That is good for
-    directions that change the function about as much. One that changes it more than `REACH` times
-    as much, ``epsilon ||J g||``, as leading directions do, is done again with a smaller step,
-    though not for a change below ``sqrt(u) ||f||``, which rounding would blur. Where the function's
-    values are spread over processes, sizes and changes are those of all together, so that all take
-    the same steps; those of several directions are summed at once.
+    must agree to the given accuracy, or the step is divided by ten, twice at most.
+
+    For samples, whose own errors are far larger, there are one-sided differences,
+
+    .. math:: J g \approx (f(\theta + \epsilon g) - f(\theta)) / \epsilon,
+
+    with ``f(theta)`` computed once: half the evaluations, and an error of curvature ``eta`` beside
+    that of rounding ``u / eta``, so ``eta`` is ``0.6 u^(1/2)``. The first product checks it: with a
+    step a quarter as long it must agree to half the accuracy; where it does not, samples are taken
+    by central differences. So they are in float64, which one asks for to be exact.
+
+    That is good for directions that change the function about as much. One that changes it more
+    than `REACH` times as much, ``epsilon ||J g||``, as leading directions do, is done again with a
+    smaller step, though not for a change below ``sqrt(u) ||f||`` (of central differences), which
+    rounding would blur. Where the function's values are spread over processes, sizes and changes
+    are those of all together, so that all take the same steps; those of several directions are
+    summed at once.
 
     Attributes:
         extra: Products spent on the step check, and on those that had to be done again.
@@ -41,7 +70,7 @@ class CentralDifferences(Generic[Direction]):
 
     def __init__(
         self,
-        difference: Callable[[Direction, float], tuple[Tensor, float]],
+        difference: Callable[[Direction, float, Tensor | None], tuple[Tensor, float]],
         value: Callable[[], Tensor],
         dtype: torch.dtype,
         accuracy: float,
@@ -50,8 +79,9 @@ class CentralDifferences(Generic[Direction]):
         """Keep what is differentiated.
 
         Args:
-            difference: From a direction and ``eta`` to the difference between the function's
-                values ahead and behind, a tensor of its own, and ``epsilon``.
+            difference: From a direction, ``eta``, and the function's value at the point to the
+                difference between its value ahead and that one, or, for None, the one behind: a
+                tensor of its own; and ``epsilon``.
             value: The function's value at the point itself.
             dtype: Arithmetic in which the point is moved.
             accuracy: The relative agreement of two steps.
@@ -60,19 +90,32 @@ class CentralDifferences(Generic[Direction]):
         self._difference, self._value = difference, value
         self._rounding = torch.finfo(dtype).eps
         self._accuracy, self._ranks = accuracy, ranks
-        self._step: float | None = None
-        self._checked = 0.0
+        self._ways: dict[bool, Way] = {}
+        self._one_sided = self._rounding >= torch.finfo(torch.float32).eps
         self.extra = 0
 
-    def __call__(self, directions: Sequence[Direction]) -> list[Tensor]:
-        """The products with some directions."""
+    def __call__(self, directions: Sequence[Direction], *, sampled: bool = False) -> list[Tensor]:
+        """The products with some directions.
+
+        Args:
+            directions: The directions.
+            sampled: Whether they are samples, all of a kind.
+
+        Returns:
+            The products.
+        """
+        sampled &= self._one_sided
         images: list[Tensor] = []
-        while self._step is None and len(images) < len(directions):
-            step, image, change = self._choose_step(directions[len(images)])
+        while sampled not in self._ways and len(images) < len(directions):
+            g = directions[len(images)]
+            way, image = self._choose_one_sided(g) if sampled else self._choose_central(g)
             images.append(image)
-            if change > 0:  # a direction that moves nothing is no check
-                self._step, self._checked = step, max(change, self._blurred())
-        return images + self._within_reach(directions, range(len(images), len(directions)))
+            if way.change > 0:  # a direction that moves nothing is no check
+                self._ways[sampled] = way
+        which = range(len(images), len(directions))
+        return images + (
+            self._within_reach(directions, which, self._ways[sampled]) if which else []
+        )
 
     def _blurred(self) -> float:
         """The change of the function that rounding makes uncertain to ``sqrt(u)``."""
@@ -83,9 +126,11 @@ class CentralDifferences(Generic[Direction]):
         norms = [torch.linalg.vector_norm(v, dtype=torch.float64) for v in values]
         return self._ranks.sum(torch.stack(norms).square()).sqrt().tolist()
 
-    def _within_reach(self, directions: Sequence[Direction], which: range) -> list[Tensor]:
+    def _within_reach(
+        self, directions: Sequence[Direction], which: range, way: Way
+    ) -> list[Tensor]:
         """Products, with steps that change the function about as much as the checked one."""
-        steps = dict.fromkeys(which, self._step or 0.0)
+        steps = dict.fromkeys(which, way.step)
         images: dict[int, Tensor] = {}
         far = list(which)
         for attempt in range(SHORTENED + 1):
@@ -95,31 +140,50 @@ class CentralDifferences(Generic[Direction]):
             epsilons = []
             for i in far:
                 images.pop(i, None)
-                images[i], epsilon = self._product(directions[i], steps[i])
+                images[i], epsilon = self._product(directions[i], steps[i], way.base)
                 epsilons.append(epsilon)
             norms = self._norms(*(images[i] for i in far))
             changes = {i: e * n for i, e, n in zip(far, epsilons, norms, strict=True)}
-            far = [i for i, change in changes.items() if REACH * self._checked < change < math.inf]
+            far = [i for i, change in changes.items() if REACH * way.change < change < math.inf]
             for i in far:
-                steps[i] *= max(self._checked / changes[i], SHORTEST)
+                steps[i] *= max(way.change / changes[i], SHORTEST)
         return [images[i] for i in which]
 
-    def _product(self, g: Direction, step: float) -> tuple[Tensor, float]:
+    def _product(self, g: Direction, step: float, base: Tensor | None) -> tuple[Tensor, float]:
         """The product, and how far the point was moved for it."""
-        difference, epsilon = self._difference(g, step)
-        return difference.div_(2 * epsilon), epsilon
+        difference, epsilon = self._difference(g, step, base)
+        return difference.div_(epsilon if base is not None else 2 * epsilon), epsilon
 
-    def _choose_step(self, g: Direction) -> tuple[float, Tensor, float]:
-        """The step, the product with it, and the change that it made."""
-        step: float = 0.6 * self._rounding ** (1 / 3)
-        coarse, epsilon = self._product(g, step)
+    def _choose_one_sided(self, g: Direction) -> tuple[Way, Tensor]:
+        """How samples are taken, and the product with the first."""
+        base = self._value().clone()  # a state may be a view of the parameters
+        step = 0.6 * math.sqrt(self._rounding)
+        coarse, epsilon = self._product(g, step, base)
+        fine, _ = self._product(g, step / FINER, base)
+        self.extra += 1
+        gap, size = self._norms(coarse - fine, coarse)
+        if not gap > STRICTER * self._accuracy * size:  # also passes what is zero or not finite
+            return Way(step, base, epsilon * size), coarse
+        self.extra += 1
+        return self._choose_central(g)
+
+    def _choose_central(self, g: Direction) -> tuple[Way, Tensor]:
+        """The step of central differences, and the product with a direction."""
+        if False in self._ways:
+            way = self._ways[False]
+            (image,) = self._within_reach([g], range(1), way)
+            return way, image
+        step = 0.6 * self._rounding ** (1 / 3)
+        coarse, epsilon = self._product(g, step, None)
         gaps = []
         for _ in range(3):
-            fine, smaller = self._product(g, step / 10)
+            fine, smaller = self._product(g, step / 10, None)
             self.extra += 1
             gap, size, coarse_size = self._norms(coarse - fine, fine, coarse)
-            if not gap > self._accuracy * size:  # also passes what is zero or not finite
-                return step, coarse, epsilon * coarse_size
+            if not gap > self._accuracy * size:
+                change = epsilon * coarse_size
+                change = max(change, self._blurred()) if change > 0 else 0.0
+                return Way(step, None, change), coarse
             gaps.append(f"{gap / size if size else math.inf:.2g}")
             step, coarse, epsilon = step / 10, fine, smaller
         raise FloatingPointError(

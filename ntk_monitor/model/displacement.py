@@ -57,17 +57,22 @@ class Displacement:
         self._ledger: Ledger | None = None
 
     def difference(
-        self, direction: Direction, epsilon: float, value: Callable[[], Tensor]
+        self,
+        direction: Direction,
+        epsilon: float,
+        value: Callable[[], Tensor],
+        base: Tensor | None = None,
     ) -> Tensor:
-        """By how much a function of the parameters differs on both sides of where they are.
+        """By how much a function of the parameters differs ahead of where they are.
 
         Args:
             direction: Along which they are moved.
             epsilon: How far.
             value: The function.
+            base: Its value where they are; None for that on the other side.
 
         Returns:
-            Its value at ``theta + epsilon g`` less that at ``theta - epsilon g``.
+            Its value at ``theta + epsilon g`` less the base, or that at ``theta - epsilon g``.
 
         Raises:
             RuntimeError: If something else wrote to the parameters meanwhile.
@@ -81,8 +86,9 @@ class Displacement:
             try:
                 self._move(1)
                 difference = value().clone()  # it may be a view of the parameters
-                self._move(-1)
-                difference -= value()
+                if base is None:
+                    self._move(-1)
+                difference -= value() if base is None else base
             finally:
                 self._put_back()
         except BaseException as error:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.model.derivative import Derivative, Quiet
-from ntk_monitor.model.differences import SHORTENED, SMALLEST_POINT, CentralDifferences
+from ntk_monitor.model.differences import SHORTENED, SMALLEST_POINT, Differences
 from ntk_monitor.model.displacement import Displacement
 from ntk_monitor.model.parameters import ParameterSpace
 from ntk_monitor.model.products import IN_PLACE, TangentProducts, Tangents
@@ -28,10 +28,10 @@ from ntk_monitor.ranks import ALONE, Ranks
 
 
 class InPlaceProducts(TangentProducts):
-    """Central finite differences on the model's own parameters: two plain calls a product.
+    """Finite differences on the model's own parameters: a plain call a product, or two.
 
     The parameters are moved in place and put back to the bit (`Displacement`); no vector as long
-    as all of them is made. The step is chosen and checked by `CentralDifferences`.
+    as all of them is made. The step is chosen and checked by `Differences`.
     """
 
     kernels = "any"
@@ -65,11 +65,13 @@ class InPlaceProducts(TangentProducts):
         displacement = Displacement(self._parameters, untrained)
         size = max(norm(self._parameters, spread), SMALLEST_POINT)
 
-        def difference(direction: Direction, step: float) -> tuple[Tensor, float]:
+        def difference(
+            direction: Direction, step: float, base: Tensor | None
+        ) -> tuple[Tensor, float]:
             epsilon = step * size / (direction.length or 1.0)
-            return displacement.difference(direction, epsilon, state), epsilon
+            return displacement.difference(direction, epsilon, state, base), epsilon
 
-        self._differences = CentralDifferences[Direction](
+        self._differences = Differences[Direction](
             difference, state, self._parameters[0].dtype, accuracy, ranks
         )
 
@@ -82,11 +84,12 @@ class InPlaceProducts(TangentProducts):
         """Return ``J G[b]``."""
         return self.along([Given(list(self._space.split(g).values()), self._spread) for g in G])
 
-    def along(self, directions: Sequence[Direction]) -> Tensor:
+    def along(self, directions: Sequence[Direction], *, sampled: bool = False) -> Tensor:
         """Products with directions in any form.
 
         Args:
             directions: The directions.
+            sampled: Whether they are samples.
 
         Returns:
             Shape ``(b, B, T, n)``.
@@ -100,7 +103,7 @@ class InPlaceProducts(TangentProducts):
                 "method='in-place' keeps no copy of them: linearize again"
             )
         with torch.no_grad():
-            images = self._differences(directions)
+            images = self._differences(directions, sampled=sampled)
             return images[0][None] if len(images) == 1 else torch.stack(images)
 
 
@@ -108,7 +111,7 @@ class InPlaceJacobian(Derivative):
     """The Jacobian over a model's own parameters, with products in place.
 
     Products with flat vectors are for small models. The others take and give a tensor for each
-    parameter: `sample`, `pull`, `push`.
+    parameter: `along`, `pull`.
     """
 
     def __init__(
@@ -151,16 +154,19 @@ class InPlaceJacobian(Derivative):
         size, pull = self.spread.offsets[-1], _flat(self._gradients, self.parameters)
         super().__init__("J", (size,), value, {IN_PLACE: in_place}, quiet, pull, ranks=ranks)
 
-    def sample(self, directions: Sequence[Direction]) -> Tensor:
+    def along(self, directions: Sequence[Direction], *, sampled: bool = False) -> Tensor:
         """``J g`` for directions in any form; a product each.
 
         Args:
             directions: The directions.
+            sampled: Whether they are samples.
 
         Returns:
             Shape ``(b, B, T, n)``.
         """
-        return self._products(lambda _: self._in_place.along(directions), len(directions))
+        return self._products(
+            lambda _: self._in_place.along(directions, sampled=sampled), len(directions)
+        )
 
     def pull(self, u: Tensor) -> list[Tensor]:
         """``J* u``, a tensor for each parameter, summed over processes; one product.
@@ -242,7 +248,7 @@ class SampledInPlace:
 
     def sample(self, indices: range) -> Tensor:
         """``J g_i``, shape ``(len, B, T, n)``; a product each."""
-        return self._jacobian.sample([self._tangent(i) for i in indices])
+        return self._jacobian.along([self._tangent(i) for i in indices], sampled=True)
 
     def pull(self, u: Tensor) -> list[Tensor]:
         """``J* u``, a tensor for each parameter; one product."""
@@ -250,7 +256,7 @@ class SampledInPlace:
 
     def push(self, x: list[Tensor]) -> Tensor:
         """``J x``; one product."""
-        return self._jacobian.sample([Given(x, self._spread)])[0]
+        return self._jacobian.along([Given(x, self._spread)])[0]
 
     def inner(self, index: int, x: list[Tensor]) -> float:
         """``<g_i, x>``."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from ntk_monitor.model.differences import SHORTENED, SMALLEST_POINT, CentralDifferences
+from ntk_monitor.model.differences import SHORTENED, SMALLEST_POINT, Differences
 from ntk_monitor.model.kernels import Kernels
 from ntk_monitor.ranks import ALONE, Ranks
 
@@ -50,6 +50,10 @@ class TangentProducts(ABC):
     @abstractmethod
     def __call__(self, G: Tangents) -> Tensor:
         """Return ``J G[b]`` for tangents ``(b, *shape_in)``; shape ``(b, *shape_out)``."""
+
+    def of_samples(self, G: Tangents) -> Tensor:
+        """The same for random tangents, of which each product may be less precise."""
+        return self(G)
 
     @property
     def at_once(self) -> int:
@@ -111,9 +115,9 @@ class DoubleBackward(TangentProducts):
 
 
 class FiniteDifference(TangentProducts):
-    """Central finite differences at a point that is copied: two plain forward passes a product.
+    """Finite differences at a point that is copied: a plain forward pass a product, or two.
 
-    Works with any kernel. The step is chosen and checked by `CentralDifferences`.
+    Works with any kernel. The step is chosen and checked by `Differences`.
     """
 
     kernels = "any"
@@ -131,15 +135,18 @@ class FiniteDifference(TangentProducts):
         super().__init__(function, at, chunk_size)
         at, size = self.at, torch.linalg.vector_norm(self.at).clamp(min=SMALLEST_POINT)
 
-        def difference(g: Tensor, step: float) -> tuple[Tensor, float]:
+        def difference(g: Tensor, step: float, base: Tensor | None) -> tuple[Tensor, float]:
             length = torch.linalg.vector_norm(g)
             epsilon = step * size / torch.where(length > 0, length, 1.0)
             point = torch.addcmul(at, g, epsilon)
-            ahead = function(point).clone()  # a state may be a view of the parameters
+            ahead = function(point)
+            if base is not None:
+                return ahead - base, float(epsilon)
+            ahead = ahead.clone()  # a state may be a view of the parameters
             torch.addcmul(at, g, epsilon, value=-1, out=point)
             return ahead.sub_(function(point)), float(epsilon)
 
-        self._differences = CentralDifferences[Tensor](
+        self._differences = Differences[Tensor](
             difference, lambda: function(at), at.dtype, accuracy, ranks
         )
 
@@ -150,8 +157,16 @@ class FiniteDifference(TangentProducts):
 
     def __call__(self, G: Tangents) -> Tensor:
         """Return ``J G[b]``."""
+        return self._by_differences(G, sampled=False)
+
+    def of_samples(self, G: Tangents) -> Tensor:
+        """The same for random tangents, by one-sided differences where these do."""
+        return self._by_differences(G, sampled=True)
+
+    def _by_differences(self, G: Tangents, *, sampled: bool) -> Tensor:
+        directions = G.unbind() if isinstance(G, Tensor) else G
         with torch.no_grad():
-            return torch.stack(self._differences(G.unbind() if isinstance(G, Tensor) else G))
+            return torch.stack(self._differences(directions, sampled=sampled))
 
 
 def _together(G: Tangents) -> Tensor:

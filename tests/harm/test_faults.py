@@ -27,7 +27,7 @@ from harm.evidence import Witness, differences, evidence
 from harm.worlds import Module, World, loader, train
 from ntk_monitor import NTKMonitor, StallAlert
 from ntk_monitor.model.derivative import Derivative
-from ntk_monitor.model.differences import SHORTENED, CentralDifferences
+from ntk_monitor.model.differences import SHORTENED, Differences
 from ntk_monitor.model.forward import ForwardMap
 from ntk_monitor.monitor.alert import StallAlert as Alert
 from ntk_monitor.monitor.followed import FollowedState
@@ -254,13 +254,13 @@ def test_a_wedged_probe_ends_at_its_time_limit(
 
 
 def test_a_slow_probe_makes_do_with_fewer_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = CentralDifferences._product
+    honest = Differences._product
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         time.sleep(0.02)
         return honest(*args, **kwargs)
 
-    monkeypatch.setattr(CentralDifferences, "_product", slow)
+    monkeypatch.setattr(Differences, "_product", slow)
     module = Module(KIND)
     module.configure_model()
     settings = {"tolerance": 1e-3, "max_products": 90, "method": "finite-difference", "modes": 0}

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -175,6 +176,47 @@ def test_tangents_that_move_nothing_or_little_set_no_step(dtype: torch.dtype) ->
     for _ in range(2):
         fresh.matvec(torch.ones(fd.shape_in, dtype=dtype))
     assert fresh.products == 2 + 2 + 1  # the first that moves something is checked, too
+
+
+def evaluations_of_samples(net: nn.Module, x: Tensor, count: int, **settings: Any) -> list[Any]:
+    """How often the model is called for samples, and how far these are from exact ones."""
+    calls = []
+    handle = net.register_forward_pre_hook(lambda *_: calls.append(1))
+    lins = [
+        linearize(net, x, method=method, **settings)
+        for method in ("finite-difference", "forward-ad")
+    ]
+    calls.clear()
+    found = lins[0].factor(0).sample(range(count))
+    called = len(calls)
+    handle.remove()
+    wanted = lins[1].factor(0).sample(range(count))
+    return [called, float((found - wanted).norm() / wanted.norm())]
+
+
+def test_a_sample_is_one_evaluation() -> None:
+    net, (x, _) = recurrent(nn.GRU).float(), sequences()
+    count, gap = evaluations_of_samples(net, x, 10, state="rnn")
+    assert count == 10 + 1 + 1  # the point itself, and the check of the step
+    assert gap < 2e-3
+    count, gap = evaluations_of_samples(net.double(), x, 10, state="rnn", dtype=None)
+    assert count == 2 * (10 + 1) + 1
+    assert gap < 1e-8
+
+
+def test_a_sample_is_two_where_the_function_bends_too_much() -> None:
+    class Bent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.state = nn.Linear(3, 4), nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.state(torch.sin(150 * self.inner(x)))
+
+    torch.manual_seed(0)
+    count, gap = evaluations_of_samples(Bent(), torch.randn(5, 3), 10, state="state")
+    assert count > 2 * 10
+    assert gap < 1e-2
 
 
 def test_a_method_that_stops_working_hands_over_to_the_next() -> None:
