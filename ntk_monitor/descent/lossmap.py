@@ -286,7 +286,14 @@ class LossMap:
             return quiet(self._forward.module, kernels=kernels)
 
         return Derivative(
-            "J_y", (self.space.size,), self.outputs, methods, context, self.pull, (), lin.ranks
+            "J_y",
+            (self.space.size,),
+            self.outputs,
+            methods,
+            context,
+            lambda: self.pull,
+            (),
+            lin.ranks,
         )
 
     def _outputs(self, theta: Mapping[str, Tensor]) -> Mapping[int, Tensor]:

@@ -29,6 +29,9 @@ EXHAUSTED = 1e-5
 """Share of an image outside of the directions so far, below which a Krylov space is at its end."""
 STARTS = (1,)
 """The family of random directions that begin Krylov spaces."""
+SETTLED = 0.8
+"""Share of the tolerance below which the temporal and the spatial view need no more samples: pairs
+of their samples are dear."""
 CAUTION = 1.0
 """Standard deviations of the standard error itself that must fit below the tolerance."""
 
@@ -126,6 +129,9 @@ def sample_kernel(
     too few. The first direction that drowns in the error of the products is
     the last.
 
+    The temporal and the spatial view are often known long before the norm of the whole; samples
+    from then on are left out of them.
+
     Args:
         J: The Jacobian.
         core: The core on the same rows, spread over the same processes.
@@ -175,8 +181,13 @@ def sample_kernel(
 
     sample(min(PILOT - MIN_SAMPLES, spare()), spare)
     while True:
-        error = core.ranks.least(sketch.statistics.relative_error)  # the same to the last bit
-        error *= 1 + CAUTION / math.sqrt(2 * len(sketch))
+        statistics = sketch.statistics
+        error = core.ranks.least(statistics.relative_error)  # the same to the last bit
+        views = core.ranks.least(statistics.relative_error_of_views)
+        caution = 1 + CAUTION / math.sqrt(2 * len(sketch))
+        error *= caution
+        if views * caution <= SETTLED * tolerance:
+            sketch.settle_views()
         met = error <= tolerance
         if met or spare() < 1 or not math.isfinite(error):
             scheme = "deflated" if sketch.atoms else "sampled"

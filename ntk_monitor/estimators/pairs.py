@@ -10,6 +10,8 @@ from torch import Tensor
 from ntk_monitor.ranks import ALONE, Ranks
 
 Views = Callable[[Tensor], tuple[Tensor, Tensor]]
+WIDE = 4
+"""How many times as long as the other one a side may be of which Gram matrices are kept."""
 PIECE = 2**14
 """Entries of a row that are converted to float64 at a time."""
 
@@ -62,7 +64,7 @@ class TemporalPairs(_Pairs):
 
     Of two views ``A_i``, ``B_i`` of a sample it is ``<A_i* A_j, B_i* B_j> = <A_i B_i*, A_j B_j*>``.
     With ``Y_i`` of shape ``(a, b)`` the right side costs ``a^2 b`` a sample, whose Gram matrix is
-    kept, and is taken when ``a <= 2 b``; the left side costs ``a b^2`` a pair, and refers to the
+    kept, and is taken when ``a <= 4 b``; the left side costs ``a b^2`` a pair, and refers to the
     samples. A process's share is some rows of these matrices.
     """
 
@@ -77,7 +79,7 @@ class TemporalPairs(_Pairs):
             This process's share of the pairs of all samples so far with the new ones, shape
             ``(all, s)``.
         """
-        if A.shape[1] <= 2 * A.shape[2]:
+        if A.shape[1] <= WIDE * A.shape[2]:
             own = self._ranks.share(A.shape[1])
             new = (A[:, own] @ B.transpose(1, 2)).flatten(1)
             self._kept.append((new, new))
@@ -95,7 +97,7 @@ class TemporalPairs(_Pairs):
 class SpatialPairs(_Pairs):
     """``||Y_i Y_j*||_F^2`` over pairs of samples.
 
-    Of two views it is the mean of ``||A_i B_j*||_F^2`` and ``||B_i A_j*||_F^2``. With ``b <= 2 a``
+    Of two views it is the mean of ``||A_i B_j*||_F^2`` and ``||B_i A_j*||_F^2``. With ``b <= 4 a``
     the Gram matrices ``Y_i* Y_i`` are kept, else the samples are referred to.
     """
 
@@ -110,7 +112,7 @@ class SpatialPairs(_Pairs):
             This process's share of the pairs of all samples so far with the new ones, shape
             ``(all, s)``.
         """
-        if A.shape[2] <= 2 * A.shape[1]:
+        if A.shape[2] <= WIDE * A.shape[1]:
             own = self._ranks.share(A.shape[2])
             one = (A[:, :, own].transpose(1, 2) @ A).flatten(1)
             two = one if B is A else (B[:, :, own].transpose(1, 2) @ B).flatten(1)
@@ -140,13 +142,25 @@ def _against(one: Tensor, two: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return products.double().sum((1, 2)).cpu()
 
 
+def _with_columns(before: Tensor, columns: Tensor) -> Tensor:
+    """Symmetric matrices that grow by some columns, shape ``(..., s, new)``."""
+    old, count = before.shape[-1], columns.shape[-2]
+    grown = torch.zeros(*before.shape[:-2], count, count, dtype=before.dtype, device="cpu")
+    grown[..., :old, :old] = before
+    grown[..., :, old:] = columns
+    grown[..., old:, :old] = columns[..., :old, :].transpose(-1, -2)
+    return grown
+
+
 class PairMoments:
     """What the moments of a kernel are means of, for all samples and all pairs of them.
 
     Attributes:
         squares: ``||Y_i||_F^2``.
         core_squares: ``||F* Y_i||_F^2``, with the core ``F F*``.
-        pairs: ``<Y_i, Y_j>^2``, ``||Y_i* Y_j||_F^2`` and ``||Y_i Y_j*||_F^2``, shape ``(3, s, s)``.
+        pairs: ``<Y_i, Y_j>^2``, shape ``(s, s)``.
+        views: ``||Y_i* Y_j||_F^2`` and ``||Y_i Y_j*||_F^2`` of the first ``v`` samples, shape
+            ``(2, v, v)``.
     """
 
     def __init__(self, core: Tensor, views: Views, ranks: Ranks = ALONE) -> None:
@@ -161,34 +175,37 @@ class PairMoments:
         self._views, self._core = views, views(core[:, ranks.share(core.shape[1])])
         self.squares = torch.empty(0, dtype=torch.float64, device="cpu")
         self.core_squares = torch.empty(0, dtype=torch.float64, device="cpu")
-        self.pairs = torch.empty(3, 0, 0, dtype=torch.float64, device="cpu")
+        self.pairs = torch.empty(0, 0, dtype=torch.float64, device="cpu")
+        self.views = torch.empty(2, 0, 0, dtype=torch.float64, device="cpu")
         self._flat: list[tuple[Tensor, Tensor]] = []
         self._temporal, self._spatial = TemporalPairs(ranks), SpatialPairs(ranks)
 
-    def extend(self, Y: Tensor) -> None:
-        """Add samples, shape ``(s, d, n)``."""
-        old = len(self.squares)
+    def extend(self, Y: Tensor, *, with_views: bool = True) -> None:
+        """Add samples.
+
+        Args:
+            Y: Shape ``(s, d, n)``.
+            with_views: Whether to look at their views, which is most of the work; not any more
+                after the first that come without.
+        """
         A, B = self._views(Y)
         squares = squared_norms(A) if A is B else (squared_norms(A) + squared_norms(B)) / 2
         self.squares = torch.cat([self.squares, squares])
         own = self._ranks.share(A[0].numel())
         self._flat.append((A.flatten(1)[:, own], B.flatten(1)[:, own]))
         ways = (0,) if A is B else (0, 1)
-        products = [
+        shares = [
             torch.cat([inner_products(k[i], self._flat[-1][i]) for k in self._flat]) for i in ways
         ]
-        shares = torch.stack([*products, self._temporal.extend(A, B), self._spatial.extend(A, B)])
+        if with_views:
+            shares += [self._temporal.extend(A, B), self._spatial.extend(A, B)]
         core = self._with_core(A, B)
-        sums = self._ranks.sum(torch.cat([shares.flatten(), core]))
+        sums = self._ranks.sum(torch.cat([torch.stack(shares).flatten(), core]))
         self.core_squares = torch.cat([self.core_squares, sums[-len(core) :]])
-        *products, temporal, spatial = sums[: -len(core)].reshape(shares.shape)
-        columns = torch.stack([products[0] * products[-1], temporal, spatial])
-        count = len(self.squares)
-        pairs = torch.zeros(3, count, count, dtype=torch.float64, device="cpu")
-        pairs[:, :old, :old] = self.pairs
-        pairs[:, :, old:] = columns
-        pairs[:, old:, :old] = columns[:, :old].transpose(1, 2)
-        self.pairs = pairs
+        products = sums[: -len(core)].reshape(len(shares), -1, len(Y))
+        self.pairs = _with_columns(self.pairs, products[0] * products[len(ways) - 1])
+        if with_views:
+            self.views = _with_columns(self.views, products[len(ways) :])
 
     def _with_core(self, A: Tensor, B: Tensor) -> Tensor:
         """This process's share of ``||F* Y_i||_F^2``."""

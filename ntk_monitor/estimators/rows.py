@@ -18,7 +18,7 @@ LEADING_ROWS = (48, 128)
 """Leading directions that may be kept as they are: the fewest that suffice."""
 SKETCHED_ROWS = 64
 """Rows for the sketch of all other directions."""
-COPIES = 3
+COPIES = 5
 """How many times as much memory as the samples, or a sketch, all that is made of them takes."""
 RANK = 100
 """Rounding units of the largest singular value below which a direction is none."""

@@ -76,6 +76,8 @@ class TangentSketch:
         self._gram = core
         self._room = room
         self._samples: list[Tensor] = []
+        self._viewed: list[bool] = []
+        self._settled = False
         self._directions: list[Tensor] = []
         self._pictures: list[Tensor] = []
         self._products = torch.empty(0, 0, dtype=torch.float64, device="cpu")
@@ -83,6 +85,7 @@ class TangentSketch:
         self._taken_out: tuple[Tensor, Tensor] | None = None
         self._moments: PairMoments | None = None
         self._images = torch.empty(0, device="cpu")  # of W*, under the plain samples
+        self._imaged = 0
         self.rows = Rows(None, 0)
         self.drowned = False
 
@@ -105,12 +108,18 @@ class TangentSketch:
         if not self._samples:
             self.rows = choose_rows(Y, self._gram.ranks, self._room)
         kept = self.rows.keep(Y)
-        if self.rows.W is not None and not self.atoms:
+        if self.rows.W is not None and not self.atoms and not self._settled:
             images = sum(y @ x.T for y, x in zip(Y, kept, strict=True))
             self._images = self._images + images if len(self._images) else images
+            self._imaged += len(Y)
         self._samples.append(kept)
+        self._viewed.append(not self._settled)
         if self._moments is not None:
-            self._moments.extend(self._rest(kept))
+            self._moments.extend(self._rest(kept), with_views=self._viewed[-1])
+
+    def settle_views(self) -> None:
+        """Take the temporal and the spatial view from the samples so far, and from no others."""
+        self._settled = True
 
     def leading_sample(self, index: int) -> Tensor:
         """Coordinates of a sample in the leading directions, shape ``(leading, n)``."""
@@ -216,8 +225,8 @@ class TangentSketch:
             self._moments = PairMoments(core, self.rows.views, self._gram.ranks)
             if self.atoms:
                 self._moments.extend(self._atoms)
-            for kept in self._samples:
-                self._moments.extend(self._rest(kept))
+            for kept, viewed in zip(self._samples, self._viewed, strict=True):
+                self._moments.extend(self._rest(kept), with_views=viewed)
         return self._moments
 
     @property
@@ -226,25 +235,34 @@ class TangentSketch:
         moments, r = self._pair_moments, self.atoms
         squares, core = moments.squares, moments.core_squares
         rest = student(mean_estimate(squares[r:]), len(self))
-        norm, temporal, spatial = (self._over_pairs(pairs) for pairs in moments.pairs)
+        temporal, spatial = (self._over_pairs(pairs) for pairs in moments.views)
+        v = len(moments.views[0])
+
+        def core_inner(count: int) -> Tensor:
+            return core[:r].sum() + mean_and_deletes(core[r:count])
+
+        def trace_squared(count: int) -> Tensor:
+            return self._over_pairs(torch.outer(squares[:count], squares[:count]))
+
         return KernelStatistics(
             trace=Estimate(float(squares[:r].sum()) + rest.value, rest.stderr),
-            trace_squared=self._over_pairs(torch.outer(squares, squares)),
-            norm_squared=norm,
+            trace_squared=trace_squared(len(squares)),
+            norm_squared=self._over_pairs(moments.pairs),
             temporal_norm_squared=temporal,
             spatial_norm_squared=spatial,
-            core_inner=core[:r].sum() + mean_and_deletes(core[r:]),
+            core_inner=core_inner(len(squares)),
             core_norm_squared=self._gram.norm_squared.cpu(),
             units=self._samples[0].shape[2],
             noise=self.rows.noise,
-            taken_out=float(moments.pairs[0, :r, :r].sum()),
+            taken_out=float(moments.pairs[:r, :r].sum()),
+            of_views=None if v == len(squares) else (trace_squared(v), core_inner(v)),
         )
 
     @property
     def residual_effective_rank(self) -> float:
         """Participation ratio of what is not in the atoms, by its U-statistics; nan if zero."""
         moments, r = self._pair_moments, self.atoms
-        squares, pairs = moments.squares[r:], moments.pairs[0, r:, r:]
+        squares, pairs = moments.squares[r:], moments.pairs[r:, r:]
         trace_squared = pair_mean_and_deletes(torch.outer(squares, squares))[0]
         return float(trace_squared / pair_mean_and_deletes(pairs)[0])
 
@@ -275,7 +293,7 @@ class TangentSketch:
         like, ranks = self._samples[0], self._gram.ranks
         n = like.shape[2]
         if self.rows.W is not None and not self.atoms:
-            C = self._images.double() / (n * len(self))
+            C = self._images.double() / (n * self._imaged)
             within, rotation = ranks.first(*torch.linalg.eigh(ranks.sum(self.rows.W.double() @ C)))
             large = within > torch.finfo(like.dtype).eps * within[-1]
             root = C @ (rotation[:, large] / within[large].sqrt())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -33,6 +34,8 @@ class KernelStatistics:
         units: ``n``.
         noise: A relative error of all moments beside that of sampling; see `Rows`.
         taken_out: What of ``||A||_F^2`` is known without sampling.
+        of_views: ``(tr A)^2`` and ``<A, G (x) I>`` by the samples that the norms of ``T`` and ``S``
+            are from, where these are not all.
     """
 
     trace: Estimate
@@ -45,6 +48,7 @@ class KernelStatistics:
     units: int
     noise: float = 0.0
     taken_out: float = 0.0
+    of_views: tuple[Tensor, Tensor] | None = None
 
     @property
     def frobenius_norm(self) -> Estimate:
@@ -71,12 +75,16 @@ class KernelStatistics:
     @property
     def temporal_effective_rank(self) -> Estimate:
         """Participation ratio of ``T``."""
-        return self._estimate(participation_ratio(self.trace_squared, self.temporal_norm_squared))
+        return self._view_rank(self.temporal_norm_squared)
 
     @property
     def spatial_effective_rank(self) -> Estimate:
         """Participation ratio of ``S``."""
-        return self._estimate(participation_ratio(self.trace_squared, self.spatial_norm_squared))
+        return self._view_rank(self.spatial_norm_squared)
+
+    def _view_rank(self, norm_squared: Tensor) -> Estimate:
+        trace_squared = self.trace_squared if self.of_views is None else self.of_views[0]
+        return self._estimate(participation_ratio(trace_squared, norm_squared))
 
     @property
     def core_cosine(self) -> Estimate:
@@ -92,7 +100,8 @@ class KernelStatistics:
 
     @property
     def _temporal_cosines(self) -> Tensor:
-        return cosine(self.core_inner, self.temporal_norm_squared, self.core_norm_squared)
+        inner = self.core_inner if self.of_views is None else self.of_views[1]
+        return cosine(inner, self.temporal_norm_squared, self.core_norm_squared)
 
     @property
     def _cosine_noise(self) -> float:
@@ -102,17 +111,23 @@ class KernelStatistics:
     @property
     def relative_error(self) -> float:
         """The largest relative standard error among the sampled numbers; infinite for a nan."""
-        estimates = [
-            self.trace,
-            self._norm,
-            self.effective_rank,
-            self.temporal_effective_rank,
-            self.spatial_effective_rank,
-        ]
-        if bool(self.core_norm_squared != 0):  # without a core there are no cosines
-            estimates += [self.core_cosine, self.temporal_core_cosine]
-        errors = [estimate.relative_error for estimate in estimates]
-        return math.inf if any(map(math.isnan, errors)) else max(errors)
+        estimates = [self.trace, self._norm, self.effective_rank]
+        if self._has_core:
+            estimates.append(self.core_cosine)
+        return max(_largest(estimates), self.relative_error_of_views)
+
+    @property
+    def relative_error_of_views(self) -> float:
+        """The same of those that are of the temporal or the spatial view alone."""
+        estimates = [self.temporal_effective_rank, self.spatial_effective_rank]
+        if self._has_core:
+            estimates.append(self.temporal_core_cosine)
+        return _largest(estimates)
+
+    @property
+    def _has_core(self) -> bool:
+        """Without a core there are no cosines."""
+        return bool(self.core_norm_squared != 0)
 
     def _estimate(self, values: Tensor, noise: float | None = None) -> Estimate:
         """An exact number from one value, a jackknifed one from a value and its delete-one ones."""
@@ -121,3 +136,9 @@ class KernelStatistics:
         found = student(log_jackknife(values.double()), sample_count(values))
         noise = self.noise if noise is None else noise
         return Estimate(found.value, math.hypot(found.stderr, noise * found.value))
+
+
+def _largest(estimates: Sequence[Estimate]) -> float:
+    """The largest relative standard error; infinite for a nan."""
+    errors = [estimate.relative_error for estimate in estimates]
+    return math.inf if any(map(math.isnan, errors)) else max(errors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 COMMON = ("finite-difference", IN_PLACE)
 """Methods whose step all processes choose together."""
+Evaluate = Callable[[], Callable[[Tensor], Tensor]]
+"""Records an evaluation, and returns what goes backward through it."""
 Quiet = Callable[[Kernels], AbstractContextManager[None]]
 """Makes the context to compute in, with the kernels that may be used."""
 
@@ -50,8 +52,9 @@ class Derivative(LinearOperator):
 
     Products with tangents (`matvec`, `matmat`) use the first method of a list that works, and
     stay with it; finite differences that do not settle give way at any product. Adjoint products
-    (`rmatvec`, `rmatmat`) go backward through a recorded evaluation. It takes the memory of a
-    training step, so each makes its own and keeps none. Each enters the quiet context by itself.
+    (`rmatvec`, `rmatmat`, `pulls`) go backward through a recorded evaluation. It takes the memory
+    of a training step, so each makes its own and keeps none. Each enters the quiet context by
+    itself.
 
     Attributes:
         products: Products spent so far, those of step checks included.
@@ -65,7 +68,7 @@ class Derivative(LinearOperator):
         value: Tensor,
         methods: dict[str, TangentProducts],
         quiet: Quiet,
-        pull: Callable[[Tensor], Tensor],
+        evaluate: Evaluate,
         untrained: Sequence[slice] = (),
         ranks: Ranks = ALONE,
         make: Callable[[str], TangentProducts] | None = None,
@@ -78,7 +81,8 @@ class Derivative(LinearOperator):
             value: The function's value at the point, which has the shape of the outputs.
             methods: Tangent products by the name of their method, in the order of preference.
             quiet: Makes the context to compute in.
-            pull: The adjoint product with one tensor.
+            evaluate: Records an evaluation; what it returns goes backward through that, once or
+                several times.
             untrained: Inputs that the function depends on, and whose derivative is taken as zero,
                 as training takes it (an embedding's padding).
             ranks: The processes that take the same products, each with values of its own; they
@@ -90,7 +94,7 @@ class Derivative(LinearOperator):
         self.products = 0
         self.halved = False
         self._methods = dict(methods)
-        self._quiet, self._pull = quiet, pull
+        self._quiet, self._evaluate = quiet, evaluate
         self._untrained = tuple(untrained)
         self._ranks, self._make = ranks, make
         self._settled = len(methods) == 1
@@ -249,9 +253,24 @@ class Derivative(LinearOperator):
         self.exclude(self.method)
 
     def _rmatmat(self, Y: Tensor) -> Tensor:
-        self.products += len(Y)
+        return torch.stack(list(self.pulls(Y)))
+
+    def pulls(self, Y: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Adjoint products with some tensors, one after the other, from one evaluation.
+
+        Args:
+            Y: Each of the shape of the outputs.
+
+        Yields:
+            Each of the shape of the inputs.
+        """
         with self._quiet("reversible"):
-            return torch.stack([self._pull(y) for y in Y])
+            backward = self._evaluate()
+        for y in Y:
+            self.products += 1
+            with self._quiet("reversible"):
+                pulled = backward(y)
+            yield pulled
 
     def __str__(self) -> str:
         return self.name
@@ -277,25 +296,31 @@ def differentiate(
         method: make_products(method, function, at, chunk_size, accuracy=0.01)
         for method in ("forward-ad", "double-backward")
     }
-    shape_in, pull = tuple(at.shape), pulling(function, at)
-    return Derivative(name, shape_in, value, methods, quiet, pull)
+    shape_in, evaluate = tuple(at.shape), evaluating(function, at)
+    return Derivative(name, shape_in, value, methods, quiet, evaluate)
 
 
-def pulling(function: Function, at: Tensor) -> Callable[[Tensor], Tensor]:
-    """The adjoint product with the derivative of a function.
+def evaluating(function: Function, at: Tensor) -> Evaluate:
+    """The adjoint products with the derivative of a function.
 
     Args:
         function: What is differentiated.
         at: The point at which.
 
     Returns:
-        From a tensor of the function's values to one of its inputs, backward through an
-        evaluation that is recorded for it.
+        Records an evaluation, and returns what goes backward through it.
     """
 
-    def pull(y: Tensor) -> Tensor:
+    def evaluate() -> Callable[[Tensor], Tensor]:
         leaf = at.detach().requires_grad_()
-        (pulled,) = torch.autograd.grad(function(leaf), leaf, y, materialize_grads=True)
-        return pulled
+        value = function(leaf)
 
-    return pull
+        def backward(y: Tensor) -> Tensor:
+            (pulled,) = torch.autograd.grad(
+                value, leaf, y, retain_graph=True, materialize_grads=True
+            )
+            return pulled
+
+        return backward
+
+    return evaluate

@@ -152,7 +152,9 @@ class InPlaceJacobian(Derivative):
         )
         self._in_place = in_place
         size, pull = self.spread.offsets[-1], _flat(self._gradients, self.parameters)
-        super().__init__("J", (size,), value, {IN_PLACE: in_place}, quiet, pull, ranks=ranks)
+        super().__init__(
+            "J", (size,), value, {IN_PLACE: in_place}, quiet, lambda: pull, ranks=ranks
+        )
 
     def along(self, directions: Sequence[Direction], *, sampled: bool = False) -> Tensor:
         """``J g`` for directions in any form; a product each.

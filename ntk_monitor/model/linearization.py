@@ -354,15 +354,16 @@ class Linearization:
 
         Yields:
             For each error, this process's rows of ``q``, shape ``(B, T, n)``, and ``||J* q||^2``.
-            The cost is one product per error, and one pass for all.
+            The cost is one product per error, and two passes for all.
         """
-        forward, given = self._forward, None
+        forward, given, every = self._forward, None, []
         for which, e in errors:
             if given is None or not forward.keeps_graph:
                 given = self._outputs_given_state()
             leaf, outputs = given
-            q = self._directly(leaf, outputs[which], e)
-            through_state = self._pulled(q)
+            every.append(self._directly(leaf, outputs[which], e))
+        del given
+        for q, through_state in zip(every, self._pulled(every), strict=True):
             yield q, forward.inner(through_state, through_state)
 
     def _outputs_given_state(self) -> tuple[Tensor, list[Tensor | None]]:
@@ -391,13 +392,17 @@ class Linearization:
             found = self._forward.gradients(output, {STATE: leaf}, e)[STATE]
         return torch.zeros_like(leaf) if found is None else found
 
-    def _pulled(self, q: Tensor) -> dict[str, Tensor]:
-        """``J* q``, summed over processes, a tensor for each parameter."""
+    def _pulled(self, directions: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
+        """``J* q`` for each, summed over processes, a tensor for each parameter."""
+        jacobian = self.jacobian
         if not self.parameters:
-            return {}
-        if isinstance(self.jacobian, InPlaceJacobian):
-            return dict(zip(self.parameters, self.jacobian.pull(q), strict=True))
-        return self._space.split(self.ranks.sum(self.jacobian.rmatvec(q)))
+            yield from ({} for _ in directions)
+        elif isinstance(jacobian, InPlaceJacobian):
+            for q in directions:
+                yield dict(zip(self.parameters, jacobian.pull(q), strict=True))
+        elif directions:
+            for pulled in jacobian.pulls(directions):
+                yield self._space.split(self.ranks.sum(pulled))
 
     def _quiet(self, kernels: Kernels) -> AbstractContextManager[None]:
         return quiet(self.module, kernels=kernels)

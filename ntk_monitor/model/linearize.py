@@ -19,7 +19,7 @@ from ntk_monitor.model.batch import (
     default_mask,
 )
 from ntk_monitor.model.compiled import plain_module
-from ntk_monitor.model.derivative import Derivative, Quiet, pulling
+from ntk_monitor.model.derivative import Derivative, Quiet, evaluating
 from ntk_monitor.model.forward import ForwardMap
 from ntk_monitor.model.inplace import InPlaceJacobian
 from ntk_monitor.model.kernels import Kernels
@@ -304,9 +304,11 @@ def _copied(
         return make_products(name, state_at, flat, chunk_size, accuracy, ranks)
 
     methods = {name: make(name) for name in wanted}
-    pull = pulling(state_at, flat)
+    evaluate = evaluating(state_at, flat)
     untrained = space.rows(found.untrained)
-    return Derivative("J", (space.size,), found.h, methods, context, pull, untrained, ranks, make)
+    return Derivative(
+        "J", (space.size,), found.h, methods, context, evaluate, untrained, ranks, make
+    )
 
 
 def _require_alike(parameters: Sequence[Tensor], ranks: Ranks) -> None:

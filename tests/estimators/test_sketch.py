@@ -18,7 +18,14 @@ from ntk_monitor.estimators import (
 )
 from ntk_monitor.estimators import rows as rows_module
 from ntk_monitor.estimators.pairs import PairMoments, Views
-from ntk_monitor.estimators.rows import LEADING_ROWS, SKETCHED_ROWS, Room, Rows, choose_rows
+from ntk_monitor.estimators.rows import (
+    COPIES,
+    LEADING_ROWS,
+    SKETCHED_ROWS,
+    Room,
+    Rows,
+    choose_rows,
+)
 from ntk_monitor.estimators.subspace import starting_block, subspace_iteration
 from ntk_monitor.uncertainty import (
     jackknife,
@@ -172,7 +179,7 @@ def limited(Y: Tensor, most_entries: float) -> TangentSketch:
     """A sketch of samples of which not all rows may be kept."""
     V = torch.stack([torch.ones(600), torch.linspace(-1, 1, 600)], dim=1).double()
     samples, n = 4000, Y.shape[2]
-    numbers = most_entries * samples * 3 + 3 * 600 * most_entries / n
+    numbers = COPIES * most_entries * (samples + 600 / n)
     sketch = TangentSketch(CoreGram(V), Room(numbers, samples))
     sketch.extend(Y[:6])
     sketch.extend(Y[6:])
@@ -219,7 +226,7 @@ def test_two_sketches_have_no_bias_where_one_has(monkeypatch: pytest.MonkeyPatch
         for kind, view in (("both", both), ("one", one)):
             moments = PairMoments(found.rows.keep(found._gram.factor), view)
             moments.extend(found.rows.keep(Y))
-            norm = pair_mean_and_deletes(moments.pairs[1])[0]
+            norm = pair_mean_and_deletes(moments.views[0])[0]
             ratios[kind].append(float(norm / whole.temporal_norm_squared[0]))
     unbiased, biased = (torch.tensor(ratios[kind]) for kind in ("both", "one"))
     error = float(unbiased.std()) / math.sqrt(len(unbiased))
