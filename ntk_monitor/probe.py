@@ -28,6 +28,7 @@ from ntk_monitor.estimators.formulas import at_least_float32, relative_gap
 from ntk_monitor.estimators.sketch import MIN_SAMPLES
 from ntk_monitor.estimators.subspace import fix_signs
 from ntk_monitor.model import METHODS, Linearization, linearize, quiet
+from ntk_monitor.model.at_sites import AGREES, SiteFactor
 from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
 from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.model.deadline import Deadline
@@ -57,8 +58,8 @@ TEMPORAL_MODES = 20
 """How many temporal modes a snapshot keeps."""
 Tier = Literal["core", "modes", "kernel"]
 PREFERENCE: tuple[ProductMethod, ...] = ("finite-difference", "forward-ad", "double-backward")
-"""Methods in the order in which ``"auto"`` tries them. Finite differences cost two forward passes,
-in the memory of one and with any kernel, and are far more precise than sampling needs."""
+"""Methods in the order in which ``"auto"`` tries them. Finite differences cost a forward pass for a
+sample, in the memory of one and with any kernel, and are far more precise than sampling needs."""
 BACKWARD: ProductMethod = "double-backward"
 """The method that sees what training's backward pass sees, and nothing else."""
 PAIRS = 16
@@ -159,6 +160,7 @@ class Probe:
         self._missed: set[str] = set()
         self.order: tuple[str, ...] = PREFERENCE
         self._compared: set[Any] = set()
+        self._at_sites: dict[Any, bool] = {}
 
     def prefer(self, order: Sequence[str]) -> None:
         """Go on with what an earlier probe decided.
@@ -286,7 +288,36 @@ class Probe:
                 ranks,
             )
         parts.add(lin.state.new_zeros(lin.rows, 0))
-        return lin, CoreGram.of(parts)
+        return self._with_sites_that_agree(lin), CoreGram.of(parts)
+
+    def _with_sites_that_agree(self, lin: Linearization) -> Linearization:
+        """Products at the weight sites where they are those with vectors of all parameters.
+
+        That is found out once for a module. It shows whether what was seen in one forward pass is
+        where weights act in the passes that products take.
+
+        Args:
+            lin: The model.
+
+        Returns:
+            The same, without wide sites where these do not agree.
+        """
+        key = (id(lin.module), lin.modules, lin.parameters)
+        factor = lin.factor(self.seed)
+        if not isinstance(factor, SiteFactor) or key in self._at_sites:
+            return lin if self._at_sites.get(key, True) else lin.without_wide_sites()
+        generator = torch.Generator(device=lin.state.device).manual_seed(self.seed)
+        u = torch.randn(lin.state.shape, generator=generator, device=lin.state.device)
+        try:
+            distance = factor.distance_to_parameters(u.to(lin.state.dtype))
+            factor.sample(range(1))
+        except (RuntimeError, FloatingPointError) as error:
+            logger.info("no products at the weight sites: %s", error)
+            distance = math.inf
+        lin.jacobian.products = 0  # once for a module: no part of what may be spent
+        self._at_sites[key] = not distance > max(AGREES, self.tolerance / 2)
+        logger.info("products at the weight sites are %.2g from those in parameters", distance)
+        return self._with_sites_that_agree(lin)
 
     def _targets(self, lin: Linearization) -> tuple[dict[int, Target], tuple[str, ...]]:
         """The targets by the number of their comparison, and what cannot be one."""
@@ -394,16 +425,26 @@ class Probe:
                 factor.fingerprint,
                 "give all the same seed, and the same kind of device",
             )
-        gap = self._gap_to_backward(lin, factor, seed)
+        gap: float | None = None
         while True:
-            measured = sample_kernel(
-                factor,
-                core,
-                tolerance=self.tolerance,
-                left=left,
-                seed=seed,
-                max_memory=room(self.max_memory, lin.state.device),
-            )
+            try:
+                gap = self._gap_to_backward(lin, factor, seed) if gap is None else gap
+                measured = sample_kernel(
+                    factor,
+                    core,
+                    tolerance=self.tolerance,
+                    left=left,
+                    seed=seed,
+                    max_memory=room(self.max_memory, lin.state.device),
+                )
+            except FloatingPointError as unsettled:
+                if not isinstance(factor, SiteFactor):
+                    raise
+                logger.info("no products at the weight sites: %s", unsettled)
+                lin, gap = lin.without_wide_sites(), None
+                begun = asked = J.products
+                in_time, factor = 0.0, lin.factor(seed)
+                continue
             error = max(measured.adjoint_error, gap)
             if self._agrees(J, error):
                 break
@@ -447,7 +488,7 @@ class Probe:
             The distance over the size; 0 where it is known already.
         """
         J = lin.jacobian
-        key = (id(lin.module), lin.modules, lin.parameters, J.method)
+        key = (id(lin.module), lin.modules, lin.parameters, J.method, type(factor))
         if key in self._compared or J.method == BACKWARD:
             return 0.0
         self._compared.add(key)
@@ -656,8 +697,8 @@ def probe(
 ) -> Snapshot:
     """Measure what gradient descent can do to a model's state, on one batch.
 
-    The module is left exactly as it was. The cost is at most ``max_products`` products, each
-    about two plain forward passes, and the memory of one backward pass.
+    The module is left exactly as it was. The cost is at most ``max_products`` products, most of
+    them about a plain forward pass each, and the memory of one backward pass.
 
     Args:
         module: The model, a plain ``nn.Module`` or a ``LightningModule``.

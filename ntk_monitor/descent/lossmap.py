@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,6 @@ class LossMap:
         loss: The loss.
         error: ``r = dl/dy``, shape ``(N,)``.
         gradient: ``dl/dtheta`` of all trained parameters, shape ``(p,)``.
-        rest: What of it does not come through the outputs (a penalty of weights or activity), or
-            None where that is nothing to speak of.
         space: How the trained parameters form a flat vector.
         theta: Their values, flat.
         products: The derivative of the outputs in them.
@@ -111,11 +110,14 @@ class LossMap:
         self.loss = float(loss)
         self._require_agreement(found)
         self.gradient = self._total_gradient(found)
-        through = self.pull(self.error)
-        rest = self.gradient - through
-        sizes = [float(torch.linalg.vector_norm(x)) for x in (rest, self.gradient)]
-        self.rest = rest if sizes[0] > NEGLIGIBLE * sizes[1] else None
         self.products = self._derivative(accuracy)
+
+    @cached_property
+    def rest(self) -> Tensor | None:
+        """What of the gradient does not come through the outputs; None where that is little."""
+        rest = self.gradient - self.pull(self.error)
+        sizes = [float(torch.linalg.vector_norm(x)) for x in (rest, self.gradient)]
+        return rest if sizes[0] > NEGLIGIBLE * sizes[1] else None
 
     def close(self) -> None:
         """Let go of the derivative, which refers back to this map."""

@@ -304,7 +304,7 @@ class _Prediction:
     def predicted(self) -> Predicted:
         """All of it."""
         source, descent = self.source, self.setting.descent
-        norm = float(torch.linalg.vector_norm(source.gradient.double()))
+        norm = float(torch.linalg.vector_norm(source.gradient, dtype=torch.float64))
         if descent is None or not math.isfinite(norm):
             instruments = Instruments(norm, None, math.nan)
             return Predicted(loss=self.observed.loss, instruments=instruments)

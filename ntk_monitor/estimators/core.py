@@ -47,11 +47,12 @@ class Activities:
         self._counts: list[int] = []
         self._rows, self._columns = 0, 0
 
-    def add(self, V: Tensor) -> None:
+    def add(self, V: Tensor, gram: Tensor | None = None) -> None:
         """Take the columns of one site.
 
         Args:
             V: Shape ``(k_r, m_l)``.
+            gram: ``V V*`` in float64, of columns that are more than the rows of a single process.
         """
         V = at_least_float32(V)
         if not self._rows:
@@ -66,6 +67,8 @@ class Activities:
             self.kept = []
         if self.gram is None:
             self.kept.append(V)
+        elif gram is not None:
+            self.gram += gram
         else:
             self._multiply(self.gram, V)
 

@@ -59,6 +59,7 @@ class Derivative(LinearOperator):
     Attributes:
         products: Products spent so far, those of step checks included.
         halved: Whether memory ran out, once, so that fewer tangents are carried at once.
+        quiet: Makes the context to compute in.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Derivative(LinearOperator):
         self.products = 0
         self.halved = False
         self._methods = dict(methods)
-        self._quiet, self._evaluate = quiet, evaluate
+        self.quiet, self._evaluate = quiet, evaluate
         self._untrained = tuple(untrained)
         self._ranks, self._make = ranks, make
         self._settled = len(methods) == 1
@@ -164,7 +165,7 @@ class Derivative(LinearOperator):
         if products is None:
             return None
         try:
-            with self._quiet(products.kernels):
+            with self.quiet(products.kernels):
                 found = products(self._trained(g[None]))[0].detach()
         except (RuntimeError, NotImplementedError) as error:
             logger.info("method %s does not work on this model: %s", method, error)
@@ -212,7 +213,7 @@ class Derivative(LinearOperator):
         self, products: TangentProducts, compute: Callable[[TangentProducts], Tensor]
     ) -> tuple[Tensor | None, Exception | None]:
         try:
-            with self._quiet(products.kernels):
+            with self.quiet(products.kernels):
                 return compute(products).detach(), None
         except (RuntimeError, NotImplementedError, FloatingPointError) as error:
             return None, error
@@ -264,11 +265,11 @@ class Derivative(LinearOperator):
         Yields:
             Each of the shape of the inputs.
         """
-        with self._quiet("reversible"):
+        with self.quiet("reversible"):
             backward = self._evaluate()
         for y in Y:
             self.products += 1
-            with self._quiet("reversible"):
+            with self.quiet("reversible"):
                 pulled = backward(y)
             yield pulled
 

@@ -8,8 +8,9 @@ with what the model computes from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -31,12 +32,20 @@ class Edit:
         through_time: Whether a recurrent layer, too, carries the given state on from step to
             step; otherwise only what comes after the layer sees it.
         sites: Added to the outputs of weight sites, each (B, T, q).
+        made: Likewise, made when it is needed; not at those of recurrent layers.
     """
 
     state: Tensor | None = None
     given: Tensor | None = None
     through_time: bool = False
     sites: Mapping[Tap, Tensor] = field(default_factory=dict)
+    made: Mapping[Tap, Callable[[], Tensor]] = field(default_factory=dict)
+
+    @property
+    def at_operations(self) -> dict[Tap, Callable[[], Tensor]]:
+        """What is added to the outputs of operations."""
+        known = {tap: partial(_known, u) for tap, u in self.sites.items() if tap.path is None}
+        return {**known, **self.made}
 
     def paths(self, state: State) -> set[str]:
         """The modules at which the pass is read or changed."""
@@ -89,3 +98,7 @@ def _laid_out(call: Call, states: Tensor, final: Any) -> tuple[Any, Any]:  # noq
     if source.layout == "unbatched":
         final = tuple(h.squeeze(1) for h in final) if isinstance(final, tuple) else final.squeeze(1)
     return source.laid_out(old, states), final
+
+
+def _known(u: Tensor) -> Tensor:
+    return u

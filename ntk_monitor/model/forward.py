@@ -396,8 +396,8 @@ class ForwardMap:
                     stack.enter_context(_without_gradient(self.module.get_submodule(path)))
             for path in edit.paths(state):
                 stack.enter_context(watched(self.module.get_submodule(path), follow(path)))
-            if edit.sites:
-                stack.enter_context(Injector(edit.sites))
+            if at_operations := edit.at_operations:
+                stack.enter_context(Injector(at_operations))
             if watch is not None:
                 stack.enter_context(watch)
                 if watch.differentiates or self._steps_itself:

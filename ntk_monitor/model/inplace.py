@@ -180,7 +180,7 @@ class InPlaceJacobian(Derivative):
             The gradients of ``<u, h>``, in the order of the parameters.
         """
         self.products += 1
-        with self._quiet("reversible"):
+        with self.quiet("reversible"):
             summed = self._forward.summed(self._gradients(u), self._ranks)
         return [
             summed[name] if name in summed else torch.zeros_like(p)

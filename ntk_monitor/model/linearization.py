@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ntk_monitor.estimators.adaptive import Factor
+from ntk_monitor.model.at_sites import SiteFactor, WideSite
 from ntk_monitor.model.batch import main_output
 from ntk_monitor.model.derivative import Derivative, differentiate
 from ntk_monitor.model.edit import Edit
@@ -80,6 +81,9 @@ class Linearization:
     _chunk_size: int
     _compares: Compares
     _batch: Any
+    _wide: tuple[WideSite, ...] = ()
+    _untrained: Mapping[str, int] = field(default_factory=dict)
+    _accuracy: float = 0.01
 
     @property
     def step(self) -> str:
@@ -136,7 +140,25 @@ class Linearization:
         """
         if isinstance(self.jacobian, InPlaceJacobian):
             return SampledInPlace(self.jacobian, seed)
+        if self._wide and self.jacobian.method == "finite-difference":
+            return self._at_sites(seed)
         return SampledJacobian(self.jacobian, self.ranks, seed)
+
+    def _at_sites(self, seed: int = 0) -> SiteFactor:
+        return SiteFactor(
+            self._forward,
+            self._state,
+            self._wide,
+            self.parameters,
+            self.jacobian,
+            seed,
+            self._accuracy,
+            self._untrained,
+        )
+
+    def without_wide_sites(self) -> Linearization:
+        """The same, with a tangent of its own for every parameter."""
+        return replace(self, _wide=())
 
     @property
     def ntk(self) -> LinearOperator:
@@ -363,6 +385,11 @@ class Linearization:
             leaf, outputs = given
             every.append(self._directly(leaf, outputs[which], e))
         del given
+        if self._wide:
+            factor = self._at_sites()
+            for q, at_sites in zip(every, factor.pulls(every), strict=True):
+                yield q, factor.inner_product(at_sites, at_sites)
+            return
         for q, through_state in zip(every, self._pulled(every), strict=True):
             yield q, forward.inner(through_state, through_state)
 

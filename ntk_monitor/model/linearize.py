@@ -244,6 +244,9 @@ def _linearize(
         _chunk_size=chunk_size,
         _compares=found.loss.compares,
         _batch=batch,
+        _wide=found.wide if not in_place else (),
+        _untrained=found.untrained,
+        _accuracy=accuracy,
     )
 
 

@@ -678,19 +678,17 @@ def _opened(func: Function) -> Function:
 class Injector(Watch):
     """Adds perturbations to the outputs of weight sites while it is entered."""
 
-    def __init__(self, sites: Mapping[Tap, Tensor]) -> None:
+    def __init__(self, sites: Mapping[Tap, Callable[[], Tensor]]) -> None:
         """Keep what to add where.
 
         Args:
-            sites: What to add, (B, T, q), by the tap.
+            sites: Makes what to add, (B, T, q), by the tap.
         """
         super().__init__()
-        self._added: dict[int, list[tuple[int, Tensor]]] = {}
-        for tap, u in sites.items():
-            if tap.path is None:
-                assert isinstance(tap.place, int)
-                for i, call in enumerate(tap.calls):
-                    self._added.setdefault(call, []).append((tap.place, tap.write(u, i)))
+        self._added: dict[int, list[tuple[Tap, int, Callable[[], Tensor]]]] = {}
+        for tap, make in sites.items():
+            for i, call in enumerate(tap.calls):
+                self._added.setdefault(call, []).append((tap, i, make))
 
     def see(self, func: Function, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Call an operation and change what it returns."""
@@ -698,6 +696,9 @@ class Injector(Watch):
         if name not in READERS or number not in self._added:
             return output
         added: dict[int, Tensor] = {}
-        for place, u in self._added[number]:
-            added[place] = added[place] + u if place in added else u
+        with torch._C.DisableTorchFunction():
+            for tap, i, make in self._added[number]:
+                assert isinstance(tap.place, int)
+                u = tap.write(make(), i)
+                added[tap.place] = added[tap.place] + u if tap.place in added else u
         return perturbed(name, args, kwargs, output, added)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ntk_monitor.model.at_sites import WideSite, wide_site, wide_sites
 from ntk_monitor.model.batch import first_tensor, main_output
 from ntk_monitor.model.calls import Call, Ends, WeightUse
 from ntk_monitor.model.collector import Collector, Number
@@ -48,8 +49,8 @@ MAX_CHUNK = 16
 MEMORY_SHARE = 0.1
 """Share of the free memory that the tangents of one pass may take."""
 
-Consumer = Callable[[Tensor], None]
-"""Takes the activity of one site, (k, m)."""
+Consumer = Callable[[Tensor, Tensor | None], None]
+"""Takes the activity ``V`` of one site, (k, m), and ``V V*`` in float64 where that is known."""
 
 
 class Survey(NamedTuple):
@@ -65,6 +66,7 @@ class Survey(NamedTuple):
     untrained: Mapping[str, int]
     loss: StepLoss
     rows: Labels
+    wide: tuple[WideSite, ...] = ()
 
 
 class Question(NamedTuple):
@@ -238,7 +240,7 @@ def _kept(question: Question, room: float) -> Survey:
     )
     h = found.h.detach()
     steps = _steps(found.where, recorder.calls, h)
-    sites, coverage = _seen(question, placed, found.reached)
+    sites, coverage, wide = _seen(question, placed, found.reached, h)
     return Survey(
         found.where,
         h,
@@ -250,6 +252,7 @@ def _kept(question: Question, room: float) -> Survey:
         _untrained(recorder, found.reached),
         found.loss,
         found.labels,
+        wide,
     )
 
 
@@ -279,9 +282,9 @@ def _recorded(question: Question, room: float) -> Recorded:
 
 
 def _seen(
-    question: Question, placed: PlacedUses, reached: Sequence[str]
-) -> tuple[tuple[WeightSite, ...], Coverage]:
-    """The sites, none where their activity is consumed; and their coverage."""
+    question: Question, placed: PlacedUses, reached: Sequence[str], h: Tensor
+) -> tuple[tuple[WeightSite, ...], Coverage, tuple[WideSite, ...]]:
+    """The sites, none where their activity is consumed; their coverage; and those that are wide."""
     consume, ranks = question.consume, question.ranks
     if consume is None or ranks.size > 1:
         every = tuple(placed.sites())
@@ -289,15 +292,19 @@ def _seen(
         common, coverage = in_every_process(every, placed.covered_by(every), sizes, ranks)
         sites = tuple(every[number].over(entries) for number, entries in common.items())
         if consume is None:
-            return sites, coverage
+            return sites, coverage, ()
         for site in sites:
-            consume(site.activity.flatten(0, 1))
-        return (), coverage
-    shapes = []
+            consume(site.activity.flatten(0, 1), None)
+        return (), coverage, ()
+    shapes, wide = [], []
+    gram_of = wide_sites(placed, _sizes(question, reached))
     for site in placed.sites():
-        consume(site.activity.flatten(0, 1))
+        gram = gram_of(site)
+        consume(site.activity.flatten(0, 1), gram)
+        if gram is not None:
+            wide.append(wide_site(site, gram, h))
         shapes.append(site.without_activity())
-    return (), placed.covered_by(shapes)
+    return (), placed.covered_by(shapes), tuple(wide)
 
 
 def _streamed(question: Question) -> Survey:
@@ -362,7 +369,7 @@ def _collected(
         if question.consume is None:
             seen[number] = site
         else:
-            question.consume(site.activity.flatten(0, 1))
+            question.consume(site.activity.flatten(0, 1), None)
 
     collector = Collector(placed, visit, watched)
     h = question.forward.collect(collector, names, where)
