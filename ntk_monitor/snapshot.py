@@ -59,6 +59,8 @@ class TargetMode:
             steps than remain.
         rate_if: The rate with one thing changed, likewise.
         readout: ``||q_i||^2``: 0 where the outputs do not see the state.
+        by_site: Where the mode can be learned: by weight site (a bias with its weight), and by
+            parameter for those that have none, its share of the gain, the largest first.
     """
 
     index: int
@@ -76,6 +78,7 @@ class TargetMode:
     steps_if: tuple[tuple[str, float], ...] = ()
     rate_if: tuple[tuple[str, float], ...] = ()
     readout: float = math.nan
+    by_site: tuple[tuple[str, float], ...] = ()
 
     @property
     def preconditioned_steps_to_learn(self) -> None:
@@ -477,7 +480,8 @@ def _revived_mode(mode: Mapping[str, Any]) -> TargetMode:
         "steps_band": None if band is None else tuple(band),
         **{
             name: tuple((str(what), float(number)) for what, number in mode[name])
-            for name in ("steps_if", "rate_if")
+            for name in ("steps_if", "rate_if", "by_site")
+            if name in mode
         },
     })
 

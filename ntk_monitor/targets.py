@@ -262,6 +262,7 @@ class PulledMode:
         gain: ``||J* q||^2 / ||q||^2``.
         core_overlap: ``||V* u||^2 / ||V||_op^2``.
         readout: ``||q||^2``.
+        by_site: What each weight site, and each parameter without one, has of the gain.
     """
 
     number: int
@@ -274,6 +275,7 @@ class PulledMode:
     gain: float
     core_overlap: float
     readout: float
+    by_site: tuple[tuple[str, float], ...] = ()
 
 
 def pull_back(
@@ -348,7 +350,7 @@ def _pulled_mode(
     learned: float,
     core: CoreGram,
     ranks: Ranks,
-    pulled: tuple[Tensor, float] | None,
+    pulled: tuple[Tensor, dict[str, float]] | None,
     *,
     rows: Sequence[int],
 ) -> PulledMode:
@@ -358,9 +360,13 @@ def _pulled_mode(
     same_rows = ranks.all(pattern.shape == tuple(rows))
     overlap = core.overlap(pattern.flatten()) if same_rows else math.nan
     gain = readout = math.nan
+    by_site: list[tuple[str, float]] = []
     if pulled is not None:
-        q, squared = pulled
-        readout = float(ranks.sum(squared_norm(q)))
+        q, squares = pulled
+        readout, squared = float(ranks.sum(squared_norm(q))), sum(squares.values())
+        if squared:
+            by_site = [(name, square / squared) for name, square in squares.items()]
+            by_site.sort(key=lambda each: -each[1])
         gain = float(squared) / readout if readout else math.nan
         overlap = overlap if same_rows else core.overlap(q.flatten(0, 1))
     return PulledMode(
@@ -374,6 +380,7 @@ def _pulled_mode(
         gain,
         overlap,
         readout,
+        tuple(by_site),
     )
 
 
@@ -411,6 +418,7 @@ def target_modes(
                 steps_if=() if coming is None else coming.steps_if,
                 rate_if=() if coming is None else coming.rate_if,
                 readout=mode.readout,
+                by_site=mode.by_site,
             )
         )
     return tuple(modes)

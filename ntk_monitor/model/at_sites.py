@@ -206,7 +206,7 @@ class SiteFactor:
 
     def _length(self, direction: int | AtSites) -> float:
         if isinstance(direction, AtSites):
-            return math.sqrt(self.inner_product(direction, direction))
+            return math.sqrt(sum(self.squares(direction).values()))
         return math.sqrt(self._entries)  # what a Gaussian tangent has
 
     def _drawing(self, index: int) -> Drawing:
@@ -308,17 +308,21 @@ class SiteFactor:
             total += _inner(added, result)
         return total
 
-    def by_site(self, x: AtSites, y: AtSites) -> list[float]:
-        """The inner product of two directions: what each site adds, and the other parameters."""
-        parts = [
-            _inner(site.gram @ a, b)
-            for site, a, b in zip(self._sites, x.results, y.results, strict=True)
-        ]
-        return [*parts, _inner(x.own, y.own)]
+    def squares(self, x: AtSites) -> dict[str, float]:
+        """The squared norm of a direction, by the first name of each site and of other parameters.
 
-    def inner_product(self, x: AtSites, y: AtSites) -> float:
-        """``<x, y>``."""
-        return sum(self.by_site(x, y))
+        Args:
+            x: The direction.
+
+        Returns:
+            What adds up to it.
+        """
+        parts = {
+            site.names[0]: _inner(site.gram @ a, a)
+            for site, a in zip(self._sites, x.results, strict=True)
+        }
+        own = self._space.split(x.own)
+        return parts | {name: _inner(g, g) for name, g in own.items()}
 
     def distance_to_parameters(self, u: Tensor) -> float:
         """How far ``J J* u`` is from what it is with a vector of all parameters.

@@ -212,17 +212,17 @@ class ForwardMap:
         }
         return dict(zip(found, ranks.sums(*found.values()), strict=True))
 
-    def inner(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-        """The inner product of two directions in parameter space.
+    def squares(self, direction: Mapping[str, Tensor]) -> dict[str, float]:
+        """The squared norm of a direction in parameter space, parameter by parameter.
 
         Args:
-            a: A tensor for each of some parameters, by name.
-            b: Likewise.
+            direction: A tensor for each of some parameters, by name.
 
         Returns:
-            The sum of all products, taken in float64.
+            The sums of all squares, taken in float64.
         """
-        return sum(dots(list(a.values()), [b[name] for name in a]))
+        tensors = list(direction.values())
+        return dict(zip(direction, dots(tensors, tensors), strict=True))
 
     def record(
         self, names: Sequence[str], sketch: Sketch | None = None, room: float = math.inf

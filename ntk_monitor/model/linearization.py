@@ -84,6 +84,7 @@ class Linearization:
     _wide: tuple[WideSite, ...] = ()
     _untrained: Mapping[str, int] = field(default_factory=dict)
     _accuracy: float = 0.01
+    _leaders: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def step(self) -> str:
@@ -364,7 +365,7 @@ class Linearization:
 
     def pull_back_outputs(
         self, errors: Sequence[tuple[int, Tensor]]
-    ) -> Iterator[tuple[Tensor, float]]:
+    ) -> Iterator[tuple[Tensor, dict[str, float]]]:
         r"""Pull error signals on the outputs back to the state.
 
         With outputs ``y(h, theta)`` and an error ``e``, the result is exact:
@@ -375,7 +376,8 @@ class Linearization:
                 of its output, shape ``(B, T, o)``.
 
         Yields:
-            For each error, this process's rows of ``q``, shape ``(B, T, n)``, and ``||J* q||^2``.
+            For each error, this process's rows of ``q``, shape ``(B, T, n)``, and ``||J* q||^2`` as
+            a sum over weight sites, and over the other parameters.
             The cost is one product per error, and two passes for all.
         """
         forward, given, every = self._forward, None, []
@@ -388,10 +390,18 @@ class Linearization:
         if self._wide:
             factor = self._at_sites()
             for q, at_sites in zip(every, factor.pulls(every), strict=True):
-                yield q, factor.inner_product(at_sites, at_sites)
+                yield q, self._by_site(factor.squares(at_sites))
             return
         for q, through_state in zip(every, self._pulled(every), strict=True):
-            yield q, forward.inner(through_state, through_state)
+            yield q, self._by_site(forward.squares(through_state))
+
+    def _by_site(self, squares: Mapping[str, float]) -> dict[str, float]:
+        """Squares of parameters, those of one site together."""
+        found: dict[str, float] = {}
+        for name, square in squares.items():
+            leader = self._leaders.get(name, name)
+            found[leader] = found.get(leader, 0.0) + square
+        return found
 
     def _outputs_given_state(self) -> tuple[Tensor, list[Tensor | None]]:
         """The outputs, None for those that nothing moves, and what they are computed from."""

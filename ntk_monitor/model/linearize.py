@@ -246,6 +246,7 @@ def _linearize(
         _batch=batch,
         _wide=found.wide if not in_place else (),
         _untrained=found.untrained,
+        _leaders=found.leaders,
         _accuracy=accuracy,
     )
 

@@ -14,7 +14,6 @@ from torch.func import functional_call
 from ntk_monitor.model.forward import ForwardMap
 from ntk_monitor.model.memory import address_of
 from ntk_monitor.model.recorder import Recorder
-from ntk_monitor.model.shards import dots
 from ntk_monitor.model.spread import Spread, averaged_by, place_of, reshard
 from ntk_monitor.model.step import StepFunction
 from ntk_monitor.model.step.discovery import Discovery
@@ -242,10 +241,11 @@ class ShardedForward(RealForward):
                 leaf.grad = None
             reshard(self.module)
 
-    def inner(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-        """The inner product of two directions in parameter space; see `ForwardMap.inner`."""
-        found = dots(list(a.values()), [b[name] for name in a])
-        return self.spread(self.tensors[name] for name in a).total(found)
+    def squares(self, direction: Mapping[str, Tensor]) -> dict[str, float]:
+        """The squared norm of a direction, by parameter; see `ForwardMap.squares`."""
+        own = super().squares(direction)
+        spread = self.spread(self.tensors[name] for name in direction)
+        return dict(zip(direction, spread.totals(own.values()), strict=True))
 
     def summed(self, gradients: Mapping[str, Tensor | None], ranks: Ranks) -> dict[str, Tensor]:
         """Gradients summed over processes; see `ForwardMap.summed`."""

@@ -111,6 +111,16 @@ class PlacedUses(NamedTuple):
     valid: Tensor | None
     coverage: Coverage
 
+    @property
+    def leaders(self) -> dict[str, str]:
+        """The site's name by that of each parameter with one: a bias goes with its weight."""
+        found: dict[str, str] = {}
+        for uses, _ in self.uses:
+            names = _parameters(uses[0])
+            for name in names:
+                found.setdefault(name, found.get(names[0], names[0]))
+        return found
+
     def sites(self) -> Iterator[WeightSite]:
         """The sites one after the other, with their activity, which takes memory of its own."""
         for uses, placement in self.uses:

@@ -268,6 +268,20 @@ class Spread:
         """Where each parameter begins in the flat vector of all, and where that ends."""
         return [0, *accumulate(place.shape.numel() for place in self.places)]
 
+    def totals(self, numbers: Iterable[float]) -> list[float]:
+        """A number of each parameter, summed over processes, copies counted once.
+
+        Args:
+            numbers: Of this process's part of each parameter, in order.
+
+        Returns:
+            The sums, the same in every process.
+        """
+        pairs = zip(numbers, self.places, strict=True)
+        own = [number / place.copies for number, place in pairs]
+        found: list[float] = self.ranks.sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        return found
+
     def total(self, numbers: Iterable[float]) -> float:
         """The sum over all parameters of a number, copies counted once.
 
@@ -277,5 +291,4 @@ class Spread:
         Returns:
             The sum, the same in every process.
         """
-        pairs = zip(numbers, self.places, strict=True)
-        return self.ranks.total(sum(number / place.copies for number, place in pairs))
+        return sum(self.totals(numbers))

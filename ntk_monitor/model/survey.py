@@ -67,6 +67,7 @@ class Survey(NamedTuple):
     loss: StepLoss
     rows: Labels
     wide: tuple[WideSite, ...] = ()
+    leaders: Mapping[str, str] = {}
 
 
 class Question(NamedTuple):
@@ -253,6 +254,7 @@ def _kept(question: Question, room: float) -> Survey:
         found.loss,
         found.labels,
         wide,
+        placed.leaders,
     )
 
 
@@ -332,12 +334,22 @@ def _streamed(question: Question) -> Survey:
     steps = _steps(where, recorder.calls, found.h)
     chunk_size = _affordable_chunk(recorder.calls, found.h)
     untrained = _untrained(recorder, found.reached)
-    reached = found.reached
+    reached, leaders = found.reached, placed.leaders
     del recorder, found
     h, outputs, sites, coverage = _collected(question, placed, where, reached, list(steps))
     recurrence = _recurrence(where, {path: outputs[path] for path in steps}, h)
     return Survey(
-        where, h, reached, sites, coverage, recurrence, chunk_size, untrained, loss, labels
+        where,
+        h,
+        reached,
+        sites,
+        coverage,
+        recurrence,
+        chunk_size,
+        untrained,
+        loss,
+        labels,
+        leaders=leaders,
     )
 
 

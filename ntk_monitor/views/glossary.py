@@ -307,7 +307,8 @@ IN_RECORDS = (
     Term(
         "record/gain",
         "gain",
-        "How fast the state moves along the mode, per unit of error and learning rate; exact.",
+        "How fast the state moves along the mode, per unit of error and learning rate, exact; and "
+        "in which weights most of that is.",
         "above 0",
         "Many times below that of other modes: gradient descent hardly moves it.",
     ),

@@ -30,10 +30,11 @@ SPECTRUM = 64
 MODES = 3
 TRIALS = 20
 STEPS = 200
-POINTS = 690
+POINTS = 665
 AHEAD = 20
-"""The most that is kept: eigenvalues, patterns, trials, time steps, points of a pattern, and steps
-of a forecast."""
+SITES = 3
+"""The most that is kept: eigenvalues, patterns, trials, time steps, points of a pattern, steps of a
+forecast, and weight sites of a mode."""
 FEWEST_TRIALS = 8
 RESOLUTION = 1000
 """A pattern is kept in steps of a thousandth of its largest value."""
@@ -151,6 +152,7 @@ def _mode(mode: TargetMode, named: bool) -> dict[str, Any]:
         "steps_if": [[name, _rounded(steps)] for name, steps in mode.steps_if],
         "rate_if": [[name, _rounded(rate)] for name, rate in mode.rate_if],
         "readout": _rounded(mode.readout),
+        "by_site": [[name, _rounded(share)] for name, share in mode.by_site[:SITES]],
     }
 
 

@@ -51,6 +51,7 @@ class ModeRow:
         numbers: The last values by name; None where unknown. `steps_to_learn` are those of the
             optimizer in use; `steps_low` and `steps_high` are the band about them.
         output: The module whose output it belongs to, where there are several.
+        by_site: The weights that most of it can be learned in, each with its share.
     """
 
     index: int
@@ -59,6 +60,7 @@ class ModeRow:
     history: list[tuple[int, str]] = field(default_factory=list)
     numbers: dict[str, float | None] = field(default_factory=dict)
     output: str = ""
+    by_site: list[tuple[str, float]] = field(default_factory=list)
 
     @property
     def steps(self) -> float | None:
@@ -71,11 +73,17 @@ class ModeRow:
         ends = (self.numbers.get("steps_low"), self.numbers.get("steps_high"))
         return steps_in_words(self.steps, ends)
 
+    @property
+    def where(self) -> str:
+        """The weights that most of it can be learned in, in words; empty where unknown."""
+        return ", ".join(f"{share:.2f} in {name}" for name, share in self.by_site)
+
     def plain(self) -> dict[str, Any]:
         """As a dictionary for JSON."""
         row = asdict(self)
         numbers: dict[str, float | None] = row.pop("numbers")
-        return row | numbers | {"steps_text": self.steps_text}
+        del row["by_site"]
+        return row | numbers | {"steps_text": self.steps_text, "where": self.where}
 
 
 class Judge(NamedTuple):

@@ -120,7 +120,7 @@ def test_products_at_sites_are_those_in_parameters(name: str) -> None:
     assert factor.distance_to_parameters(u) < 1e-6
     pulled = factor.pull(u)
     full = factor._jacobian.rmatvec(u)
-    assert factor.inner_product(pulled, pulled) == pytest.approx(float(full @ full), rel=1e-9)
+    assert sum(factor.squares(pulled).values()) == pytest.approx(float(full @ full), rel=1e-9)
     image = factor.sample(range(2, 3))[0]
     assert float((image * u).sum()) == pytest.approx(factor.inner(2, pulled), rel=1e-5)
 
@@ -205,3 +205,30 @@ def test_few_entries_and_many_rows_have_tangents_of_their_own(
     monkeypatch.setattr(at_sites, "WORTHWHILE", 10**6)
     with pytest.raises(AssertionError):
         factor_of(net, torch.randn(2, 3, 20))
+
+
+def test_it_is_told_where_a_mode_can_be_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same at the sites and in parameters, which is what autograd says, site by site."""
+    net, (x, y) = two_layers().double(), (torch.randn(6, 20), torch.randn(6, 2))
+    settings: dict[str, Any] = {"state": "state", "dtype": torch.float64, "tier": "modes"}
+    at = probe(net, (x, y), method="finite-difference", **settings)
+    monkeypatch.setattr(at_sites, "WORTHWHILE", 10**6)
+    apart = probe(net, (x, y), method="finite-difference", **settings)
+    U, _, V = torch.linalg.svd((y - y.mean(0)).double(), full_matrices=False)
+    for i, (one, two) in enumerate(zip(at.target_modes, apart.target_modes, strict=True)):
+        assert dict(one.by_site) == pytest.approx(dict(two.by_site), rel=1e-8)
+        state = net.state(net.b(torch.tanh(net.a(x.double()))))
+        (q,) = torch.autograd.grad(net.readout(state), state, torch.outer(U[:, i], V[i]))
+        state = net.state(net.b(torch.tanh(net.a(x.double()))))
+        parts = {"a.weight": net.a.parameters(), "b.weight": net.b.parameters()}
+        squares = {
+            name: sum(
+                float(g.square().sum())
+                for g in torch.autograd.grad(state, list(own), q, retain_graph=True)
+            )
+            for name, own in parts.items()
+        }
+        total = sum(squares.values())
+        wanted = {name: square / total for name, square in squares.items()}
+        assert dict(one.by_site) == pytest.approx(wanted, rel=1e-6)
+        assert list(one.by_site) == sorted(one.by_site, key=lambda each: -each[1])

@@ -143,7 +143,7 @@ def training(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
             lin = linearize(module, inputs, dtype=torch.float64, ranks=several)
             errors = [(0, torch.ones(len(inputs), 1, 4, dtype=torch.float64))]
             pulled = next(iter(lin.pull_back_outputs(errors)))
-            found[f"divided by {factor}, alike {alike}"] = pulled[1:]
+            found[f"divided by {factor}, alike {alike}"] = [sum(pulled[1].values())]
     for watched in (False, True):  # two batches make up a step, and a probe comes between them
         module = shard(made(mlp), mesh)
         for i, half in enumerate((slice(None, None, 2), slice(1, None, 2))):

@@ -222,6 +222,8 @@ def _rows(
             row.since = None if row.state == "not judged" else since
         row.numbers = _numbers(numbers, recorded.get(index, {}), now=now)
         row.output = str(recorded.get(index, {}).get("output", ""))
+        sites = recorded.get(index, {}).get("by_site", ())
+        row.by_site = [(name, share) for name, share in sites if isinstance(share, float)]
         rows.append(row)
     return rows
 

@@ -124,7 +124,7 @@ function board(rows, view) {
       h('td.state', {}, chip(mode.state, history(mode)), since(mode)),
       h('td', {}, bar(mode.learned)),
       h('td', {}, marker(mode, span)),
-      h('td.number', {}, num(mode.gain)),
+      h('td.number', { 'data-tip': mode.where || undefined }, num(mode.gain)),
       h('td.number', {}, plusMinus(mode.alignment, mode.alignment_stderr),
         finite(mode.alignment_step) && mode.alignment_step !== run?.step
           ? h('span.since', {}, `at ${num(mode.alignment_step, 6)}`) : ''),
