@@ -86,6 +86,27 @@ def intervals(results: dict[str, Any]) -> str:
     return "\n".join([*lines, *table((*columns, "cosine"), [*rows, *ends])]) + "\n"
 
 
+def engine(results: dict[str, Any]) -> str:
+    """What default probes cost."""
+    rows = [
+        (
+            row["workload"],
+            f"{row['products']:.0f}",
+            f"{row['passes a product']:.2f}",
+            f"{row['steps a probe']:.0f}",
+            f"{row['seconds']:.2f}",
+        )
+        for row in results["rows"]
+    ]
+    lines = [
+        "## A default probe\n",
+        "Probes at default settings (tolerance 5 %, at most 96 products), forward passes and",
+        "training steps (Adam) in turn in one process; everything a probe does is in its time.\n",
+    ]
+    columns = ("workload", "products", "forward passes a product", "training steps", "seconds")
+    return "\n".join([*lines, *table(columns, rows)]) + "\n"
+
+
 def cost(results: dict[str, Any]) -> str:
     """The table of times and memory."""
     lines = [
@@ -304,6 +325,7 @@ def step_cost(results: dict[str, Any]) -> str:
 PARTS = {
     "accuracy": accuracy,
     "intervals": intervals,
+    "engine": engine,
     "cost": cost,
     "step_cost": step_cost,
     "growth": growth,

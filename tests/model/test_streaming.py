@@ -215,7 +215,7 @@ def test_a_survey_in_place_keeps_no_activations() -> None:
     gc.collect()  # what other tests left behind is not counted
     for method in ("in-place", "finite-difference"):
         most = 0
-        linearize(net, x, method=method, consume=lambda _: None)
+        linearize(net, x, method=method, consume=lambda *_: None)
         sizes.append(most)
     activation = x.numel() * x.element_size()
     assert sizes[0] < 10 * activation
