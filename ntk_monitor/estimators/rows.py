@@ -14,7 +14,7 @@ from ntk_monitor.estimators.pairs import squared_norms
 from ntk_monitor.estimators.tall import tall_qr
 from ntk_monitor.ranks import ALONE, Ranks
 
-LEADING_ROWS = (16, 48, 128)
+LEADING_ROWS = (48, 128)
 """Leading directions that may be kept as they are: the fewest that suffice."""
 SKETCHED_ROWS = 64
 """Rows for the sketch of all other directions."""
