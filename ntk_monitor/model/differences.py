@@ -159,8 +159,7 @@ class Differences(Generic[Direction]):
         base = self._value().clone()  # a state may be a view of the parameters
         step = 0.6 * math.sqrt(self._rounding)
         coarse, epsilon = self._product(g, step, base)
-        fine, _ = self._product(g, step / FINER, base)
-        self.extra += 1
+        fine, _ = self._product(g, step / FINER, base)  # as dear as the other side: no extra
         gap, size = self._norms(coarse - fine, coarse)
         if not gap > STRICTER * self._accuracy * size:  # also passes what is zero or not finite
             return Way(step, base, epsilon * size), coarse
