@@ -1,8 +1,8 @@
 """What a default probe costs: forward passes a product, and training steps a probe.
 
 Forward passes, training steps (Adam) and whole probes with default settings take turns in one
-process; the median of the ratios is taken. A probe is everything: watching the operations, checks,
-target modes, products and statistics.
+process, once for the large models; the median of the ratios is taken. A probe is everything:
+watching the operations, checks, target modes, products and statistics.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def main() -> None:
         large = sum(p.numel() for p in work.model.parameters()) > 10**7
         probe = Probe(state=work.state, time_limit=None, **exact)
         turn(work, probe, 1)  # settles the method
-        turns = [turn(work, probe, 4 if large else 16) for _ in range(arguments.repeats)]
+        repeats = 1 if large else arguments.repeats
+        turns = [turn(work, probe, 4 if large else 16) for _ in range(repeats)]
         row = {
             "workload": name,
             "products": statistics.median(shot.products for *_, shot in turns),

@@ -172,19 +172,26 @@ class Differences(Generic[Direction]):
             way = self._ways[False]
             (image,) = self._within_reach([g], range(1), way)
             return way, image
-        step = 0.6 * self._rounding ** (1 / 3)
+        step, usual = 0.6 * self._rounding ** (1 / 3), math.inf
+        if True in self._ways:  # a sample has told how much a direction usually changes
+            usual = self._ways[True].change * step / self._ways[True].step
         coarse, epsilon = self._product(g, step, None)
+        size = epsilon * self._norms(coarse)[0]
+        nearer = max(usual / size, SHORTEST) if REACH * usual < size < math.inf else 1.0
+        if nearer < 1:
+            self.extra += 1
+            coarse, epsilon = self._product(g, nearer * step, None)
         gaps = []
         for _ in range(3):
-            fine, smaller = self._product(g, step / 10, None)
+            fine, smaller = self._product(g, nearer * step / 10, None)
             self.extra += 1
             gap, size, coarse_size = self._norms(coarse - fine, fine, coarse)
             if not gap > self._accuracy * size:
-                change = epsilon * coarse_size
+                change = min(epsilon * coarse_size, usual)
                 change = max(change, self._blurred()) if change > 0 else 0.0
                 return Way(step, None, change), coarse
             gaps.append(f"{gap / size if size else math.inf:.2g}")
-            step, coarse, epsilon = step / 10, fine, smaller
+            coarse, epsilon, step, usual = fine, smaller, step / 10, usual / 10
         raise FloatingPointError(
             f"finite differences do not settle: a step ten times smaller changes the product by "
             f"{', '.join(gaps)} in turn (wanted at most {self._accuracy:.2g}); use "
