@@ -328,7 +328,8 @@ def test_by_default_the_first_probe_is_cheap_and_the_last_one_whole(
     assert said.startswith("NTKMonitor: ")
     events = EventAccumulator(logger.log_dir).Reload()
     steps = [event.step for event in events.Images("ntk/temporal_modes")]
-    kernels = [step for step, tier in zip(tiers.steps, tiers.tiers, strict=True) if tier == "kernel"]
+    probes = zip(tiers.steps, tiers.tiers, strict=True)
+    kernels = [step for step, tier in probes if tier == "kernel"]
     assert steps[0] < 150  # figures are dearer than a probe, and wait until they are afforded
     assert set(steps) < set(kernels)
 
