@@ -9,7 +9,6 @@ and ``Z_l`` of independent normal numbers, ``k`` of them for each output in plac
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
@@ -71,7 +70,7 @@ def wide_sites(
         From a site to its ``V V*`` in float64, or None where it is not wide; None for all where
         they have fewer than `WORTHWHILE` entries together.
     """
-    counts = Counter(name for uses, _ in placed.uses for name in {*_names(uses[0])})
+    counts = placed.counts
     rows = placed.rows[0] * placed.rows[1]
 
     def is_wide(site: WeightSite) -> bool:
@@ -97,11 +96,6 @@ def wide_sites(
 
     most = sum(size for name, size in sizes.items() if counts[name] == 1)
     return gram if most >= WORTHWHILE else lambda _: None
-
-
-def _names(record: object) -> tuple[str, ...]:
-    origins = (getattr(record, "weight", None), getattr(record, "bias", None))
-    return tuple(name for origin in origins if origin is not None for name in origin.names)
 
 
 def wide_site(site: WeightSite, gram: Tensor, like: Tensor) -> WideSite:

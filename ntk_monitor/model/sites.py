@@ -112,6 +112,11 @@ class PlacedUses(NamedTuple):
     coverage: Coverage
 
     @property
+    def counts(self) -> Counter[str]:
+        """How many sites each parameter has."""
+        return Counter(name for uses, _ in self.uses for name in _parameters(uses[0]))
+
+    @property
     def leaders(self) -> dict[str, str]:
         """The site's name by that of each parameter with one: a bias goes with its weight."""
         found: dict[str, str] = {}
