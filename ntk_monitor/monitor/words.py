@@ -48,7 +48,7 @@ def intentions(schedule: Schedule, step: int, epoch: int, most: int) -> str:
         said += f"every {interval:.0f} steps, "
     if schedule.two_kinds:
         said += "all whole, " if wholes >= probes else f"{wholes:.0f} of them whole, "
-    said += f"about {seconds:.2g} s in all"
+    said += f"about {max(seconds, 1):,.0f} s in all"
     later = (1 - WARMUP) * schedule.total / max(schedule.total - step, 1)
     if schedule.judged + (ahead.probes + 1) * min(later, 1) >= VERDICT_PROBES:
         return said
