@@ -153,8 +153,8 @@ def _add_rest(table: Table, count: int) -> None:
 
 def _targets(snapshot: Snapshot, history: Mapping[int, Sequence[tuple[int, str]]]) -> Table:
     table = Table(title="What becomes of the target")
-    for column in ("mode", "share", "learned", "steps to learn", "core overlap", "most in", ""):
-        table.add_column(column, justify="left" if column in {"most in", ""} else "right")
+    for column in ("mode", "share", "learned", "steps to learn", "core overlap", ""):
+        table.add_column(column, justify="right" if column else "left")
     for row, mode in zip(_rows(snapshot, history), snapshot.target_modes, strict=True):
         table.add_row(
             escape(f"{row.index} {row.output}".strip()),
@@ -162,9 +162,12 @@ def _targets(snapshot: Snapshot, history: Mapping[int, Sequence[tuple[int, str]]
             f"{mode.learned:z.3f}",
             row.steps_text,
             f"{mode.core_overlap:.2g}",
-            escape(f"{mode.by_site[0][1]:.2f} {mode.by_site[0][0]}") if mode.by_site else "-",
             f"[{STYLES.get(row.state, 'yellow')}]{row.state}[/]",
         )
+    largest = [(mode.index, *mode.by_site[0]) for mode in snapshot.target_modes if mode.by_site]
+    if largest:
+        where = "; ".join(f"mode {i}: {share:.2f} in {name}" for i, name, share in largest)
+        table.caption = escape(f"where most can be learned: {where}")
     return table
 
 
