@@ -25,7 +25,7 @@ docs:  ## Run the examples in the docstrings.
 	python -m pytest ntk_monitor
 
 bench:  ## Run all benchmarks and render docs/performance.md.
-	cd benchmarks && python accuracy.py && python intervals.py --seeds 240 && python cost.py && python step_cost.py && python growth.py && python engine.py && python alternatives.py && python overhead.py && python render.py
+	cd benchmarks && python accuracy.py && python intervals.py && python cost.py && python step_cost.py && python growth.py && python engine.py && python alternatives.py && python overhead.py && python render.py
 
 outsiders:  ## Run trainings of other libraries, each in its own environment, and render docs/models.md (nightly).
 	PYTHONPATH=tests python -m outsiders.page

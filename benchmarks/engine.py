@@ -14,46 +14,19 @@ from collections.abc import Callable
 
 import torch
 from cost import forward_passes, seconds_of, training_step
+from growth import transformer
 from results import save
-from torch import Tensor, nn
 from workloads import Workload, gru, wide_gru, wide_transformer
 
 from ntk_monitor import Snapshot
 from ntk_monitor.probe import Probe
 
-
-class Tokens(nn.Module):
-    """The shape of GPT-2 without its vocabulary: causal blocks of width 768."""
-
-    def __init__(self, layers: int = 12, width: int = 768) -> None:
-        """Make the blocks."""
-        super().__init__()
-        self.embed = nn.Linear(16, width)
-        layer = nn.TransformerEncoderLayer(
-            width, 12, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.blocks = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        self.readout = nn.Linear(width, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, T, 16)`` to ``(B, T, 3)``."""
-        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1]).to(x.dtype)
-        return self.readout(self.blocks(self.embed(x), mask=mask, is_causal=True))
-
-
-def gpt2(trials: int, steps: int) -> Workload:
-    """85 M parameters on a few rows."""
-    torch.manual_seed(0)
-    x = torch.randn(trials, steps, 16)
-    return Workload(Tokens(), (x, x[..., :3]), "blocks")
-
-
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     "GRU-64, 20 x 90": lambda: gru(units=64, trials=20, steps=30),
     "GRU-256, 20 x 90": wide_gru,
     "transformer 4 x 128, 8 x 64": wide_transformer,
-    "GPT-2 shape, 1 x 32": lambda: gpt2(1, 32),
-    "GPT-2 shape, 4 x 128": lambda: gpt2(4, 128),
+    "GPT-2 shape, 1 x 32": lambda: transformer(12, 768, 1, 32),
+    "GPT-2 shape, 4 x 128": lambda: transformer(12, 768, 4, 128),
 }
 
 

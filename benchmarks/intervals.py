@@ -12,23 +12,16 @@ import os
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from accuracy import METRICS as OTHERS
+from accuracy import measure, summary
 from forecast_trainings import make
 from results import save
 from workloads import ACCURACY, Workload
 
-from ntk_monitor import probe
-
-METRICS = (
-    "trace",
-    "frobenius_norm",
-    "effective_rank",
-    "temporal_effective_rank",
-    "spatial_effective_rank",
-    "core_cosine",
-)
+METRICS = (OTHERS[0], "frobenius_norm", *OTHERS[1:])
 PRODUCTS = (24, 48, 96)
 TRIALS = 8
 """Of a batch of those that are trained here."""
@@ -69,30 +62,18 @@ def held(name: str, seeds: int) -> list[Case]:
     """What the intervals hold, for one model."""
     torch.set_num_threads(1)
     work = MODELS[name]()
-    settings: dict[str, Any] = {"state": work.state, "modes": 0}
-    truth = probe(work.model, work.batch, method="exact", dtype=torch.float64, **settings)
+    truth = measure(work, method="exact", dtype=torch.float64)
     exact = {metric: getattr(truth, metric).value for metric in METRICS}
     cases = []
     for products in PRODUCTS:
         found = [
-            probe(
-                work.model, work.batch, seed=seed, tolerance=0.0, max_products=products, **settings
-            )
-            for seed in range(seeds)
+            measure(work, seed=seed, tolerance=0.0, max_products=products) for seed in range(seeds)
         ]
-        inside = {
-            metric: [low <= exact[metric] <= high for low, high in _intervals(found, metric)]
-            for metric in METRICS
-        }
-        deflated = sum(shot.scheme == "deflated" for shot in found) / seeds
-        cases.append(Case(name, products, deflated, {m: sum(x) / seeds for m, x in inside.items()}))
+        told = summary(found, exact)
+        cases.append(Case(name, products, told["deflated"], told["coverage"]))
     for case in cases:
         print(_line(case), flush=True)
     return cases
-
-
-def _intervals(found: list[Any], metric: str) -> list[tuple[float, float]]:
-    return [getattr(shot, metric).interval() for shot in found]
 
 
 def _line(case: Case) -> str:

@@ -219,6 +219,8 @@ class Probe:
             if noise is not None:
                 draw_anew(noise)
             lin, core = self._linearize(module, batch, ranks)
+            if reach != "core":
+                lin = self._with_sites_that_agree(lin)
             targets, remarks = self._targets(lin)
             pulled = self._pulled(lin, core, targets, reach)
             remarks += _remarks(lin, targets)
@@ -288,7 +290,7 @@ class Probe:
                 ranks,
             )
         parts.add(lin.state.new_zeros(lin.rows, 0))
-        return self._with_sites_that_agree(lin), CoreGram.of(parts)
+        return lin, CoreGram.of(parts)
 
     def _with_sites_that_agree(self, lin: Linearization) -> Linearization:
         """Products at the weight sites where they are those with vectors of all parameters.
@@ -418,6 +420,12 @@ class Probe:
                 asked, spent = J.products, 0
             return int(min(max_products + begun - J.products - J.most_extra, in_time - spent))
 
+        def begin_anew() -> Factor[Any]:
+            nonlocal in_time, asked, begun
+            in_time, begun = 0.0, J.products
+            asked = begun
+            return lin.factor(seed)
+
         factor = lin.factor(seed)
         if ranks.size > 1:
             ranks.everyone.require_same(
@@ -442,8 +450,7 @@ class Probe:
                     raise
                 logger.info("no products at the weight sites: %s", unsettled)
                 lin, gap = lin.without_wide_sites(), None
-                begun = asked = J.products
-                in_time, factor = 0.0, lin.factor(seed)
+                factor = begin_anew()
                 continue
             error = max(measured.adjoint_error, gap)
             if self._agrees(J, error):
@@ -451,9 +458,7 @@ class Probe:
             # Something is detached on the way: training's derivative is the one backward.
             if self.method != "auto" or not J.fall_back(BACKWARD):
                 self._require_adjoint(J, error)
-            gap = 0.0
-            begun = asked = J.products
-            in_time, factor = 0.0, lin.factor(seed)
+            gap, factor = 0.0, begin_anew()
         # What worked is tried first from now on; training can make it fail (a step of finite
         # differences across many kinks), and then the next one takes over.
         if J.method in self.order:

@@ -141,9 +141,14 @@ class Linearization:
         """
         if isinstance(self.jacobian, InPlaceJacobian):
             return SampledInPlace(self.jacobian, seed)
-        if self._wide and self.jacobian.method == "finite-difference":
+        if self._is_at_sites:
             return self._at_sites(seed)
         return SampledJacobian(self.jacobian, self.ranks, seed)
+
+    @property
+    def _is_at_sites(self) -> bool:
+        """Whether products are taken where wide weights act."""
+        return bool(self._wide) and self.jacobian.method == "finite-difference"
 
     def _at_sites(self, seed: int = 0) -> SiteFactor:
         return SiteFactor(
@@ -387,7 +392,7 @@ class Linearization:
             leaf, outputs = given
             every.append(self._directly(leaf, outputs[which], e))
         del given
-        if self._wide:
+        if self._is_at_sites:
             factor = self._at_sites()
             for q, at_sites in zip(every, factor.pulls(every), strict=True):
                 yield q, self._by_site(factor.squares(at_sites))

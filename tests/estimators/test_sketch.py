@@ -186,6 +186,23 @@ def limited(Y: Tensor, most_entries: float) -> TangentSketch:
     return sketch
 
 
+def test_views_that_are_settled_take_no_more_samples() -> None:
+    Y = long_samples(0.6 ** torch.arange(20.0).double(), 12)
+    first = limited(Y[:7], math.inf)
+    both = limited(Y[:7], math.inf)
+    before = first.statistics
+    both.settle_views()
+    both.extend(Y[7:])
+    after, whole = both.statistics, limited(Y, math.inf).statistics
+    for name in ("temporal_effective_rank", "spatial_effective_rank", "temporal_core_cosine"):
+        ours, theirs = getattr(after, name), getattr(before, name)
+        assert ours.value == pytest.approx(theirs.value, rel=1e-10)
+        assert ours.stderr == pytest.approx(theirs.stderr, rel=1e-8)
+    for name in ("trace", "frobenius_norm", "effective_rank", "core_cosine"):
+        assert getattr(after, name) == getattr(whole, name)
+    assert after.relative_error >= after.relative_error_of_views > 0
+
+
 VIEWS = ("temporal_effective_rank", "spatial_effective_rank", "effective_rank", "core_cosine")
 
 

@@ -232,3 +232,20 @@ def test_it_is_told_where_a_mode_can_be_learned(monkeypatch: pytest.MonkeyPatch)
         wanted = {name: square / total for name, square in squares.items()}
         assert dict(one.by_site) == pytest.approx(wanted, rel=1e-6)
         assert list(one.by_site) == sorted(one.by_site, key=lambda each: -each[1])
+
+
+def test_what_was_not_compared_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other methods have tangents and gradients of parameters; a core takes no product at all."""
+
+    def refused(*_: object) -> None:
+        raise AssertionError("a product at the sites")
+
+    for name in ("pulls", "push", "sample"):
+        monkeypatch.setattr(SiteFactor, name, refused)
+    net, batch = attention(), (torch.randn(2, 3, 20), torch.randn(2, 3, 2))
+    modes = Probe(state="state", method="forward-ad", tier="modes")(net, batch).target_modes
+    assert all(math.isfinite(mode.gain) for mode in modes)
+    core = Probe(state="state", method="finite-difference", tier="core")(net, batch)
+    assert core.products == 0
+    with pytest.raises(AssertionError, match="at the sites"):
+        Probe(state="state", method="finite-difference", tier="modes")(net, batch)

@@ -145,6 +145,20 @@ def test_finite_differences_shorten_the_step_along_steep_directions() -> None:
     assert 4 <= fd.products <= 3 + SHORTENED  # one for the check of the first
 
 
+def test_a_steep_direction_after_samples_is_as_precise_as_before_them() -> None:
+    """Samples tell how much a direction usually changes; a leading one gets a shorter step."""
+    ad, fresh, later = (
+        steep_jacobian(method) for method in ("forward-ad", *["finite-difference"] * 2)
+    )
+    steep = ad.rmatvec(ad.matvec(torch.randn(ad.shape_in)))
+    later.products_with(1, lambda _: torch.randn(ad.shape_in))
+    fresh.matvec(torch.randn(ad.shape_in))
+    image = ad.matvec(steep)
+    before, after = ((fd.matvec(steep) - image).norm() / image.norm() for fd in (fresh, later))
+    assert after < 2e-3
+    assert after < 2 * before
+
+
 @pytest.mark.parametrize("method", ["finite-difference", "in-place"])
 def test_products_together_are_those_one_by_one(method: str) -> None:
     """Some of a group are done again with a shorter step, the others are left as they are."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -167,22 +168,26 @@ def test_a_cell_over_two_sequences_has_each_row_once_for_either() -> None:
     )
 
 
-def test_a_learned_first_state_is_what_a_weight_acts_on() -> None:
-    def forward(m: Made, x: Tensor, *, cell: bool) -> Tensor:
-        h, states = m.first.expand(len(x), 4), []
-        for z in x.unbind(1):
-            inner = None if cell else h @ m.W.T + z @ m.U.T
-            h = torch.rnn_tanh_cell(z, h, m.U, m.W) if inner is None else torch.tanh(inner)
-            states.append(h)
-        return m.readout(m.state(torch.stack(states, 1)))
+def with_a_learned_first_state(m: Made, x: Tensor, *, cell: bool) -> Tensor:
+    h, states = m.first.expand(len(x), 4), []
+    for z in x.unbind(1):
+        inner = None if cell else h @ m.W.T + z @ m.U.T
+        h = torch.rnn_tanh_cell(z, h, m.U, m.W) if inner is None else torch.tanh(inner)
+        states.append(h)
+    return m.readout(m.state(torch.stack(states, 1)))
 
-    parts = {
+
+def learned_first_state() -> dict[str, Any]:
+    return {
         "W": drawn(4, 4), "U": drawn(4, 3), "first": drawn(4), "state": nn.Identity(),
         "readout": nn.Linear(4, 2),
     }  # fmt: skip
-    x = torch.randn(6, 5, 3)
+
+
+def test_a_learned_first_state_is_what_a_weight_acts_on() -> None:
+    parts, x = learned_first_state(), torch.randn(6, 5, 3)
     lins = [
-        linearize(Made(lambda m, x, cell=cell: forward(m, x, cell=cell), **parts), x, state="state")
+        linearize(Made(partial(with_a_learned_first_state, cell=cell), **parts), x, state="state")
         for cell in (True, False)
     ]
     for lin in lins:
@@ -326,23 +331,9 @@ def cells_in_turn() -> tuple[nn.Module, Any]:
     return Made(forward, **parts), torch.randn(3, 4, 6)
 
 
-def from_a_learned_state(*, cell: bool) -> Callable[[], tuple[nn.Module, Any]]:
-    def forward(m: Made, x: Tensor) -> Tensor:
-        h, states = m.first.expand(len(x), 4), []
-        for z in x.unbind(1):
-            inner = None if cell else h @ m.W.T + z @ m.U.T
-            h = torch.rnn_tanh_cell(z, h, m.U, m.W) if inner is None else torch.tanh(inner)
-            states.append(h)
-        return m.readout(m.state(torch.stack(states, 1)))
-
-    def make() -> tuple[nn.Module, Any]:
-        parts = {
-            "W": drawn(4, 4), "U": drawn(4, 3), "first": drawn(4), "state": nn.Identity(),
-            "readout": nn.Linear(4, 2),
-        }  # fmt: skip
-        return Made(forward, **parts), torch.randn(4, 5, 3)
-
-    return make
+def from_a_learned_state(*, cell: bool) -> tuple[nn.Module, Any]:
+    module = Made(partial(with_a_learned_first_state, cell=cell), **learned_first_state())
+    return module, torch.randn(4, 5, 3)
 
 
 def by_keywords() -> tuple[nn.Module, Any]:
@@ -385,8 +376,8 @@ ONCE: dict[str, tuple[Callable[[], tuple[nn.Module, Any]], dict[str, Any]]] = {
     "expanded": (expanded, {}),
     "all steps": (on_all_and_on_the_first_steps, {"parameters": "a.*"}),
     "cells in turn": (cells_in_turn, {}),
-    "by hand": (from_a_learned_state(cell=False), {"parameters": ["W", "U"]}),
-    "by a cell": (from_a_learned_state(cell=True), {"parameters": ["W", "U"]}),
+    "by hand": (partial(from_a_learned_state, cell=False), {"parameters": ["W", "U"]}),
+    "by a cell": (partial(from_a_learned_state, cell=True), {"parameters": ["W", "U"]}),
     "by keywords": (by_keywords, {}),
     "written into": (written_into_behind_the_state, {"state": "rnn"}),
     "some parameters": (two_layers, {"parameters": "b.*"}),

@@ -150,8 +150,7 @@ def compare(ranks: Ranks) -> dict[str, Any]:
     for name, (make, draw_batch, settings) in CASES.items():
         if ranks.size > 2 and name not in OF_FOUR:
             continue
-        several = METHODS[:2] if name in DENSE else METHODS[:1]
-        for method in METHODS if ranks.size == 2 else several:
+        for method in METHODS if ranks.size == 2 else METHODS[:2]:
             if method == "exact" and name not in DENSE:
                 continue
             torch.manual_seed(3)

@@ -63,7 +63,7 @@ def test_both_ways_of_sampling_and_of_keeping_rows_were_tried(found: Found) -> N
     schemes = {both["together"]["scheme"] for both in found[0]["compare"].values()}
     assert schemes >= {"sampled", "deflated"}
     shapes = {name: both["together"]["shape"] for name, both in found[0]["compare"].items()}
-    assert math.prod(shapes["long, finite-difference"][:2]) > 2 * (128 + 64)
+    assert math.prod(shapes["long, forward-ad"][:2]) > 2 * (128 + 64)
 
 
 def test_sequences_may_be_of_other_lengths(found: Found) -> None:

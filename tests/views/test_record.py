@@ -167,6 +167,18 @@ def test_a_record_holds_loss_forecast_and_what_modes_need() -> None:
     assert checked_snapshot(json.dumps(snapshot_record(bare)))["loss"] is None
 
 
+def test_a_record_says_where_a_mode_can_be_learned() -> None:
+    snapshot = small_snapshot()
+    record = checked_snapshot(json.dumps(snapshot_record(snapshot)))
+    for kept, mode in zip(record["target_modes"], snapshot.target_modes, strict=True):
+        (name, share), *_ = mode.by_site
+        assert kept["by_site"][0] == [name, pytest.approx(share, rel=1e-3)]
+        assert sum(share for _, share in mode.by_site) == pytest.approx(1.0)
+    record["target_modes"][0]["by_site"] = [[1, "weight"]]
+    with pytest.raises(ValueError, match="by_site"):
+        checked_snapshot(json.dumps(record))
+
+
 def test_a_record_of_the_first_format_is_read() -> None:
     old = snapshot_record(small_snapshot()) | {"format": 1}
     for name in ("loss", "transfer", "forecast", "instruments", "dead_units", "saturated_units"):
@@ -174,6 +186,7 @@ def test_a_record_of_the_first_format_is_read() -> None:
     for mode in old["target_modes"]:
         for name in ("share", "rate", "steps_band", "transfer", "steps_if", "rate_if", "readout"):
             del mode[name]
+        del mode["by_site"]
         mode["preconditioned_steps_to_learn"] = None
     assert checked_snapshot(json.dumps(old)) == old
 

@@ -106,6 +106,8 @@ def test_tables_say_what_is_stalled_and_learned() -> None:
     assert "learning" not in text
     assert f"{s.target_modes[0].learned:z.3f}" in text
     assert f"{s.core_effective_rank:.3g}" in text
+    name, share = s.target_modes[0].by_site[0]
+    assert f"mode 1: {share:.2f} in {name}" in " ".join(text.split())
     assert torch.isfinite(s.core_spectrum).all()
 
 

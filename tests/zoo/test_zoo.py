@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ntk_monitor import linearize, probe
-from ntk_monitor.model import Derivative, Linearization
+from ntk_monitor.estimators import Activities
+from ntk_monitor.model import Derivative, Linearization, at_sites
+from ntk_monitor.model.at_sites import SiteFactor
 from zoo.cases import CASES, Animal
 from zoo.page import PAGE, REST, row
 
@@ -73,10 +75,8 @@ def test_probe(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_products_agree_with_finite_differences(name: str) -> None:
     animal = CASES[name]
-    module, batch = animal.make()
-    if hasattr(module, "set_experts_implementation"):  # the fused one has no float64
-        module.set_experts_implementation("eager")
-    lin = linearize(module.double(), batch, state=animal.state, dtype=torch.float64)
+    module, batch = eager(name)
+    lin = linearize(module, batch, state=animal.state, dtype=torch.float64)
     J = lin.jacobian
     g, z = draw(J)
     pulled = J.rmatvec(z)
@@ -94,6 +94,35 @@ def test_products_agree_with_finite_differences(name: str) -> None:
     assert float(min(gaps)) < animal.precision
     forward, backward = (product * z).sum(), (pulled * g).sum()
     assert float((forward - backward).abs() / torch.linalg.vector_norm(product)) < 1e-4
+
+
+def eager(name: str) -> tuple[nn.Module, Any]:
+    """A model in float64, which the fused implementation of experts does not have."""
+    module, batch = CASES[name].make()
+    if hasattr(module, "set_experts_implementation"):
+        module.set_experts_implementation("eager")
+    return module.double(), batch
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "Gemma"])  # not by differences
+def test_products_at_the_sites(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a weight has more inputs than the state has rows, however small it is."""
+    monkeypatch.setattr(at_sites, "WORTHWHILE", 1)
+    monkeypatch.setattr(at_sites, "DEAR", 10**9)
+    module, batch = eager(name)
+    lin = linearize(
+        module,
+        batch,
+        state=CASES[name].state,
+        dtype=torch.float64,
+        method="finite-difference",
+        consume=Activities().add,
+    )
+    factor = lin.factor(0)
+    if not isinstance(factor, SiteFactor):
+        pytest.skip("no weight has more inputs than the state has rows")
+    _, direction = draw(lin.jacobian)
+    assert factor.distance_to_parameters(direction) < max(CASES[name].precision, 1e-5)
 
 
 UNSETTLED = {"orthogonal weight", "LightningTransformer", "ResNet"}
