@@ -157,6 +157,8 @@ def test_a_probe_has_the_numbers_that_it_has_without() -> None:
         assert abs(float(values.mean()) - getattr(exact, name).value) < 4 * error, name
     for ours, theirs in zip(shots[0].target_modes, exact.target_modes, strict=True):
         assert ours.gain == pytest.approx(theirs.gain, rel=1e-4)
+        shares = [share for _, share in ours.by_site]
+        assert shares == sorted(shares, reverse=True)
 
 
 def test_no_parameter_is_written_to() -> None:
