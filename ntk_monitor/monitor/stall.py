@@ -55,7 +55,7 @@ INDEPENDENT = 8
 each probe, and the probed one the same."""
 SURE = 2.0
 """Standard errors by which a transfer must differ from nothing."""
-NOTHING = 0.2
+NOTHING = 0.25
 """Transfer below which a step on one batch is of no use for another."""
 LITTLE = 0.4
 """Transfer of the loss, with a standard error, below which a mode that is too slow, and of which
@@ -68,6 +68,9 @@ SLACK = 2.0
 IN_SIGHT = 10.0
 """How many times the remaining steps a mode may need, by its own batch's rate, for it to count that
 nothing of this rate comes true."""
+OUT_OF_SIGHT = 100.0
+"""The same for steps that teach other batches little to count: a mode that is slower than that is
+too slow, whatever they teach."""
 PROGRESS = 0.05
 """Approach of the learned fraction to 1, over its best, that counts as not standing still."""
 
@@ -334,14 +337,15 @@ class ModeWatch:
             True if so, by what came true of its rate where that says so certainly, and else by
             what steps do to other batches.
         """
+        promised = self._size_of_steps(window) * remaining / max(1 - self.learned[-1], ROUNDING)
+        if promised * OUT_OF_SIGHT < 1 and self.state != "unpredictable":
+            return False  # too slow even for the batch that steps are of, and not just late
         realised = self.realised(window)
         if realised is not None:
             share, margin = realised[0], SURE * realised[1]
             if share - margin > NOTHING:
                 return False
-            gained = self._size_of_steps(window) * IN_SIGHT * remaining
-            in_sight = gained >= 1 - self.learned[-1]
-            if in_sight and share + margin < NOTHING:
+            if promised * IN_SIGHT >= 1 and share + margin < NOTHING:
                 return True
         return _little_transfers(self)
 

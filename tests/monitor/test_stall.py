@@ -304,6 +304,7 @@ ALL, NONE = (1.0, 0.05), (0.0, 0.05)
         (0.0, 2e-4, NONE, "unpredictable"),
         (1e-5, 1e-5, NONE, "stalled"),  # all of it came true: it is only too slow
         (0.0, 1e-6, ALL, "stalled"),  # it would take for ever on its own batch as well
+        (0.0, 1e-8, NONE, "stalled"),  # so that it does not count what steps teach others
         (0.0, math.nan, ALL, "stalled"),
         (0.0, math.nan, NONE, "unpredictable"),
     ],
@@ -315,6 +316,14 @@ def test_what_came_true_tells_noise_from_a_stall(
     known = {"transfer": transfer, "of_the_loss": transfer}
     assert watch_of(learned, [rate] * 40, **known).states[1] == state
     assert watch_of(learned, [rate] * 40, explained=True, **known).states[1] == "stalled"
+
+
+def test_the_end_of_a_training_makes_no_stall_of_an_unpredictable_mode() -> None:
+    watch = StallWatch(StallRule())
+    for i in range(40):  # promises 40 times what is missing at first, and 1/200 at last
+        reading = Reading(1, 0.2, 5e3, NONE, NONE, rate=3.2e-2 * 0.8**i)
+        watch.update(10 * i, [reading], 1000 - 25 * i)
+        assert i < 20 or watch.states[1] == "unpredictable"
 
 
 def test_a_mode_within_reach_that_bounces_is_unpredictable_though_its_steps_transfer() -> None:
