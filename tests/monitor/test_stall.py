@@ -318,12 +318,12 @@ def test_what_came_true_tells_noise_from_a_stall(
     assert watch_of(learned, [rate] * 40, explained=True, **known).states[1] == "stalled"
 
 
-def test_the_end_of_a_training_makes_no_stall_of_an_unpredictable_mode() -> None:
+def test_an_unpredictable_mode_is_no_stall_since_its_steps_become_small() -> None:
     watch = StallWatch(StallRule())
-    for i in range(40):  # promises 40 times what is missing at first, and 1/200 at last
-        reading = Reading(1, 0.2, 5e3, NONE, NONE, rate=3.2e-2 * 0.8**i)
-        watch.update(10 * i, [reading], 1000 - 25 * i)
-        assert i < 20 or watch.states[1] == "unpredictable"
+    for i in range(60):
+        reading = Reading(1, 0.2, 5e3, NONE, NONE, rate=1e-3 if i < 20 else 1e-9)
+        watch.update(10 * i, [reading], 1000 - 15 * i)
+        assert i < 10 or watch.states[1] == "unpredictable"
 
 
 def test_a_mode_within_reach_that_bounces_is_unpredictable_though_its_steps_transfer() -> None:
