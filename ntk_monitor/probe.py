@@ -23,13 +23,14 @@ from ntk_monitor.estimators import (
     Measured,
     sample_kernel,
 )
-from ntk_monitor.estimators.adaptive import Factor
 from ntk_monitor.estimators.formulas import at_least_float32, relative_gap
+from ntk_monitor.estimators.sampling import Factor
 from ntk_monitor.estimators.sketch import MIN_SAMPLES
 from ntk_monitor.estimators.subspace import fix_signs
 from ntk_monitor.model import METHODS, Linearization, linearize, quiet
 from ntk_monitor.model.at_sites import AGREES, SiteFactor
 from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
+from ntk_monitor.model.by_trial import GAP, ByTrial
 from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.model.deadline import Deadline
 from ntk_monitor.model.derivative import Derivative
@@ -161,6 +162,7 @@ class Probe:
         self.order: tuple[str, ...] = PREFERENCE
         self._compared: set[Any] = set()
         self._at_sites: dict[Any, bool] = {}
+        self._apart: dict[Any, bool] = {}
 
     def prefer(self, order: Sequence[str]) -> None:
         """Go on with what an earlier probe decided.
@@ -444,6 +446,7 @@ class Probe:
                     left=left,
                     seed=seed,
                     max_memory=room(self.max_memory, lin.state.device),
+                    trials=self._by_trial(lin, core, seed),
                 )
             except FloatingPointError as unsettled:
                 if not isinstance(factor, SiteFactor):
@@ -464,6 +467,35 @@ class Probe:
         if J.method in self.order:
             self.order = (J.method, *(method for method in self.order if method != J.method))
         return measured, measured.adjoint_error
+
+    def _by_trial(self, lin: Linearization, core: CoreGram, seed: int) -> ByTrial | None:
+        """The Jacobian by groups of trials, where these do not act on one another.
+
+        That is found out once for a module, as is whether all that moves the state is seen.
+
+        Args:
+            lin: The model.
+            core: Its core.
+            seed: Names the draws.
+
+        Returns:
+            The Jacobian, or None.
+        """
+        trials = lin.by_trial(core, seed)
+        key = (id(lin.module), lin.modules, lin.parameters)
+        if trials is None or not self._apart.get(key, True):
+            return None
+        if key not in self._apart:
+            before = lin.jacobian.products
+            try:
+                gap = trials.gap()
+            except (RuntimeError, NotImplementedError) as error:  # as where parts are recomputed
+                logger.info("trials are not told apart: %s", error)
+                gap = math.inf
+            lin.jacobian.products = before  # once for a module: no part of what may be spent
+            self._apart[key] = not gap > GAP
+            logger.info("gradients by trial are %.2g from those of all parameters", gap)
+        return trials if self._apart[key] else None
 
     def _adjoint_error(self, lin: Linearization, seed: int) -> float:
         """Compare both directions of differentiation on one random pair; two products."""
@@ -559,7 +591,7 @@ class Probe:
     ) -> Snapshot:
         """Put the numbers together."""
         n, ranks = lin.state.shape[2], lin.ranks
-        kernel = measured.sketch if isinstance(measured, Measured) else measured
+        kernel = measured
         statistics = kernel.statistics if kernel is not None else _unknown(n)
         if kernel is not None and statistics.trace.is_finite:
             spectrum, modes = kernel.temporal_eigenpairs(TEMPORAL_MODES, self.seed)

@@ -112,6 +112,23 @@ def pair_mean_and_deletes(pairs: Tensor) -> Tensor:
     ])  # fmt: skip
 
 
+def additive_deletes(value: float, influences: Tensor) -> Tensor:
+    """A number with delete values whose jackknife has the variance that is known of it.
+
+    Args:
+        value: The number.
+        influences: What independent draws contribute to its error, of mean zero; its variance is
+            the sum of their squares. Shape ``(s,)``.
+
+    Returns:
+        Shape ``(1 + s, 1)``, whose second axis says that there are no values with two left out:
+        draws do not interact.
+    """
+    s = len(influences)
+    one = influences.double() * math.sqrt(s / (s - 1))
+    return torch.cat([one.new_zeros(1), -one]).add(value).unsqueeze(1)
+
+
 def mean_estimate(samples: Tensor) -> Estimate:
     """Mean of independent samples with its standard error.
 
@@ -139,7 +156,8 @@ def jackknife(values: Tensor) -> Estimate:
     two fifths of the variance: the correction is itself an estimate.
 
     Args:
-        values: The statistic on all ``s`` samples, with each one left out, with each two left out.
+        values: The statistic on all ``s`` samples, with each one left out, with each two left out;
+            or without the latter, see `additive_deletes`.
 
     Returns:
         The estimate.
@@ -147,10 +165,11 @@ def jackknife(values: Tensor) -> Estimate:
     References:
         Efron and Stein, The jackknife estimate of variance, Annals of Statistics 9 (1981).
     """
-    s = sample_count(values)
+    s, interact = sample_count(values), values.ndim == 1
+    values = values.flatten()
     full, one, two = values[0], values[1 : s + 1], values[s + 1 :]
     variance = (s - 1) / s * (one - one.mean()).square().sum()
-    if s > 3:
+    if s > 3 and interact:
         i, j = torch.triu_indices(s, s, 1, device=values.device)
         interactions = s * full - (s - 1) * (one[i] + one[j]) + (s - 2) * two
         pair_variance = interactions.square().mean() * (s - 3) ** 2 / 4
@@ -187,7 +206,7 @@ def log_jackknife(values: Tensor) -> Estimate:
     return Estimate(value, value * logarithm.stderr)
 
 
-def student(estimate: Estimate, samples: int) -> Estimate:
+def student(estimate: Estimate, samples: float) -> Estimate:
     """Widen a standard error for the few samples of quadratic forms that it was taken from.
 
     A quadratic form of a Gaussian with effective rank ``r`` has kurtosis ``3 + 12 / r``, and the
@@ -206,13 +225,36 @@ def student(estimate: Estimate, samples: int) -> Estimate:
     return Estimate(estimate.value, estimate.stderr * widening)
 
 
+def jackknifed(values: Tensor) -> Estimate:
+    """A positive statistic with a standard error of which 1.96 cover 95 %.
+
+    That of draws that do not interact has the degrees of freedom ``2 s / (k - 1)`` of a variance of
+    ``s`` values with kurtosis ``k``; for others see `student`.
+
+    Args:
+        values: See `jackknife`.
+
+    Returns:
+        The estimate by `log_jackknife`, with a wider standard error.
+    """
+    found, s = log_jackknife(values), float(sample_count(values))
+    if values.ndim > 1:
+        squares = (values[1:] - values[1:].mean()).square()
+        most = squares.sum().square()
+        kurtosis = float(s * squares.square().sum() / most) if most > 0 else 3.0
+        s = 1 + 4 * s / max(kurtosis - 1, 2.0)
+    return student(found, s)
+
+
 def sample_count(values: Tensor) -> int:
     """How many samples are behind a vector of delete values.
 
     Args:
-        values: Shape ``(1 + s + s (s - 1) / 2,)``.
+        values: Shape ``(1 + s + s (s - 1) / 2,)``, or ``(1 + s, 1)``.
 
     Returns:
         ``s``.
     """
+    if values.ndim > 1:
+        return len(values) - 1
     return (math.isqrt(8 * len(values) - 7) - 1) // 2

@@ -4,79 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from ntk_monitor.estimators.core import CoreGram
-from ntk_monitor.estimators.formulas import at_least_float32, relative_gap
-from ntk_monitor.estimators.pairs import inner_products
-from ntk_monitor.estimators.rows import Room
+from ntk_monitor.estimators.sampling import Factor, Sampling, X
 from ntk_monitor.estimators.sketch import MIN_SAMPLES, TangentSketch
-from ntk_monitor.estimators.tangents import draw_tangents
+from ntk_monitor.estimators.statistics import KernelStatistics
+from ntk_monitor.estimators.trials import SpatialMoments, TrialFactor, TrialMoments
+from ntk_monitor.uncertainty import jackknifed
 
 PILOT, TOP_UP = 12, 4
 """Samples of the first round, and the fewest of each further one, which at most doubles them: few
 looks at the error keep a lucky one from ending the sampling."""
-AGAIN = 4
-"""How many products one may take, with those that are done again for it; as many must be left for
-each of those that are computed together."""
 DIRECTIONS = 10
 """Directions of a round of deflation; each takes two products."""
-EXHAUSTED = 1e-5
-"""Share of an image outside of the directions so far, below which a Krylov space is at its end."""
-STARTS = (1,)
-"""The family of random directions that begin Krylov spaces."""
 SETTLED = 0.8
 """Share of the tolerance below which the temporal and the spatial view need no more samples: pairs
 of their samples are dear."""
 CAUTION = 1.0
 """Standard deviations of the standard error itself that must fit below the tolerance."""
-
-X = TypeVar("X")
-"""A direction in parameter space, in whatever form a kernel has it."""
-
-
-class Factor(Protocol[X]):
-    """``J`` of a kernel ``A = J J*``, with random tangents ``g_0, g_1, ...`` of its own.
-
-    Where the rows of the state are spread over processes, each has its own rows of images, and all
-    that is in parameter space is summed over them.
-    """
-
-    @property
-    def shape_out(self) -> tuple[int, ...]:
-        """``(B, T, n)`` of this process's rows."""
-
-    @property
-    def at_once(self) -> int:
-        """Tangents that are best carried at once."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of images."""
-
-    @property
-    def device(self) -> torch.device:
-        """Of images."""
-
-    def sample(self, indices: range) -> Tensor:
-        """``J g_i``, shape ``(len, B, T, n)``; a product each."""
-
-    def pull(self, u: Tensor) -> X:
-        """``J* u`` for ``u`` of shape ``(B, T, n)``; one product."""
-
-    def push(self, x: X) -> Tensor:
-        """``J x``, shape ``(B, T, n)``; one product."""
-
-    def inner(self, index: int, x: X) -> float:
-        """``<g_i, x>``."""
-
-    @property
-    def fingerprint(self) -> int:
-        """A number that tells whether processes have the same tangents."""
+START, ATOMS = 8, 4
+"""Where trials are told apart: samples that show the leading directions of each group of them, and
+how many of these are taken out."""
+FEWEST, ROUND, MOST = 2, 4, 16
+"""Draws of a round: the fewest, those of the first, and the most; only pairs of one round count."""
+LEADING = 4
+"""Leading directions of all groups that are taken out of samples at a time."""
+INDEPENDENT = 4
+"""Parts of draws that tell as much of an error as a sample does: groups are unlike."""
+FOR_VIEWS = 16
+"""Products that are kept for the views."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +49,40 @@ class Measured:
             the budget ended the sampling.
         adjoint_error: By how much both directions of differentiation disagree on one pair,
             relative to the usual size of their inner products.
+        trials: Draws group by group, which the numbers of the whole kernel are from; None where
+            these are from the samples.
+        spatial: The samples that the spatial numbers are from, likewise.
     """
 
     sketch: TangentSketch
     scheme: str
     tolerance_met: bool
     adjoint_error: float
+    trials: TrialMoments | None = None
+    spatial: SpatialMoments | None = None
+
+    @property
+    def statistics(self) -> KernelStatistics:
+        """Every number with its standard error."""
+        return statistics_of(self.sketch, self.trials, self.spatial)
+
+    def temporal_eigenpairs(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Leading eigenpairs of the temporal view; see `TangentSketch.temporal_eigenpairs`.
+
+        Where the trace is from draws, eigenvalues are shares of it: samples err in both alike.
+
+        Args:
+            count: How many.
+            seed: Of the starting block.
+
+        Returns:
+            Eigenvalues, and this process's rows of the modes.
+        """
+        values, modes = self.sketch.temporal_eigenpairs(count, seed)
+        if self.trials is not None:
+            sampled = self.sketch.statistics.trace.value
+            values = values * (float(self.trials.moments[0][0]) / sampled if sampled else 1.0)
+        return values, modes
 
 
 def sample_kernel(
@@ -106,6 +93,7 @@ def sample_kernel(
     left: Callable[[], int],
     seed: int = 0,
     max_memory: float = math.inf,
+    trials: TrialFactor | None = None,
 ) -> Measured:
     r"""Sample ``A = J J*`` until its numbers are accurate enough, or the budget is spent.
 
@@ -132,6 +120,13 @@ def sample_kernel(
     The temporal and the spatial view are often known long before the norm of the whole; samples
     from then on are left out of them.
 
+    Where trials can be told apart, gradients of each group of them take the place of most samples
+    (`TrialMoments`): the trace, the norm, and what follows from them and the core are from these.
+    Their leading directions are those of the first samples in each group. Samples remain for the
+    views. Where they have few directions, the leading ones of the groups' gradients, all groups
+    together, are taken out of samples that are drawn anew; and where only the spatial view is not
+    known yet, samples go on with a tangent for each group (`SpatialMoments`).
+
     Args:
         J: The Jacobian.
         core: The core on the same rows, spread over the same processes.
@@ -141,6 +136,7 @@ def sample_kernel(
             products is followed by fewer; the first `MIN_SAMPLES` are taken in any case.
         seed: Names the start of the Krylov space.
         max_memory: Bytes that the samples may take.
+        trials: The same Jacobian by groups of trials, where they do not act on one another.
 
     Returns:
         The samples and how they came about.
@@ -150,127 +146,215 @@ def sample_kernel(
         Chen et al., arXiv:2310.12364 (2023), for its use in partial traces; Tropp and Webber,
         arXiv:2306.12418 (2023), for Nystrom approximation from Krylov spaces.
     """
-    used = 0
-    itemsize = torch.promote_types(J.dtype, torch.float32).itemsize
-    numbers = core.ranks.least(max_memory) / itemsize
-    sketch = TangentSketch(core, Room(numbers, max(left(), MIN_SAMPLES)))
+    sampling = Sampling(J, core, left, seed, max_memory, viewed=START if trials else None)
+    if trials is None:
+        return _by_samples(sampling, tolerance)
+    return _ByTrial(sampling, trials, tolerance).run()
 
-    def sample(count: int, spare: Callable[[], int]) -> None:
-        nonlocal used
-        pieces: list[Tensor] = []
-        end = used + count
-        while used < end and (free := spare()) > 0:
-            # Processes that wait for one another do so once for several products.
-            several = max(J.at_once, min(free // AGAIN, MIN_SAMPLES), 1)
-            indices = range(used, min(end, used + several))
-            pieces.append(at_least_float32(J.sample(indices)).flatten(1, 2))
-            used = indices.stop
-            # Not all at once: the sketch may keep them in less memory.
-            if sum(map(len, pieces)) >= MIN_SAMPLES:
-                sketch.extend(torch.cat(pieces))
-                pieces = []
-        if pieces:
-            sketch.extend(torch.cat(pieces))
 
-    sample(MIN_SAMPLES, lambda: AGAIN * MIN_SAMPLES)  # a step check's products show after these
-    krylov = _Krylov(J, sketch, seed)
+def statistics_of(
+    sketch: TangentSketch, trials: TrialMoments | None, spatial: SpatialMoments | None
+) -> KernelStatistics:
+    """Every number, from samples and from what takes their place.
 
-    def spare() -> int:
-        """Products for samples: one is kept for the comparison with the adjoint."""
-        return left() - (krylov.adjoint_error is None)
+    Args:
+        sketch: The samples.
+        trials: Draws group by group.
+        spatial: Samples with a tangent for each group.
 
-    sample(min(PILOT - MIN_SAMPLES, spare()), spare)
+    Returns:
+        The numbers.
+    """
+    found = sketch.statistics
+    if trials is not None:
+        trace, norm_squared, inner = trials.moments
+        sampled = found.of_views or (found.trace_squared, found.core_inner)
+        found = replace(
+            found,
+            trace=jackknifed(trace),
+            trace_squared=trace.square(),
+            norm_squared=norm_squared,
+            taken_out=0.0,
+            of_views=sampled,
+            drawn=True,
+        )
+        # A core that has little of the kernel is seen better by the samples.
+        either = [replace(found, core_inner=each) for each in (inner, sampled[1])]
+        found = min(either, key=_error_of_core)
+    if spatial is not None:
+        trace, norm_squared = spatial.moments
+        found = replace(found, of_spatial=trace.square(), spatial_norm_squared=norm_squared)
+    return found
+
+
+def _error_of_core(found: KernelStatistics) -> float:
+    error = found.core_cosine.relative_error
+    return math.inf if math.isnan(error) else error
+
+
+def _scheme(sketch: TangentSketch) -> str:
+    return "deflated" if sketch.atoms else "sampled"
+
+
+def _cautious(error: float, draws: float) -> float:
+    """A standard error with what it may be off by."""
+    return error * (1 + CAUTION / math.sqrt(2 * draws))
+
+
+def _missing(draws: int, error: float, tolerance: float, most: int) -> float:
+    """Draws until an error is at the tolerance, as it falls with their root."""
+    return min(draws * ((error / tolerance) ** 2 - 1), most) if tolerance else most
+
+
+def _by_samples(sampling: Sampling[X], tolerance: float) -> Measured:
+    """By samples alone."""
+    sampling.extend(min(PILOT - len(sampling.sketch), sampling.spare()))
+    sketch, left, ranks = sampling.sketch, sampling.left, sampling.core.ranks
     while True:
-        statistics = sketch.statistics
-        error = core.ranks.least(statistics.relative_error)  # the same to the last bit
-        views = core.ranks.least(statistics.relative_error_of_views)
-        caution = 1 + CAUTION / math.sqrt(2 * len(sketch))
-        error *= caution
-        if views * caution <= SETTLED * tolerance:
+        statistics, samples = sketch.statistics, len(sketch)
+        # The same to the last bit in all processes.
+        error = _cautious(ranks.least(statistics.relative_error), samples)
+        views = _cautious(ranks.least(statistics.relative_error_of_views), samples)
+        if views <= SETTLED * tolerance:
             sketch.settle_views()
         met = error <= tolerance
-        if met or spare() < 1 or not math.isfinite(error):
-            scheme = "deflated" if sketch.atoms else "sampled"
-            return Measured(sketch, scheme, met, krylov.compare())
-        samples = len(sketch)
-        missing = min(samples * ((error / tolerance) ** 2 - 1), left()) if tolerance else left()
+        if met or sampling.spare() < 1 or not math.isfinite(error):
+            return Measured(sketch, _scheme(sketch), met, sampling.krylov.compare())
+        missing = _missing(samples, error, tolerance, left())
         directions = min(DIRECTIONS, left() // 2)
-        few = core.ranks.least(sketch.residual_effective_rank) < (samples + missing) / 2
+        few = ranks.least(sketch.residual_effective_rank) < (samples + missing) / 2
         deeper = few and sketch.atoms < samples and not sketch.drowned
         if directions and deeper and missing >= 2 * directions:
-            krylov.extend(directions, left)
+            sampling.krylov.extend(directions, left)
         else:
-            krylov.compare()  # now rather than at the end, when there are more samples to hold
-            count = min(max(math.ceil(missing), TOP_UP), samples, spare())
-            sample(count, spare)
+            # Now rather than at the end, when there are more samples to hold.
+            sampling.krylov.compare()
+            sampling.extend(min(max(math.ceil(missing), TOP_UP), samples, sampling.spare()))
 
 
-class _Krylov(Generic[X]):
-    """A Krylov space that is taken out of a sketch as it grows.
+class _ByTrial:
+    """By gradients of groups of trials, and samples for the views."""
 
-    Attributes:
-        adjoint_error: Of the first direction and the first sample; None before their comparison.
-    """
-
-    adjoint_error: float | None = None
-
-    def __init__(self, J: Factor[X], sketch: TangentSketch, seed: int) -> None:
-        """Draw the start.
+    def __init__(self, sampling: Sampling[X], trials: TrialFactor, tolerance: float) -> None:
+        """Begin.
 
         Args:
-            J: The Jacobian.
-            sketch: With the first samples, none deflated.
-            seed: Names the start.
+            sampling: The first samples.
+            trials: The same Jacobian by groups of trials.
+            tolerance: Wanted relative standard error of every number.
         """
-        self._J, self._sketch = J, sketch
-        self._first = sketch.leading_sample(0)
-        self._seed = seed
-        self._direction = self._random()
+        self._sampling, self._trials, self._tolerance = sampling, trials, tolerance
+        gram, n = sampling.core, sampling.J.shape_out[2]
+        known = float(gram.trace) * n, float(gram.norm_squared) * n
+        self._moments = TrialMoments(*known, trials.groups)
+        self._spatial: SpatialMoments | None = None
+        self._leading: list[Tensor] = []
+        self._known: tuple[tuple[int, ...], KernelStatistics] | None = None
 
-    def extend(self, directions: int, left: Callable[[], int]) -> None:
-        """Take out some more directions, at two products each or a few more, while there are."""
-        for _ in range(directions):
-            if left() < 2 or self._sketch.drowned:
-                return
-            image = at_least_float32(self._J.push(self._pull())).flatten(0, 1)
-            self._sketch.deflate(self._direction, image[None])
-            rows = self._sketch.rows
-            size = rows.ranks.sum(image.double().square().sum()).sqrt()
-            further = self._sketch.outside(rows.lead(rows.keep(image)))
-            exhausted = torch.linalg.vector_norm(further) <= EXHAUSTED * size
-            self._direction = self._random() if bool(exhausted) else _unit(further)[None]
+    def run(self) -> Measured:
+        """Take what every number needs."""
+        sampling = self._sampling
+        sampling.extend(min(START - MIN_SAMPLES, sampling.spare()))
+        sampling.krylov.compare()
+        few = sampling.left() < ATOMS + ROUND + FOR_VIEWS or self._trials.most < ROUND
+        if few or self._are_samples_enough():
+            return _by_samples(sampling, self._tolerance)
+        self._leading = list(self._trials.take_out(sampling.taken(), ATOMS, range(ROUND)))
+        self._draw(ROUND)
+        met = self._settle_whole() & self._settle_views()
+        sketch = self._sampling.sketch
+        error = self._sampling.krylov.compare()
+        return Measured(sketch, _scheme(sketch), met, error, self._moments, self._spatial)
 
-    def compare(self) -> float:
-        """The adjoint error; one product, unless it is known."""
-        if self.adjoint_error is None:
-            self._pull()
-        assert self.adjoint_error is not None
-        return self.adjoint_error
+    def _are_samples_enough(self) -> bool:
+        """Whether no more samples are missing than telling trials apart takes products."""
+        sketch, left = self._sampling.sketch, self._sampling.left()
+        error = _cautious(sketch.statistics.relative_error, len(sketch))
+        known = math.isfinite(error) and error > 0
+        return not known or _missing(len(sketch), error, self._tolerance, left) <= ATOMS + ROUND
 
-    def _random(self) -> Tensor:
-        """A direction of its own, where there is none to go on with; shape (1, leading, n)."""
-        trials, T, n = self._J.shape_out
-        rows, self._seed = self._sketch.rows, self._seed + 1
-        # Trial by trial, so that it does not depend on which process has which.
-        own = rows.ranks.own(rows.ranks.counts(trials))
-        indices, device = range(own.start, own.stop), self._J.device
-        noise = draw_tangents(T * n, indices, self._seed, device=device, family=STARTS)
-        kept = rows.lead(rows.keep(noise.reshape(trials * T, n).to(self._first)))
-        return _unit(self._sketch.outside(kept))[None]
+    @property
+    def _statistics(self) -> KernelStatistics:
+        sketch, spatial = self._sampling.sketch, self._spatial
+        key = (id(sketch), len(sketch), sketch.atoms, len(self._moments), len(spatial or ()))
+        if self._known is None or self._known[0] != key:
+            self._known = key, statistics_of(sketch, self._moments, spatial)
+        return self._known[1]
 
-    def _pull(self) -> X:
-        """``J* u``."""
-        u = self._direction[0]
-        lifted = self._sketch.rows.lift(u).to(self._J.dtype)
-        pulled = self._J.pull(lifted.reshape(self._J.shape_out))
-        if self.adjoint_error is None:
-            forward = float(inner_products(self._first.reshape(1, -1), u.reshape(1, -1)))
-            usual = float(torch.linalg.vector_norm(self._first.double())) / math.sqrt(u.numel())
-            self.adjoint_error = relative_gap(forward - self._J.inner(0, pulled), usual)
-        return pulled
+    def _draw(self, count: int) -> None:
+        drawn = len(self._moments)
+        self._moments.extend(self._trials.gradients(range(drawn, drawn + count)))
 
+    def _settle_whole(self) -> bool:
+        """Draw until the trace and the norm of the kernel are known."""
+        sampling = self._sampling
+        for_views = FOR_VIEWS if self._tolerance else max(FOR_VIEWS, 3 * sampling.left() // 4)
+        while True:
+            draws = len(self._moments)
+            found = self._statistics.relative_error_of_whole
+            error = _cautious(found, draws * self._trials.groups / INDEPENDENT)
+            if error <= self._tolerance:
+                return True
+            left = sampling.left() - for_views
+            if not math.isfinite(error) or left < FEWEST:
+                return False
+            missing = _missing(draws, error, self._tolerance, left)
+            self._draw(min(max(math.ceil(missing), ROUND), MOST, self._trials.most, left))
 
-def _unit(X: Tensor) -> Tensor:
-    """A tensor at norm one."""
-    unit: Tensor = X / torch.linalg.vector_norm(X)
-    return unit
+    def _settle_views(self) -> bool:
+        """Sample until the numbers of the views are known."""
+        sampling, tolerance = self._sampling, self._tolerance
+        while True:
+            found, sketch = self._statistics, sampling.sketch
+            in_time = _cautious(
+                max(found.relative_error_in_time, found.core_cosine.relative_error), len(sketch)
+            )
+            parts = len(self._spatial or ()) / INDEPENDENT or len(sketch)
+            in_space = _cautious(found.spatial_effective_rank.relative_error, parts)
+            if max(in_time, in_space) <= tolerance:
+                return True
+            left = sampling.left()
+            if left < 1 or not math.isfinite(in_time + in_space):
+                return False
+            missing = _missing(len(sketch), in_time, tolerance, left)
+            if in_time > tolerance and self._take_leading(missing):
+                continue
+            if in_time > tolerance:
+                samples = len(sketch)
+                sampling.extend(min(max(math.ceil(missing), TOP_UP), samples, left))
+            elif not self._sample_apart(left):
+                return False
+
+    def _take_leading(self, missing: float) -> bool:
+        """Take leading directions out of samples, anew at first, where that is worth while."""
+        sampling = self._sampling
+        sketch = sampling.sketch
+        fresh = 0 if sketch.atoms else START
+        count = min(LEADING, len(self._leading))
+        cost = 2 * count + fresh
+        few = sketch.residual_effective_rank < (len(sketch) + missing) / 2
+        if not count or sketch.drowned or not few or not cost < min(missing, sampling.left()):
+            return False
+        if fresh:
+            sampling.begin_anew()
+        now, self._leading = self._leading[:count], self._leading[count:]
+        sampling.krylov.take([each.flatten(0, 1) for each in now], sampling.left)
+        if fresh:
+            sampling.extend(START - MIN_SAMPLES)
+        return True
+
+    def _sample_apart(self, left: int) -> bool:
+        """Take samples with a tangent for each group, for the spatial numbers."""
+        count = ROUND
+        if self._spatial is None:
+            self._spatial = SpatialMoments()
+        else:
+            found = self._statistics.spatial_effective_rank.relative_error
+            error = _cautious(found, len(self._spatial) / INDEPENDENT)
+            missing = _missing(self._spatial.samples, error, self._tolerance, left)
+            count = min(max(math.ceil(missing), FEWEST), MOST)
+        if left < max(count, FEWEST):
+            return False
+        begun = self._spatial.samples
+        self._spatial.extend(self._trials.sample(range(begun, begun + count)))
+        return True

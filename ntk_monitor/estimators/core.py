@@ -92,6 +92,7 @@ class CoreGram:
             to rounding: directions are left out whose eigenvalues cannot be told from zero in the
             arithmetic of ``V``, or in float32 if that is of 16 bits.
         norm_squared: ``||G||_F^2``.
+        trace: ``tr G``.
         is_finite: Whether the activity is.
         ranks: The processes.
     """
@@ -131,7 +132,7 @@ class CoreGram:
             small = ranks.join(parts.gram)
         self.norm_squared = small.square().sum()
         self.is_finite = bool(torch.isfinite(self.norm_squared))
-        self._trace = small.trace()
+        self.trace = small.trace()
         dtype = parts.dtype
         if self.is_finite:
             values, vectors = ranks.first(*_eigh(small.to(dtype)))
@@ -152,7 +153,7 @@ class CoreGram:
     @property
     def effective_rank(self) -> float:
         """``(tr G)^2 / ||G||_F^2``; nan for ``G = 0``."""
-        return float(participation_ratio(self._trace.square(), self.norm_squared))
+        return float(participation_ratio(self.trace.square(), self.norm_squared))
 
     def overlap(self, q: Tensor) -> float:
         r"""How much of the core's largest gain a direction gets.

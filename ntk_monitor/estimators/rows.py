@@ -22,6 +22,8 @@ COPIES = 5
 """How many times as much memory as the samples, or a sketch, all that is made of them takes."""
 RANK = 100
 """Rounding units of the largest singular value below which a direction is none."""
+FINDING = 16
+"""Products of matrices, of samples with `LEADING_ROWS` columns, that finding directions takes."""
 SEED = 0
 """Of the sketches."""
 MAX_REMAINDER = 0.01
@@ -127,11 +129,25 @@ class Room(NamedTuple):
 
     Attributes:
         numbers: How many numbers may be kept.
-        samples: How many samples there will be.
+        samples: How many samples there may be.
+        viewed: Of how many views will probably be taken; None for all of them.
     """
 
     numbers: float = math.inf
     samples: int = 1
+    viewed: int | None = None
+
+    def are_few(self, first: int, n: int) -> bool:
+        """Whether pairs of all rows are cheaper than it is to find the leading directions.
+
+        Args:
+            first: The samples that those would be found from.
+            n: Units.
+
+        Returns:
+            True if so.
+        """
+        return self.viewed is not None and self.viewed**2 * n <= FINDING * LEADING_ROWS[-1] * first
 
     def rows(self, k: int, own: int, n: int) -> float:
         """How many rows of each sample may be kept; all ``k`` where no others take less.
@@ -169,7 +185,8 @@ def choose_rows(Y: Tensor, ranks: Ranks = ALONE, room: Room | None = None) -> Ro
     most = (room or Room()).rows(sum(counts), max(counts), Y.shape[2])
     k, energy = sum(counts), ranks.sum(squared_norms(Y).sum())
     choices = [count for count in LEADING_ROWS if k > 2 * (count + SKETCHED_ROWS)]
-    if not choices or not bool(torch.isfinite(energy)):
+    few = room is not None and k <= most and room.are_few(len(Y), Y.shape[2])
+    if not choices or few or not bool(torch.isfinite(energy)):
         return Rows(None, k, ranks=ranks, counts=counts)
     generator = torch.Generator(device=Y.device).manual_seed(SEED)
     start = _noise(k, choices[-1], generator, Y)[own]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
+from weakref import proxy
 
 import torch
 from torch import Tensor
@@ -109,13 +110,27 @@ def wide_site(site: WeightSite, gram: Tensor, like: Tensor) -> WideSite:
     Returns:
         The site with its root.
     """
-    shift = SHIFT * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny
-    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    root, failed = torch.linalg.cholesky_ex(gram + shift * eye)
-    if int(failed):
-        values, vectors = torch.linalg.eigh(gram)
-        root = vectors * values.clamp(min=0).sqrt()
+    root = square_root(gram)
     return WideSite(site.parameters, site.tap, site.units, gram.to(like), root.to(like))
+
+
+def square_root(gram: Tensor) -> Tensor:
+    """A square factor of positive semidefinite matrices.
+
+    Args:
+        gram: Shape ``(..., k, k)``, in float64.
+
+    Returns:
+        ``L`` with ``L L* = G``, of the same shape.
+    """
+    shift = SHIFT * gram.diagonal(dim1=-2, dim2=-1).mean(-1) + torch.finfo(gram.dtype).tiny
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    root: Tensor
+    root, failed = torch.linalg.cholesky_ex(gram + shift[..., None, None] * eye)
+    if bool(failed.any()):
+        values, vectors = torch.linalg.eigh(gram)
+        root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
+    return root
 
 
 class AtSites(NamedTuple):
@@ -136,7 +151,7 @@ class SiteFactor:
 
     Samples have the law of those with a Gaussian tangent for each parameter. Products are finite
     differences of passes in which something is added to the sites' results; adjoint ones go
-    backward as far as these. An `ntk_monitor.estimators.adaptive.Factor`.
+    backward as far as these. An `ntk_monitor.estimators.sampling.Factor`.
 
     Attributes:
         shape_out: ``(B, T, n)``.
@@ -186,16 +201,18 @@ class SiteFactor:
         counts = [*(rows * site.units for site in self._sites), self._space.size]
         self._starts = [0, *accumulate(counts)]
 
+        weak = proxy(self)  # no cycle, which would be kept until it is collected
+
         def difference(
             direction: int | AtSites, step: float, base: Tensor | None
         ) -> tuple[Tensor, float]:
-            epsilon = step * size / (self._length(direction) or 1.0)
-            ahead = self._run(direction, epsilon)
-            behind = self._run(direction, -epsilon) if base is None else base
+            epsilon = step * size / (weak._length(direction) or 1.0)
+            ahead = weak._run(direction, epsilon)
+            behind = weak._run(direction, -epsilon) if base is None else base
             return ahead - behind, epsilon
 
         self._differences = Differences[int | AtSites](
-            difference, lambda: self._run(0, 0.0), self.dtype, accuracy
+            difference, lambda: weak._run(0, 0.0), self.dtype, accuracy
         )
 
     def _length(self, direction: int | AtSites) -> float:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ntk_monitor.model.batch import first_tensor
-from ntk_monitor.model.calls import RECURRENT, Call
+from ntk_monitor.model.calls import RECURRENT, Call, Recurrent
 from ntk_monitor.model.recorder import Tap
 from ntk_monitor.model.state import State, recurrent_source
 from ntk_monitor.model.unroll import Reach, unroll
@@ -50,6 +50,20 @@ class Edit:
     def paths(self, state: State) -> set[str]:
         """The modules at which the pass is read or changed."""
         return {*state.paths, *(tap.path for tap in self.sites if tap.path is not None)}
+
+    def instead(self, path: str, module: nn.Module) -> Callable[..., Any] | None:
+        """What takes the place of a module's ``forward`` where that computes in vain.
+
+        Args:
+            path: The module's path.
+            module: The module.
+
+        Returns:
+            A function, where something is added inside of a recurrent layer; else None.
+        """
+        if isinstance(module, RECURRENT) and any(tap.path == path for tap in self.sites):
+            return _in_place_of(module)
+        return None
 
     def apply(self, call: Call, index: int, state: State) -> tuple[Any, Tensor | None]:
         """Change what one call returned.
@@ -89,6 +103,21 @@ class Edit:
         if given is not None:
             output = source.write(output, given)
         return output, computed
+
+
+def _in_place_of(module: Recurrent) -> Callable[..., Any]:
+    """A layer's ``forward`` that returns no more than the shape, but for packed sequences."""
+    inner = module.forward
+
+    @wraps(inner)
+    def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        x = args[0] if args else kwargs.get("input")
+        if not isinstance(x, Tensor):
+            return inner(*args, **kwargs)
+        size = (module.proj_size or module.hidden_size) * (1 + module.bidirectional)
+        return x.new_empty(*x.shape[:-1], size), None
+
+    return forward
 
 
 def _laid_out(call: Call, states: Tensor, final: Any) -> tuple[Any, Any]:  # noqa: ANN401

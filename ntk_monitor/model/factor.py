@@ -18,7 +18,7 @@ class SampledJacobian:
     """``J`` over parameters that every process has, with tangents from a seed.
 
     Every process draws the same tangents and computes its own rows of their images; what is pulled
-    back is the sum over processes. An `ntk_monitor.estimators.adaptive.Factor`.
+    back is the sum over processes. An `ntk_monitor.estimators.sampling.Factor`.
 
     Attributes:
         shape_out: ``(B, T, n)`` of this process's rows.

@@ -395,7 +395,11 @@ class ForwardMap:
                 for path in state.paths:
                     stack.enter_context(_without_gradient(self.module.get_submodule(path)))
             for path in edit.paths(state):
-                stack.enter_context(watched(self.module.get_submodule(path), follow(path)))
+                submodule = self.module.get_submodule(path)
+                instead = edit.instead(path, submodule)
+                if instead is not None:
+                    stack.enter_context(_instead_of_forward(submodule, instead))
+                stack.enter_context(watched(submodule, follow(path)))
             if at_operations := edit.at_operations:
                 stack.enter_context(Injector(at_operations))
             if watch is not None:

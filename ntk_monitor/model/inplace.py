@@ -225,7 +225,7 @@ def _untrained_here(
 class SampledInPlace:
     """``J`` over a model's own parameters, with tangents that are drawn as they are needed.
 
-    An `ntk_monitor.estimators.adaptive.Factor` whose directions are a tensor for each parameter.
+    An `ntk_monitor.estimators.sampling.Factor` whose directions are a tensor for each parameter.
 
     Attributes:
         shape_out: ``(B, T, n)`` of this process's rows.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -11,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntk_monitor.estimators.adaptive import Factor
+from ntk_monitor.estimators.core import CoreGram
+from ntk_monitor.estimators.sampling import Factor
 from ntk_monitor.model.at_sites import SiteFactor, WideSite
 from ntk_monitor.model.batch import main_output
+from ntk_monitor.model.by_trial import ByTrial, TrialSite
 from ntk_monitor.model.derivative import Derivative, differentiate
 from ntk_monitor.model.edit import Edit
 from ntk_monitor.model.factor import SampledJacobian
@@ -82,6 +85,8 @@ class Linearization:
     _compares: Compares
     _batch: Any
     _wide: tuple[WideSite, ...] = ()
+    _by_trial: tuple[TrialSite, ...] = ()
+    _room: float = math.inf
     _untrained: Mapping[str, int] = field(default_factory=dict)
     _accuracy: float = 0.01
     _leaders: Mapping[str, str] = field(default_factory=dict)
@@ -160,6 +165,31 @@ class Linearization:
             seed,
             self._accuracy,
             self._untrained,
+        )
+
+    def by_trial(self, core: CoreGram, seed: int) -> ByTrial | None:
+        """The Jacobian by groups of trials.
+
+        Args:
+            core: The core on the same rows.
+            seed: Names the cotangents and tangents.
+
+        Returns:
+            The Jacobian; None where there are few trials, or no weight site tells them apart.
+        """
+        if not self._by_trial or self.ranks.size > 1:
+            return None
+        return ByTrial(
+            self._forward,
+            self._state,
+            self._by_trial,
+            self.parameters,
+            self.jacobian,
+            core,
+            seed,
+            self._accuracy,
+            self._untrained,
+            self._room,
         )
 
     def without_wide_sites(self) -> Linearization:

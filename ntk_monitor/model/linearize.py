@@ -245,6 +245,8 @@ def _linearize(
         _compares=found.loss.compares,
         _batch=batch,
         _wide=found.wide if not in_place else (),
+        _by_trial=found.by_trial if not in_place else (),
+        _room=found.room,
         _untrained=found.untrained,
         _leaders=found.leaders,
         _accuracy=accuracy,

@@ -108,12 +108,14 @@ class Tap:
         path: The recurrent layer; None for an operation.
         write: From what is added to the weight's outputs, (B, T, q), or (B, q) at each of several
             steps, to what is added to the operation's output.
+        group: Which of the weight's groups.
     """
 
     calls: tuple[int, ...]
     place: int | str
     path: str | None
     write: Callable[[Tensor, int], Tensor] = field(compare=False)
+    group: int = 0
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,11 @@ class PlacedUses(NamedTuple):
         return Counter(name for uses, _ in self.uses for name in _parameters(uses[0]))
 
     @property
+    def parameters(self) -> list[tuple[str, ...]]:
+        """The parameters that act in each use."""
+        return [_parameters(uses[0]) for uses, _ in self.uses]
+
+    @property
     def leaders(self) -> dict[str, str]:
         """The site's name by that of each parameter with one: a bias goes with its weight."""
         found: dict[str, str] = {}
@@ -362,6 +367,7 @@ def _joined(
             first.use.place if first.local is None else first.local,
             first.path,
             _Write(uses, g, placement),
+            g,
         )
         derived = first.weight is not None and first.weight.is_computed
         sites.append(WeightSite(names[0], names, V, first.use.units, derived, tap, entries))

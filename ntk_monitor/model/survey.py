@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ntk_monitor.model.at_sites import WideSite, wide_site, wide_sites
 from ntk_monitor.model.batch import first_tensor, main_output
+from ntk_monitor.model.by_trial import TrialSite, trial_sites
 from ntk_monitor.model.calls import Call, Ends, WeightUse
 from ntk_monitor.model.collector import Collector, Number
 from ntk_monitor.model.common import in_every_process
@@ -49,6 +50,9 @@ MAX_CHUNK = 16
 MEMORY_SHARE = 0.1
 """Share of the free memory that the tangents of one pass may take."""
 
+TRIAL_MEMORY = 2**29
+"""Most bytes that gradients trial by trial may take: no more than what is little on any machine."""
+
 Consumer = Callable[[Tensor, Tensor | None], None]
 """Takes the activity ``V`` of one site, (k, m), and ``V V*`` in float64 where that is known."""
 
@@ -68,6 +72,8 @@ class Survey(NamedTuple):
     rows: Labels
     wide: tuple[WideSite, ...] = ()
     leaders: Mapping[str, str] = {}
+    by_trial: tuple[TrialSite, ...] = ()
+    room: float = math.inf
 
 
 class Question(NamedTuple):
@@ -241,20 +247,25 @@ def _kept(question: Question, room: float) -> Survey:
     )
     h = found.h.detach()
     steps = _steps(found.where, recorder.calls, h)
-    sites, coverage, wide = _seen(question, placed, found.reached, h)
+    untrained = _untrained(recorder, found.reached)
+    room = min(room, MEMORY_SHARE * free_memory(h.device), TRIAL_MEMORY)
+    kept = trial_sites(placed, untrained, room)
+    seen = _seen(question, placed, found.reached, h, kept)
     return Survey(
         found.where,
         h,
         found.reached,
-        sites,
-        coverage,
+        seen.sites,
+        seen.coverage,
         _recurrence(found.where, steps, h),
         _affordable_chunk(recorder.calls, h),
-        _untrained(recorder, found.reached),
+        untrained,
         found.loss,
         found.labels,
-        wide,
+        seen.wide,
         placed.leaders,
+        seen.by_trial,
+        room,
     )
 
 
@@ -283,10 +294,23 @@ def _recorded(question: Question, room: float) -> Recorded:
     return recorded
 
 
+class _Seen(NamedTuple):
+    """The sites, none where their activity is consumed, and what is known of all of them."""
+
+    sites: tuple[WeightSite, ...]
+    coverage: Coverage
+    wide: tuple[WideSite, ...] = ()
+    by_trial: tuple[TrialSite, ...] = ()
+
+
 def _seen(
-    question: Question, placed: PlacedUses, reached: Sequence[str], h: Tensor
-) -> tuple[tuple[WeightSite, ...], Coverage, tuple[WideSite, ...]]:
-    """The sites, none where their activity is consumed; their coverage; and those that are wide."""
+    question: Question,
+    placed: PlacedUses,
+    reached: Sequence[str],
+    h: Tensor,
+    kept: Callable[[WeightSite], TrialSite | None],
+) -> _Seen:
+    """Look at all sites, one after the other."""
     consume, ranks = question.consume, question.ranks
     if consume is None or ranks.size > 1:
         every = tuple(placed.sites())
@@ -294,19 +318,21 @@ def _seen(
         common, coverage = in_every_process(every, placed.covered_by(every), sizes, ranks)
         sites = tuple(every[number].over(entries) for number, entries in common.items())
         if consume is None:
-            return sites, coverage, ()
+            return _Seen(sites, coverage)
         for site in sites:
             consume(site.activity.flatten(0, 1), None)
-        return (), coverage, ()
-    shapes, wide = [], []
+        return _Seen((), coverage)
+    shapes, wide, by_trial = [], [], []
     gram_of = wide_sites(placed, _sizes(question, reached))
     for site in placed.sites():
         gram = gram_of(site)
         consume(site.activity.flatten(0, 1), gram)
         if gram is not None:
             wide.append(wide_site(site, gram, h))
+        if (apart := kept(site)) is not None:
+            by_trial.append(apart)
         shapes.append(site.without_activity())
-    return (), placed.covered_by(shapes), tuple(wide)
+    return _Seen((), placed.covered_by(shapes), tuple(wide), tuple(by_trial))
 
 
 def _streamed(question: Question) -> Survey:

@@ -10,7 +10,7 @@ it lets a perturbation be added to any of the three, and its state be given from
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,18 +171,20 @@ class _Direction:
         extra = {
             name: reach.added.get(f"weight_{name}{self.suffix}") for name in ("ih", "hh", "hr")
         }
-        p = self.weighted("ih", x, extra["ih"])
+        # Cut once, not at each step: going backward, a step would fill a sequence with zeros.
+        p = self.weighted("ih", x, extra["ih"]).unbind(1)
+        more = {name: None if u is None else u.unbind(1) for name, u in extra.items()}
         projects = self.weight("weight_hr") is not None
         states, before, unprojected = (dict[int, Tensor]() for _ in range(3))
         h, c = hidden
         order = range(x.shape[1])
         for t in reversed(order) if self.suffix.endswith("_reverse") else order:
             before[t] = h
-            q = self.weighted("hh", h, _at(extra["hh"], t))
-            new, new_c = step(self.module.mode, p[:, t], q, h, c)
+            q = self.weighted("hh", h, _at(more["hh"], t))
+            new, new_c = step(self.module.mode, p[t], q, h, c)
             if projects:
                 unprojected[t] = new
-                new = self.weighted("hr", new, _at(extra["hr"], t))
+                new = self.weighted("hr", new, _at(more["hr"], t))
             if reach.state is not None:
                 new = new + reach.state[:, t]
             states[t] = new
@@ -197,8 +199,8 @@ class _Direction:
         return _sequence(states, valid), (h, c)
 
 
-def _at(sequence: Tensor | None, t: int) -> Tensor | None:
-    return None if sequence is None else sequence[:, t]
+def _at(steps: Sequence[Tensor] | None, t: int) -> Tensor | None:
+    return None if steps is None else steps[t]
 
 
 def _going_on(valid: Tensor | None, t: int, new: Hidden, old: Hidden) -> Hidden:

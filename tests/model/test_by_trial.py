@@ -1,0 +1,233 @@
+"""Gradients and tangents trial by trial, against the dense Jacobian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ntk_monitor import Probe, probe
+from ntk_monitor.estimators import Activities, CoreGram
+from ntk_monitor.model import Linearization, by_trial, linearize
+from ntk_monitor.model.by_trial import ByTrial
+
+B, T = 6, 5
+
+
+class Made(nn.Module):
+    """A function of its parts."""
+
+    def __init__(self, function: Callable[..., Tensor], **parts: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def first(output: Any) -> Tensor:
+    return output[0]
+
+
+def rows() -> Tensor:
+    return torch.randn(B, T, 4)
+
+
+def layers() -> nn.Module:
+    """A weight that is used twice, one that no rows of the state are of, and a gain."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        twice = torch.tanh(m.twice(torch.tanh(m.twice(x)))) + m.once(x.mean(1, keepdim=True))
+        return m.readout(m.state(m.norm(twice)))
+
+    return Made(
+        forward, twice=nn.Linear(4, 4), once=nn.Linear(4, 4), norm=nn.LayerNorm(4),
+        state=nn.Linear(4, 3), readout=nn.Linear(3, 2),
+    )  # fmt: skip
+
+
+def attention() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
+    return Made(lambda m, x: m.readout(m.state(x)), state=layer, readout=nn.Linear(4, 2))
+
+
+def recurrent(**options: Any) -> nn.Module:
+    layer = nn.GRU(4, 3, batch_first=True, **options)
+    size = 6 if options.get("bidirectional") else 3
+    return Made(lambda m, x: m.readout(first(m.state(x))), state=layer, readout=nn.Linear(size, 2))
+
+
+def cells() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h, hidden = x.new_zeros(B, 3), []
+        for each in x.unbind(1):
+            h = torch.tanh(m.inside(h) + m.outside(each))
+            hidden.append(h)
+        return m.readout(m.state(torch.stack(hidden, 1)))
+
+    return Made(
+        forward, inside=nn.Linear(3, 3), outside=nn.Linear(4, 3), state=nn.Identity(),
+        readout=nn.Linear(3, 2),
+    )  # fmt: skip
+
+
+def images() -> nn.Module:
+    state = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.Tanh(), nn.Conv2d(6, 2, 1))
+    return Made(lambda m, x: m.readout(m.state(x).flatten(1)), state=state, readout=nn.Linear(8, 2))
+
+
+def words() -> nn.Module:
+    return Made(
+        lambda m, x: m.readout(m.state(m.embed(x))),
+        embed=nn.Embedding(5, 4, padding_idx=0), state=nn.Linear(4, 3), readout=nn.Linear(3, 2),
+    )  # fmt: skip
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], set[str]]] = {
+    "layers": (layers, rows, {"once.weight", "once.bias", "norm.weight", "norm.bias"}),
+    "attention": (
+        attention,
+        rows,
+        {f"state.norm{i}.{n}" for i in (1, 2) for n in ("weight", "bias")},
+    ),
+    "GRU": (recurrent, rows, set()),
+    "GRU, both ways": (lambda: recurrent(num_layers=2, bidirectional=True), rows, set()),
+    "cells": (cells, rows, set()),
+    "images": (images, lambda: torch.randn(B, 4, 2, 2), set()),
+    "words": (words, lambda: torch.randint(0, 5, (B, T)), {"embed.weight"}),
+}
+
+
+def parts_of(net: nn.Module, x: Tensor) -> tuple[Linearization, ByTrial]:
+    parts = Activities()
+    lin = linearize(net, x, state="state", dtype=torch.float64, consume=parts.add)
+    trials = lin.by_trial(CoreGram.of(parts), 3)
+    assert trials is not None
+    return lin, trials
+
+
+def dense(lin: Linearization) -> Tensor:
+    """``J``, shape ``(B, T, n, p)``."""
+    size = lin.jacobian.shape_in[0]
+    columns = lin.jacobian.matmat(torch.eye(size, dtype=torch.float64))
+    return columns.movedim(0, -1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("groups", [4, 32])
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_of_groups_are_those_of_the_dense_jacobian(
+    name: str, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_trial, "MOST_GROUPS", groups)  # with 4, two of them have two trials
+    make, batch, others = MODELS[name]
+    lin, trials = parts_of(make(), batch())
+    assert trials.groups == min(B, groups)
+    assert set(trials._own) == others
+    assert trials.gap() < 1e-9
+    J = dense(lin)
+    sizes = {n: p.numel() for n, p in lin.module.named_parameters() if n in lin.parameters}
+    own = torch.cat([torch.full((sizes[n],), n in others) for n in lin.parameters])
+
+    images = torch.randn(3, *lin.state.shape, dtype=torch.float64)
+    leading = trials.take_out(images, 2, range(2))
+    atoms, w = trials._directions, trials._cotangents(range(2))
+    bounds = torch.tensor(trials._counts).cumsum(0).tolist()
+
+    def by_group(u: Tensor) -> Tensor:
+        """``J_b* u_b`` of each group, shape ``(len, g, p)``."""
+        each = torch.einsum("sbtn,btnp->sbp", u, J)
+        return torch.stack([part.sum(1) for part in torch.tensor_split(each, bounds[:-1], 1)], 1)
+
+    def inside(u: Tensor, v: Tensor) -> Tensor:
+        each = torch.einsum("sbtn,rbtn->srb", u, v)
+        return torch.stack([p.sum(2) for p in torch.tensor_split(each, bounds[:-1], 2)], 2)
+
+    taken = inside(w, atoms)
+    torch.testing.assert_close(inside(atoms, atoms)[0, 1], torch.zeros(trials.groups).double())
+    x, q = by_group(w), by_group(atoms)
+    rest = x - torch.einsum("srb,rbp->sbp", taken, q)
+    found = trials.gradients(range(2))
+    sites = [v[..., ~own] for v in (q, rest, x)]
+    for told, one, two in (
+        (found.kernel.atoms, sites[0], sites[0]),
+        (found.kernel.mixed, sites[0], sites[1]),
+        (found.kernel.draws, sites[1], sites[1]),
+    ):
+        torch.testing.assert_close(told, torch.einsum("ibp,jcp->ibjc", one, two))
+    whole = sites[2].sum(1)
+    torch.testing.assert_close(found.kernel.sums, whole @ whole.T)
+    together = x.sum(1)[:, own]
+    torch.testing.assert_close(found.together, together @ together.T)
+
+    flat = leading.flatten(1)
+    torch.testing.assert_close(flat @ flat.T, torch.eye(len(flat), dtype=torch.float64))
+    quotients = torch.einsum("sbtn,btnp->sp", leading, J)[:, ~own].square().sum(1)
+    assert (quotients.diff() <= 1e-9).all()
+
+
+def test_samples_of_groups_have_the_law_of_their_own_rows() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    net = Made(lambda m, x: m.readout(m.state(x)), state=net, readout=nn.Linear(2, 1))
+    lin, trials = parts_of(net, torch.randn(4, 1, 3))
+    Y = trials.sample(range(600)).flatten(1)
+    J = dense(lin).flatten(0, 2)
+    wanted = J @ J.T
+    for b in range(4):
+        for c in range(4):
+            if b != c:
+                wanted[2 * b : 2 * b + 2, 2 * c : 2 * c + 2] = 0
+    found = Y.T @ Y / len(Y)
+    error = (torch.outer(*2 * [wanted.diagonal()]) + wanted.square()).div(len(Y)).sqrt()
+    assert float(((found - wanted) / error).abs().max()) < 4.5
+
+
+def test_trials_that_act_on_one_another_are_not_told_apart() -> None:
+    net = Made(
+        lambda m, x: m.readout(m.state(m.a(x - x.mean(0)) + m.a(x).mean(0))),
+        a=nn.Linear(4, 8), state=nn.Tanh(), readout=nn.Linear(8, 2),
+    )  # fmt: skip
+    x = rows()
+    _, trials = parts_of(net, x)
+    assert trials.gap() > 0.1
+    settings = {"tolerance": 0.02, "max_products": 200, "method": "finite-difference"}
+    measure = Probe(state="state", modes=0, **settings)
+    found, exact = measure(net, x), probe(net, x, state="state", modes=0, method="exact")
+    assert set(measure._apart.values()) == {False}
+    assert abs(found.trace.value - exact.trace.value) < 4 * found.trace.stderr
+
+
+def test_where_activations_are_computed_again_samples_are_taken() -> None:
+    net = Made(
+        lambda m, x: m.readout(m.state(checkpoint(m.a, x, use_reentrant=False))),
+        a=nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 30)), state=nn.Tanh(),
+        readout=nn.Linear(30, 2),
+    )  # fmt: skip
+    measure = Probe(state="state", modes=0)
+    assert measure(net, rows()).trace.value > 0
+    assert set(measure._apart.values()) == {False}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_probe_that_tells_trials_apart_holds_the_truth(name: str) -> None:
+    make, batch, _ = MODELS[name]
+    net, x = make(), batch()
+    exact = probe(net, x, state="state", modes=0, method="exact", dtype=torch.float64)
+    measure = Probe(state="state", modes=0, tolerance=0.05, max_products=150, method="forward-ad")
+    for seed in range(3):
+        found = measure(net, x, seed=seed)
+        for number in ("trace", "frobenius_norm", "effective_rank", "temporal_effective_rank",
+                       "spatial_effective_rank", "core_cosine"):  # fmt: skip
+            ours, truth = getattr(found, number), getattr(exact, number).value
+            assert abs(ours.value - truth) < 4.5 * ours.stderr + 1e-3 * truth, (number, seed)
+    assert set(measure._apart.values()) <= {True}
