@@ -43,7 +43,7 @@ def accuracy(results: dict[str, Any]) -> str:
         "## Accuracy against products\n",
         "Root mean squared relative error in percent against the dense Jacobian, and in brackets",
         "how often the stated 95 % interval holds the truth, over "
-        f"{results['repeats']} seeds. *Plain* is sampling alone: nothing is taken out of the samples,",
+        f"{results['repeats']} seeds. *Plain* is sampling alone: nothing is taken out of samples,",
         "and trials are not told apart.\n",
     ]
     columns = ("workload", "setting", "products", "trace", "effective rank", "temporal", "spatial")

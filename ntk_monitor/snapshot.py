@@ -187,7 +187,8 @@ class Snapshot:
         frobenius_norm: ``||A||_F``, in the same units.
         core_effective_rank: ``PR(G)``, exact.
         core_spectrum: Eigenvalues of ``G``, descending, shape ``(min(k, m),)``.
-        temporal_spectrum: Leading eigenvalues of ``T``, descending, shape ``(r,)``.
+        temporal_spectrum: Leading eigenvalues of ``T``, descending, shape ``(r,)``; of the samples
+            of the temporal view, however few its effective rank needs.
         temporal_modes: Their eigenvectors over trials and time, shape ``(r, B, T)``.
         target_modes: The leading modes of the target.
         target_patterns: Their time courses ``u_i``, shape ``(modes, B, T)`` on the target's rows.
@@ -197,8 +198,8 @@ class Snapshot:
         products: Products spent.
         seconds: Wall time of the probe.
         method: How ``J g`` was computed: one of the methods, or ``"exact"``.
-        scheme: ``"exact"``; ``"sampled"`` by tangents alone; or ``"deflated"``, where leading
-            directions were taken out exactly and only the rest was sampled.
+        scheme: ``"exact"``; ``"sampled"``; or ``"deflated"``, where leading directions were taken
+            out of the samples exactly and only the rest was sampled.
         tolerance_met: Whether every sampled number reached the wanted relative standard error;
             if not, the budget ended the sampling.
         tier: How far the measurement went; see `probe`. What it did not reach is nan or None.

@@ -12,6 +12,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores
     torch.set_num_threads(1)
 
 
+class Made(nn.Module):
+    """A function of its parts."""
+
+    def __init__(self, function: Callable[..., Tensor], **parts: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
 class Recurrent(nn.Module):
     def __init__(self, kind: type[nn.RNNBase], *, batch_first: bool, bias: bool) -> None:
         super().__init__()

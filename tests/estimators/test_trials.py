@@ -56,7 +56,7 @@ def truth(share: float, seed: int = 0) -> Truth:
 
     decay = torch.arange(1, P + 1) ** -0.7
     J = (share * draw(1, K * N, P) + (1 - share) * draw(G, K * N, P)) * decay
-    return Truth(J, 0.2 * draw(G, K * N, OWN), draw(G, K, 2) + 1)
+    return Truth(J, J[..., :OWN] + 0.3 * draw(G, K * N, OWN), draw(G, K, 2) + 1)
 
 
 def gradients(found: Truth, draws: int, atoms: int, seed: int) -> Gradients:
@@ -188,6 +188,7 @@ def test_additive_deletes_have_the_variance_that_is_given() -> None:
     found = jackknifed(values)
     assert found.value == pytest.approx(5.0, rel=0.02)
     plain = float(influences.norm())
+    assert jackknife(values).stderr == pytest.approx(plain, rel=1e-9)
     assert plain < found.stderr < 1.5 * plain
     twice = jackknifed(values.square())
     assert twice.relative_error == pytest.approx(2 * found.relative_error, rel=0.05)

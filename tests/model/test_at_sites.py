@@ -9,25 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Made
 from torch import Tensor, nn
 
 from ntk_monitor import Probe, probe
 from ntk_monitor.estimators import Activities
 from ntk_monitor.model import at_sites, linearize
 from ntk_monitor.model.at_sites import SiteFactor
-
-
-class Made(nn.Module):
-    """A function of its parts."""
-
-    def __init__(self, function: Callable[..., Tensor], **parts: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Made
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -16,19 +17,6 @@ from ntk_monitor.model import Linearization, by_trial, linearize
 from ntk_monitor.model.by_trial import ByTrial
 
 B, T = 6, 5
-
-
-class Made(nn.Module):
-    """A function of its parts."""
-
-    def __init__(self, function: Callable[..., Tensor], **parts: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
 
 
 def first(output: Any) -> Tensor:
@@ -176,20 +164,40 @@ def test_gradients_of_groups_are_those_of_the_dense_jacobian(
     assert (quotients.diff() <= 1e-9).all()
 
 
+def law_of(lin: Linearization, trials: ByTrial, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernel, that of samples, and the errors of the latter's entries."""
+    Y = trials.sample(range(count)).reshape(count, -1)
+    J = dense(lin).flatten(0, 2)
+    wanted, found = J @ J.T, Y.T @ Y / count
+    spread = torch.outer(wanted.diagonal(), wanted.diagonal()) + wanted.square()
+    return wanted, found, spread.div(count).sqrt().clamp(min=1e-12)
+
+
 def test_samples_of_groups_have_the_law_of_their_own_rows() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     net = Made(lambda m, x: m.readout(m.state(x)), state=net, readout=nn.Linear(2, 1))
-    lin, trials = parts_of(net, torch.randn(4, 1, 3))
-    Y = trials.sample(range(600)).flatten(1)
-    J = dense(lin).flatten(0, 2)
-    wanted = J @ J.T
-    for b in range(4):
-        for c in range(4):
-            if b != c:
-                wanted[2 * b : 2 * b + 2, 2 * c : 2 * c + 2] = 0
-    found = Y.T @ Y / len(Y)
-    error = (torch.outer(*2 * [wanted.diagonal()]) + wanted.square()).div(len(Y)).sqrt()
-    assert float(((found - wanted) / error).abs().max()) < 4.5
+    wanted, found, error = law_of(*parts_of(net, torch.randn(4, 1, 3)), 600)
+    same = torch.block_diag(*[torch.ones(2, 2)] * 4)
+    assert float(((found - wanted * same) / error).abs().max()) < 4.5
+
+
+def test_rows_that_are_not_trained_do_not_move() -> None:
+    net, x = words(), torch.zeros(B, T, dtype=torch.long)
+    x[:, 2:] = torch.randint(1, 5, (B, T - 2))
+    with torch.no_grad():
+        net.state.weight.mul_(3)
+    wanted, found, error = law_of(*parts_of(net, x), 400)
+    size = T * 3
+    for b in range(0, B * size, size):
+        own = slice(b, b + size)
+        assert float(((found - wanted) / error)[own, own].abs().max()) < 5
+
+
+def test_a_site_that_is_not_seen_shows() -> None:
+    _, trials = parts_of(layers(), rows())
+    assert trials.gap() < 1e-9
+    trials._sites, trials._graph = trials._sites[1:], None
+    assert trials.gap() > 0.01
 
 
 def test_trials_that_act_on_one_another_are_not_told_apart() -> None:
