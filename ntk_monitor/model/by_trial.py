@@ -41,6 +41,8 @@ COTANGENTS, APART = (2,), (3,)
 """The families of random cotangents, and of tangents of groups."""
 TOGETHER = 3
 """Leading directions of all groups that are made, for each that is taken out of a group."""
+PIECES = 4
+"""Of rows whose inner products with one another are taken."""
 GAP = 1e-3
 """Relative gap up to which gradients by groups agree with those of all parameters, in float32."""
 Key = tuple[tuple[str, ...], int]
@@ -197,8 +199,8 @@ class ByTrial:
         found = self._sensitivities(together)
         self._atoms = list(self._vectors([each[:count] for each in found]))
         self._ahead = {ahead: [each[count:] for each in found]}
-        H = torch.stack([_inner(x, x) for x in self._atoms]).sum(0)
-        _, vectors = torch.linalg.eigh((H + H.T) / 2)
+        H = torch.stack([_gram(x) for x in self._atoms]).sum(0)
+        _, vectors = torch.linalg.eigh(H)
         shares = vectors.flip(1)[:, : TOGETHER * count].T.reshape(-1, count, self.groups).to(Y)
         counts = torch.tensor(self._counts, device=Y.device)
         by_trial = shares.repeat_interleave(counts, dim=2)
@@ -268,7 +270,7 @@ class ByTrial:
         zero = torch.zeros((), dtype=torch.float64, device=self._device)
         among, mixed, whole = zero, zero, zero
         for x, y in zip(atoms, draws, strict=True):
-            among, mixed, whole = among + _inner(x, x), mixed + _inner(x, y), whole + _inner(y, y)
+            among, mixed, whole = among + _gram(x), mixed + _inner(x, y), whole + _gram(y)
         rest = mixed - among @ taken.T
         left = whole - taken @ mixed - (taken @ rest).T
         return Products(
@@ -428,6 +430,16 @@ class ByTrial:
 def _inner(one: Tensor, two: Tensor) -> Tensor:
     """Inner products of rows, in float64, of sums in their own arithmetic."""
     return (one @ two.T).double()
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Inner products of rows with one another, each pair of pieces once."""
+    ends = [len(x) * i // PIECES for i in range(PIECES + 1)]
+    lower = x.new_zeros(len(x), len(x))
+    for begin, end in pairwise(ends):
+        lower[begin:end, :end] = x[begin:end] @ x[:end].T
+    lower = lower.tril().double()
+    return lower + lower.tril(-1).T
 
 
 def _backward(state: Tensor, inputs: Sequence[Tensor], cotangents: Tensor) -> list[Tensor]:
