@@ -20,7 +20,7 @@ from ntk_monitor import Monitor
 from ntk_monitor.model.shards import local
 from ntk_monitor.probe import Probe
 from ntk_monitor.ranks import Ranks
-from ranks.data_parallel import draw, part
+from ranks.data_parallel import by_samples_alone, draw, part
 from ranks.sharded import made, shard
 
 SETTINGS: dict[str, Any] = {"dtype": None, "modes": 2, "max_products": 48}
@@ -72,6 +72,7 @@ def train(fabric: Fabric, *, watched: bool) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
+    by_samples_alone()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     strategy = ModelParallelStrategy(parallelize, data_parallel_size=2, tensor_parallel_size=1)

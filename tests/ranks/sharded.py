@@ -25,7 +25,7 @@ from ntk_monitor.descent import descent_of
 from ntk_monitor.model import linearize
 from ntk_monitor.probe import Probe
 from ntk_monitor.ranks import ALONE, Ranks
-from ranks.data_parallel import CASES, draw, mlp, numbers, part
+from ranks.data_parallel import CASES, by_samples_alone, draw, mlp, numbers, part
 
 SHARDED = (
     "mlp",
@@ -188,6 +188,7 @@ def failures(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
+    by_samples_alone()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
