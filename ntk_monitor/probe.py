@@ -436,6 +436,7 @@ class Probe:
                 "give all the same seed, and the same kind of device",
             )
         gap: float | None = None
+        trials = self._by_trial(lin, core, seed)
         while True:
             try:
                 gap = self._gap_to_backward(lin, factor, seed) if gap is None else gap
@@ -446,9 +447,13 @@ class Probe:
                     left=left,
                     seed=seed,
                     max_memory=room(self.max_memory, lin.state.device),
-                    trials=self._by_trial(lin, core, seed),
+                    trials=trials,
                 )
             except FloatingPointError as unsettled:
+                if trials is not None:  # whose tangents have no other way
+                    logger.info("trials are not told apart: %s", unsettled)
+                    trials, factor = None, begin_anew()
+                    continue
                 if not isinstance(factor, SiteFactor):
                     raise
                 logger.info("no products at the weight sites: %s", unsettled)
@@ -591,13 +596,12 @@ class Probe:
     ) -> Snapshot:
         """Put the numbers together."""
         n, ranks = lin.state.shape[2], lin.ranks
-        kernel = measured
-        statistics = kernel.statistics if kernel is not None else _unknown(n)
-        if kernel is not None and statistics.trace.is_finite:
-            spectrum, modes = kernel.temporal_eigenpairs(TEMPORAL_MODES, self.seed)
+        statistics = _unknown(n) if measured is None else measured.statistics
+        if measured is not None and statistics.trace.is_finite:
+            spectrum, modes = measured.temporal_eigenpairs(TEMPORAL_MODES, self.seed)
         else:
             spectrum, modes = torch.empty(0, device="cpu"), lin.state.new_empty(lin.rows, 0)
-            if kernel is not None:
+            if measured is not None:
                 _warn_non_finite("derivatives", ranks)
         modes = _whole(modes.T.reshape(-1, *lin.state.shape[:2]), ranks)
         pulled, predicted = told.pulled, told.predicted
@@ -620,7 +624,7 @@ class Probe:
             state=lin.modules,
             products=int(-ranks.least(-lin.jacobian.products)),
             seconds=-ranks.everyone.least(-told.deadline.elapsed),
-            method="exact" if isinstance(kernel, ExactKernel) else lin.jacobian.method,
+            method="exact" if isinstance(measured, ExactKernel) else lin.jacobian.method,
             scheme=measured.scheme if isinstance(measured, Measured) else "exact",
             tier=told.tier if lin.parameters else _lower(told.tier),
             tolerance_met=measured.tolerance_met if isinstance(measured, Measured) else True,

@@ -246,7 +246,7 @@ class _ByTrial:
         self._sampling, self._trials, self._tolerance = sampling, trials, tolerance
         gram, n = sampling.core, sampling.J.shape_out[2]
         known = float(gram.trace) * n, float(gram.norm_squared) * n
-        self._moments = TrialMoments(*known, trials.groups)
+        self._moments = TrialMoments(*known)
         self._spatial: SpatialMoments | None = None
         self._leading: list[Tensor] = []
         self._known: tuple[tuple[int, ...], KernelStatistics] | None = None
@@ -256,7 +256,7 @@ class _ByTrial:
         sampling = self._sampling
         sampling.extend(min(START - MIN_SAMPLES, sampling.spare()))
         sampling.krylov.compare()
-        few = sampling.left() < ATOMS + ROUND + FOR_VIEWS or self._trials.most < ROUND
+        few = sampling.left() < ATOMS + ROUND + FOR_VIEWS
         if few or self._are_samples_enough():
             return _by_samples(sampling, self._tolerance)
         self._leading = list(self._trials.take_out(sampling.taken(), ATOMS, range(ROUND)))

@@ -129,22 +129,19 @@ class TrialMoments:
         influences; Owen, Monte Carlo theory, methods and examples (2013), chapter 8.
     """
 
-    def __init__(self, core_trace: float, core_norm_squared: float, groups: int) -> None:
+    def __init__(self, core_trace: float, core_norm_squared: float) -> None:
         """Start without draws.
 
         Args:
             core_trace: ``tr (G (x) I)``.
             core_norm_squared: ``||G (x) I||_F^2``.
-            groups: ``g``.
         """
         self._known = (core_trace, core_norm_squared, core_norm_squared)
-        self._groups = groups
         self._rounds: list[tuple[Part, ...]] = []
-        self._draws = 0
 
     def __len__(self) -> int:
         """Draws of all groups."""
-        return self._draws
+        return sum(len(apart) for (_, apart, _), *_ in self._rounds)
 
     def extend(self, found: Gradients) -> None:
         """Add a round.
@@ -157,8 +154,6 @@ class TrialMoments:
         )
         together = found.together.double().cpu()
         atoms, draws = (x.double().cpu() for x in found.curved)
-        s = len(together)
-        self._draws += s
         nothing = torch.zeros_like(together)
         self._rounds.append((
             _traces(kernel, together.diagonal()),
@@ -269,7 +264,6 @@ class SpatialMoments:
     def __init__(self) -> None:
         """Start without samples."""
         self._rounds: list[tuple[Part, Part]] = []
-        self._samples = 0
 
     def __len__(self) -> int:
         """Independent parts of samples."""
@@ -278,7 +272,7 @@ class SpatialMoments:
     @property
     def samples(self) -> int:
         """Samples of all groups."""
-        return self._samples
+        return sum(len(squares) for (_, squares, _), _ in self._rounds)
 
     def extend(self, Y: Tensor) -> None:
         """Add a round.
@@ -300,7 +294,6 @@ class SpatialMoments:
             (float(squares.sum(1).mean()), squares, none),
             (float(means.sum(1).mean()), 2 * means, none),
         ))  # fmt: skip
-        self._samples += s
 
     @property
     def moments(self) -> tuple[Tensor, Tensor]:

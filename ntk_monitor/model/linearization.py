@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ntk_monitor.estimators.adaptive import ROUND
 from ntk_monitor.estimators.core import CoreGram
 from ntk_monitor.estimators.sampling import Factor
 from ntk_monitor.model.at_sites import SiteFactor, WideSite
@@ -175,11 +176,12 @@ class Linearization:
             seed: Names the cotangents and tangents.
 
         Returns:
-            The Jacobian; None where there are few trials, or no weight site tells them apart.
+            The Jacobian; None where there are few trials, no weight site tells them apart, or there
+            is no memory for a round of draws.
         """
         if not self._by_trial or self.ranks.size > 1:
             return None
-        return ByTrial(
+        trials = ByTrial(
             self._forward,
             self._state,
             self._by_trial,
@@ -191,6 +193,7 @@ class Linearization:
             self._untrained,
             self._room,
         )
+        return trials if trials.most >= ROUND else None
 
     def without_wide_sites(self) -> Linearization:
         """The same, with a tangent of its own for every parameter."""

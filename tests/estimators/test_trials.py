@@ -87,7 +87,7 @@ def gradients(found: Truth, draws: int, atoms: int, seed: int) -> Gradients:
 
 def moments_of(found: Truth, rounds: int, draws: int, atoms: int, seed: int) -> TrialMoments:
     core = found.core
-    moments = TrialMoments(float(core.trace()), float(core.square().sum()), G)
+    moments = TrialMoments(float(core.trace()), float(core.square().sum()))
     for i in range(rounds):
         moments.extend(gradients(found, draws, atoms, seed * rounds + i))
     assert len(moments) == rounds * draws
@@ -130,7 +130,7 @@ def test_groups_that_are_alike_make_errors_as_much_smaller() -> None:
     nothing = (0.0, 0.0)  # no core whose trace were known
     values = []
     for seed in range(300):
-        moments = TrialMoments(*nothing, G)
+        moments = TrialMoments(*nothing)
         moments.extend(gradients(found._replace(V=0 * found.V), 4, 0, seed))
         values.append(float(moments.moments[0][0]))
     variance = float(torch.tensor(values, dtype=torch.float64).var())

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ntk_monitor import Probe, probe
 from ntk_monitor.estimators import Activities, CoreGram
-from ntk_monitor.model import Linearization, by_trial, linearize
+from ntk_monitor.model import Linearization, by_trial, linearize, survey
 from ntk_monitor.model.by_trial import ByTrial
 
 B, T = 6, 5
@@ -224,6 +224,32 @@ def test_where_activations_are_computed_again_samples_are_taken() -> None:
     measure = Probe(state="state", modes=0)
     assert measure(net, rows()).trace.value > 0
     assert set(measure._apart.values()) == {False}
+
+
+def test_tangents_of_groups_that_do_not_settle_leave_a_probe_of_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unsettled(*_: object) -> Tensor:
+        raise FloatingPointError("finite differences do not settle")
+
+    measure = Probe(state="state", modes=0, tolerance=0.01, max_products=400, method="forward-ad")
+    net, x = recurrent(), rows()
+    apart = measure(net, x)
+    for name in ("sample", "gradients"):  # whichever comes first
+        monkeypatch.setattr(ByTrial, name, unsettled)
+    found = measure(net, x)
+    monkeypatch.setattr(by_trial, "FEWEST_GROUPS", 10**6)
+    assert found.trace == measure(net, x).trace != apart.trace
+
+
+def test_without_memory_for_a_round_trials_are_not_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(survey, "TRIAL_MEMORY", 5000)  # the activity alone
+    parts = Activities()
+    lin = linearize(recurrent(), rows(), state="state", dtype=torch.float64, consume=parts.add)
+    assert len(lin._by_trial) == 2
+    assert lin.by_trial(CoreGram.of(parts), 0) is None
 
 
 @pytest.mark.parametrize("name", MODELS)
