@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ntk_monitor.model.derivative import Derivative, Quiet
 from ntk_monitor.model.differences import SHORTENED, SMALLEST_POINT, Differences
-from ntk_monitor.model.displacement import Displacement
 from ntk_monitor.model.parameters import ParameterSpace
 from ntk_monitor.model.products import IN_PLACE, TangentProducts, Tangents
 from ntk_monitor.model.real import RealForward
@@ -18,20 +17,20 @@ from ntk_monitor.model.shards import (
     Gaussian,
     Given,
     inner,
-    local,
     norm,
     require_separate,
 )
 from ntk_monitor.model.spread import Spread
 from ntk_monitor.model.state import State
+from ntk_monitor.model.substitution import Substitution
 from ntk_monitor.ranks import ALONE, Ranks
 
 
 class InPlaceProducts(TangentProducts):
-    """Finite differences on the model's own parameters: a plain call a product, or two.
+    """Finite differences of the model itself: a plain call a product, or two.
 
-    The parameters are moved in place and put back to the bit (`Displacement`); no vector as long
-    as all of them is made. The step is chosen and checked by `Differences`.
+    Each operation is given moved parameters (`Substitution`); none is written to, and no vector as
+    long as all of them is made. The step is chosen and checked by `Differences`.
     """
 
     kernels = "any"
@@ -40,8 +39,8 @@ class InPlaceProducts(TangentProducts):
     def __init__(
         self,
         parameters: Mapping[str, Tensor],
-        state: Callable[[], Tensor],
-        untrained: Mapping[int, slice],
+        state: Callable[[Substitution | None], Tensor],
+        untrained: Mapping[str, int],
         accuracy: float,
         spread: Spread,
         ranks: Ranks = ALONE,
@@ -50,8 +49,8 @@ class InPlaceProducts(TangentProducts):
 
         Args:
             parameters: The studied parameters by name, all of one floating type.
-            state: Computes the state by a call of the model.
-            untrained: Entries, by the parameter's number, that are not studied.
+            state: Computes the state by a call of the model, with other parameters or its own.
+            untrained: Rows that are not studied, by the parameter's name.
             accuracy: The relative agreement of two steps.
             spread: How the parameters are spread.
             ranks: The processes over which the state is spread.
@@ -62,17 +61,27 @@ class InPlaceProducts(TangentProducts):
         self._versions = [p._version for p in self._parameters]
         self._space = ParameterSpace({name: p.shape for name, p in parameters.items()})
         self._spread = spread
-        displacement = Displacement(self._parameters, untrained)
         size = max(norm(self._parameters, spread), SMALLEST_POINT)
+        uses: dict[int, int] = {}
+
+        def at(direction: Direction, epsilon: float) -> Tensor:
+            moving = Substitution(parameters, untrained, direction, epsilon, uses or None)
+            found = state(moving)
+            if not uses:
+                moving.require_all()
+                uses.update(moving.uses)
+            return found
 
         def difference(
             direction: Direction, step: float, base: Tensor | None
         ) -> tuple[Tensor, float]:
             epsilon = step * size / (direction.length or 1.0)
-            return displacement.difference(direction, epsilon, state, base), epsilon
+            ahead = at(direction, epsilon)
+            behind = at(direction, -epsilon) if base is None else base
+            return ahead - behind, epsilon
 
         self._differences = Differences[Direction](
-            difference, state, self._parameters[0].dtype, accuracy, ranks
+            difference, lambda: state(None), self._parameters[0].dtype, accuracy, ranks
         )
 
     @property
@@ -144,8 +153,8 @@ class InPlaceJacobian(Derivative):
         self._gradients = _gradients(forward, where, self.parameters)
         in_place = InPlaceProducts(
             self.parameters,
-            lambda: forward.run({}, where),
-            _untrained_here(self.parameters, self.spread, untrained),
+            lambda moving: forward.run_with(moving, where),
+            untrained,
             accuracy,
             self.spread,
             ranks,
@@ -206,20 +215,6 @@ def _flat(gradients: Gradients, parameters: Mapping[str, Tensor]) -> Callable[[T
         return space.join([torch.zeros_like(parameters[n]) if g is None else g for n, g in found])
 
     return pull
-
-
-def _untrained_here(
-    parameters: Mapping[str, Tensor], spread: Spread, untrained: Mapping[str, int]
-) -> dict[int, slice]:
-    """Entries of untrained rows in this process's parts, by the parameter's number."""
-    found = {}
-    for i, (name, parameter) in enumerate(parameters.items()):
-        part, place = local(parameter), spread.places[i]
-        row = untrained.get(name, -1) - (place.offsets[0] if place.offsets else 0)
-        if name in untrained and 0 <= row < len(part):
-            width = part[0].numel()
-            found[i] = slice(row * width, (row + 1) * width)
-    return found
 
 
 class SampledInPlace:

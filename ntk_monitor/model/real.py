@@ -15,8 +15,10 @@ from ntk_monitor.model.forward import ForwardMap
 from ntk_monitor.model.memory import address_of
 from ntk_monitor.model.recorder import Recorder
 from ntk_monitor.model.spread import Spread, averaged_by, place_of, reshard
+from ntk_monitor.model.state import State
 from ntk_monitor.model.step import StepFunction
 from ntk_monitor.model.step.discovery import Discovery
+from ntk_monitor.model.substitution import Substitution
 from ntk_monitor.ranks import Ranks
 
 
@@ -98,6 +100,21 @@ class RealForward(ForwardMap):
         with _without_hooks(self.module):
             return super().gradients(value, inputs, u)
 
+    def run_with(self, moving: Substitution | None, state: State) -> Tensor:
+        """Run as far as the state, with other parameters in the operations, or with its own.
+
+        Args:
+            moving: What the operations are given in the place of the parameters.
+            state: Where the state is read.
+
+        Returns:
+            The computed state, shape ``(B, T, n)``.
+        """
+        if moving is None:
+            return self.run({}, state)
+        with _following(self.module, moving), moving:
+            return self.run({}, state)
+
     def _record(
         self, tensors: Mapping[str, Tensor], recorder: Recorder, discovery: Discovery
     ) -> Any:  # noqa: ANN401
@@ -142,8 +159,8 @@ def _without_hooks(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _following(module: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Tell a recorder of tensors that are in the parameters' places during some calls only."""
+def _following(module: nn.Module, recorder: Recorder | Substitution) -> Iterator[None]:
+    """Tell who watches parameters of tensors that are in their places during some calls only."""
     canonical = {id(tensor): name for name, tensor in recorder.theta.items()}
     every = module.named_parameters(remove_duplicate=False)
     names = {path: canonical[id(p)] for path, p in every if id(p) in canonical}

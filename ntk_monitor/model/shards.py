@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ntk_monitor.estimators.tangents import OTHER_BLOCK, Drawing, Tangent
-from ntk_monitor.model.spread import Spread
-from ntk_monitor.ranks import runs
+from ntk_monitor.model.spread import Place, Spread, place_of
 
 PIECE = 2**16
 """Most entries of a parameter that are looked at together."""
@@ -24,16 +23,13 @@ PIECE = 2**16
 def local(parameter: Tensor) -> Tensor:
     """This process's numbers of a parameter.
 
-    Writing to them is not counted as a change of the parameter, so that a graph in which training
-    has saved it stays valid: whoever writes must put back what was there.
-
     Args:
         parameter: The parameter.
 
     Returns:
         The numbers themselves, not a copy.
     """
-    numbers = parameter.data
+    numbers = parameter.detach()
     return numbers.to_local() if isinstance(numbers, DTensor) else numbers
 
 
@@ -95,52 +91,9 @@ def _cut(tensor: Tensor) -> Iterator[Tensor]:
         yield from _cut(row)
 
 
-class Portion(NamedTuple):
-    """Pieces, of one parameter or several, that are read and written together.
-
-    Attributes:
-        pieces: The pieces, in order.
-    """
-
-    pieces: tuple[Piece, ...]
-
-    @property
-    def sizes(self) -> list[int]:
-        """How many entries each piece has."""
-        return [piece.numbers.numel() for piece in self.pieces]
-
-    def read(self) -> Tensor:
-        """A copy of all entries in one vector."""
-        return torch.cat([piece.numbers.flatten() for piece in self.pieces])
-
-    def write(self, numbers: Tensor) -> None:
-        """Set all entries.
-
-        Args:
-            numbers: As `read` gives them.
-        """
-        parts = torch.split(numbers, self.sizes)
-        for piece, part in zip(self.pieces, parts, strict=True):
-            piece.numbers.copy_(part.view(piece.numbers.shape))
-
-
-def portions(tensors: Sequence[Tensor]) -> Iterator[Portion]:
-    """Put the pieces of tensors together, as many as make up the size of one.
-
-    Args:
-        tensors: Any tensors.
-
-    Yields:
-        The portions.
-    """
-    every = tuple(pieces(tensors))
-    if every:
-        sizes, most = Portion(every).sizes, piece_size(every[0].numbers.device)
-        yield from (Portion(every[these]) for these in runs(sizes, most))
-
-
-Reader = Callable[[Sequence[Piece]], Tensor]
-"""Gives a direction's entries at some pieces, in one vector. It is asked for all in order."""
+Reader = Callable[[int, int], Tensor]
+"""Gives successive entries of a direction at one parameter, by the first of them and how many, read
+row by row over the part of it that an operation, or this process, has."""
 
 
 class Direction(Protocol):
@@ -150,8 +103,16 @@ class Direction(Protocol):
     def length(self) -> float:
         """Its norm, or about that."""
 
-    def reader(self) -> Reader:
-        """Begin to read it."""
+    def reader(self, number: int, seen: Tensor) -> Reader:
+        """Begin to read it at one parameter.
+
+        Args:
+            number: Which parameter.
+            seen: The parameter, or what is in its place: another part of it, or all of it.
+
+        Returns:
+            Reads it.
+        """
 
 
 @dataclass(frozen=True)
@@ -180,27 +141,28 @@ class Gaussian:
         """The root of the expected squared norm."""
         return math.sqrt(self.spread.offsets[-1])
 
-    def reader(self) -> Reader:
-        """Begin to draw."""
-        spread, drawing = self.spread, Drawing(self.tangent)
+    def reader(self, number: int, seen: Tensor) -> Reader:
+        """Begin to draw; see `Direction.reader`."""
+        drawing, offset = Drawing(self.tangent), self.spread.offsets[number]
+        place, part = place_of(seen), local(seen).shape
 
-        def read(these: Sequence[Piece]) -> Tensor:
-            drawn = [drawing.draw(begin, count) for begin, count in _stretches(these, spread)]
+        def read(start: int, count: int) -> Tensor:
+            drawn = [drawing.draw(b, n) for b, n in _stretches(place, part, offset, start, count)]
             return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
 
         return read
 
 
-def _stretches(these: Sequence[Piece], spread: Spread) -> list[tuple[int, int]]:
-    """Where pieces are in the flat vector of all parameters: beginnings and lengths."""
+def _stretches(
+    place: Place, part: Sequence[int], offset: int, start: int, count: int
+) -> list[tuple[int, int]]:
+    """Where entries of a part are in the flat vector of all parameters: beginnings and lengths."""
     found: list[tuple[int, int]] = []
-    for piece in these:
-        place, offset = spread.places[piece.parameter], spread.offsets[piece.parameter]
-        for begin, count in place.stretches(piece.part, piece.start, piece.numbers.numel()):
-            if found and sum(found[-1]) == offset + begin:
-                found[-1] = found[-1][0], found[-1][1] + count
-            else:
-                found.append((offset + begin, count))
+    for begin, length in place.stretches(part, start, count):
+        if found and sum(found[-1]) == offset + begin:
+            found[-1] = found[-1][0], found[-1][1] + length
+        else:
+            found.append((offset + begin, length))
     return found
 
 
@@ -221,10 +183,18 @@ class Given:
         """Its norm."""
         return norm(self.tensors, self._spread)
 
-    def reader(self) -> Reader:
-        """Begin to read it."""
-        own = pieces(self.tensors)
-        return lambda these: torch.cat([next(own).numbers.flatten() for _ in these])
+    def reader(self, number: int, seen: Tensor) -> Reader:
+        """Begin to read it; see `Direction.reader`. All processes take part where it is sharded."""
+        tensor, part = self.tensors[number], local(seen)
+        own = local(tensor)
+        if isinstance(tensor, DTensor) and own.shape != part.shape:
+            own = tensor.full_tensor().detach()
+            for axis, (begin, length) in enumerate(
+                zip(place_of(seen).offsets, part.shape, strict=True)
+            ):
+                own = own.narrow(axis, begin, length)
+        flat = own.reshape(-1)
+        return lambda start, count: flat[start : start + count]
 
 
 def norm(tensors: Sequence[Tensor], spread: Spread) -> float:
@@ -267,10 +237,13 @@ def inner(direction: Direction, tensors: Sequence[Tensor], spread: Spread) -> fl
     Returns:
         The sum of all products, taken in float64.
     """
-    read, products = direction.reader(), [0.0] * len(tensors)
-    for piece in pieces(tensors):
-        product = read([piece]).double() * piece.numbers.flatten().double()
-        products[piece.parameter] += float(product.sum())
+    products = []
+    for number, tensor in enumerate(tensors):
+        read, total = direction.reader(number, tensor), 0.0
+        for piece in pieces([tensor]):
+            g = read(piece.start, piece.numbers.numel()).double()
+            total += float((g * piece.numbers.flatten().double()).sum())
+        products.append(total)
     return spread.total(products)
 
 

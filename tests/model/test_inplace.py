@@ -1,21 +1,21 @@
-"""Products in place: the numbers of a copy, and parameters that are what they were to the bit."""
+"""Products in place: the numbers of a copy, and parameters that nobody writes to."""
 
-import sys
-from collections.abc import Callable, Sequence
-from types import FrameType
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from conftest import CASES, Case
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ntk_monitor import Snapshot, linearize, probe
 from ntk_monitor.estimators import draw_tangents
-from ntk_monitor.model import by_trial, displacement, shards
-from ntk_monitor.model.displacement import Displacement
-from ntk_monitor.model.shards import Gaussian, Given, inner, pieces, portions
+from ntk_monitor.model import by_trial, shards
+from ntk_monitor.model.shards import Direction, Gaussian, Given, inner, pieces
 from ntk_monitor.model.spread import Spread, place_of
+from ntk_monitor.model.substitution import Substitution
 
 CPU = torch.device("cpu")
 
@@ -116,10 +116,11 @@ def test_every_tier_in_place(tier: str) -> None:
 def test_tangents_drawn_piece_by_piece_are_those_drawn_at_once(size: int) -> None:
     wanted = draw_tangents(size, range(3, 4), 7)[0]
     cuts = [t.clone() for t in torch.tensor_split(torch.zeros(size), 3)]
-    read = Gaussian(7, 3, spread_of(cuts), CPU).reader()
-    assert torch.equal(torch.cat([read([piece]) for piece in pieces(cuts)]), wanted)
-    read = Gaussian(7, 3, spread_of(cuts), CPU).reader()
-    assert torch.equal(torch.cat([read(portion.pieces) for portion in portions(cuts)]), wanted)
+    drawn = []
+    for number, cut in enumerate(cuts):
+        read = Gaussian(7, 3, spread_of(cuts), CPU).reader(number, cut)
+        drawn += [read(piece.start, piece.numbers.numel()) for piece in pieces([cut])]
+    assert torch.equal(torch.cat(drawn), wanted)
     given = [torch.randn(len(cut), generator=torch.Generator().manual_seed(1)) for cut in cuts]
     product = inner(Gaussian(7, 3, spread_of(cuts), CPU), given, spread_of(cuts))
     assert product == pytest.approx(float(wanted.double() @ torch.cat(given).double()))
@@ -143,141 +144,155 @@ def test_pieces_cover_tensors_of_any_layout(monkeypatch: pytest.MonkeyPatch) -> 
         starts = [piece.start for piece in found]
         assert starts == [sum(p.numbers.numel() for p in found[:j]) for j in range(len(found))]
         assert all(piece.numbers.numel() <= 4 for piece in found)
-    together = list(portions(whole))
-    flat = torch.cat([portion.read() for portion in together])
-    assert flat.tolist() == torch.cat([tensor.flatten() for tensor in whole]).tolist()
-    assert all(sum(portion.sizes) <= 4 for portion in together)
-    assert len(together) < sum(len(portion.pieces) for portion in together)
-    apart = [tensor.clone() for tensor in whole]  # of the same layouts
-    for portion in portions(apart):
-        portion.write(portion.read() + 1)
-    for before, after in zip(whole, apart, strict=True):
-        assert torch.equal(after, before + 1)
 
 
-# The way back.
+# Moved for the operations that use them.
 
-KINDS: dict[str, Callable[[Tensor], Tensor]] = {
+
+def moving(
+    parameters: Sequence[Tensor],
+    direction: Direction,
+    epsilon: float = 0.5,
+    untrained: dict[str, int] | None = None,
+    uses: dict[int, int] | None = None,
+) -> Substitution:
+    theta = {str(i): p for i, p in enumerate(parameters)}
+    return Substitution(theta, untrained or {}, direction, epsilon, uses)
+
+
+KINDS = {
     "usual": lambda x: x,
-    "zeros": torch.zeros_like,
-    "negative zeros": lambda x: -torch.zeros_like(x),
-    "tiny": lambda x: x * torch.finfo(x.dtype).tiny,
     "of many sizes": lambda x: x * 10 ** (-6 * torch.rand_like(x)),
-    "huge": lambda x: x * 1e4,
     "not finite": lambda x: torch.where(x > 1, torch.nan, torch.where(x < -1, -torch.inf, x)),
     "transposed": lambda x: x.T,
-    "one number": lambda x: x[0, 0],
+    "channels last": lambda x: x.reshape(10, 4, 5, 6).to(memory_format=torch.channels_last),
+    "one number": lambda x: x[0, 0].clone(),
     "none": lambda x: x[:0],
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_parameters_come_back_to_the_bit(
+def test_operations_see_parameters_moved_and_nobody_else_does(
     kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "PIECE", 200)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(40, 30, generator=generator).to(dtype)
     parameters = [nn.Parameter(KINDS[kind](x)), nn.Parameter(x.clone())]
-    before, numbers = bits(parameters), [p.detach().clone() for p in parameters]
-    moved = Displacement(parameters)
+    numbers, before = [p.detach().clone() for p in parameters], bits(parameters)
     flat = draw_tangents(sum(p.numel() for p in parameters), range(1), 0)[0]
     directions = torch.split(flat, [p.numel() for p in parameters])
     for epsilon in (1e-7, 1e-3, 1.0, 300.0):
-        seen: list[list[Tensor]] = []
-
-        def value(seen: list[list[Tensor]] = seen) -> Tensor:
-            seen.append([p.detach().clone() for p in parameters])
-            return torch.zeros(1)
-
-        moved.difference(tangent(parameters), epsilon, value)
+        with moving(parameters, tangent(parameters), epsilon) as substitution, torch.no_grad():
+            seen = [p.clone() for p in parameters]
+        substitution.require_all()
+        for p, g, now in zip(numbers, directions, seen, strict=True):
+            change = (g.to(torch.promote_types(g.dtype, dtype)) * epsilon).to(dtype)
+            wanted = p + change.reshape(p.shape)
+            torch.testing.assert_close(now, wanted, rtol=0, atol=0, equal_nan=True)
         assert bits(parameters) == before
-        for sign, there in zip((1, -1), seen, strict=True):
-            for p, g, now in zip(numbers, directions, there, strict=True):
-                change = (g.to(torch.promote_types(g.dtype, dtype)) * epsilon).to(dtype)
-                torch.testing.assert_close(
-                    now, p + sign * change.reshape(p.shape), rtol=0, atol=0, equal_nan=True
-                )
     assert [p._version for p in parameters] == [0, 0]
 
 
-def test_little_is_kept_to_come_back() -> None:
-    parameter = nn.Parameter(torch.randn(500, 1000, generator=torch.Generator().manual_seed(0)))
-    moved, kept = Displacement([parameter]), 0
+def test_every_view_of_a_parameter_is_moved() -> None:
+    parameters = [nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(3))]
+    given = Given([torch.randn(4, 6), torch.randn(3)], spread_of(parameters))
+    kept = parameters[0].detach()[1:3].T  # made before, as a layer may keep it
+    wanted = (parameters[0] + 0.5 * given.tensors[0]).detach()
+    with moving(parameters, given), torch.no_grad():
+        whole = parameters[0].data
+        views = [kept.clone(), whole.T.clone(), parameters[0][2].clone(), torch.cat([whole, whole])]
+        several = torch.stack([parameters[0], parameters[0]], dim=-1)
+        assert parameters[0].shape == (4, 6)
+    assert torch.equal(views[0], wanted[1:3].T)
+    assert torch.equal(views[1], wanted.T)
+    assert torch.equal(views[2], wanted[2])
+    assert torch.equal(views[3], torch.cat([wanted, wanted]))
+    assert torch.equal(several[..., 1], wanted)
 
-    def value() -> Tensor:
-        nonlocal kept
-        for lost in moved._lost:
-            if lost is not None:
-                assert lost.places is not None
-                kept += lost.places.size + lost.values.size
-        return torch.zeros(1)
 
-    moved.difference(tangent([parameter]), 3e-3, value)
-    assert 0 < kept / 2 < 0.03 * parameter.numel() * 4
-
-
-def test_a_direction_in_memory_moves_as_far_as_it_says() -> None:
+def test_rows_that_are_not_trained_stay() -> None:
     parameters = [nn.Parameter(torch.randn(7, 5)), nn.Parameter(torch.randn(3))]
     tensors = [torch.randn(7, 5), torch.randn(3)]
     given = Given(tensors, spread_of(tensors))
     flat = torch.cat([t.flatten() for t in given.tensors])
     assert given.length == pytest.approx(float(flat.norm()))
-    seen: list[Tensor] = []
-    moved = Displacement(parameters, {0: slice(10, 15)})
-
-    def value() -> Tensor:
-        seen.append(parameters[0].detach().clone())
-        return parameters[0].detach()
-
-    before = parameters[0].detach().clone()
-    change = moved.difference(given, 0.5, value)
-    wanted = given.tensors[0].clone()
-    wanted[2] = 0  # is not to be moved
+    with moving(parameters, given, untrained={"0": 2}), torch.no_grad():
+        seen = parameters[0].clone()
+    change = seen - parameters[0].detach()
+    wanted = 0.5 * given.tensors[0].clone()
+    wanted[2] = 0
     torch.testing.assert_close(change, wanted)
-    assert torch.equal(seen[0][2], before[2])
+    assert torch.equal(seen[2], parameters[0][2])
 
 
-class Interrupted:
-    """Raises an interruption at the n-th line that is executed in the module under test."""
+def test_a_moved_parameter_is_made_once_and_let_go_of_after_its_last_use() -> None:
+    parameters = [nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(3))]
+    uses: dict[int, int] = {}
+    for known in (None, uses):
+        made = moving(parameters, tangent(parameters), uses=known)
+        with made, torch.no_grad():
+            first = parameters[0].sum()
+            kept = [*made._made]
+            assert torch.equal(first, parameters[0].sum())
+            parameters[1].sum()
+        assert kept == [0]
+        assert dict(made.uses) == {0: 2, 1: 1}
+        uses.update(made.uses)
+    assert not made._made  # all had their last use
 
-    def __init__(self, after: int) -> None:
-        self.left = after
 
-    def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
-        del arg
-        if frame.f_code.co_filename != displacement.__file__:
-            return None
-        if event == "line":
-            self.left -= 1
-            if self.left == 0:
-                raise KeyboardInterrupt
-        return self
+def test_what_no_operation_shows_is_refused() -> None:
+    class Past(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.scale = nn.Linear(3, 4), nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.layer(x)
+            with torch._C.DisableTorchFunction():  # as a kernel of one's own reads it
+                return torch.tanh(hidden * self.scale)
+
+    net = nn.Sequential(Past(), nn.Linear(4, 2))
+    lin = linearize(net, torch.randn(6, 3), state="0", method="finite-difference")
+    assert set(lin.parameters) == {"0.layer.weight", "0.layer.bias", "0.scale"}
+    with pytest.raises(RuntimeError, match=r"no operation of PyTorch.s was seen to use 0\.scale"):
+        linearize(net, torch.randn(6, 3), state="0", method="in-place").factor(0).sample(range(1))
 
 
-def test_an_interruption_at_any_line_leaves_the_parameters(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(shards, "PIECE", 8)
-    generator = torch.Generator().manual_seed(0)
-    parameters = [nn.Parameter(torch.randn(4, 5, generator=generator) ** 5)]
-    before, was = bits(parameters), sys.gettrace()
-    raised, line = 0, 0
-    while True:
-        line += 1
-        moved, interrupt = Displacement(parameters), Interrupted(line)
-        try:
-            sys.settrace(interrupt)
-            moved.difference(tangent(parameters), 0.3, lambda: torch.zeros(1))
-        except KeyboardInterrupt:
-            raised += 1
-        finally:
-            sys.settrace(was)
-        assert bits(parameters) == before, line
-        if interrupt.left > 0:
-            break
-    assert raised == line - 1 > 200
+class NoWrites(TorchDispatchMode):
+    """Makes every write to a parameter an error."""
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._addresses = {p.untyped_storage().data_ptr() for p in parameters}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        for argument, given in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self._require(given)
+        for argument in func._schema.arguments:
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and argument.name in (kwargs or {}):
+                self._require(kwargs[argument.name])
+        return func(*args, **(kwargs or {}))
+
+    def _require(self, given: Any) -> None:
+        for tensor in tree_leaves(given):
+            if isinstance(tensor, Tensor):
+                assert tensor.untyped_storage().data_ptr() not in self._addresses
+
+
+@pytest.mark.parametrize("method", ["auto", "exact", "finite-difference", "in-place"])
+def test_nothing_ever_writes_to_a_parameter(case: Case, method: str) -> None:
+    module, batch = case.make_model(), case.make_batch()
+    settings = {"state": case.state, "dtype": None, "learning_rate": 0.1, "max_products": 40}
+    with pytest.raises(AssertionError), NoWrites(module.parameters()), torch.no_grad():
+        next(module.parameters()).detach().mul_(1)
+    with NoWrites(module.parameters()):
+        assert probe(module, batch, method=method, **settings).trace.is_finite
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, TimeoutError])
@@ -373,7 +388,7 @@ def test_buffers_that_forward_writes_are_put_back_after_every_call(
     assert found.trace.value == pytest.approx(wanted.trace.value, rel=1e-3)
 
 
-def test_tied_parameters_are_moved_once() -> None:
+def test_tied_parameters_are_moved_together() -> None:
     net = nn.Sequential(*small())
     net[2] = nn.Linear(5, 5)
     net.append(nn.Linear(5, 5))

@@ -1,0 +1,210 @@
+"""Operations that are given moved parameters, while the parameters stay what they are."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map_only
+
+from ntk_monitor.model.interception import FunctionMode
+from ntk_monitor.model.memory import address_of
+from ntk_monitor.model.shards import Direction, local, pieces
+from ntk_monitor.model.spread import place_of
+
+KEPT = 2**26
+"""Bytes of moved parameters that are kept while it is not known how often each is used."""
+ASKING = frozenset({
+    *("__get__", "__len__", "__hash__", "__repr__", "size", "dim", "ndimension", "numel"),
+    *("nelement", "stride", "storage_offset", "is_contiguous", "is_floating_point", "is_complex"),
+    *("data_ptr", "get_device", "element_size", "untyped_storage", "storage", "requires_grad_"),
+    *("is_set_to", "is_same_size", "register_hook", "is_shared", "is_pinned", "dim_order"),
+})
+"""Functions that ask something of a tensor, or look at it in another way, and compute nothing."""
+
+
+class Substitution(FunctionMode):
+    r"""Has the operations of a forward pass use :math:`\theta + \epsilon g`, one at a time.
+
+    Whenever a parameter, or a view of one, is about to be used, a copy of it is made and moved, and
+    let go of after its last use. The parameters themselves are never written to, and there is no
+    vector as long as all of them. What is used where no operation of PyTorch's shows it (by a
+    kernel that is called past them) would not be moved: `require_all` says so.
+
+    Attributes:
+        theta: The parameters by name.
+        uses: How often each was used, by its number, in a pass that has ended.
+    """
+
+    def __init__(
+        self,
+        theta: Mapping[str, Tensor],
+        untrained: Mapping[str, int],
+        direction: Direction,
+        epsilon: float,
+        uses: Mapping[int, int] | None = None,
+    ) -> None:
+        """Prepare one pass.
+
+        Args:
+            theta: The parameters; their memory must not overlap.
+            untrained: Rows that stay where they are, by name.
+            direction: Along which the parameters are moved.
+            epsilon: How far.
+            uses: How often each is used in a pass; None where that is not known yet.
+        """
+        super().__init__()
+        self.theta, self.uses = theta, Counter[int]()
+        self._names = list(theta)
+        self._numbers = {name: i for i, name in enumerate(self._names)}
+        self._untrained, self._direction, self._epsilon = untrained, direction, epsilon
+        self._expected = uses
+        self._known: dict[int, tuple[int, Tensor]] = {}
+        self._spans: dict[int, list[tuple[int, int, int, Tensor]]] = {}
+        self._made: OrderedDict[int, Tensor] = OrderedDict()
+        for name, parameter in theta.items():
+            self.learn_parameter(name, parameter)
+
+    def learn_parameter(self, name: str, tensor: Tensor) -> None:
+        """From now on a tensor is a parameter.
+
+        Args:
+            name: The parameter.
+            tensor: The tensor that is in its place.
+        """
+        number = self._numbers[name]
+        self._known[id(tensor)] = number, tensor
+        address = address_of(tensor)
+        if address:
+            begin = tensor.data_ptr()
+            end = begin + _reach(tensor) * tensor.element_size()
+            self._spans.setdefault(address, []).append((begin, end, number, tensor))
+
+    def forget_parameter(self, address: int) -> None:
+        """From now on no parameter is in some place.
+
+        Args:
+            address: Of its memory.
+        """
+        for *_, tensor in self._spans.pop(address, ()):
+            self._known.pop(id(tensor), None)
+
+    def knows(self, address: int) -> bool:
+        """Whether a parameter is in some place.
+
+        Args:
+            address: Of its memory.
+
+        Returns:
+            True if one is.
+        """
+        return address in self._spans
+
+    def require_all(self) -> None:
+        """Refuse a pass in which a parameter was not used by any operation that could be seen.
+
+        Raises:
+            RuntimeError: If there is one.
+        """
+        unseen = [name for name, i in self._numbers.items() if not self.uses[i]]
+        if unseen:
+            raise RuntimeError(
+                f"no operation of PyTorch's was seen to use {', '.join(unseen[:3])}: a kernel of "
+                "the model's own reads it, and a product in place cannot move it there. Leave it "
+                "out with parameters=..., or take another method than 'in-place'"
+            )
+
+    def call(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """Call an operation with moved parameters in the place of those among its arguments."""
+        if name not in ASKING:
+            args, kwargs = tree_map_only(Tensor, self._instead, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _instead(self, tensor: Tensor) -> Tensor:
+        """What an operation is given in the place of a tensor."""
+        found = self._known.get(id(tensor))
+        if found is None or found[1] is not tensor:
+            found = self._within(tensor)
+        if found is None:
+            return tensor
+        number, parameter = found
+        moved = self._moved(number, parameter)
+        if tensor is parameter:
+            return moved
+        offset = tensor.storage_offset() - parameter.storage_offset() + moved.storage_offset()
+        return moved.as_strided(tensor.size(), tensor.stride(), offset)
+
+    def _within(self, tensor: Tensor) -> tuple[int, Tensor] | None:
+        """The parameter of which a tensor is a view."""
+        if not self._spans or isinstance(tensor, DTensor):
+            return None
+        spans = self._spans.get(address_of(tensor) or 0)
+        if not spans or not tensor.numel():
+            return None
+        begin = tensor.data_ptr()
+        end = begin + _reach(tensor) * tensor.element_size()
+        return next(
+            (
+                (number, parameter)
+                for first, last, number, parameter in spans
+                if first <= begin and end <= last and tensor.dtype == parameter.dtype
+            ),
+            None,
+        )
+
+    def _moved(self, number: int, parameter: Tensor) -> Tensor:
+        """A parameter where it is to be, for one use of it."""
+        self.uses[number] += 1
+        moved = self._made.pop(number, None)
+        if moved is None:
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                moved = self._make(number, parameter)
+        if self._expected is None or self.uses[number] < self._expected.get(number, 0):
+            self._made[number] = moved
+            if self._expected is None:
+                self._let_go()
+        return moved
+
+    def _let_go(self) -> None:
+        """Keep no more than `KEPT`, those that were used last."""
+        sizes = {i: local(t).numel() * t.element_size() for i, t in self._made.items()}
+        total = sum(sizes.values())
+        while total > KEPT and len(self._made) > 1:
+            number, _ = self._made.popitem(last=False)
+            total -= sizes[number]
+
+    def _make(self, number: int, parameter: Tensor) -> Tensor:
+        own, place = local(parameter), place_of(parameter)
+        read = self._direction.reader(number, parameter)
+        moved = torch.empty_like(own)
+        wide = torch.promote_types(torch.float32, own.dtype)
+        for old, new in zip(pieces([own]), pieces([moved]), strict=True):
+            g = read(old.start, old.numbers.numel()).to(wide).view(old.numbers.shape)
+            torch.add(old.numbers, (g * self._epsilon).to(own.dtype), out=new.numbers)
+        row = self._untrained.get(self._names[number], -1)
+        row -= place.offsets[0] if place.offsets else 0
+        if self._names[number] in self._untrained and 0 <= row < len(own):
+            moved[row] = own[row]
+        if not isinstance(parameter, DTensor):
+            return moved
+        return DTensor.from_local(
+            moved,
+            parameter.device_mesh,
+            parameter.placements,
+            run_check=False,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        )
+
+
+def _reach(tensor: Tensor) -> int:
+    """From a tensor's first entry to behind its last one, in entries of its memory."""
+    if not tensor.numel():
+        return 0
+    return 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
