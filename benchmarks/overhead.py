@@ -37,6 +37,8 @@ SETTINGS: dict[str, dict[str, Any] | None] = {"default": {}, "no monitor": None}
 }
 TURN = 10
 """Steps that a training makes before the other's turn."""
+SHARE, AMOUNT = 0.02, 10.0
+"""The default limit: the larger of a share of the training, and seconds."""
 SHORTER, FEWER = 8, 5
 """Divisors of the steps and the repeats where probes have no limit and so weigh more."""
 
@@ -127,7 +129,7 @@ def main() -> None:
                 pair(TRAININGS[training], SETTINGS[setting], steps, swap=bool(i % 2))
                 for i in range(repeats)
             ]
-            ratios = [ratio for ratio, _ in pairs]
+            ratios = [watched / plain - 1 for plain, watched, _ in pairs]
             row = {
                 "training": training,
                 "setting": setting,
@@ -135,7 +137,11 @@ def main() -> None:
                 "repeats": repeats,
                 "overhead": statistics.median(ratios),
                 "all": ratios,
-                "probes": statistics.median_low(probes for _, probes in pairs),
+                "seconds": statistics.median(watched - plain for plain, watched, _ in pairs),
+                "of the limit": [
+                    (watched - plain) / max(SHARE * plain, AMOUNT) for plain, watched, _ in pairs
+                ],
+                "probes": statistics.median_low(probes for *_, probes in pairs),
             }
             print(json.dumps(row), flush=True)
             kept = [r for r in kept if (r["training"], r["setting"]) != (training, setting)]
@@ -149,8 +155,8 @@ def pair(
     steps: int,
     *,
     swap: bool,
-) -> tuple[float, int]:
-    """The overhead of a monitor with these settings, and how many probes it took."""
+) -> tuple[float, float, int]:
+    """Seconds without a monitor and with one of these settings, and how many probes it took."""
     watching = Counting(on_error="raise", **(settings or {}))
     turns = [TakeTurns(TURN), TakeTurns(TURN)]
     watching.schedule.clock = turns[0 if swap else 1].clock
@@ -163,7 +169,7 @@ def pair(
         ]
         seconds = train_in_turns(trainings)
     plain, watched = reversed(seconds) if swap else seconds
-    return watched / plain - 1, watching.probes
+    return plain, watched, watching.probes
 
 
 class Counting(NTKMonitor):

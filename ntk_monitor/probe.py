@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -34,7 +34,6 @@ from ntk_monitor.model.by_trial import GAP, ByTrial
 from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.model.deadline import Deadline
 from ntk_monitor.model.derivative import Derivative
-from ntk_monitor.model.factor import SampledJacobian
 from ntk_monitor.model.memory import room
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.products import IN_PLACE, ProductMethod
@@ -63,8 +62,8 @@ PREFERENCE: tuple[ProductMethod, ...] = ("finite-difference", "forward-ad", "dou
 sample, in the memory of one and with any kernel, and are far more precise than sampling needs."""
 BACKWARD: ProductMethod = "double-backward"
 """The method that sees what training's backward pass sees, and nothing else."""
-PAIRS = 16
-"""Directions in which a product is compared with training's derivative where that is dear."""
+PAIRS = 8
+"""Directions in which a product is compared with the derivative of training."""
 SAMPLING_SHARE = 0.8
 """Share of the time limit after which a probe makes do with the samples that it has."""
 EXACT_ROWS = 2048
@@ -282,6 +281,7 @@ class Probe:
             ranks=ranks,
             max_memory=self.max_memory,
             consume=parts.add,
+            copies=False,
         )
         missed = [name for name in lin.coverage.missed if name not in self._missed]
         if missed:
@@ -518,8 +518,7 @@ class Probe:
         """How far a product is from what training's derivative makes of the same tangent.
 
         One pair of directions hardly tells of a small part that is detached. Once for a module and
-        a method both products are compared as a whole, or, where the other one cannot be had, in
-        many directions, a backward pass each.
+        a method both are compared in many directions, a backward pass each.
 
         Args:
             lin: The model.
@@ -546,20 +545,17 @@ class Probe:
         """The gap for one product."""
         J, ranks = lin.jacobian, lin.ranks
         size = math.sqrt(ranks.sum(own.square().sum()))
-        other = None
-        if isinstance(factor, SampledJacobian):
-            other = J.product_by(BACKWARD, factor.tangents(range(1))[0])
-        if ranks.all(other is not None):
-            assert other is not None
-            apart = math.sqrt(ranks.sum((own - other.double()).square().sum()))
-            return apart / size if size else apart
+
+        def directions() -> Iterator[Tensor]:
+            for i in range(PAIRS):
+                generator = torch.Generator(device=own.device)
+                generator.manual_seed(seed + i * ranks.size + ranks.index)
+                yield torch.randn(own.shape, generator=generator, device=own.device).to(J.dtype)
+
         gaps = []
-        for i in range(PAIRS):
-            generator = torch.Generator(device=own.device)
-            generator.manual_seed(seed + i * ranks.size + ranks.index)
-            z = torch.randn(own.shape, generator=generator, device=own.device).to(J.dtype)
+        for z, pulled in zip(directions(), factor.pulls(directions()), strict=True):
             forward = float(ranks.sum((own * z.double()).sum()))
-            gaps.append(relative_gap(forward - factor.inner(0, factor.pull(z)), size))
+            gaps.append(relative_gap(forward - factor.inner(0, pulled), size))
         return math.sqrt(sum(gap**2 for gap in gaps) / len(gaps))
 
     def _agrees(self, J: Derivative, error: float) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,12 +15,15 @@ from torch import Tensor
 
 from ntk_monitor.model import Linearization, quiet
 from ntk_monitor.model.derivative import Derivative
+from ntk_monitor.model.finite_difference import FiniteDifference
 from ntk_monitor.model.parameters import ParameterSpace
 from ntk_monitor.model.products import AUTOMATIC, TangentProducts, make_products
 from ntk_monitor.model.second_pass import counts_of
+from ntk_monitor.model.spread import Spread, place_of
 from ntk_monitor.model.step import Comparison
 from ntk_monitor.model.step.comparison import Seen, compared
 from ntk_monitor.model.step.tape import Tape
+from ntk_monitor.model.substitution import Substitution
 from ntk_monitor.ranks import Ranks
 
 Vector = NDArray[np.float64]
@@ -208,6 +211,10 @@ class LossMap:
             grads = self._forward.gradients(
                 found.loss.reshape(()), self._leaves, found.loss.new_ones(()) / self.ranks.size
             )
+            moving = self._forward.gradients(
+                self._graph, self._leaves, torch.zeros_like(self._graph)
+            )
+        self._acting = [name for name, g in moving.items() if g is not None]
         return self.ranks.sum(self._joined(grads))
 
     def _joined(self, grads: Mapping[str, Tensor | None]) -> Tensor:
@@ -272,16 +279,29 @@ class LossMap:
             return self.products.matmat(torch.stack(list(tangents)))
 
     def _derivative(self, accuracy: float) -> Derivative:
-        lin, chunk_size = self._lin, 1
+        lin, theta = self._lin, self.space.split(self.theta)
 
-        def outputs_at(flat: Tensor) -> Tensor:
+        def outputs_at(theta: Mapping[str, Tensor]) -> Tensor:
             with self._forward.as_training_normalises():
-                raw = self._outputs(self.space.split(flat))
+                raw = self._outputs(theta)
                 return torch.cat([raw[n].reshape(-1) for n in self._numbers])
 
-        methods: dict[str, TangentProducts] = {
-            name: make_products(name, outputs_at, self.theta, chunk_size, accuracy, lin.ranks)
-            for name in ("finite-difference", *AUTOMATIC)
+        def outputs_with(moving: Substitution | None) -> Tensor:
+            with nullcontext() if moving is None else moving:
+                return outputs_at(theta)
+
+        def by_differences() -> FiniteDifference:
+            spread = Spread([place_of(t) for t in theta.values()])
+            return FiniteDifference(
+                theta, outputs_with, {}, accuracy, spread, lin.ranks, self._acting
+            )
+
+        def flat(theta: Tensor) -> Tensor:
+            return outputs_at(self.space.split(theta))
+
+        methods: dict[str, TangentProducts | Callable[[], TangentProducts]] = {
+            "finite-difference": by_differences,
+            **{name: make_products(name, flat, self.theta, 1) for name in AUTOMATIC[:2]},
         }
 
         def context(kernels: Any) -> Any:  # noqa: ANN401

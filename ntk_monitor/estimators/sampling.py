@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -56,6 +56,9 @@ class Factor(Protocol[X]):
 
     def pull(self, u: Tensor) -> X:
         """``J* u`` for ``u`` of shape ``(B, T, n)``; one product."""
+
+    def pulls(self, several: Iterable[Tensor]) -> Iterator[X]:
+        """``J* u`` for several ``u``; a product each."""
 
     def push(self, x: X) -> Tensor:
         """``J x``, shape ``(B, T, n)``; one product."""

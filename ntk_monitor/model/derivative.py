@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
+from ntk_monitor.model.finite_difference import FiniteDifference
 from ntk_monitor.model.kernels import Kernels
 from ntk_monitor.model.memory import is_out_of_memory, release_memory
 from ntk_monitor.model.products import IN_PLACE, Function, TangentProducts, make_products
+from ntk_monitor.model.shards import Direction
 from ntk_monitor.operators import LinearOperator
 from ntk_monitor.operators.base import Shape
 from ntk_monitor.ranks import ALONE, Ranks
@@ -24,27 +26,6 @@ Evaluate = Callable[[], Callable[[Tensor], Tensor]]
 """Records an evaluation, and returns what goes backward through it."""
 Quiet = Callable[[Kernels], AbstractContextManager[None]]
 """Makes the context to compute in, with the kernels that may be used."""
-
-
-class _Made(Sequence[Tensor]):
-    """Tensors that are made whenever they are looked at."""
-
-    def __init__(self, count: int, make: Callable[[int], Tensor]) -> None:
-        """Keep how they are made.
-
-        Args:
-            count: How many there are.
-            make: Makes the one of a number.
-        """
-        self._count, self._make = count, make
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
-        if index >= self._count:
-            raise IndexError(index)
-        return self._make(index)
 
 
 class Derivative(LinearOperator):
@@ -67,12 +48,11 @@ class Derivative(LinearOperator):
         name: str,
         shape_in: Shape,
         value: Tensor,
-        methods: dict[str, TangentProducts],
+        methods: Mapping[str, TangentProducts | Callable[[], TangentProducts]],
         quiet: Quiet,
         evaluate: Evaluate,
         untrained: Sequence[slice] = (),
         ranks: Ranks = ALONE,
-        make: Callable[[str], TangentProducts] | None = None,
     ) -> None:
         """Make the operator.
 
@@ -80,7 +60,8 @@ class Derivative(LinearOperator):
             name: How it prints.
             shape_in: Shape of the inputs.
             value: The function's value at the point, which has the shape of the outputs.
-            methods: Tangent products by the name of their method, in the order of preference.
+            methods: Tangent products by the name of their method, in the order of preference, or
+                what makes them when they are needed.
             quiet: Makes the context to compute in.
             evaluate: Records an evaluation; what it returns goes backward through that, once or
                 several times.
@@ -88,7 +69,6 @@ class Derivative(LinearOperator):
                 as training takes it (an embedding's padding).
             ranks: The processes that take the same products, each with values of its own; they
                 stay with the same method.
-            make: Makes the products of a method that is not among the methods, to compare with.
         """
         super().__init__(shape_in, tuple(value.shape), value.dtype, value.device)
         self.name = name
@@ -97,13 +77,21 @@ class Derivative(LinearOperator):
         self._methods = dict(methods)
         self.quiet, self._evaluate = quiet, evaluate
         self._untrained = tuple(untrained)
-        self._ranks, self._make = ranks, make
+        self._ranks = ranks
         self._settled = len(methods) == 1
 
     @property
     def method(self) -> str:
         """The method in use; before the first product, the one to be tried first."""
         return next(iter(self._methods))
+
+    @property
+    def _in_use(self) -> TangentProducts:
+        """The products of the method in use."""
+        products = self._methods[self.method]
+        if not isinstance(products, TangentProducts):
+            products = self._methods[self.method] = products()
+        return products
 
     def exclude(self, method: str) -> None:
         """Do without a method, where there is another."""
@@ -133,58 +121,41 @@ class Derivative(LinearOperator):
     @property
     def chunk_size(self) -> int:
         """How many tangents may be carried at once."""
-        return self._methods[self.method].chunk_size
+        return self._in_use.chunk_size
 
     @property
     def at_once(self) -> int:
         """How many tangents the method in use carries at once."""
-        return self._methods[self.method].at_once
+        return self._in_use.at_once
 
     @property
     def most_extra(self) -> int:
         """How many products one may take beside itself with the method in use."""
-        return self._methods[self.method].most_extra
+        return self._in_use.most_extra
 
     def _matmat(self, X: Tensor) -> Tensor:
         X = self._trained(X)
         return self._products(lambda products: products(X), len(X))
 
-    def product_by(self, method: str, g: Tensor) -> Tensor | None:
-        """A product by another method than the one in use.
+    def products_with(
+        self, directions: Sequence[Direction], tangents: Callable[[], Tensor]
+    ) -> Tensor:
+        """Products with random directions.
 
         Args:
-            method: The other.
-            g: The tangent.
+            directions: The directions, for a method that needs no flat vectors.
+            tangents: The same as flat vectors, for the others.
 
         Returns:
-            The product; None where it cannot be had.
+            Shape ``(len(directions), *shape_out)``.
         """
-        products = self._methods.get(method)
-        if products is None and self._make is not None:
-            products = self._make(method)
-        if products is None:
-            return None
-        try:
-            with self.quiet(products.kernels):
-                found = products(self._trained(g[None]))[0].detach()
-        except (RuntimeError, NotImplementedError) as error:
-            logger.info("method %s does not work on this model: %s", method, error)
-            return None
-        self.products += 1
-        return found
 
-    def products_with(self, count: int, tangent: Callable[[int], Tensor]) -> Tensor:
-        """Products with random tangents, made as they are looked at, by some methods one by one.
+        def compute(products: TangentProducts) -> Tensor:
+            if isinstance(products, FiniteDifference):
+                return products.along(directions, sampled=True)
+            return products(self._trained(tangents()))
 
-        Args:
-            count: How many.
-            tangent: Makes the one of a number.
-
-        Returns:
-            Shape ``(count, *shape_out)``.
-        """
-        made = _Made(count, lambda i: self._trained(tangent(i)))
-        return self._products(lambda products: products.of_samples(made), count)
+        return self._products(compute, len(directions))
 
     def _trained(self, X: Tensor) -> Tensor:
         """Tangents without what is not trained."""
@@ -197,7 +168,7 @@ class Derivative(LinearOperator):
     def _products(self, compute: Callable[[TangentProducts], Tensor], count: int) -> Tensor:
         """Some products by the first method that works, in all processes, counted."""
         while True:
-            products = self._methods[self.method]
+            products = self._in_use
             before = products.extra_products
             Y, error = self._attempt(products, compute)
             self.products += products.extra_products - before
@@ -294,7 +265,7 @@ def differentiate(
         The operator.
     """
     methods = {
-        method: make_products(method, function, at, chunk_size, accuracy=0.01)
+        method: make_products(method, function, at, chunk_size)
         for method in ("forward-ad", "double-backward")
     }
     shape_in, evaluate = tuple(at.shape), evaluating(function, at)

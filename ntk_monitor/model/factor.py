@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ntk_monitor.estimators import draw_tangents
-from ntk_monitor.estimators.pairs import inner_products
 from ntk_monitor.estimators.tangents import Tangent
 from ntk_monitor.model.derivative import Derivative
+from ntk_monitor.model.parameters import ParameterSpace
+from ntk_monitor.model.shards import Gaussian, inner
+from ntk_monitor.model.spread import Spread, place_of
 from ntk_monitor.ranks import Ranks
 
 
@@ -26,11 +29,14 @@ class SampledJacobian:
         device: Of images and tangents.
     """
 
-    def __init__(self, jacobian: Derivative, ranks: Ranks, seed: int) -> None:
+    def __init__(
+        self, jacobian: Derivative, parameters: Mapping[str, Tensor], ranks: Ranks, seed: int
+    ) -> None:
         """Keep what makes it up.
 
         Args:
             jacobian: This process's rows.
+            parameters: The studied parameters, by name.
             ranks: The processes.
             seed: Names the tangents.
         """
@@ -38,6 +44,8 @@ class SampledJacobian:
         self.dtype: torch.dtype = jacobian.dtype
         self.device: torch.device = jacobian.device
         self._jacobian, self._ranks, self._seed = jacobian, ranks, seed
+        self._spread = Spread([place_of(p) for p in parameters.values()])
+        self._space = ParameterSpace({name: p.shape for name, p in parameters.items()})
 
     @cached_property
     def at_once(self) -> int:
@@ -46,13 +54,24 @@ class SampledJacobian:
 
     def sample(self, indices: range) -> Tensor:
         """``J g_i``, shape ``(len, B, T, n)``; a product each."""
-        return self._jacobian.products_with(
-            len(indices), lambda i: self.tangents(indices[i : i + 1])[0]
-        )
+        directions = [self._direction(i) for i in indices]
+        return self._jacobian.products_with(directions, lambda: self._tangents(indices))
 
     def pull(self, u: Tensor) -> Tensor:
         """``J* u``, shape ``(p,)``; one product."""
-        return self._ranks.sum(self._jacobian.rmatvec(u))
+        return next(self.pulls([u]))
+
+    def pulls(self, several: Iterable[Tensor]) -> Iterator[Tensor]:
+        """``J* u`` for several ``u``, from one evaluation; a product each.
+
+        Args:
+            several: Each of shape ``(B, T, n)``.
+
+        Yields:
+            Vectors of shape ``(p,)``.
+        """
+        for pulled in self._jacobian.pulls(several):
+            yield self._ranks.sum(pulled)
 
     def push(self, x: Tensor) -> Tensor:
         """``J x``; one product."""
@@ -60,9 +79,13 @@ class SampledJacobian:
 
     def inner(self, index: int, x: Tensor) -> float:
         """``<g_i, x>``."""
-        return float(inner_products(self.tangents(range(index, index + 1)), x[None]))
+        parts = list(self._space.split(x).values())
+        return inner(self._direction(index), parts, self._spread)
 
-    def tangents(self, indices: range) -> Tensor:
+    def _direction(self, index: int) -> Gaussian:
+        return Gaussian(self._seed, index, self._spread, self.device)
+
+    def _tangents(self, indices: range) -> Tensor:
         """``g_i``, shape ``(len, p)``."""
         size, dtype = self._jacobian.input_size, self.dtype
         return draw_tangents(size, indices, self._seed, dtype=dtype, device=self.device)

@@ -23,8 +23,10 @@ from ntk_monitor.model.calls import Call
 from ntk_monitor.model.collector import Collector
 from ntk_monitor.model.deadline import require_time
 from ntk_monitor.model.edit import Edit
+from ntk_monitor.model.guard import Guard, WriteError
 from ntk_monitor.model.held import Held
 from ntk_monitor.model.kernels import open_checkpoints
+from ntk_monitor.model.memory import address_of
 from ntk_monitor.model.quiet import batch_statistics
 from ntk_monitor.model.recorder import Injector, Recorder
 from ntk_monitor.model.shards import dots
@@ -35,6 +37,7 @@ from ntk_monitor.model.step.discovery import Discovery
 from ntk_monitor.model.step.standins import WithoutMessages, WithoutWrites
 from ntk_monitor.model.step.tape import Tape
 from ntk_monitor.model.step.watch import Following, LossWatch, Reading
+from ntk_monitor.model.substitution import Substitution
 from ntk_monitor.ranks import Ranks
 
 PLAIN = Edit()
@@ -74,10 +77,11 @@ class Recorded(NamedTuple):
 class ForwardMap:
     """The map from parameters to state and outputs, on one fixed batch.
 
-    Parameters and buffers are copied when the map is made, so that an optimizer step or a buffer
-    update between two calls cannot change it. Every call begins with the same random states, those
-    of generators that the module keeps among them, and with what the module held at the first;
-    so a ``forward`` that draws noise, counts its calls or carries a hidden state on is a function.
+    Buffers are copied when the map is made, and parameters unless it is to do without, so that an
+    optimizer step or a buffer update between two calls cannot change it. Every call begins with the
+    same random states, those of generators that the module keeps among them, and with what the
+    module held at the first; so a ``forward`` that draws noise, counts its calls or carries a
+    hidden state on is a function.
     """
 
     def __init__(
@@ -86,14 +90,18 @@ class ForwardMap:
         batch: Any,  # noqa: ANN401
         step: StepFunction,
         dtype: torch.dtype,
+        *,
+        copies: bool = True,
     ) -> None:
-        """Copy the module's tensors in the arithmetic of the probe.
+        """Take the module's tensors in the arithmetic of the probe.
 
         Args:
             module: The module under study.
             batch: What to call it on, already in that arithmetic.
             step: How to call it.
-            dtype: Floating type of the copies.
+            dtype: Floating type of the tensors.
+            copies: Whether to copy parameters that are of this type; if not, a step that writes to
+                them raises a `WriteError` before it does.
 
         Raises:
             ValueError: If the module is, or has, one of TorchScript.
@@ -110,6 +118,7 @@ class ForwardMap:
         self.dtype = dtype
         self._caller = _Caller(module, step)
         self._steps_itself = False
+        self._copies = copies
         tensors = [*module.named_parameters(), *module.named_buffers()]
         self.parameters = dict(module.named_parameters())
         self.tensors = {name: self._taken(tensor) for name, tensor in tensors}
@@ -124,7 +133,9 @@ class ForwardMap:
         self._keeps_weights = False
 
     def _taken(self, tensor: Tensor) -> Tensor:
-        """What is studied in a tensor's place: a copy of its own; floating ones in ``dtype``."""
+        """What is studied in a tensor's place, floating ones in ``dtype``."""
+        if not self._copies and isinstance(tensor, nn.Parameter) and tensor.dtype == self.dtype:
+            return tensor.detach()
         return tensor.detach().to(self.dtype if tensor.is_floating_point() else None, copy=True)
 
     def on(self, batch: Any) -> Self:  # noqa: ANN401
@@ -277,6 +288,8 @@ class ForwardMap:
         """
         written = []
         for name, parameter in self.parameters.items():
+            if address_of(self.tensors[name]) == address_of(parameter):  # no copy
+                continue
             own = self._taken(parameter)
             if _same(own, self.tensors[name]):
                 continue
@@ -301,7 +314,14 @@ class ForwardMap:
             if self.together:
                 stack.enter_context(WithoutMessages())  # type: ignore[no-untyped-call]
             held = Held(self.module.modules())
-            returned = self._call(tensors)
+            guard = Guard(self.parameters.values())
+            if not self._copies:
+                stack.enter_context(guard)
+            try:
+                returned = self._call(tensors)
+            finally:
+                if guard.refused:  # whatever others have made of the error
+                    raise WriteError("the step writes into parameters of the model")
             self._changing = held.changed()
             return returned
 
@@ -332,6 +352,19 @@ class ForwardMap:
         """
         watch = LossWatch() if self._steps_itself else None
         return self._run(theta, state, edit, watch, whole=not self.stops_early)[0]
+
+    def run_with(self, moving: Substitution | None, state: State) -> Tensor:
+        """Run as far as the state, with other parameters in the operations, or with its own.
+
+        Args:
+            moving: What the operations are given in the place of the parameters.
+            state: Where the state is read.
+
+        Returns:
+            The computed state, shape ``(B, T, n)``.
+        """
+        with nullcontext() if moving is None else moving:
+            return self.run({}, state)
 
     def run_whole(
         self,

@@ -2,118 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ntk_monitor.model.derivative import Derivative, Quiet
-from ntk_monitor.model.differences import SHORTENED, SMALLEST_POINT, Differences
+from ntk_monitor.model.finite_difference import FiniteDifference
 from ntk_monitor.model.parameters import ParameterSpace
-from ntk_monitor.model.products import IN_PLACE, TangentProducts, Tangents
+from ntk_monitor.model.products import IN_PLACE
 from ntk_monitor.model.real import RealForward
-from ntk_monitor.model.shards import (
-    Direction,
-    Gaussian,
-    Given,
-    inner,
-    norm,
-    require_separate,
-)
-from ntk_monitor.model.spread import Spread
+from ntk_monitor.model.shards import Direction, Gaussian, Given, inner
 from ntk_monitor.model.state import State
-from ntk_monitor.model.substitution import Substitution
 from ntk_monitor.ranks import ALONE, Ranks
-
-
-class InPlaceProducts(TangentProducts):
-    """Finite differences of the model itself: a plain call a product, or two.
-
-    Each operation is given moved parameters (`Substitution`); none is written to, and no vector as
-    long as all of them is made. The step is chosen and checked by `Differences`.
-    """
-
-    kernels = "any"
-    most_extra = SHORTENED
-
-    def __init__(
-        self,
-        parameters: Mapping[str, Tensor],
-        state: Callable[[Substitution | None], Tensor],
-        untrained: Mapping[str, int],
-        accuracy: float,
-        spread: Spread,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        """Keep what the method needs.
-
-        Args:
-            parameters: The studied parameters by name, all of one floating type.
-            state: Computes the state by a call of the model, with other parameters or its own.
-            untrained: Rows that are not studied, by the parameter's name.
-            accuracy: The relative agreement of two steps.
-            spread: How the parameters are spread.
-            ranks: The processes over which the state is spread.
-        """
-        require_separate(parameters)
-        self.chunk_size = 1
-        self._parameters = tuple(parameters.values())
-        self._versions = [p._version for p in self._parameters]
-        self._space = ParameterSpace({name: p.shape for name, p in parameters.items()})
-        self._spread = spread
-        size = max(norm(self._parameters, spread), SMALLEST_POINT)
-        uses: dict[int, int] = {}
-
-        def at(direction: Direction, epsilon: float) -> Tensor:
-            moving = Substitution(parameters, untrained, direction, epsilon, uses or None)
-            found = state(moving)
-            if not uses:
-                moving.require_all()
-                uses.update(moving.uses)
-            return found
-
-        def difference(
-            direction: Direction, step: float, base: Tensor | None
-        ) -> tuple[Tensor, float]:
-            epsilon = step * size / (direction.length or 1.0)
-            ahead = at(direction, epsilon)
-            behind = at(direction, -epsilon) if base is None else base
-            return ahead - behind, epsilon
-
-        self._differences = Differences[Direction](
-            difference, lambda: state(None), self._parameters[0].dtype, accuracy, ranks
-        )
-
-    @property
-    def extra_products(self) -> int:
-        """Products spent on the step check, and on those that had to be done again."""
-        return self._differences.extra
-
-    def __call__(self, G: Tangents) -> Tensor:
-        """Return ``J G[b]``."""
-        return self.along([Given(list(self._space.split(g).values()), self._spread) for g in G])
-
-    def along(self, directions: Sequence[Direction], *, sampled: bool = False) -> Tensor:
-        """Products with directions in any form.
-
-        Args:
-            directions: The directions.
-            sampled: Whether they are samples.
-
-        Returns:
-            Shape ``(b, B, T, n)``.
-
-        Raises:
-            RuntimeError: If the parameters have been changed since this was made.
-        """
-        if [p._version for p in self._parameters] != self._versions:
-            raise RuntimeError(
-                "the parameters have been changed since the model was linearised, and "
-                "method='in-place' keeps no copy of them: linearize again"
-            )
-        with torch.no_grad():
-            images = self._differences(directions, sampled=sampled)
-            return images[0][None] if len(images) == 1 else torch.stack(images)
 
 
 class InPlaceJacobian(Derivative):
@@ -133,6 +34,7 @@ class InPlaceJacobian(Derivative):
         untrained: Mapping[str, int],
         accuracy: float,
         ranks: Ranks = ALONE,
+        used: Collection[str] | None = None,
     ) -> None:
         """Make the operator.
 
@@ -145,19 +47,21 @@ class InPlaceJacobian(Derivative):
             untrained: Rows of parameters whose derivative is taken as zero.
             accuracy: The relative agreement of two steps.
             ranks: The processes over which the state is spread.
+            used: Those that move the state in this process; None for all.
         """
         self.parameters = forward.leaves(names)
         self.spread = forward.spread(self.parameters.values())
         self._forward = forward
         # Functions that do not refer to this operator, so that its memory is free with it.
         self._gradients = _gradients(forward, where, self.parameters)
-        in_place = InPlaceProducts(
+        in_place = FiniteDifference(
             self.parameters,
             lambda moving: forward.run_with(moving, where),
             untrained,
             accuracy,
             self.spread,
             ranks,
+            used,
         )
         self._in_place = in_place
         size, pull = self.spread.offsets[-1], _flat(self._gradients, self.parameters)
@@ -250,6 +154,10 @@ class SampledInPlace:
     def pull(self, u: Tensor) -> list[Tensor]:
         """``J* u``, a tensor for each parameter; one product."""
         return self._jacobian.pull(u)
+
+    def pulls(self, several: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+        """``J* u`` for several ``u``, an evaluation and a product each."""
+        return map(self.pull, several)
 
     def push(self, x: list[Tensor]) -> Tensor:
         """``J x``; one product."""

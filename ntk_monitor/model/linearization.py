@@ -149,7 +149,8 @@ class Linearization:
             return SampledInPlace(self.jacobian, seed)
         if self._is_at_sites:
             return self._at_sites(seed)
-        return SampledJacobian(self.jacobian, self.ranks, seed)
+        parameters = {name: self._forward.tensors[name] for name in self.parameters}
+        return SampledJacobian(self.jacobian, parameters, self.ranks, seed)
 
     @property
     def _is_at_sites(self) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from ntk_monitor.model.batch import (
     default_mask,
 )
 from ntk_monitor.model.compiled import plain_module
-from ntk_monitor.model.derivative import Derivative, Quiet, evaluating
+from ntk_monitor.model.derivative import Derivative, Quiet
+from ntk_monitor.model.finite_difference import FiniteDifference
 from ntk_monitor.model.forward import ForwardMap
+from ntk_monitor.model.guard import WriteError
 from ntk_monitor.model.inplace import InPlaceJacobian
 from ntk_monitor.model.kernels import Kernels
 from ntk_monitor.model.linearization import Linearization
@@ -35,7 +38,8 @@ from ntk_monitor.model.products import AUTOMATIC, IN_PLACE, TangentProducts, mak
 from ntk_monitor.model.quiet import quiet
 from ntk_monitor.model.real import RealForward, ShardedForward
 from ntk_monitor.model.second_pass import second_pass
-from ntk_monitor.model.spread import is_sharded, require_precision
+from ntk_monitor.model.shards import share_memory
+from ntk_monitor.model.spread import Spread, is_sharded, place_of, require_precision
 from ntk_monitor.model.state import StatePath
 from ntk_monitor.model.step import (
     LossFn,
@@ -64,6 +68,7 @@ def linearize(
     ranks: Ranks = ALONE,
     max_memory: int | None = None,
     consume: Consumer | None = None,
+    copies: bool = True,
 ) -> Linearization:
     """Linearise the state of a model in its parameters, on one batch.
 
@@ -97,6 +102,9 @@ def linearize(
             passes that keep neither. ``"in-place"`` does so always.
         consume: Takes the activity ``V`` of each site, (k, m), as soon as it is known; the result
             is then without sites.
+        copies: Whether to copy the parameters, so that training may go on while the operators are
+            in use. Without, no operator may be used after the parameters have changed; where the
+            step itself writes to them, or two of them share memory, they are copied all the same.
 
     Returns:
         The state, the outputs, the weight sites, and the operators.
@@ -120,10 +128,15 @@ def linearize(
         "ranks": ranks,
         "max_memory": max_memory,
         "consume": consume,
+        "copies": copies or share_memory(dict(module.named_parameters())),
     }
     module = plain_module(module)
     try:
-        return _linearize(module, batch, **settings)
+        try:
+            return _linearize(module, batch, **settings)
+        except WriteError:
+            logger.info("the step writes to parameters: they are copied")
+            return _linearize(module, batch, **{**settings, "copies": True})
     except UnregisteredError as error:
         reason = error
     if method != "auto" and (isinstance(method, str) or len(method) == 1):
@@ -149,6 +162,7 @@ def _linearize(
     ranks: Ranks,
     max_memory: int | None,
     consume: Consumer | None,
+    copies: bool,
 ) -> Linearization:
     """Do what `linearize` says, with one choice of methods.
 
@@ -188,9 +202,10 @@ def _linearize(
         if sharded:
             require_precision(module, dtype)
             forward = ShardedForward(module, batch_here, step, dtype, ranks)
+        elif in_place:
+            forward = RealForward(module, batch_here, step, dtype)
         else:
-            kind = RealForward if in_place else ForwardMap
-            forward = kind(module, batch_here, step, dtype)
+            forward = ForwardMap(module, batch_here, step, dtype, copies=copies)
         forward.together = ranks.everyone.size > 1 and not sharded
         mask = (default_mask if mask_fn is None else mask_fn)(batch)
         chosen = parameters is not None
@@ -222,6 +237,7 @@ def _linearize(
             found.untrained,
             accuracy,
             ranks,
+            found.here,
         )
     else:
         wanted = AUTOMATIC if in_place else wanted
@@ -295,26 +311,49 @@ def _copied(
 ) -> Derivative:
     """The Jacobian over a copy of the parameters in one flat vector."""
     theta = {name: forward.tensors[name] for name in found.reached}
-    space = ParameterSpace({name: theta[name].shape for name in found.reached})
-    h = found.h
-    flat = space.join([theta.pop(name) for name in found.reached]) if theta else h.new_zeros(0)
-    forward.tensors.update(space.split(flat))  # one copy, not two
-    _require_alike([flat], ranks)
+    space = ParameterSpace({name: t.shape for name, t in theta.items()})
+    _require_alike(list(theta.values()), ranks)
+
+    @cache
+    def flat() -> Tensor:
+        return space.join(list(theta.values())) if theta else found.h.new_zeros(0)
 
     def state_at(theta: Tensor) -> Tensor:
         if not found.reached:  # a frozen body
-            return h + theta.sum()
+            return found.h + theta.sum()
         return forward.run(space.split(theta), found.where)
 
     def make(name: str) -> TangentProducts:
-        return make_products(name, state_at, flat, chunk_size, accuracy, ranks)
+        if name != "finite-difference" or not theta:
+            return make_products(name, state_at, flat(), chunk_size)
+        spread = Spread([place_of(t) for t in theta.values()])
+        return FiniteDifference(
+            theta,
+            lambda moving: forward.run_with(moving, found.where),
+            found.untrained,
+            accuracy,
+            spread,
+            ranks,
+            found.here,
+        )
 
-    methods = {name: make(name) for name in wanted}
-    evaluate = evaluating(state_at, flat)
+    def evaluate() -> Callable[[Tensor], Tensor]:
+        leaves = forward.leaves(found.reached)
+        state = forward.run(leaves, found.where) if leaves else found.h
+
+        def backward(y: Tensor) -> Tensor:
+            if not leaves:
+                return y.new_zeros(0)
+            pulled = torch.autograd.grad(
+                state, list(leaves.values()), y, retain_graph=True, materialize_grads=True
+            )
+            return space.join(pulled)
+
+        return backward
+
+    methods = {name: partial(make, name) for name in wanted}
     untrained = space.rows(found.untrained)
-    return Derivative(
-        "J", (space.size,), found.h, methods, context, evaluate, untrained, ranks, make
-    )
+    return Derivative("J", (space.size,), found.h, methods, context, evaluate, untrained, ranks)
 
 
 def _require_alike(parameters: Sequence[Tensor], ranks: Ranks) -> None:

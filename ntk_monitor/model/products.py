@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from ntk_monitor.model.differences import SHORTENED, SMALLEST_POINT, Differences
 from ntk_monitor.model.kernels import Kernels
-from ntk_monitor.ranks import ALONE, Ranks
 
 ProductMethod = Literal["forward-ad", "finite-difference", "double-backward", "in-place"]
 AUTOMATIC: tuple[ProductMethod, ...] = ("forward-ad", "double-backward", "finite-difference")
@@ -50,10 +48,6 @@ class TangentProducts(ABC):
     @abstractmethod
     def __call__(self, G: Tangents) -> Tensor:
         """Return ``J G[b]`` for tangents ``(b, *shape_in)``; shape ``(b, *shape_out)``."""
-
-    def of_samples(self, G: Tangents) -> Tensor:
-        """The same for random tangents, of which each product may be less precise."""
-        return self(G)
 
     @property
     def at_once(self) -> int:
@@ -114,61 +108,6 @@ class DoubleBackward(TangentProducts):
         ]).detach()
 
 
-class FiniteDifference(TangentProducts):
-    """Finite differences at a point that is copied: a plain forward pass a product, or two.
-
-    Works with any kernel. The step is chosen and checked by `Differences`.
-    """
-
-    kernels = "any"
-    most_extra = SHORTENED
-
-    def __init__(
-        self,
-        function: Function,
-        at: Tensor,
-        chunk_size: int,
-        accuracy: float = 0.01,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        """Keep what the method needs; ``accuracy`` is the relative agreement of two steps."""
-        super().__init__(function, at, chunk_size)
-        at, size = self.at, torch.linalg.vector_norm(self.at).clamp(min=SMALLEST_POINT)
-
-        def difference(g: Tensor, step: float, base: Tensor | None) -> tuple[Tensor, float]:
-            length = torch.linalg.vector_norm(g)
-            epsilon = step * size / torch.where(length > 0, length, 1.0)
-            point = torch.addcmul(at, g, epsilon)
-            ahead = function(point)
-            if base is not None:
-                return ahead - base, float(epsilon)
-            ahead = ahead.clone()  # a state may be a view of the parameters
-            torch.addcmul(at, g, epsilon, value=-1, out=point)
-            return ahead.sub_(function(point)), float(epsilon)
-
-        self._differences = Differences[Tensor](
-            difference, lambda: function(at), at.dtype, accuracy, ranks
-        )
-
-    @property
-    def extra_products(self) -> int:
-        """Products spent on the step check, and on those that had to be done again."""
-        return self._differences.extra
-
-    def __call__(self, G: Tangents) -> Tensor:
-        """Return ``J G[b]``."""
-        return self._by_differences(G, sampled=False)
-
-    def of_samples(self, G: Tangents) -> Tensor:
-        """The same for random tangents, by one-sided differences where these do."""
-        return self._by_differences(G, sampled=True)
-
-    def _by_differences(self, G: Tangents, *, sampled: bool) -> Tensor:
-        directions = G.unbind() if isinstance(G, Tensor) else G
-        with torch.no_grad():
-            return torch.stack(self._differences(directions, sampled=sampled))
-
-
 def _together(G: Tangents) -> Tensor:
     """Tangents in one tensor, which is filled as they are made."""
     if isinstance(G, Tensor):
@@ -180,28 +119,17 @@ def _together(G: Tangents) -> Tensor:
     return together
 
 
-def make_products(
-    method: str,
-    function: Function,
-    at: Tensor,
-    chunk_size: int,
-    accuracy: float,
-    ranks: Ranks = ALONE,
-) -> TangentProducts:
-    """The products of a method by its name.
+def make_products(method: str, function: Function, at: Tensor, chunk_size: int) -> TangentProducts:
+    """The products of a method by automatic differentiation, by its name.
 
     Args:
-        method: One of `AUTOMATIC`.
+        method: ``"forward-ad"`` or ``"double-backward"``.
         function: What is differentiated.
         at: The point at which.
         chunk_size: How many tangents to carry at once.
-        accuracy: Relative agreement that finite differences must show.
-        ranks: The processes over which the function's values are spread.
 
     Returns:
         The products.
     """
-    if method == "finite-difference":
-        return FiniteDifference(function, at, chunk_size, accuracy, ranks)
     kind = ForwardAD if method == "forward-ad" else DoubleBackward
     return kind(function, at, chunk_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -101,19 +101,9 @@ class RealForward(ForwardMap):
             return super().gradients(value, inputs, u)
 
     def run_with(self, moving: Substitution | None, state: State) -> Tensor:
-        """Run as far as the state, with other parameters in the operations, or with its own.
-
-        Args:
-            moving: What the operations are given in the place of the parameters.
-            state: Where the state is read.
-
-        Returns:
-            The computed state, shape ``(B, T, n)``.
-        """
-        if moving is None:
-            return self.run({}, state)
-        with _following(self.module, moving), moving:
-            return self.run({}, state)
+        """Run with other parameters in the operations; see `ForwardMap.run_with`."""
+        with nullcontext() if moving is None else _following(self.module, moving):
+            return super().run_with(moving, state)
 
     def _record(
         self, tensors: Mapping[str, Tensor], recorder: Recorder, discovery: Discovery

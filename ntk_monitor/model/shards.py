@@ -264,6 +264,23 @@ def require_separate(parameters: Mapping[str, Tensor]) -> None:
         )
 
 
+def share_memory(parameters: Mapping[str, Tensor]) -> bool:
+    """Whether two parameters, or two entries of one, are in the same memory.
+
+    Args:
+        parameters: By their names, a tied one once.
+
+    Returns:
+        True if they are.
+    """
+    try:
+        return (
+            _shared({name: local(parameter) for name, parameter in parameters.items()}) is not None
+        )
+    except (RuntimeError, NotImplementedError, ValueError):  # of a kind without memory of its own
+        return True
+
+
 def _shared(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
     """The names of two tensors in the same memory, or twice that of one."""
     spans = []

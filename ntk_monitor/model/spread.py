@@ -279,7 +279,9 @@ class Spread:
         """
         pairs = zip(numbers, self.places, strict=True)
         own = [number / place.copies for number, place in pairs]
-        found: list[float] = self.ranks.sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        found: list[float] = self.ranks.sum(
+            torch.tensor(own, dtype=torch.float64, device="cpu")
+        ).tolist()
         return found
 
     def total(self, numbers: Iterable[float]) -> float:

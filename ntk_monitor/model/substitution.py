@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from ntk_monitor.model.memory import address_of
 from ntk_monitor.model.shards import Direction, local, pieces
 from ntk_monitor.model.spread import place_of
 
-KEPT = 2**26
-"""Bytes of moved parameters that are kept while it is not known how often each is used."""
+SMALL = 2**20
+"""Entries up to which a moved parameter is kept while it is not known how often it is used."""
 ASKING = frozenset({
     *("__get__", "__len__", "__hash__", "__repr__", "size", "dim", "ndimension", "numel"),
     *("nelement", "stride", "storage_offset", "is_contiguous", "is_floating_point", "is_complex"),
@@ -33,19 +33,21 @@ class Substitution(FunctionMode):
     Whenever a parameter, or a view of one, is about to be used, a copy of it is made and moved, and
     let go of after its last use. The parameters themselves are never written to, and there is no
     vector as long as all of them. What is used where no operation of PyTorch's shows it (by a
-    kernel that is called past them) would not be moved: `require_all` says so.
+    kernel that is called past them) would not be moved: `require` says so.
+
+    Without a direction the uses are counted, and everything is as it is.
 
     Attributes:
         theta: The parameters by name.
-        uses: How often each was used, by its number, in a pass that has ended.
+        uses: How often each was used, by its number.
     """
 
     def __init__(
         self,
         theta: Mapping[str, Tensor],
         untrained: Mapping[str, int],
-        direction: Direction,
-        epsilon: float,
+        direction: Direction | None = None,
+        epsilon: float = 0.0,
         uses: Mapping[int, int] | None = None,
     ) -> None:
         """Prepare one pass.
@@ -53,9 +55,10 @@ class Substitution(FunctionMode):
         Args:
             theta: The parameters; their memory must not overlap.
             untrained: Rows that stay where they are, by name.
-            direction: Along which the parameters are moved.
+            direction: Along which the parameters are moved; None to count uses.
             epsilon: How far.
-            uses: How often each is used in a pass; None where that is not known yet.
+            uses: How often each is used in a pass; None where that is not known: small ones are
+                kept until it ends then, and others made anew for each use.
         """
         super().__init__()
         self.theta, self.uses = theta, Counter[int]()
@@ -65,7 +68,7 @@ class Substitution(FunctionMode):
         self._expected = uses
         self._known: dict[int, tuple[int, Tensor]] = {}
         self._spans: dict[int, list[tuple[int, int, int, Tensor]]] = {}
-        self._made: OrderedDict[int, Tensor] = OrderedDict()
+        self._made: dict[int, Tensor] = {}
         for name, parameter in theta.items():
             self.learn_parameter(name, parameter)
 
@@ -104,18 +107,21 @@ class Substitution(FunctionMode):
         """
         return address in self._spans
 
-    def require_all(self) -> None:
+    def require(self, names: Collection[str]) -> None:
         """Refuse a pass in which a parameter was not used by any operation that could be seen.
+
+        Args:
+            names: The parameters.
 
         Raises:
             RuntimeError: If there is one.
         """
-        unseen = [name for name, i in self._numbers.items() if not self.uses[i]]
+        unseen = [name for name in names if not self.uses[self._numbers[name]]]
         if unseen:
             raise RuntimeError(
                 f"no operation of PyTorch's was seen to use {', '.join(unseen[:3])}: a kernel of "
-                "the model's own reads it, and a product in place cannot move it there. Leave it "
-                "out with parameters=..., or take another method than 'in-place'"
+                "the model's own reads it, where finite differences cannot move it. Leave it out "
+                "with parameters=..., or take method='forward-ad' or 'double-backward'"
             )
 
     def call(
@@ -134,7 +140,10 @@ class Substitution(FunctionMode):
         if found is None:
             return tensor
         number, parameter = found
-        moved = self._moved(number, parameter)
+        self.uses[number] += 1
+        if self._direction is None:
+            return tensor
+        moved = self._moved(number, parameter, self._direction)
         if tensor is parameter:
             return moved
         offset = tensor.storage_offset() - parameter.storage_offset() + moved.storage_offset()
@@ -158,30 +167,24 @@ class Substitution(FunctionMode):
             None,
         )
 
-    def _moved(self, number: int, parameter: Tensor) -> Tensor:
+    def _moved(self, number: int, parameter: Tensor, direction: Direction) -> Tensor:
         """A parameter where it is to be, for one use of it."""
-        self.uses[number] += 1
         moved = self._made.pop(number, None)
         if moved is None:
             with torch._C.DisableTorchFunction(), torch.no_grad():
-                moved = self._make(number, parameter)
-        if self._expected is None or self.uses[number] < self._expected.get(number, 0):
+                moved = self._make(number, parameter, direction)
+        if self._is_kept(number, moved):
             self._made[number] = moved
-            if self._expected is None:
-                self._let_go()
         return moved
 
-    def _let_go(self) -> None:
-        """Keep no more than `KEPT`, those that were used last."""
-        sizes = {i: local(t).numel() * t.element_size() for i, t in self._made.items()}
-        total = sum(sizes.values())
-        while total > KEPT and len(self._made) > 1:
-            number, _ = self._made.popitem(last=False)
-            total -= sizes[number]
+    def _is_kept(self, number: int, moved: Tensor) -> bool:
+        if self._expected is None:
+            return moved.numel() <= SMALL
+        return self.uses[number] < self._expected.get(number, 0)
 
-    def _make(self, number: int, parameter: Tensor) -> Tensor:
+    def _make(self, number: int, parameter: Tensor, direction: Direction) -> Tensor:
         own, place = local(parameter), place_of(parameter)
-        read = self._direction.reader(number, parameter)
+        read = direction.reader(number, parameter)
         moved = torch.empty_like(own)
         wide = torch.promote_types(torch.float32, own.dtype)
         for old, new in zip(pieces([own]), pieces([moved]), strict=True):

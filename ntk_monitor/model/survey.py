@@ -74,6 +74,8 @@ class Survey(NamedTuple):
     leaders: Mapping[str, str] = {}
     by_trial: tuple[TrialSite, ...] = ()
     room: float = math.inf
+    here: tuple[str, ...] = ()
+    """Of the parameters that reach the state, those that do so in this process."""
 
 
 class Question(NamedTuple):
@@ -153,6 +155,7 @@ class _Found(NamedTuple):
     reached: tuple[str, ...]
     loss: StepLoss
     labels: Labels
+    here: tuple[str, ...]
 
     @property
     def rows(self) -> Rows:
@@ -188,7 +191,8 @@ def _find(question: Question, recorded: Recorded) -> _Found:
             f"no studied parameter reaches the state {', '.join(where.paths)!r}, so gradient "
             "descent cannot move it: choose a later module with state=..., or other parameters"
         )
-    return _Found(where, h, graph, reached, loss, state_rows(where, recorder.calls))
+    own = tuple(name for name in reached if name in reaching)
+    return _Found(where, h, graph, reached, loss, state_rows(where, recorder.calls), own)
 
 
 def _require_registered(forward: ForwardMap, graph: set[Any]) -> None:
@@ -266,6 +270,7 @@ def _kept(question: Question, room: float) -> Survey:
         placed.leaders,
         seen.by_trial,
         room,
+        found.here,
     )
 
 
@@ -360,7 +365,7 @@ def _streamed(question: Question) -> Survey:
     steps = _steps(where, recorder.calls, found.h)
     chunk_size = _affordable_chunk(recorder.calls, found.h)
     untrained = _untrained(recorder, found.reached)
-    reached, leaders = found.reached, placed.leaders
+    reached, here, leaders = found.reached, found.here, placed.leaders
     del recorder, found
     h, outputs, sites, coverage = _collected(question, placed, where, reached, list(steps))
     recurrence = _recurrence(where, {path: outputs[path] for path in steps}, h)
@@ -376,6 +381,7 @@ def _streamed(question: Question) -> Survey:
         loss,
         labels,
         leaders=leaders,
+        here=here,
     )
 
 

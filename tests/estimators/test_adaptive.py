@@ -1,6 +1,7 @@
 """The adaptive engine on Jacobians of prescribed spectrum."""
 
 import math
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
@@ -68,6 +69,9 @@ class Spent(LinearOperator):
 
     def pull(self, u: Tensor) -> Tensor:
         return self.rmatvec(u)
+
+    def pulls(self, several: Iterable[Tensor]) -> Iterator[Tensor]:
+        return map(self.rmatvec, several)
 
     def push(self, x: Tensor) -> Tensor:
         return self.matvec(x)

@@ -186,7 +186,7 @@ def test_operations_see_parameters_moved_and_nobody_else_does(
     for epsilon in (1e-7, 1e-3, 1.0, 300.0):
         with moving(parameters, tangent(parameters), epsilon) as substitution, torch.no_grad():
             seen = [p.clone() for p in parameters]
-        substitution.require_all()
+        substitution.require(substitution.theta)
         for p, g, now in zip(numbers, directions, seen, strict=True):
             change = (g.to(torch.promote_types(g.dtype, dtype)) * epsilon).to(dtype)
             wanted = p + change.reshape(p.shape)
@@ -229,17 +229,22 @@ def test_rows_that_are_not_trained_stay() -> None:
 
 def test_a_moved_parameter_is_made_once_and_let_go_of_after_its_last_use() -> None:
     parameters = [nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(3))]
-    uses: dict[int, int] = {}
-    for known in (None, uses):
-        made = moving(parameters, tangent(parameters), uses=known)
-        with made, torch.no_grad():
-            first = parameters[0].sum()
-            kept = [*made._made]
-            assert torch.equal(first, parameters[0].sum())
-            parameters[1].sum()
-        assert kept == [0]
-        assert dict(made.uses) == {0: 2, 1: 1}
-        uses.update(made.uses)
+    theta = {str(i): p for i, p in enumerate(parameters)}
+
+    def use() -> tuple[Tensor, Tensor]:
+        found = parameters[0].sum(), parameters[0].sum()
+        parameters[1].sum()
+        return found
+
+    with Substitution(theta, {}) as counting, torch.no_grad():
+        assert use()[0] == parameters[0].sum()
+    assert dict(counting.uses) == {0: 3, 1: 1}
+    made = moving(parameters, tangent(parameters), uses={0: 2, 1: 1})
+    with made, torch.no_grad():
+        first, second = parameters[0].sum(), [*made._made]
+        assert second == [0]
+        assert torch.equal(first, parameters[0].sum())
+        parameters[1].sum()
     assert not made._made  # all had their last use
 
 
