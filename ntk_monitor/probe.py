@@ -556,6 +556,7 @@ class Probe:
         for z, pulled in zip(directions(), factor.pulls(directions()), strict=True):
             forward = float(ranks.sum((own * z.double()).sum()))
             gaps.append(relative_gap(forward - factor.inner(0, pulled), size))
+            del pulled  # before the next one is made
         return math.sqrt(sum(gap**2 for gap in gaps) / len(gaps))
 
     def _agrees(self, J: Derivative, error: float) -> bool:

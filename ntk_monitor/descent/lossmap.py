@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ntk_monitor.model import Linearization, quiet
-from ntk_monitor.model.derivative import Derivative
+from ntk_monitor.model.derivative import Derivative, Products
 from ntk_monitor.model.finite_difference import FiniteDifference
 from ntk_monitor.model.parameters import ParameterSpace
-from ntk_monitor.model.products import AUTOMATIC, TangentProducts, make_products
+from ntk_monitor.model.products import AUTOMATIC, make_products
 from ntk_monitor.model.second_pass import counts_of
 from ntk_monitor.model.spread import Spread, place_of
 from ntk_monitor.model.step import Comparison
@@ -299,7 +299,7 @@ class LossMap:
         def flat(theta: Tensor) -> Tensor:
             return outputs_at(self.space.split(theta))
 
-        methods: dict[str, TangentProducts | Callable[[], TangentProducts]] = {
+        methods: dict[str, Products] = {
             "finite-difference": by_differences,
             **{name: make_products(name, flat, self.theta, 1) for name in AUTOMATIC[:2]},
         }

@@ -9,11 +9,9 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from ntk_monitor.model.finite_difference import FiniteDifference
 from ntk_monitor.model.kernels import Kernels
 from ntk_monitor.model.memory import is_out_of_memory, release_memory
 from ntk_monitor.model.products import IN_PLACE, Function, TangentProducts, make_products
-from ntk_monitor.model.shards import Direction
 from ntk_monitor.operators import LinearOperator
 from ntk_monitor.operators.base import Shape
 from ntk_monitor.ranks import ALONE, Ranks
@@ -24,6 +22,8 @@ COMMON = ("finite-difference", IN_PLACE)
 """Methods whose step all processes choose together."""
 Evaluate = Callable[[], Callable[[Tensor], Tensor]]
 """Records an evaluation, and returns what goes backward through it."""
+Products = TangentProducts | Callable[[], TangentProducts]
+"""Tangent products, or what makes them when they are needed."""
 Quiet = Callable[[Kernels], AbstractContextManager[None]]
 """Makes the context to compute in, with the kernels that may be used."""
 
@@ -48,7 +48,7 @@ class Derivative(LinearOperator):
         name: str,
         shape_in: Shape,
         value: Tensor,
-        methods: Mapping[str, TangentProducts | Callable[[], TangentProducts]],
+        methods: Mapping[str, Products],
         quiet: Quiet,
         evaluate: Evaluate,
         untrained: Sequence[slice] = (),
@@ -74,7 +74,7 @@ class Derivative(LinearOperator):
         self.name = name
         self.products = 0
         self.halved = False
-        self._methods = dict(methods)
+        self._methods: dict[str, Products] = dict(methods)
         self.quiet, self._evaluate = quiet, evaluate
         self._untrained = tuple(untrained)
         self._ranks = ranks
@@ -136,26 +136,6 @@ class Derivative(LinearOperator):
     def _matmat(self, X: Tensor) -> Tensor:
         X = self._trained(X)
         return self._products(lambda products: products(X), len(X))
-
-    def products_with(
-        self, directions: Sequence[Direction], tangents: Callable[[], Tensor]
-    ) -> Tensor:
-        """Products with random directions.
-
-        Args:
-            directions: The directions, for a method that needs no flat vectors.
-            tangents: The same as flat vectors, for the others.
-
-        Returns:
-            Shape ``(len(directions), *shape_out)``.
-        """
-
-        def compute(products: TangentProducts) -> Tensor:
-            if isinstance(products, FiniteDifference):
-                return products.along(directions, sampled=True)
-            return products(self._trained(tangents()))
-
-        return self._products(compute, len(directions))
 
     def _trained(self, X: Tensor) -> Tensor:
         """Tangents without what is not trained."""

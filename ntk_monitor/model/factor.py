@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ntk_monitor.estimators import draw_tangents
-from ntk_monitor.estimators.tangents import Tangent
-from ntk_monitor.model.derivative import Derivative
-from ntk_monitor.model.parameters import ParameterSpace
-from ntk_monitor.model.shards import Gaussian, inner
-from ntk_monitor.model.spread import Spread, place_of
+from ntk_monitor.model.jacobian import ParameterJacobian
+from ntk_monitor.model.shards import Gaussian, Given, inner
 from ntk_monitor.ranks import Ranks
 
 
 class SampledJacobian:
-    """``J`` over parameters that every process has, with tangents from a seed.
+    """``J`` with tangents from a seed, which are drawn as they are needed.
 
-    Every process draws the same tangents and computes its own rows of their images; what is pulled
-    back is the sum over processes. An `ntk_monitor.estimators.sampling.Factor`.
+    Every process draws the same tangents, of sharded parameters its own part, and computes its own
+    rows of their images; what is pulled back is the sum over processes. Directions are a tensor for
+    each parameter. An `ntk_monitor.estimators.sampling.Factor`.
 
     Attributes:
         shape_out: ``(B, T, n)`` of this process's rows.
-        dtype: Of images and tangents.
-        device: Of images and tangents.
+        dtype: Of images.
+        device: Of images.
     """
 
-    def __init__(
-        self, jacobian: Derivative, parameters: Mapping[str, Tensor], ranks: Ranks, seed: int
-    ) -> None:
+    def __init__(self, jacobian: ParameterJacobian, ranks: Ranks, seed: int) -> None:
         """Keep what makes it up.
 
         Args:
             jacobian: This process's rows.
-            parameters: The studied parameters, by name.
             ranks: The processes.
             seed: Names the tangents.
         """
@@ -44,8 +38,6 @@ class SampledJacobian:
         self.dtype: torch.dtype = jacobian.dtype
         self.device: torch.device = jacobian.device
         self._jacobian, self._ranks, self._seed = jacobian, ranks, seed
-        self._spread = Spread([place_of(p) for p in parameters.values()])
-        self._space = ParameterSpace({name: p.shape for name, p in parameters.items()})
 
     @cached_property
     def at_once(self) -> int:
@@ -54,43 +46,28 @@ class SampledJacobian:
 
     def sample(self, indices: range) -> Tensor:
         """``J g_i``, shape ``(len, B, T, n)``; a product each."""
-        directions = [self._direction(i) for i in indices]
-        return self._jacobian.products_with(directions, lambda: self._tangents(indices))
+        return self._jacobian.along([self._tangent(i) for i in indices], sampled=True)
 
-    def pull(self, u: Tensor) -> Tensor:
-        """``J* u``, shape ``(p,)``; one product."""
+    def pull(self, u: Tensor) -> list[Tensor]:
+        """``J* u``, a tensor for each parameter; one product."""
         return next(self.pulls([u]))
 
-    def pulls(self, several: Iterable[Tensor]) -> Iterator[Tensor]:
-        """``J* u`` for several ``u``, from one evaluation; a product each.
+    def pulls(self, several: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+        """``J* u`` for several ``u``; a product each."""
+        return self._jacobian.pulls_apart(several)
 
-        Args:
-            several: Each of shape ``(B, T, n)``.
-
-        Yields:
-            Vectors of shape ``(p,)``.
-        """
-        for pulled in self._jacobian.pulls(several):
-            yield self._ranks.sum(pulled)
-
-    def push(self, x: Tensor) -> Tensor:
+    def push(self, x: list[Tensor]) -> Tensor:
         """``J x``; one product."""
-        return self._jacobian.matvec(x)
+        return self._jacobian.along([Given(x, self._jacobian.spread)])[0]
 
-    def inner(self, index: int, x: Tensor) -> float:
+    def inner(self, index: int, x: list[Tensor]) -> float:
         """``<g_i, x>``."""
-        parts = list(self._space.split(x).values())
-        return inner(self._direction(index), parts, self._spread)
-
-    def _direction(self, index: int) -> Gaussian:
-        return Gaussian(self._seed, index, self._spread, self.device)
-
-    def _tangents(self, indices: range) -> Tensor:
-        """``g_i``, shape ``(len, p)``."""
-        size, dtype = self._jacobian.input_size, self.dtype
-        return draw_tangents(size, indices, self._seed, dtype=dtype, device=self.device)
+        return inner(self._tangent(index), x, self._jacobian.spread)
 
     @property
     def fingerprint(self) -> int:
         """A number that tells whether processes have the same tangents."""
-        return Tangent(self._jacobian.input_size, 0, self._seed, self.device).fingerprint
+        return self._tangent(0).tangent.fingerprint
+
+    def _tangent(self, index: int) -> Gaussian:
+        return Gaussian(self._seed, index, self._jacobian.spread, self.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import copy
 from functools import wraps
@@ -31,6 +31,7 @@ from ntk_monitor.model.quiet import batch_statistics
 from ntk_monitor.model.recorder import Injector, Recorder
 from ntk_monitor.model.shards import dots
 from ntk_monitor.model.sketched import Sketch, without_saved_tensors
+from ntk_monitor.model.spread import Spread, place_of
 from ntk_monitor.model.state import State
 from ntk_monitor.model.step import StepFunction
 from ntk_monitor.model.step.discovery import Discovery
@@ -179,6 +180,19 @@ class ForwardMap:
             finally:
                 self._written, self._same_dtype = before
 
+    def spread(self, parameters: Iterable[Tensor]) -> Spread:
+        """How parameters are spread over processes.
+
+        Args:
+            parameters: The parameters.
+
+        Returns:
+            Where this process's parts are.
+        """
+        return Spread([place_of(p) for p in parameters])
+
+    is_sharded = False
+    """Whether each process has a part of the parameters."""
     keeps_graph = True
     """Whether one run serves several calls of `gradients`."""
     together = False

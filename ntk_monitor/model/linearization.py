@@ -22,7 +22,7 @@ from ntk_monitor.model.derivative import Derivative, differentiate
 from ntk_monitor.model.edit import Edit
 from ntk_monitor.model.factor import SampledJacobian
 from ntk_monitor.model.forward import ForwardMap
-from ntk_monitor.model.inplace import InPlaceJacobian, SampledInPlace
+from ntk_monitor.model.jacobian import ParameterJacobian
 from ntk_monitor.model.kernels import Kernels
 from ntk_monitor.model.parameters import ParameterSpace
 from ntk_monitor.model.products import Function
@@ -74,7 +74,7 @@ class Linearization:
     loss: float | None
     sites: tuple[WeightSite, ...]
     coverage: Coverage
-    jacobian: Derivative
+    jacobian: ParameterJacobian
     parameters: tuple[str, ...]
     ranks: Ranks
     _forward: ForwardMap
@@ -145,12 +145,9 @@ class Linearization:
         Returns:
             The Jacobian.
         """
-        if isinstance(self.jacobian, InPlaceJacobian):
-            return SampledInPlace(self.jacobian, seed)
         if self._is_at_sites:
             return self._at_sites(seed)
-        parameters = {name: self._forward.tensors[name] for name in self.parameters}
-        return SampledJacobian(self.jacobian, parameters, self.ranks, seed)
+        return SampledJacobian(self.jacobian, self.ranks, seed)
 
     @property
     def _is_at_sites(self) -> bool:
@@ -470,15 +467,11 @@ class Linearization:
 
     def _pulled(self, directions: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
         """``J* q`` for each, summed over processes, a tensor for each parameter."""
-        jacobian = self.jacobian
         if not self.parameters:
             yield from ({} for _ in directions)
-        elif isinstance(jacobian, InPlaceJacobian):
-            for q in directions:
-                yield dict(zip(self.parameters, jacobian.pull(q), strict=True))
-        elif directions:
-            for pulled in jacobian.pulls(directions):
-                yield self._space.split(self.ranks.sum(pulled))
+            return
+        for pulled in self.jacobian.pulls_apart(directions):
+            yield dict(zip(self.parameters, pulled, strict=True))
 
     def _quiet(self, kernels: Kernels) -> AbstractContextManager[None]:
         return quiet(self.module, kernels=kernels)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,11 +20,11 @@ from ntk_monitor.model.batch import (
     default_mask,
 )
 from ntk_monitor.model.compiled import plain_module
-from ntk_monitor.model.derivative import Derivative, Quiet
+from ntk_monitor.model.derivative import Products, Quiet
 from ntk_monitor.model.finite_difference import FiniteDifference
 from ntk_monitor.model.forward import ForwardMap
 from ntk_monitor.model.guard import WriteError
-from ntk_monitor.model.inplace import InPlaceJacobian
+from ntk_monitor.model.jacobian import ParameterJacobian
 from ntk_monitor.model.kernels import Kernels
 from ntk_monitor.model.linearization import Linearization
 from ntk_monitor.model.memory import room
@@ -34,17 +34,18 @@ from ntk_monitor.model.parameters import (
     select_parameters,
     without_match,
 )
-from ntk_monitor.model.products import AUTOMATIC, IN_PLACE, TangentProducts, make_products
+from ntk_monitor.model.products import AUTOMATIC, IN_PLACE, make_products
 from ntk_monitor.model.quiet import quiet
 from ntk_monitor.model.real import RealForward, ShardedForward
 from ntk_monitor.model.second_pass import second_pass
 from ntk_monitor.model.shards import share_memory
-from ntk_monitor.model.spread import Spread, is_sharded, place_of, require_precision
+from ntk_monitor.model.spread import is_sharded, require_precision
 from ntk_monitor.model.state import StatePath
 from ntk_monitor.model.step import (
     LossFn,
     step_function,
 )
+from ntk_monitor.model.substitution import Substitution
 from ntk_monitor.model.survey import Consumer, Question, Survey, UnregisteredError, survey
 from ntk_monitor.ranks import ALONE, Ranks, checksum
 
@@ -226,22 +227,9 @@ def _linearize(
             theta = (forward.tensors[name] for name in found.reached)
             _require_alike([t for t in theta if not isinstance(t, DTensor)], ranks.everyone)
     chunk_size = found.chunk_size if chunk_size is None else chunk_size
-    jacobian: Derivative
-    if isinstance(forward, RealForward) and found.reached:
-        jacobian = InPlaceJacobian(
-            forward,
-            found.reached,
-            found.where,
-            found.h,
-            context,
-            found.untrained,
-            accuracy,
-            ranks,
-            found.here,
-        )
-    else:
-        wanted = AUTOMATIC if in_place else wanted
-        jacobian = _copied(forward, found, context, wanted, chunk_size, accuracy, ranks)
+    if in_place and not found.reached:  # a frozen body
+        wanted = AUTOMATIC
+    jacobian = _jacobian(forward, found, context, wanted, chunk_size, accuracy, ranks)
     return Linearization(
         state=found.h,
         outputs=outputs,
@@ -300,7 +288,7 @@ def _require_dtype(module: nn.Module, names: Sequence[str], dtype: torch.dtype) 
         )
 
 
-def _copied(
+def _jacobian(
     forward: ForwardMap,
     found: Survey,
     context: Quiet,
@@ -308,11 +296,12 @@ def _copied(
     chunk_size: int,
     accuracy: float,
     ranks: Ranks,
-) -> Derivative:
-    """The Jacobian over a copy of the parameters in one flat vector."""
+) -> ParameterJacobian:
+    """The Jacobian with the methods that are wanted, each made when it is needed."""
     theta = {name: forward.tensors[name] for name in found.reached}
     space = ParameterSpace({name: t.shape for name, t in theta.items()})
-    _require_alike(list(theta.values()), ranks)
+    if not isinstance(forward, RealForward):
+        _require_alike(list(theta.values()), ranks)
 
     @cache
     def flat() -> Tensor:
@@ -323,37 +312,19 @@ def _copied(
             return found.h + theta.sum()
         return forward.run(space.split(theta), found.where)
 
-    def make(name: str) -> TangentProducts:
-        if name != "finite-difference" or not theta:
-            return make_products(name, state_at, flat(), chunk_size)
-        spread = Spread([place_of(t) for t in theta.values()])
-        return FiniteDifference(
-            theta,
-            lambda moving: forward.run_with(moving, found.where),
-            found.untrained,
-            accuracy,
-            spread,
-            ranks,
-            found.here,
-        )
+    def state_with(moving: Substitution | None) -> Tensor:
+        return forward.run_with(moving, found.where)
 
-    def evaluate() -> Callable[[Tensor], Tensor]:
-        leaves = forward.leaves(found.reached)
-        state = forward.run(leaves, found.where) if leaves else found.h
+    def make(name: str) -> Products:
+        if name not in {"finite-difference", IN_PLACE} or not theta:
+            return lambda: make_products(name, state_at, flat(), chunk_size)
+        spread, rows = forward.spread(theta.values()), found.untrained
+        return FiniteDifference(theta, state_with, rows, accuracy, spread, ranks, found.here)
 
-        def backward(y: Tensor) -> Tensor:
-            if not leaves:
-                return y.new_zeros(0)
-            pulled = torch.autograd.grad(
-                state, list(leaves.values()), y, retain_graph=True, materialize_grads=True
-            )
-            return space.join(pulled)
-
-        return backward
-
-    methods = {name: partial(make, name) for name in wanted}
-    untrained = space.rows(found.untrained)
-    return Derivative("J", (space.size,), found.h, methods, context, evaluate, untrained, ranks)
+    methods = {name: make(name) for name in wanted}
+    return ParameterJacobian(
+        forward, found.reached, found.where, found.h, methods, context, found.untrained, ranks
+    )
 
 
 def _require_alike(parameters: Sequence[Tensor], ranks: Ranks) -> None:

@@ -71,17 +71,6 @@ class RealForward(ForwardMap):
         """
         return {name: self.tensors[name] for name in names}
 
-    def spread(self, parameters: Iterable[Tensor]) -> Spread:
-        """How parameters are spread over processes.
-
-        Args:
-            parameters: The parameters.
-
-        Returns:
-            Where this process's parts are.
-        """
-        return Spread([place_of(p) for p in parameters])
-
     def gradients(
         self, value: Tensor, inputs: Mapping[str, Tensor], u: Tensor
     ) -> dict[str, Tensor | None]:
@@ -191,6 +180,7 @@ class ShardedForward(RealForward):
     they lack; all make the same ones.
     """
 
+    is_sharded = True
     keeps_graph = False
     stops_early = False  # the other processes would wait
 
