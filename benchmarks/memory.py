@@ -1,5 +1,6 @@
-"""Peak memory of a probe in place, against plain inference on the same batch.
+"""Peak memory of a probe and of its products, against plain inference on the same batch.
 
+Products are those after the model was looked at once, which is done as training goes forward.
 Each case has a process of its own. Its memory is the largest resident set while the case runs, from
 the set before the model was made: parameters, activations, outputs, and what a probe adds.
 """
@@ -73,13 +74,19 @@ def training(module: nn.Module, batch: Batch) -> None:
     call(module, batch).square().mean().backward()
 
 
-def products(module: nn.Module, batch: Batch) -> None:
-    """The survey of the model, its core, and a few products in place."""
-    parts = Activities()
-    lin = linearize(module, batch, method="in-place", consume=parts.add)
-    CoreGram.of(parts)
-    lin = replace(lin, outputs=None)
-    lin.factor(0).sample(range(2))
+def products(method: str) -> Callable[[nn.Module, Batch], None]:
+    """A few products, after the survey of the model and its core."""
+
+    def run(module: nn.Module, batch: Batch) -> None:
+        parts = Activities()
+        lin = linearize(module, batch, method=method, consume=parts.add, copies=False)
+        CoreGram.of(parts)
+        lin = replace(lin, outputs=None, comparisons=())
+        tidy()
+        CLEAR_REFS.write_text("5")
+        lin.factor(0).sample(range(2))
+
+    return run
 
 
 def probing(method: str, tier: str) -> Callable[[nn.Module, Batch], None]:
@@ -94,10 +101,11 @@ def probing(method: str, tier: str) -> Callable[[nn.Module, Batch], None]:
 
 CASES: dict[str, Callable[[nn.Module, Batch], None]] = {
     "inference": inference,
-    "products in place": products,
+    "products by default": products("finite-difference"),
+    "products in place": products("in-place"),
     "probe in place, core": probing("in-place", "core"),
     "probe in place, kernel": probing("in-place", "kernel"),
-    "probe of a copy, kernel": probing("finite-difference", "kernel"),
+    "probe by default": probing("auto", "kernel"),
     "training step": training,
 }
 

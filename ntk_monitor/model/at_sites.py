@@ -20,12 +20,13 @@ from torch import Tensor
 
 from ntk_monitor.estimators.pairs import inner_products
 from ntk_monitor.estimators.tangents import Drawing, Tangent
-from ntk_monitor.model.derivative import Derivative
 from ntk_monitor.model.differences import SMALLEST_POINT, Differences
 from ntk_monitor.model.edit import Edit
 from ntk_monitor.model.forward import ForwardMap
+from ntk_monitor.model.jacobian import ParameterJacobian
 from ntk_monitor.model.parameters import ParameterSpace
 from ntk_monitor.model.recorder import REGISTERED, Tap
+from ntk_monitor.model.shards import Given, dots
 from ntk_monitor.model.sites import PlacedUses, WeightSite
 from ntk_monitor.model.state import State
 
@@ -167,7 +168,7 @@ class SiteFactor:
         where: State,
         sites: Sequence[WideSite],
         names: Sequence[str],
-        jacobian: Derivative,
+        jacobian: ParameterJacobian,
         seed: int,
         accuracy: float,
         untrained: Mapping[str, int],
@@ -194,8 +195,8 @@ class SiteFactor:
         self._own = own
         self._space = ParameterSpace({name: t.shape for name, t in own.items()})
         self._still = self._space.rows({n: row for n, row in untrained.items() if n in own})
-        norms = [torch.linalg.vector_norm(forward.tensors[n], dtype=torch.float64) for n in names]
-        size = max(float(torch.stack(norms).norm()), SMALLEST_POINT)
+        every = [forward.tensors[n] for n in names]
+        size = max(math.sqrt(sum(dots(every, every))), SMALLEST_POINT)
         self._entries = sum(forward.tensors[n].numel() for n in names)
         rows = self.shape_out[0] * self.shape_out[1]
         counts = [*(rows * site.units for site in self._sites), self._space.size]
@@ -344,7 +345,10 @@ class SiteFactor:
         Returns:
             The distance over the size; a few products.
         """
-        wanted = self._jacobian.matvec(self._jacobian.rmatvec(u)).double()
+        jacobian = self._jacobian
+        pulled = Given(next(jacobian.pulls_apart([u])), jacobian.spread)
+        wanted = jacobian.along([pulled])[0].double()
+        del pulled
         found = self.push(self.pull(u)).double()
         size = float(wanted.norm())
         return float((found - wanted).norm()) / size if size else 0.0

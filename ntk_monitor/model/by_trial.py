@@ -30,6 +30,7 @@ from ntk_monitor.model.edit import Edit
 from ntk_monitor.model.forward import ForwardMap
 from ntk_monitor.model.parameters import ParameterSpace
 from ntk_monitor.model.recorder import REGISTERED, Tap
+from ntk_monitor.model.shards import dots
 from ntk_monitor.model.sites import PlacedUses, WeightSite
 from ntk_monitor.model.state import State
 
@@ -161,8 +162,8 @@ class ByTrial:
         self._atoms = [self._directions.new_empty(0, m * q) for m, q in self._keys.values()]
         self._numbers = room / torch.finfo(self._dtype).bits * 8
         self.most = int(self._numbers / self._numbers_of_a_draw)
-        norms = [torch.linalg.vector_norm(forward.tensors[n], dtype=torch.float64) for n in names]
-        size = max(float(torch.stack(norms).norm()), SMALLEST_POINT)
+        every = [forward.tensors[n] for n in names]
+        size = max(math.sqrt(sum(dots(every, every))), SMALLEST_POINT)
         length = math.sqrt(sum(forward.tensors[n].numel() for n in names))
 
         weak = proxy(self)  # no cycle, which would keep a graph until it is collected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from ntk_monitor.model.interception import FunctionMode
 from ntk_monitor.model.memory import address_of
-from ntk_monitor.model.shards import Direction, local, pieces
+from ntk_monitor.model.shards import Direction, local, piece_size, pieces
 from ntk_monitor.model.spread import place_of
 
 SMALL = 2**20
@@ -128,9 +129,54 @@ class Substitution(FunctionMode):
         self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:  # noqa: ANN401
         """Call an operation with moved parameters in the place of those among its arguments."""
-        if name not in ASKING:
-            args, kwargs = tree_map_only(Tensor, self._instead, (args, kwargs))
+        if name in ASKING:
+            return func(*args, **kwargs)
+        if name == "embedding" and (found := self._looked_up(*args, **kwargs)):
+            return func(*found)
+        args, kwargs = tree_map_only(Tensor, self._instead, (args, kwargs))
         return func(*args, **kwargs)
+
+    def _looked_up(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        *_: Any,  # noqa: ANN401
+        **__: Any,  # noqa: ANN401
+    ) -> tuple[Tensor, Tensor] | None:
+        """Of an embedding that is used once: which rows are looked up, and these where they are."""
+        number, parameter = self._known.get(id(weight), (-1, None))
+        once = self._expected is not None and self._expected.get(number, 0) == 1
+        if parameter is not weight or self._direction is None or not once or max_norm is not None:
+            return None
+        if isinstance(weight, DTensor) or not weight.is_contiguous():
+            return None
+        del padding_idx  # concerns gradients alone
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            rows, which = torch.unique(input, return_inverse=True)
+            if 2 * len(rows) > len(weight):
+                return None
+            self.uses[number] += 1
+            return which, self._make_rows(number, weight, rows, self._direction)
+
+    def _make_rows(self, number: int, table: Tensor, rows: Tensor, direction: Direction) -> Tensor:
+        """Some rows of a table, in order, where they are to be."""
+        moved, width = table.detach()[rows], table.shape[1]
+        read, each = direction.reader(number, table), max(piece_size(table.device) // width, 1)
+        starts = torch.arange(0, len(table), each, device=rows.device)
+        ends = [*torch.searchsorted(rows, starts).tolist(), len(rows)]
+        for start, (first, last) in zip(range(0, len(table), each), pairwise(ends), strict=True):
+            if first < last:
+                g = read(start * width, min(each, len(table) - start) * width).view(-1, width)
+                self._move(moved[first:last], g[rows[first:last] - start])
+        still = self._untrained.get(self._names[number])
+        return moved if still is None else torch.where((rows == still)[:, None], table[rows], moved)
+
+    def _move(self, numbers: Tensor, g: Tensor) -> None:
+        """Move some entries, which are a copy."""
+        wide = torch.promote_types(torch.float32, numbers.dtype)
+        numbers += (g.to(wide).view(numbers.shape) * self._epsilon).to(numbers.dtype)
 
     def _instead(self, tensor: Tensor) -> Tensor:
         """What an operation is given in the place of a tensor."""
@@ -185,11 +231,9 @@ class Substitution(FunctionMode):
     def _make(self, number: int, parameter: Tensor, direction: Direction) -> Tensor:
         own, place = local(parameter), place_of(parameter)
         read = direction.reader(number, parameter)
-        moved = torch.empty_like(own)
-        wide = torch.promote_types(torch.float32, own.dtype)
-        for old, new in zip(pieces([own]), pieces([moved]), strict=True):
-            g = read(old.start, old.numbers.numel()).to(wide).view(old.numbers.shape)
-            torch.add(old.numbers, (g * self._epsilon).to(own.dtype), out=new.numbers)
+        moved = torch.empty_like(own).copy_(own)
+        for piece in pieces([moved]):
+            self._move(piece.numbers, read(piece.start, piece.numbers.numel()))
         row = self._untrained.get(self._names[number], -1)
         row -= place.offsets[0] if place.offsets else 0
         if self._names[number] in self._untrained and 0 <= row < len(own):

@@ -248,6 +248,25 @@ def test_a_moved_parameter_is_made_once_and_let_go_of_after_its_last_use() -> No
     assert not made._made  # all had their last use
 
 
+@pytest.mark.parametrize("count", [5, 100])
+def test_of_an_embedding_only_the_rows_that_are_looked_up_are_moved(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "PIECE", 64)
+    monkeypatch.setattr(Substitution, "_make", pytest.fail)  # the whole table
+    parameters = [nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(700, 6))]
+    indices = torch.randint(700, (2, count), generator=torch.Generator().manual_seed(1))
+    indices[0, :2] = 4
+    uses = {0: 1, 1: 1}
+    with moving(parameters, tangent(parameters), untrained={"1": 4}, uses=uses) as made:
+        with torch.no_grad():
+            found = nn.functional.embedding(indices, parameters[1], padding_idx=0)
+        assert made.uses == {1: 1}
+    g = draw_tangents(3 + 4200, range(1), 0)[0, 3:].view(700, 6)
+    g[4] = 0
+    torch.testing.assert_close(found, (parameters[1] + 0.5 * g)[indices], rtol=0, atol=0)
+
+
 def test_what_no_operation_shows_is_refused() -> None:
     class Past(nn.Module):
         def __init__(self) -> None:
