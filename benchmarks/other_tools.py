@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from kinds import KINDS, Training, make, train
+from kinds import KINDS, Training, half, make, train
+from results import save
 
 ASKED = 20
 """How many times in a training those that judge a whole record are asked."""
@@ -224,12 +225,13 @@ JUDGES: dict[str, Callable[[str, int], Verdict]] = {
 
 
 def main() -> None:
-    """Print what each says of some kinds."""
+    """Print what each says of some kinds, and save when they spoke up."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="a part of the kinds' names")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
     for name, kind in KINDS.items():
         if arguments.only not in name:
             continue
@@ -238,6 +240,11 @@ def main() -> None:
             print(
                 f"{name} ({kind.group}), {tool}: {said.step} {said.what} {said.later}", flush=True
             )
+            when = None if said.step is None else said.step / make(name, arguments.seed).steps
+            rows.append({"tool": tool, "kind": name, "group": kind.group, "half": half(name),
+                         "when": when, "what": said.what})  # fmt: skip
+    if not arguments.only and len(installed()) == len(JUDGES):
+        save("other_tools", {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from results import FOLDER
@@ -276,6 +277,32 @@ def alerts(results: dict[str, Any]) -> str:
     return "\n".join([*lines, *table(columns, rows)]) + "\n"
 
 
+def other_tools(results: dict[str, Any]) -> str:
+    """The table of tools that judge a training from outside."""
+    lines = [
+        "## Other tools\n",
+        "Tools that read a training's curves, or hang their own hooks into the model, with their",
+        "own settings on the same trainings (`benchmarks/other_tools.py`): in how many they spoke",
+        "up at all, about anything, and the median time of their first word.\n",
+    ]
+    rows = []
+    for tool in dict.fromkeys(row["tool"] for row in results["rows"]):
+        for half in ("choice", "report"):
+            cells = []
+            for group in ("stalled", "limited", "healthy"):
+                own = [
+                    row
+                    for row in results["rows"]
+                    if (row["tool"], row["half"], row["group"]) == (tool, half, group)
+                ]
+                when = [row["when"] for row in own if row["when"] is not None]
+                first = f", at {100 * median(when):.0f} %" if when else ""
+                cells.append(f"{len(when)} of {len(own)}{first}")
+            rows.append((tool, half, *cells))
+    columns = ("tool", "half", "of stalled ones", "of limited ones", "of healthy ones")
+    return "\n".join([*lines, *table(columns, rows)]) + "\n"
+
+
 def bare(results: dict[str, Any]) -> str:
     """The table of bare callbacks on certain stalls."""
     lines = [
@@ -334,6 +361,7 @@ PARTS = {
     "overhead": overhead,
     "forecast": forecast,
     "alerts": alerts,
+    "other_tools": other_tools,
     "bare": bare,
 }
 

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 
 from ntk_monitor import linearize, probe
 from ntk_monitor.estimators import draw_tangents
-from ntk_monitor.model.shards import Gaussian, portions
+from ntk_monitor.model.shards import Gaussian, pieces
 from ntk_monitor.model.spread import Spread, place_of
 from ntk_monitor.probe import Probe
 from ntk_monitor.ranks import Ranks
@@ -132,7 +132,7 @@ def test_products_in_place_are_those_of_a_copy_and_leave_no_trace(name: str) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_parameters_of_low_precision_are_put_back_to_the_bit(dtype: torch.dtype) -> None:
+def test_parameters_of_low_precision_stay_what_they_are_to_the_bit(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layers = [nn.Linear(32, 700), nn.Tanh(), nn.Linear(700, 200), nn.Linear(200, 2)]
     model = nn.Sequential(*layers).to(DEVICE, dtype)
@@ -148,9 +148,11 @@ def test_tangents_drawn_piece_by_piece_are_those_drawn_at_once() -> None:
     parameters = [torch.zeros(size, device=DEVICE) for size in sizes]
     wanted = draw_tangents(sum(sizes), range(3, 4), 7, device=DEVICE)[0]
     spread = Spread([place_of(p) for p in parameters])
-    read = Gaussian(7, 3, spread, torch.device(DEVICE)).reader()
-    found = torch.cat([read(portion.pieces) for portion in portions(parameters)])
-    assert torch.equal(found, wanted)
+    found = []
+    for number, parameter in enumerate(parameters):
+        read = Gaussian(7, 3, spread, torch.device(DEVICE)).reader(number, parameter)
+        found += [read(piece.start, piece.numbers.numel()) for piece in pieces([parameter])]
+    assert torch.equal(torch.cat(found), wanted)
 
 
 @pytest.fixture

@@ -136,6 +136,11 @@ class Gaussian:
         """The direction over the whole of all parameters."""
         return Tangent(self.spread.offsets[-1], self.index, self.seed, self.device)
 
+    @cached_property
+    def _drawing(self) -> Drawing:
+        """Draws for all parameters: small ones that follow one another share a block."""
+        return Drawing(self.tangent)
+
     @property
     def length(self) -> float:
         """The root of the expected squared norm."""
@@ -143,7 +148,7 @@ class Gaussian:
 
     def reader(self, number: int, seen: Tensor) -> Reader:
         """Begin to draw; see `Direction.reader`."""
-        drawing, offset = Drawing(self.tangent), self.spread.offsets[number]
+        drawing, offset = self._drawing, self.spread.offsets[number]
         place, part = place_of(seen), local(seen).shape
 
         def read(start: int, count: int) -> Tensor:

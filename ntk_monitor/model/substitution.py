@@ -133,8 +133,15 @@ class Substitution(FunctionMode):
             return func(*args, **kwargs)
         if name == "embedding" and (found := self._looked_up(*args, **kwargs)):
             return func(*found)
-        args, kwargs = tree_map_only(Tensor, self._instead, (args, kwargs))
-        return func(*args, **kwargs)
+        return func(*map(self._among, args), **{k: self._among(x) for k, x in kwargs.items()})
+
+    def _among(self, argument: Any) -> Any:  # noqa: ANN401
+        """An argument with moved parameters in the place of those in it."""
+        if isinstance(argument, Tensor):
+            return self._instead(argument)
+        if isinstance(argument, (list, tuple, dict)):
+            return tree_map_only(Tensor, self._instead, argument)
+        return argument
 
     def _looked_up(
         self,

@@ -23,14 +23,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from harm.worlds import World, train
 from ntk_monitor import NTKMonitor, Snapshot
-from ntk_monitor.model.derivative import Derivative
 from ntk_monitor.model.forward import ForwardMap
+from ntk_monitor.model.jacobian import ParameterJacobian
 from ntk_monitor.monitor.followed import FollowedState
 from ntk_monitor.monitor.logs import Reporter
 
 STAGES: dict[str, tuple[Any, str]] = {
     "forward pass": (ForwardMap, "record"),
-    "product": (Derivative, "_rmatmat"),
+    "product": (ParameterJacobian, "pulls_apart"),
     "metrics": (FollowedState, "scalars"),
     "numbers": (Reporter, "scalars"),
     "figures": (Reporter, "figures"),

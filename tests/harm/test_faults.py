@@ -29,6 +29,7 @@ from ntk_monitor import NTKMonitor, StallAlert
 from ntk_monitor.model.derivative import Derivative
 from ntk_monitor.model.differences import SHORTENED, Differences
 from ntk_monitor.model.forward import ForwardMap
+from ntk_monitor.model.jacobian import ParameterJacobian
 from ntk_monitor.monitor.alert import StallAlert as Alert
 from ntk_monitor.monitor.followed import FollowedState
 from ntk_monitor.monitor.sinks import CSVSink
@@ -89,7 +90,7 @@ STAGES: dict[str, Patch] = {
     "finding weight sites": (survey_module, "place_uses"),
     "target": (probe_module, "pull_back"),
     "tangent product": (Derivative, "_products"),
-    "adjoint product": (Derivative, "_rmatmat"),
+    "adjoint product": (ParameterJacobian, "pulls_apart"),
     "sampling": (probe_module, "sample_kernel"),
     "snapshot": (Probe, "_snapshot"),
     "introduction": (publisher_module, "introduction"),

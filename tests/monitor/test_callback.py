@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from monitor.helpers import Recorder, Small, data, fit
 from ntk_monitor import NTKMonitor, StallAlert
-from ntk_monitor.model.products import SHORTENED
+from ntk_monitor.model.differences import SHORTENED
 from ntk_monitor.monitor import StallWarning
 from ntk_monitor.monitor.trainers import planned_steps
 
