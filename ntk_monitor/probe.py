@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -30,6 +30,7 @@ from ntk_monitor.estimators.subspace import fix_signs
 from ntk_monitor.model import METHODS, Linearization, linearize, quiet
 from ntk_monitor.model.at_sites import AGREES, SiteFactor
 from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
+from ntk_monitor.model.by_site import of_draws, of_entries, shares
 from ntk_monitor.model.by_trial import GAP, ByTrial
 from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.model.deadline import Deadline
@@ -64,6 +65,8 @@ BACKWARD: ProductMethod = "double-backward"
 """The method that sees what training's backward pass sees, and nothing else."""
 PAIRS = 8
 """Directions in which a product is compared with the derivative of training."""
+PULLS = 4
+"""Products that are kept to tell where the trace is, where trials are not told apart."""
 SAMPLING_SHARE = 0.8
 """Share of the time limit after which a probe makes do with the samples that it has."""
 EXACT_ROWS = 2048
@@ -242,7 +245,7 @@ class Probe:
                 return self._snapshot(lin, core, told, None, math.nan)
             most = self.max_products if max_products is None else max_products
             try:
-                kernel, adjoint_error = self._measure(
+                kernel, adjoint_error, squares = self._measure(
                     lin,
                     core,
                     self.seed if seed is None else seed,
@@ -252,7 +255,7 @@ class Probe:
             finally:
                 if lin.jacobian.halved:
                     self.chunk_size = lin.jacobian.chunk_size
-            return self._snapshot(lin, core, told, kernel, adjoint_error)
+            return self._snapshot(lin, core, told, kernel, adjoint_error, squares)
 
     def _linearize(
         self,
@@ -399,17 +402,25 @@ class Probe:
         seed: int,
         max_products: int,
         deadline: Deadline,
-    ) -> tuple[Measured | ExactKernel, float]:
-        """The kernel, exactly where that is no dearer than sampling, and the adjoint error."""
+    ) -> tuple[Measured | ExactKernel, float, dict[str, Tensor]]:
+        """The kernel, exactly where that is no dearer than sampling.
+
+        Returns:
+            The kernel, the adjoint error, and what each weight site adds to the trace, on average
+            over some draws.
+
+        Raises:
+            FloatingPointError: If finite differences do not settle, and there is no other way.
+        """
         J, ranks = lin.jacobian, lin.ranks
         rows = ranks.total(lin.rows)
         values = rows * lin.state.shape[2]
-        exact_cost = min(math.prod(J.shape_in), values) + 2
-        affordable = exact_cost <= max_products - J.products
+        affordable = min(math.prod(J.shape_in), values) + 2 <= max_products - J.products
         whole = J.method != IN_PLACE and rows <= EXACT_ROWS
         if self.method == "exact" or (self.method == "auto" and affordable and whole):
             J.defer("finite-difference")
-            return ExactKernel(_dense(lin, values), core), self._adjoint_error(lin, seed)
+            exact = ExactKernel(_dense(lin, values), core)
+            return exact, self._adjoint_error(lin, seed), of_entries(lin, exact)
 
         in_time, asked, begun = 0.0, J.products, 0
 
@@ -420,7 +431,8 @@ class Probe:
             if ranks.size == 1 or 8 * spent >= in_time:
                 in_time = ranks.everyone.least(deadline.left(J.products, SAMPLING_SHARE))
                 asked, spent = J.products, 0
-            return int(min(max_products + begun - J.products - J.most_extra, in_time - spent))
+            most = max_products + begun - J.products - J.most_extra
+            return int(min(most, in_time - spent)) - PULLS
 
         def begin_anew() -> Factor[Any]:
             nonlocal in_time, asked, begun
@@ -467,11 +479,19 @@ class Probe:
             if self.method != "auto" or not J.fall_back(BACKWARD):
                 self._require_adjoint(J, error)
             gap, factor = 0.0, begin_anew()
-        # What worked is tried first from now on; training can make it fail (a step of finite
-        # differences across many kinks), and then the next one takes over.
-        if J.method in self.order:
-            self.order = (J.method, *(method for method in self.order if method != J.method))
-        return measured, measured.adjoint_error
+        self._prefer(J.method)
+        spared = min(PULLS, left() + PULLS)
+        squares = of_draws(lin, trials if measured.trials is not None else None, spared, seed)
+        return measured, measured.adjoint_error, squares
+
+    def _prefer(self, method: str) -> None:
+        """Try what worked first from now on.
+
+        Training can make it fail (a step of finite differences across many kinks), and then the
+        next one takes over.
+        """
+        if method in self.order:
+            self.order = (method, *(other for other in self.order if other != method))
 
     def _by_trial(self, lin: Linearization, core: CoreGram, seed: int) -> ByTrial | None:
         """The Jacobian by groups of trials, where these do not act on one another.
@@ -590,6 +610,7 @@ class Probe:
         told: _Told,
         measured: Measured | ExactKernel | None,
         adjoint_error: float,
+        squares: Mapping[str, Tensor] | None = None,
     ) -> Snapshot:
         """Put the numbers together."""
         n, ranks = lin.state.shape[2], lin.ranks
@@ -602,6 +623,7 @@ class Probe:
                 _warn_non_finite("derivatives", ranks)
         modes = _whole(modes.T.reshape(-1, *lin.state.shape[:2]), ranks)
         pulled, predicted = told.pulled, told.predicted
+        terms = shares(squares or {})
         return Snapshot(
             core_cosine=statistics.core_cosine,
             temporal_core_cosine=statistics.temporal_core_cosine,
@@ -635,6 +657,8 @@ class Probe:
             saturated_units=told.saturated,
             outputs=told.outputs,
             remarks=told.remarks + predicted.remarks,
+            trace_by_site=tuple((name, share) for name, share, _ in terms),
+            trace_by_site_stderr=tuple(error for *_, error in terms),
         )
 
 

@@ -185,6 +185,10 @@ class Snapshot:
         spatial_effective_rank: ``PR(S)``, from 1 to ``n``.
         trace: ``tr A``, in squared units of the state per squared unit of the parameters.
         frobenius_norm: ``||A||_F``, in the same units.
+        trace_by_site: Where the state can be moved: the share of the trace that each weight site (a
+            bias with its weight), and each parameter without one, has; the largest first. Empty
+            where the budget did not reach so far.
+        trace_by_site_stderr: Standard errors of these shares, in the same order.
         core_effective_rank: ``PR(G)``, exact.
         core_spectrum: Eigenvalues of ``G``, descending, shape ``(min(k, m),)``.
         temporal_spectrum: Leading eigenvalues of ``T``, descending, shape ``(r,)``; of the samples
@@ -251,6 +255,8 @@ class Snapshot:
     saturated_units: float = math.nan
     outputs: tuple[ComparedOutput, ...] = ()
     remarks: tuple[str, ...] = ()
+    trace_by_site: tuple[tuple[str, float], ...] = ()
+    trace_by_site_stderr: tuple[float, ...] = ()
 
     @property
     def is_finite(self) -> bool:
@@ -454,6 +460,10 @@ def _revive(record: Mapping[str, Any]) -> dict[str, Any]:
         tuple(tuple(site) for site in coverage.get("sites", ())),
     )
     revived["state"] = tuple(record.get("state", ()))
+    revived["trace_by_site"] = tuple(
+        (str(name), float(share)) for name, share in record.get("trace_by_site", ())
+    )
+    revived["trace_by_site_stderr"] = tuple(map(float, record.get("trace_by_site_stderr", ())))
     revived["remarks"] = tuple(record.get("remarks", ()))
     revived["outputs"] = tuple(
         ComparedOutput(**{**output, "shape": tuple(output["shape"])})

@@ -112,7 +112,11 @@ class ByTrial:
     Attributes:
         groups: How many groups of trials there are.
         most: How many draws there is memory for at once.
+        squares: ``sum_b ||J_b* w_b||^2`` of each draw so far, by the first name of each site, and
+            by the name of every other parameter: what each adds to the trace, on average.
     """
+
+    squares: dict[str, list[float]]
 
     def __init__(
         self,
@@ -156,6 +160,7 @@ class ByTrial:
         self._space = ParameterSpace({name: t.shape for name, t in own.items()})
         self._still = self._space.rows({n: row for n, row in untrained.items() if n in own})
         self._graph: tuple[Tensor, list[Tensor]] | None = None
+        self.squares, self._drawn = {}, 0
         self._keys = {site.key: (site.activity.shape[2], site.units) for site in sites}
         self._directions = torch.empty(0, *self._shape, dtype=self._dtype, device=self._device)
         self._ahead: dict[range, list[Tensor]] = {}
@@ -229,6 +234,7 @@ class ByTrial:
     def gradients(self, indices: range) -> Gradients:
         """The gradients of a round; a product each, and one pass for all rounds."""
         self._jacobian.products += len(indices)
+        self._drawn = indices.stop
         w = self._cotangents(indices)
         found = self._ahead.pop(indices, None) or self._sensitivities(w)
         own = self._own_gradients(found)
@@ -238,8 +244,9 @@ class ByTrial:
         sizes = self._core.factor.double().square().sum(0).repeat_interleave(self._shape[2])
         s, g = len(w), self.groups
         rest = images.double() - taken @ atoms.double()
+        self._add_squares(own)
         return Gradients(
-            self._products(self._atoms, self._vectors(found), taken),
+            self._products(self._atoms, self._counted(found), taken),
             _inner(own, own),
             self._products([atoms], [images], taken),
             (
@@ -295,6 +302,25 @@ class ByTrial:
     def _vectors(self, found: Sequence[Tensor]) -> Iterator[Tensor]:
         """The gradients, a tensor of shape ``(len g, q m)`` for each kind of entries."""
         return (self._by_group(key, found) for key in self._keys)
+
+    def _counted(self, found: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The same, their squares added up."""
+        for key, vectors in zip(self._keys, self._vectors(found), strict=True):
+            squares = vectors.square().sum(1, dtype=torch.float64).view(-1, self.groups).sum(1)
+            self._add(key[0][0], squares)
+            yield vectors
+
+    def _add_squares(self, own: Tensor) -> None:
+        for name, gradients in self._space.split(own).items():
+            self._add(name, gradients.flatten(1).square().sum(1, dtype=torch.float64))
+
+    def _add(self, name: str, squares: Tensor) -> None:
+        """Add the squares of a round; those of several groups of a weight together."""
+        known, new = self.squares.setdefault(name, []), squares.tolist()
+        begun = self._drawn - len(new)
+        if len(known) > begun:
+            new = [x + y for x, y in zip(known[begun:], new, strict=True)]
+        known[begun:] = new
 
     def _by_group(self, key: Key, found: Sequence[Tensor]) -> Tensor:
         total: Tensor | None = None

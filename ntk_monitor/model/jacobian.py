@@ -89,6 +89,17 @@ class ParameterJacobian(Derivative):
                 entries.copy_(drawn.view(entries.shape))
         return flat
 
+    def apart(self, flat: Tensor) -> dict[str, Tensor]:
+        """A flat vector, parameter by parameter.
+
+        Args:
+            flat: Shape ``(p,)``.
+
+        Returns:
+            Views of it, by name.
+        """
+        return self._space.split(flat)
+
     def pulls_apart(self, several: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         """``J* u`` for several ``u``, from one evaluation where that can be; a product each.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ from ntk_monitor.operators import (
 )
 from ntk_monitor.ranks import Ranks
 
+X = TypeVar("X", float, Tensor)
 STATE = "the state"
 """Stands for the state among the names of parameters."""
 
@@ -423,20 +424,41 @@ class Linearization:
             leaf, outputs = given
             every.append(self._directly(leaf, outputs[which], e))
         del given
+        yield from zip(every, self.squares(every), strict=True)
+
+    def squares(self, directions: Iterable[Tensor]) -> Iterator[dict[str, float]]:
+        r""":math:`\|J^* q\|^2` as a sum over weight sites, and over the other parameters.
+
+        Args:
+            directions: This process's rows of ``q``, each of shape ``(B, T, n)``.
+
+        Yields:
+            The terms by name, a bias counting with its weight; one product each.
+        """
         if self._is_at_sites:
             factor = self._at_sites()
-            for q, at_sites in zip(every, factor.pulls(every), strict=True):
-                yield q, self._by_site(factor.squares(at_sites))
-            return
-        for q, through_state in zip(every, self._pulled(every), strict=True):
-            yield q, self._by_site(forward.squares(through_state))
+            for at_sites in factor.pulls(directions):
+                yield self.by_site(factor.squares(at_sites))
+        elif self.parameters:
+            for pulled in self.jacobian.pulls_apart(directions):
+                found = dict(zip(self.parameters, pulled, strict=True))
+                yield self.by_site(self._forward.squares(found))
+        else:
+            yield from ({} for _ in directions)
 
-    def _by_site(self, squares: Mapping[str, float]) -> dict[str, float]:
-        """Squares of parameters, those of one site together."""
-        found: dict[str, float] = {}
+    def by_site(self, squares: Mapping[str, X]) -> dict[str, X]:
+        """Squares of parameters, those of one site together.
+
+        Args:
+            squares: By the parameter's name; numbers, or several in an array.
+
+        Returns:
+            The same by weight site, and by other parameters.
+        """
+        found: dict[str, X] = {}
         for name, square in squares.items():
             leader = self._leaders.get(name, name)
-            found[leader] = found.get(leader, 0.0) + square
+            found[leader] = found[leader] + square if leader in found else square
         return found
 
     def _outputs_given_state(self) -> tuple[Tensor, list[Tensor | None]]:
@@ -464,14 +486,6 @@ class Linearization:
         with self._quiet("reversible"):
             found = self._forward.gradients(output, {STATE: leaf}, e)[STATE]
         return torch.zeros_like(leaf) if found is None else found
-
-    def _pulled(self, directions: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
-        """``J* q`` for each, summed over processes, a tensor for each parameter."""
-        if not self.parameters:
-            yield from ({} for _ in directions)
-            return
-        for pulled in self.jacobian.pulls_apart(directions):
-            yield dict(zip(self.parameters, pulled, strict=True))
 
     def _quiet(self, kernels: Kernels) -> AbstractContextManager[None]:
         return quiet(self.module, kernels=kernels)

@@ -34,7 +34,7 @@ POINTS = 665
 AHEAD = 20
 SITES = 3
 """The most that is kept: eigenvalues, patterns, trials, time steps, points of a pattern, steps of a
-forecast, and weight sites of a mode."""
+forecast, and weight sites of a mode or of the trace."""
 FEWEST_TRIALS = 8
 RESOLUTION = 1000
 """A pattern is kept in steps of a thousandth of its largest value."""
@@ -67,6 +67,7 @@ def snapshot_record(snapshot: Snapshot) -> dict[str, Any]:
         "coverage": _rounded(snapshot.coverage.fraction),
         "trace": _rounded(snapshot.trace.value),
         "trace_stderr": _rounded(snapshot.trace.stderr),
+        "trace_by_site": _shares(snapshot),
         "loss": _known(snapshot.loss),
         "transfer": _estimate(snapshot.transfer),
         "forecast": None if snapshot.forecast is None else _forecast(snapshot.forecast),
@@ -154,6 +155,15 @@ def _mode(mode: TargetMode, named: bool) -> dict[str, Any]:
         "readout": _rounded(mode.readout),
         "by_site": [[name, _rounded(share)] for name, share in mode.by_site[:SITES]],
     }
+
+
+def _shares(snapshot: Snapshot) -> list[list[Any]]:
+    """What the largest weight sites have of the trace: names, shares and their standard errors."""
+    errors = snapshot.trace_by_site_stderr
+    return [
+        [name, _rounded(share), _rounded(error)]
+        for (name, share), error in zip(snapshot.trace_by_site[:SITES], errors, strict=False)
+    ]
 
 
 def _forecast(forecast: Forecast) -> dict[str, Any]:

@@ -94,6 +94,8 @@ def of_several(snapshot: Snapshot) -> bool:
     return len({mode.output for mode in snapshot.target_modes}) > 1
 
 
+SITES = 3
+"""Weight sites of the trace that the table names."""
 SHOWN = 6
 """How many sites and how many parameters outside the core the introduction names."""
 
@@ -208,4 +210,7 @@ def _kernel(snapshot: Snapshot, where: str) -> Table:
     for name, value, limit in rows if snapshot.tier == "kernel" else ():
         table.add_row(name, str(value), limit)
     table.add_row("core effective rank", f"{snapshot.core_effective_rank:.3g}", str(B * T))
+    shares = zip(snapshot.trace_by_site[:SITES], snapshot.trace_by_site_stderr, strict=False)
+    for (name, share), error in shares:
+        table.add_row(escape(f"share of the trace in {name}"), str(Estimate(share, error)), "1")
     return table

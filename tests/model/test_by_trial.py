@@ -265,3 +265,43 @@ def test_a_probe_that_tells_trials_apart_holds_the_truth(name: str) -> None:
             ours, truth = getattr(found, number), getattr(exact, number).value
             assert abs(ours.value - truth) < 4.5 * ours.stderr + 1e-3 * truth, (number, seed)
     assert set(measure._apart.values()) <= {True}
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_trace_is_told_site_by_site(
+    name: str, apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not apart:
+        monkeypatch.setattr(by_trial, "FEWEST_GROUPS", 10**6)
+    make, batch, _ = MODELS[name]
+    net, x = make().double(), batch()
+    x = x.double() if x.is_floating_point() else x
+    settings: dict[str, Any] = {"state": "state", "dtype": torch.float64, "modes": 0}
+    exact = probe(net, x, method="exact", **settings)
+    found = probe(net, x, method="finite-difference", tolerance=0.0, max_products=120, **settings)
+    wanted = dict(exact.trace_by_site)
+    assert sum(wanted.values()) == pytest.approx(1.0)
+    assert list(wanted) == sorted(wanted, key=lambda site: -wanted[site])
+    assert exact.trace_by_site_stderr == (0.0,) * len(wanted)
+    assert dict(found.trace_by_site).keys() == wanted.keys()
+    assert found.products <= 120
+    errors = found.trace_by_site_stderr
+    for (site, share), error in zip(found.trace_by_site, errors, strict=True):
+        assert 0 <= error < (0.05 if apart else 0.3)
+        # Four pulls tell little of their own error.
+        assert abs(share - wanted[site]) < (4 if apart else 8) * error + 0.02, site
+
+
+def test_what_a_site_adds_to_the_trace_is_what_autograd_says() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    shot = probe(net, x, state="2", method="exact", dtype=torch.float64, modes=0)
+    state, squares = net(x), {"0.weight": 0.0, "2.weight": 0.0}
+    for entry in state.flatten():
+        grads = torch.autograd.grad(entry, list(net.parameters()), retain_graph=True)
+        for i, g in enumerate(grads):  # a bias counts with its weight
+            squares[f"{2 * (i // 2)}.weight"] += float(g.square().sum())
+    total = sum(squares.values())
+    wanted = {site: square / total for site, square in squares.items()}
+    assert dict(shot.trace_by_site) == pytest.approx(wanted)

@@ -24,6 +24,7 @@ from ntk_monitor.views.dashboard.data import NOBODY, DashboardData
 from ntk_monitor.views.events import open_runs
 from ntk_monitor.views.reach import reached_patterns
 from ntk_monitor.views.record import PLUGIN, SNAPSHOT_TAG, plain, snapshot_record, write_record
+from ntk_monitor.views.summary import summary_tables
 
 MOST_BYTES = 30_000
 
@@ -176,6 +177,18 @@ def test_a_record_says_where_a_mode_can_be_learned() -> None:
         assert sum(share for _, share in mode.by_site) == pytest.approx(1.0)
     record["target_modes"][0]["by_site"] = [[1, "weight"]]
     with pytest.raises(ValueError, match="by_site"):
+        checked_snapshot(json.dumps(record))
+
+
+def test_a_record_says_which_weights_the_trace_is_in() -> None:
+    shares = (("a", 0.75), ("b", 0.25))
+    snapshot = replace(small_snapshot(), trace_by_site=shares, trace_by_site_stderr=(0.075, 0.05))
+    record = checked_snapshot(json.dumps(snapshot_record(snapshot)))
+    assert record["trace_by_site"] == [["a", 0.75, 0.075], ["b", 0.25, 0.05]]
+    names = [cell for table in summary_tables(snapshot) for cell in table.columns[0].cells]
+    assert "share of the trace in a" in names
+    record["trace_by_site"] = [["a", "b", 1.0]]
+    with pytest.raises(ValueError, match="trace_by_site"):
         checked_snapshot(json.dumps(record))
 
 

@@ -81,6 +81,8 @@ def checked_snapshot(content: Any) -> dict[str, Any]:  # noqa: ANN401
             _require(_is_number(mode.get("share", 0)), "share")
             for name, share in mode.get("by_site", ()):
                 _require(isinstance(name, str) and _is_number(share), "by_site")
+        for name, *numbers in record.get("trace_by_site", ()):
+            _require(isinstance(name, str) and all(map(_is_number, numbers)), "trace_by_site")
         for name in ("dead_units", "saturated_units"):
             _require(_is_number(record.get(name, 0)), name)
     except _ODD as error:

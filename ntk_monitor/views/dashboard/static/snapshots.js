@@ -102,7 +102,7 @@ export function createSnapshots(root, source) {
       h('span.key', { css: { '--run': runColor(1, view.dark) } }, h('i.swatch'), `core, ${reach(core)}`),
       h('span', {}, `State ${record.state.join(', ') || '?'}: ${trials} trials × ${steps} steps × ${units} units. `
         + `${kernel.products} products by ${kernel.method} (${kernel.scheme}); the core covers `
-        + `${Math.round(Number(record.coverage) * 100)} % of the parameters behind the state.`));
+        + `${Math.round(Number(record.coverage) * 100)} % of the parameters behind the state. ${weights(kernel)}`));
     stack('modes', kernel.temporal_modes, null, (i) => {
       const share = finite(kernel.temporal_spectrum[i]) ? kernel.temporal_spectrum[i] / total : NaN;
       return `NTK mode ${i + 1}: ${finite(share) ? `${num(share * 100, 2)} % of the trace` : 'no finite share'}`;
@@ -115,6 +115,13 @@ export function createSnapshots(root, source) {
         ?? `, ${num(mode.steps_to_learn, 2)} steps to learn`;
       return `Mode ${mode.index}: learned ${fixed(mode.learned, 2)}${need}`;
     });
+  }
+
+  /** Which weights can move the state most. */
+  function weights(kernel) {
+    const largest = kernel.trace_by_site ?? [];
+    return largest.length
+      ? `Most of the trace is in ${largest.map(([name, share]) => `${name} (${num(share * 100, 2)} %)`).join(', ')}.` : '';
   }
 
   /** A chart above the other for each pattern. */
