@@ -11,6 +11,27 @@ from torch import Tensor, nn
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores
     torch.set_num_threads(1)
 
+LONG = (
+    *("ranks/test_sharded", "views/browser", "ranks/test_data_parallel", "test_memory"),
+    *("harm/test_processes", "model/test_rewrites", "ranks/test_trainer", "harm/test_network_1"),
+    *("ranks/test_fabric", "examples/test_paper", "monitor/test_adapters"),
+)
+"""Few tests that take long: begun first, so that no worker is left with them at the end."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have scopes come as they are collected, not by how many tests they have."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        names = (i for i, name in enumerate(LONG) if f"tests/{name}" in item.nodeid)
+        return next(names, len(LONG))
+
+    items.sort(key=place)
+
 
 class Made(nn.Module):
     """A function of its parts."""
