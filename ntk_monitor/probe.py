@@ -413,16 +413,13 @@ class Probe:
             FloatingPointError: If finite differences do not settle, and there is no other way.
         """
         J, ranks = lin.jacobian, lin.ranks
-        rows = ranks.total(lin.rows)
-        values = rows * lin.state.shape[2]
-        affordable = min(math.prod(J.shape_in), values) + 2 <= max_products - J.products
-        whole = J.method != IN_PLACE and rows <= EXACT_ROWS
-        if self.method == "exact" or (self.method == "auto" and affordable and whole):
+        if self._is_exact(lin, max_products):
             J.defer("finite-difference")
-            exact = ExactKernel(_dense(lin, values), core)
+            exact = ExactKernel(_dense(lin, ranks.total(lin.rows) * lin.state.shape[2]), core)
             return exact, self._adjoint_error(lin, seed), of_entries(lin, exact)
 
         in_time, asked, begun = 0.0, J.products, 0
+        trials = self._by_trial(lin, core, seed)
 
         def left() -> int:
             nonlocal in_time, asked
@@ -432,7 +429,10 @@ class Probe:
                 in_time = ranks.everyone.least(deadline.left(J.products, SAMPLING_SHARE))
                 asked, spent = J.products, 0
             most = max_products + begun - J.products - J.most_extra
-            return int(min(most, in_time - spent)) - PULLS
+            return int(min(most, in_time - spent)) - kept_back()
+
+        def kept_back() -> int:
+            return PULLS if trials is None else 0
 
         def begin_anew() -> Factor[Any]:
             nonlocal in_time, asked, begun
@@ -448,7 +448,6 @@ class Probe:
                 "give all the same seed, and the same kind of device",
             )
         gap: float | None = None
-        trials = self._by_trial(lin, core, seed)
         while True:
             try:
                 gap = self._gap_to_backward(lin, factor, seed) if gap is None else gap
@@ -480,9 +479,17 @@ class Probe:
                 self._require_adjoint(J, error)
             gap, factor = 0.0, begin_anew()
         self._prefer(J.method)
-        spared = min(PULLS, left() + PULLS)
+        spared = min(PULLS, left() + kept_back())
         squares = of_draws(lin, trials if measured.trials is not None else None, spared, seed)
         return measured, measured.adjoint_error, squares
+
+    def _is_exact(self, lin: Linearization, max_products: int) -> bool:
+        """Whether the kernel is taken as a whole: where that is asked for, or no dearer."""
+        J, rows = lin.jacobian, lin.ranks.total(lin.rows)
+        cost = min(math.prod(J.shape_in), rows * lin.state.shape[2]) + 2
+        affordable = cost <= max_products - J.products
+        whole = J.method != IN_PLACE and rows <= EXACT_ROWS
+        return self.method == "exact" or (self.method == "auto" and affordable and whole)
 
     def _prefer(self, method: str) -> None:
         """Try what worked first from now on.

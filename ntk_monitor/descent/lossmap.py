@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -286,8 +286,8 @@ class LossMap:
                 raw = self._outputs(theta)
                 return torch.cat([raw[n].reshape(-1) for n in self._numbers])
 
-        def outputs_with(moving: Substitution | None) -> Tensor:
-            with nullcontext() if moving is None else moving:
+        def outputs_with(moving: Substitution) -> Tensor:
+            with moving:
                 return outputs_at(theta)
 
         def by_differences() -> FiniteDifference:

@@ -24,11 +24,11 @@ from ntk_monitor.model.differences import SMALLEST_POINT, Differences
 from ntk_monitor.model.edit import Edit
 from ntk_monitor.model.forward import ForwardMap
 from ntk_monitor.model.jacobian import ParameterJacobian
-from ntk_monitor.model.parameters import ParameterSpace
 from ntk_monitor.model.recorder import REGISTERED, Tap
-from ntk_monitor.model.shards import Given, dots
+from ntk_monitor.model.shards import Direction, Gaussian, Given, dots, inner
 from ntk_monitor.model.sites import PlacedUses, WeightSite
 from ntk_monitor.model.state import State
+from ntk_monitor.model.substitution import Substitution
 
 WORTHWHILE = 2**20
 """Entries of weights from which it is worth while: below, a tangent of their own is as cheap."""
@@ -37,6 +37,8 @@ DEAR = 100
 matrices: a tangent at a site costs ``k^2 q`` of these, one of the weight's own ``m q`` of those."""
 SHIFT = 1e-12
 """Share of the mean diagonal that is added to a Gram matrix, so that it has a Cholesky factor."""
+OWN = (4,)
+"""The family of tangents of parameters that are at no wide site."""
 AGREES = 1e-2
 """Relative distance up to which both ways to take a product agree."""
 
@@ -140,11 +142,11 @@ class AtSites(NamedTuple):
     Attributes:
         results: Of each wide site the gradient in its outputs, ``P_l* u``, shape ``(k, q)``; the
             weight's own is the product with ``V_l``.
-        own: The gradients of all other parameters, in one vector.
+        own: The gradients of all other parameters.
     """
 
     results: tuple[Tensor, ...]
-    own: Tensor
+    own: tuple[Tensor, ...]
 
 
 class SiteFactor:
@@ -192,15 +194,14 @@ class SiteFactor:
         self._jacobian, self._seed = jacobian, seed
         covered = {name for site in sites for name in site.names}
         own = {n: forward.tensors[n] for n in names if n not in covered}
-        self._own = own
-        self._space = ParameterSpace({name: t.shape for name, t in own.items()})
-        self._still = self._space.rows({n: row for n, row in untrained.items() if n in own})
+        self._own, self._spread = own, forward.spread(own.values())
+        self._still = {name: row for name, row in untrained.items() if name in own}
+        self._uses: dict[int, int] = {}
         every = [forward.tensors[n] for n in names]
         size = max(math.sqrt(sum(dots(every, every))), SMALLEST_POINT)
         self._entries = sum(forward.tensors[n].numel() for n in names)
         rows = self.shape_out[0] * self.shape_out[1]
-        counts = [*(rows * site.units for site in self._sites), self._space.size]
-        self._starts = [0, *accumulate(counts)]
+        self._starts = [0, *accumulate(rows * site.units for site in self._sites)]
 
         weak = proxy(self)  # no cycle, which would be kept until it is collected
 
@@ -222,7 +223,7 @@ class SiteFactor:
         return math.sqrt(self._entries)  # what a Gaussian tangent has
 
     def _drawing(self, index: int) -> Drawing:
-        """The numbers of a sample: ``Z`` of each site, then the tangents of other parameters."""
+        """The numbers of a sample at the sites, one ``Z`` after the other."""
         return Drawing(Tangent(self._starts[-1], index, self._seed, self.device))
 
     def _drawn(self, drawing: Drawing, which: int) -> Tensor:
@@ -240,24 +241,27 @@ class SiteFactor:
             added = site.root @ self._drawn(direction, which).view(-1, site.units)
         return (epsilon * added).view(*self.shape_out[:2], site.units)
 
-    def _own_part(self, direction: Drawing | AtSites) -> Tensor:
+    def _own_part(self, direction: int | AtSites) -> Direction:
         if isinstance(direction, AtSites):
-            return direction.own
-        own = self._drawn(direction, len(self._sites))
-        for entries in self._still:
-            own[entries] = 0
-        return own
+            return Given(direction.own, self._spread)
+        return Gaussian(self._seed, direction, self._spread, self.device, OWN)
 
     def _run(self, direction: int | AtSites, epsilon: float) -> Tensor:
         """The state with the parameters moved along a direction."""
         given = self._drawing(direction) if isinstance(direction, int) else direction
-        theta = self._space.split(self._own_part(given)) if epsilon else {}
-        moved = {n: torch.add(self._own[n], g, alpha=epsilon) for n, g in theta.items()}
         making = {
             site.tap: partial(self._at_site, given, i, epsilon)
             for i, site in enumerate(self._sites)
         }
-        return self._forward.run(moved, self._where, Edit(made=making))
+        if not self._own:
+            return self._forward.run({}, self._where, Edit(made=making))
+        own = self._own_part(direction) if epsilon else None
+        moving = Substitution(self._own, self._still, own, epsilon, self._uses or None)
+        state = self._forward.run_with(moving, self._where, Edit(made=making))
+        if not self._uses:
+            moving.require(self._own)
+            self._uses.update(moving.uses)
+        return state
 
     def _products(self, directions: Sequence[int | AtSites], *, sampled: bool) -> Tensor:
         before = self._differences.extra
@@ -305,16 +309,16 @@ class SiteFactor:
                 found = torch.autograd.grad(
                     state, inputs, u, retain_graph=True, materialize_grads=True
                 )
-            flat = self._space.join(found[len(leaves) :]) if own else u.new_zeros(0)
-            for entries in self._still:
-                flat[entries] = 0
-            yield AtSites(tuple(g.flatten(0, 1) for g in found[: len(leaves)]), flat)
+            others = found[len(leaves) :]
+            for name, g in zip(self._own, others, strict=True):
+                if name in self._still:
+                    g[self._still[name]] = 0
+            yield AtSites(tuple(g.flatten(0, 1) for g in found[: len(leaves)]), others)
 
     def inner(self, index: int, x: AtSites) -> float:
         """``<g_i, x>``."""
         drawing = self._drawing(index)
-        own = self._own_part(drawing)
-        total = _inner(own, x.own)
+        total = inner(self._own_part(index), x.own, self._spread)
         for i, result in enumerate(x.results):
             added = self._at_site(drawing, i, 1.0).flatten(0, 1)
             total += _inner(added, result)
@@ -333,8 +337,7 @@ class SiteFactor:
             site.names[0]: _inner(site.gram @ a, a)
             for site, a in zip(self._sites, x.results, strict=True)
         }
-        own = self._space.split(x.own)
-        return parts | {name: _inner(g, g) for name, g in own.items()}
+        return parts | dict(zip(self._own, dots(x.own, x.own), strict=True))
 
     def distance_to_parameters(self, u: Tensor) -> float:
         """How far ``J J* u`` is from what it is with a vector of all parameters.

@@ -30,7 +30,7 @@ class FiniteDifference(TangentProducts):
     def __init__(
         self,
         parameters: Mapping[str, Tensor],
-        value: Callable[[Substitution | None], Tensor],
+        value: Callable[[Substitution], Tensor],
         untrained: Mapping[str, int],
         accuracy: float,
         spread: Spread,
@@ -41,7 +41,7 @@ class FiniteDifference(TangentProducts):
 
         Args:
             parameters: The parameters by name, all of one floating type.
-            value: Computes the function by a call of the model, with other parameters or its own.
+            value: Computes the function by a call of the model, with moved parameters.
             untrained: Rows whose derivative is taken as zero, by the parameter's name.
             accuracy: The relative agreement of two steps.
             spread: How the parameters are spread.

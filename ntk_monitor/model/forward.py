@@ -367,18 +367,19 @@ class ForwardMap:
         watch = LossWatch() if self._steps_itself else None
         return self._run(theta, state, edit, watch, whole=not self.stops_early)[0]
 
-    def run_with(self, moving: Substitution | None, state: State) -> Tensor:
-        """Run as far as the state, with other parameters in the operations, or with its own.
+    def run_with(self, moving: Substitution, state: State, edit: Edit = PLAIN) -> Tensor:
+        """Run as far as the state, with other parameters in the operations.
 
         Args:
             moving: What the operations are given in the place of the parameters.
             state: Where the state is read.
+            edit: What to change in the pass.
 
         Returns:
             The computed state, shape ``(B, T, n)``.
         """
-        with nullcontext() if moving is None else moving:
-            return self.run({}, state)
+        with moving:
+            return self.run({}, state, edit)
 
     def run_whole(
         self,

@@ -312,7 +312,7 @@ def _jacobian(
             return found.h + theta.sum()
         return forward.run(space.split(theta), found.where)
 
-    def state_with(moving: Substitution | None) -> Tensor:
+    def state_with(moving: Substitution) -> Tensor:
         return forward.run_with(moving, found.where)
 
     def make(name: str) -> Products:

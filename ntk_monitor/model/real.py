@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
-from ntk_monitor.model.forward import ForwardMap
+from ntk_monitor.model.edit import Edit
+from ntk_monitor.model.forward import PLAIN, ForwardMap
 from ntk_monitor.model.memory import address_of
 from ntk_monitor.model.recorder import Recorder
 from ntk_monitor.model.spread import Spread, averaged_by, place_of, reshard
@@ -89,10 +90,10 @@ class RealForward(ForwardMap):
         with _without_hooks(self.module):
             return super().gradients(value, inputs, u)
 
-    def run_with(self, moving: Substitution | None, state: State) -> Tensor:
+    def run_with(self, moving: Substitution, state: State, edit: Edit = PLAIN) -> Tensor:
         """Run with other parameters in the operations; see `ForwardMap.run_with`."""
-        with nullcontext() if moving is None else _following(self.module, moving):
-            return super().run_with(moving, state)
+        with _following(self.module, moving):
+            return super().run_with(moving, state, edit)
 
     def _record(
         self, tensors: Mapping[str, Tensor], recorder: Recorder, discovery: Discovery

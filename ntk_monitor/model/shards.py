@@ -124,17 +124,20 @@ class Gaussian:
         index: Which of them.
         spread: How the parameters are spread.
         device: Where to draw.
+        family: Sets directions apart from others of the same seed; see `Tangent`.
     """
 
     seed: int
     index: int
     spread: Spread
     device: torch.device
+    family: tuple[int, ...] = ()
 
     @property
     def tangent(self) -> Tangent:
         """The direction over the whole of all parameters."""
-        return Tangent(self.spread.offsets[-1], self.index, self.seed, self.device)
+        size = self.spread.offsets[-1]
+        return Tangent(size, self.index, self.seed, self.device, self.family)
 
     @cached_property
     def _drawing(self) -> Drawing:
