@@ -806,10 +806,10 @@ def probe(
             each: gains and steps to learn. ``"kernel"`` adds what is sampled.
         method: How ``J g`` is computed: ``"finite-difference"``, in the memory of a forward pass
             and with a step that is checked; ``"forward-ad"`` or ``"double-backward"``, to rounding,
-            in several times the memory; ``"in-place"``, finite differences on the model's own
-            parameters, which are moved and put back to the last bit, in their arithmetic and
-            without a copy of them. ``"exact"`` forms the dense Jacobian, for small models, at
-            ``min(p, k n)`` products. ``"auto"`` takes ``"exact"`` where that fits in
+            in several times the memory; ``"in-place"``, finite differences that call the model
+            itself, as sharded ones and those that keep parameters past torch's registry need, in
+            the parameters' own arithmetic. ``"exact"`` forms the dense Jacobian, for small models,
+            at ``min(p, k n)`` products. ``"auto"`` takes ``"exact"`` where that fits in
             ``max_products``, else the first of the others that works, ``"in-place"`` aside.
         dtype: Arithmetic of the probe; None keeps the model's.
         chunk_size: Tangents carried at once by forward mode; chosen if left out.
