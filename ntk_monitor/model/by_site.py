@@ -50,7 +50,9 @@ def of_draws(
         can be had.
     """
     if trials is not None:
-        return lin.by_site({name: torch.tensor(x) for name, x in trials.squares.items()})
+        return lin.by_site({
+            name: torch.tensor(x, device="cpu") for name, x in trials.squares.items()
+        })
     if count < 2:
         return {}
     h, ranks = lin.state, lin.ranks
@@ -62,7 +64,7 @@ def of_draws(
             yield torch.randn(h.shape, generator=generator, device=h.device).to(h.dtype)
 
     draws = list(lin.squares(directions()))
-    return {name: torch.tensor([draw[name] for draw in draws]) for name in draws[0]}
+    return {name: torch.tensor([draw[name] for draw in draws], device="cpu") for name in draws[0]}
 
 
 def shares(squares: Mapping[str, Tensor]) -> list[tuple[str, float, float]]:
