@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, zip_longest
 from typing import NamedTuple
 from weakref import proxy
 
@@ -246,7 +246,7 @@ class ByTrial:
         rest = images.double() - taken @ atoms.double()
         self._add_squares(own)
         return Gradients(
-            self._products(self._atoms, self._counted(found), taken),
+            self._products(self._atoms, self._vectors(found), taken, self._keys),
             _inner(own, own),
             self._products([atoms], [images], taken),
             (
@@ -271,14 +271,21 @@ class ByTrial:
         return images.flatten(2).flatten(0, 1)
 
     def _products(
-        self, atoms: Iterable[Tensor], draws: Iterable[Tensor], taken: Tensor
+        self,
+        atoms: Iterable[Tensor],
+        draws: Iterable[Tensor],
+        taken: Tensor,
+        keys: Iterable[Key] = (),
     ) -> Products:
         """Inner products of atoms, and of draws without what they have of atoms, part by part."""
         g = self.groups
         zero = torch.zeros((), dtype=torch.float64, device=self._device)
         among, mixed, whole = zero, zero, zero
-        for x, y in zip(atoms, draws, strict=True):
-            among, mixed, whole = among + _gram(x), mixed + _inner(x, y), whole + _gram(y)
+        for x, y, key in zip_longest(atoms, draws, keys):
+            of_draws = _gram(y)
+            among, mixed, whole = among + _gram(x), mixed + _inner(x, y), whole + of_draws
+            if key is not None:
+                self._add(key[0][0], of_draws.diagonal().view(-1, g).sum(1))
         rest = mixed - among @ taken.T
         left = whole - taken @ mixed - (taken @ rest).T
         return Products(
@@ -302,13 +309,6 @@ class ByTrial:
     def _vectors(self, found: Sequence[Tensor]) -> Iterator[Tensor]:
         """The gradients, a tensor of shape ``(len g, q m)`` for each kind of entries."""
         return (self._by_group(key, found) for key in self._keys)
-
-    def _counted(self, found: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The same, their squares added up."""
-        for key, vectors in zip(self._keys, self._vectors(found), strict=True):
-            squares = vectors.square().sum(1, dtype=torch.float64).view(-1, self.groups).sum(1)
-            self._add(key[0][0], squares)
-            yield vectors
 
     def _add_squares(self, own: Tensor) -> None:
         for name, gradients in self._space.split(own).items():

@@ -17,10 +17,9 @@ SHORTENED, SHORTEST = 3, 1e-3
 """How often a step is shortened at most, and to which part of it at once."""
 SMALLEST_POINT = 1e-3
 """Norm that a point of smaller norm counts as having: one that is all zero needs a step, too."""
-FINER = 4.0
-"""Of a one-sided difference, how much shorter the step is that it is checked with."""
-STRICTER = 0.5
-"""Share of the accuracy that one-sided differences must agree to: theirs is a bias."""
+COARSER = 4.0
+"""Of a one-sided difference, how much longer the step is that it is checked with: there curvature,
+which is a bias, is as much larger, and rounding, which is none, smaller."""
 
 Direction = TypeVar("Direction")
 
@@ -158,11 +157,11 @@ class Differences(Generic[Direction]):
         """How samples are taken, and the product with the first."""
         base = self._value().clone()  # a state may be a view of the parameters
         step = 0.6 * math.sqrt(self._rounding)
-        coarse, epsilon = self._product(g, step, base)
-        fine, _ = self._product(g, step / FINER, base)  # as dear as the other side: no extra
-        gap, size = self._norms(coarse - fine, coarse)
-        if not gap > STRICTER * self._accuracy * size:  # also passes what is zero or not finite
-            return Way(step, base, epsilon * size), coarse
+        image, epsilon = self._product(g, step, base)
+        coarse, _ = self._product(g, COARSER * step, base)  # as dear as the other side: no extra
+        gap, size = self._norms(coarse - image, image)
+        if gap <= self._accuracy * size or not math.isfinite(size):
+            return Way(step, base, epsilon * size), image
         self.extra += 1
         return self._choose_central(g)
 

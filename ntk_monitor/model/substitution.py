@@ -25,7 +25,9 @@ ASKING = frozenset({
     *("data_ptr", "get_device", "element_size", "untyped_storage", "storage", "requires_grad_"),
     *("is_set_to", "is_same_size", "register_hook", "is_shared", "is_pinned", "dim_order"),
 })
-"""Functions that ask something of a tensor, or look at it in another way, and compute nothing."""
+"""Functions that ask something of a tensor."""
+VIEWS = frozenset(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "data", "real"))
+"""What gives a tensor itself in another way, though by the name of those that ask."""
 
 
 class Substitution(FunctionMode):
@@ -129,7 +131,7 @@ class Substitution(FunctionMode):
         self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:  # noqa: ANN401
         """Call an operation with moved parameters in the place of those among its arguments."""
-        if name in ASKING:
+        if name in ASKING and func not in VIEWS:
             return func(*args, **kwargs)
         if name == "embedding" and (found := self._looked_up(*args, **kwargs)):
             return func(*found)
@@ -182,8 +184,11 @@ class Substitution(FunctionMode):
 
     def _move(self, numbers: Tensor, g: Tensor) -> None:
         """Move some entries, which are a copy."""
-        wide = torch.promote_types(torch.float32, numbers.dtype)
-        numbers += (g.to(wide).view(numbers.shape) * self._epsilon).to(numbers.dtype)
+        g = g.view(numbers.shape)
+        if numbers.dtype.itemsize < g.dtype.itemsize:  # the product would be rounded, or overflow
+            numbers += (g * self._epsilon).to(numbers.dtype)
+        else:
+            numbers.add_(g.to(numbers.dtype), alpha=self._epsilon)
 
     def _instead(self, tensor: Tensor) -> Tensor:
         """What an operation is given in the place of a tensor."""
@@ -238,7 +243,7 @@ class Substitution(FunctionMode):
     def _make(self, number: int, parameter: Tensor, direction: Direction) -> Tensor:
         own, place = local(parameter), place_of(parameter)
         read = direction.reader(number, parameter)
-        moved = torch.empty_like(own).copy_(own)
+        moved = own.clone()
         for piece in pieces([moved]):
             self._move(piece.numbers, read(piece.start, piece.numbers.numel()))
         row = self._untrained.get(self._names[number], -1)
