@@ -35,6 +35,7 @@ from ntk_monitor.model.by_trial import GAP, ByTrial
 from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.model.deadline import Deadline
 from ntk_monitor.model.derivative import Derivative
+from ntk_monitor.model.factor import SampledJacobian
 from ntk_monitor.model.memory import room
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.products import IN_PLACE, ProductMethod
@@ -580,9 +581,15 @@ class Probe:
                 yield torch.randn(own.shape, generator=generator, device=own.device).to(J.dtype)
 
         gaps = []
-        for z, pulled in zip(directions(), factor.pulls(directions()), strict=True):
-            forward = float(ranks.sum((own * z.double()).sum()))
-            gaps.append(relative_gap(forward - factor.inner(0, pulled), size))
+        pulls = factor.pulls
+        if isinstance(factor, SampledJacobian):  # of each process by itself: none is sent around
+            pulls = factor.pulls_here
+        for z, pulled in zip(directions(), pulls(directions()), strict=True):
+            backward = factor.inner(0, pulled)
+            forward = float((own * z.double()).sum())
+            gap = ranks.sum(torch.tensor([forward, backward], dtype=torch.float64, device="cpu"))
+            gap[1] = backward if lin.is_sharded else gap[1]
+            gaps.append(relative_gap(float(gap[0] - gap[1]), size))
             del pulled  # before the next one is made
         return math.sqrt(sum(gap**2 for gap in gaps) / len(gaps))
 

@@ -63,8 +63,11 @@ def of_draws(
             generator.manual_seed(FAMILY + (seed + i) * ranks.size + ranks.index)
             yield torch.randn(h.shape, generator=generator, device=h.device).to(h.dtype)
 
-    draws = list(lin.squares(directions()))
-    return {name: torch.tensor([draw[name] for draw in draws], device="cpu") for name in draws[0]}
+    # Of rows of each process by themselves, so that no gradients are sent around.
+    draws = list(lin.squares(directions(), here=True))
+    terms = torch.tensor([list(draw.values()) for draw in draws], device="cpu")
+    terms = terms if lin.is_sharded else ranks.sum(terms.double())
+    return lin.by_site(dict(zip(draws[0], terms.T, strict=True)))
 
 
 def shares(squares: Mapping[str, Tensor]) -> list[tuple[str, float, float]]:

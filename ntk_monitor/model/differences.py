@@ -20,6 +20,9 @@ SMALLEST_POINT = 1e-3
 COARSER = 4.0
 """Of a one-sided difference, how much longer the step is that it is checked with: there curvature,
 which is a bias, is as much larger, and rounding, which is none, smaller."""
+STRICTER = 0.25
+"""Share of the accuracy that one-sided differences must agree to, so that programs of one function,
+which round differently, have samples that differ by no more."""
 
 Direction = TypeVar("Direction")
 
@@ -160,7 +163,7 @@ class Differences(Generic[Direction]):
         image, epsilon = self._product(g, step, base)
         coarse, _ = self._product(g, COARSER * step, base)  # as dear as the other side: no extra
         gap, size = self._norms(coarse - image, image)
-        if gap <= self._accuracy * size or not math.isfinite(size):
+        if gap <= STRICTER * self._accuracy * size or not math.isfinite(size):
             return Way(step, base, epsilon * size), image
         self.extra += 1
         return self._choose_central(g)

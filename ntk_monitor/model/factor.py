@@ -56,6 +56,10 @@ class SampledJacobian:
         """``J* u`` for several ``u``; a product each."""
         return self._jacobian.pulls_apart(several)
 
+    def pulls_here(self, several: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+        """The same of this process's rows alone, where it has all parameters."""
+        return self._jacobian.pulls_apart(several, here=True)
+
     def push(self, x: list[Tensor]) -> Tensor:
         """``J x``; one product."""
         return self._jacobian.along([Given(x, self._jacobian.spread)])[0]

@@ -100,22 +100,27 @@ class ParameterJacobian(Derivative):
         """
         return self._space.split(flat)
 
-    def pulls_apart(self, several: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    def pulls_apart(
+        self, several: Iterable[Tensor], *, here: bool = False
+    ) -> Iterator[list[Tensor]]:
         """``J* u`` for several ``u``, from one evaluation where that can be; a product each.
 
         Args:
             several: Each of shape ``(B, T, n)``.
+            here: Whether to leave the gradients of this process's rows as they are, where it has
+                all parameters.
 
         Yields:
             The gradients of ``<u, h>``, summed over processes, in the order of the parameters.
         """
+        ranks = ALONE if here and not self._forward.is_sharded else self._ranks
         go_back: Callable[[Tensor], dict[str, Tensor | None]] | None = None
         for u in several:
             self.products += 1
             with self.quiet("reversible"):
                 if go_back is None or not self._forward.keeps_graph:
                     go_back = self._record()
-                summed = self._forward.summed(go_back(u), self._ranks)
+                summed = self._forward.summed(go_back(u), ranks)
             yield [
                 summed.pop(name) if name in summed else torch.zeros_like(p)
                 for name, p in self.parameters.items()

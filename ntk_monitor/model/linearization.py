@@ -133,6 +133,11 @@ class Linearization:
         return self._state.valid
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether each process has a part of the parameters."""
+        return self._forward.is_sharded
+
+    @property
     def rows(self) -> int:
         """How many rows the state has, ``k = B T``."""
         return self.state.shape[0] * self.state.shape[1]
@@ -424,25 +429,29 @@ class Linearization:
             leaf, outputs = given
             every.append(self._directly(leaf, outputs[which], e))
         del given
-        yield from zip(every, self.squares(every), strict=True)
+        yield from zip(every, map(self.by_site, self.squares(every)), strict=True)
 
-    def squares(self, directions: Iterable[Tensor]) -> Iterator[dict[str, float]]:
-        r""":math:`\|J^* q\|^2` as a sum over weight sites, and over the other parameters.
+    def squares(
+        self, directions: Iterable[Tensor], *, here: bool = False
+    ) -> Iterator[dict[str, float]]:
+        r""":math:`\|J^* q\|^2` as a sum over wide sites, and over all other parameters.
 
         Args:
             directions: This process's rows of ``q``, each of shape ``(B, T, n)``.
+            here: Whether ``q`` is zero in all other processes, for each of them in turn: then these
+                are the terms of this one, but of sharded parameters.
 
         Yields:
-            The terms by name, a bias counting with its weight; one product each.
+            The terms by name; see `by_site`. One product each.
         """
         if self._is_at_sites:
             factor = self._at_sites()
             for at_sites in factor.pulls(directions):
-                yield self.by_site(factor.squares(at_sites))
+                yield factor.squares(at_sites)
         elif self.parameters:
-            for pulled in self.jacobian.pulls_apart(directions):
+            for pulled in self.jacobian.pulls_apart(directions, here=here):
                 found = dict(zip(self.parameters, pulled, strict=True))
-                yield self.by_site(self._forward.squares(found))
+                yield self._forward.squares(found)
         else:
             yield from ({} for _ in directions)
 

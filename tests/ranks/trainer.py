@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 
 from ntk_monitor import StallAlert
 from ntk_monitor.monitor.transformers import NTKTrainerCallback
+from ranks.data_parallel import by_samples_alone
 
 WORLD = 2
 """All batches of a step are as large as those of this many processes together."""
@@ -54,6 +55,7 @@ def train(folder: Path, *, watched: bool, shuffle: bool = True) -> dict[str, Any
 
 
 def main(folder: Path) -> None:
+    by_samples_alone()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     found = {
