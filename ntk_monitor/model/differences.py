@@ -56,8 +56,9 @@ class Differences(Generic[Direction]):
 
     with ``f(theta)`` computed once: half the evaluations, and an error of curvature ``eta`` beside
     that of rounding ``u / eta``, so ``eta`` is ``0.6 u^(1/2)``. The first product checks it: with a
-    step a quarter as long it must agree to half the accuracy; where it does not, samples are taken
-    by central differences. So they are in float64, which one asks for to be exact.
+    step four times as long it must agree to a quarter of the accuracy, so that its own curvature is
+    below a third of that; where it does not, samples are taken by central differences. So they are
+    in float64, which one asks for to be exact.
 
     That is good for directions that change the function about as much. One that changes it more
     than `REACH` times as much, ``epsilon ||J g||``, as leading directions do, is done again with a
