@@ -235,6 +235,8 @@ class ByTrial:
         """The gradients of a round; a product each, and one pass for all rounds."""
         self._jacobian.products += len(indices)
         self._drawn = indices.stop
+        if not indices.start:  # a measurement that begins anew
+            self.squares = {}
         w = self._cotangents(indices)
         found = self._ahead.pop(indices, None) or self._sensitivities(w)
         own = self._own_gradients(found)
@@ -312,7 +314,8 @@ class ByTrial:
 
     def _add_squares(self, own: Tensor) -> None:
         for name, gradients in self._space.split(own).items():
-            self._add(name, gradients.flatten(1).square().sum(1, dtype=torch.float64))
+            flat = gradients.reshape(len(own), -1)  # a single number has no axis
+            self._add(name, flat.square().sum(1, dtype=torch.float64))
 
     def _add(self, name: str, squares: Tensor) -> None:
         """Add the squares of a round; those of several groups of a weight together."""

@@ -143,4 +143,5 @@ class ParameterSpace:
         Returns:
             Shape ``(*batch, p)``.
         """
-        return torch.cat([t.flatten(batch_dims) for t in tensors], dim=-1)
+        # A single number has no axis of its own.
+        return torch.cat([t.reshape(*t.shape[:batch_dims], -1) for t in tensors], dim=-1)

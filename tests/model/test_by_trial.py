@@ -305,3 +305,27 @@ def test_what_a_site_adds_to_the_trace_is_what_autograd_says() -> None:
     total = sum(squares.values())
     wanted = {site: square / total for site, square in squares.items()}
     assert dict(shot.trace_by_site) == pytest.approx(wanted)
+
+
+def test_a_measurement_that_begins_anew_counts_its_own_draws() -> None:
+    """As where the state is detached on the way, and double backward takes over."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h, hidden = x.new_zeros(B, 3), []
+        for i, each in enumerate(x.unbind(1)):
+            h = torch.tanh(m.inside(h.detach() if i == 2 else h) + m.outside(each))
+            hidden.append(h)
+        return m.readout(m.state(torch.stack(hidden, 1) * m.gain))
+
+    torch.manual_seed(0)
+    net = Made(
+        forward, inside=nn.Linear(3, 3), outside=nn.Linear(4, 3), state=nn.Identity(),
+        readout=nn.Linear(3, 2), gain=nn.Parameter(torch.tensor(0.7)),
+    )  # fmt: skip
+    settings: dict[str, Any] = {"state": "state", "modes": 0}
+    x = torch.randn(B, T, 4)
+    exact = dict(probe(net, x, method="exact", **settings).trace_by_site)
+    shot = probe(net, x, max_products=60, **settings)
+    assert shot.method == "double-backward" or shot.scheme == "exact"
+    for (site, share), error in zip(shot.trace_by_site, shot.trace_by_site_stderr, strict=True):
+        assert abs(share - exact[site]) < 5 * error + 0.02
