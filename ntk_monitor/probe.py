@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -35,7 +35,6 @@ from ntk_monitor.model.by_trial import GAP, ByTrial
 from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.model.deadline import Deadline
 from ntk_monitor.model.derivative import Derivative
-from ntk_monitor.model.factor import SampledJacobian
 from ntk_monitor.model.memory import room
 from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.products import IN_PLACE, ProductMethod
@@ -534,8 +533,7 @@ class Probe:
         """Compare both directions of differentiation on one random pair; two products."""
         factor, ranks = lin.factor(seed), lin.ranks
         y = factor.sample(range(1))[0]
-        generator = torch.Generator(device=y.device).manual_seed(seed + ranks.index)
-        z = torch.randn(y.shape, generator=generator, device=y.device).to(y.dtype)
+        (z,) = lin.directions(1, seed)
         size = math.sqrt(ranks.sum(y.double().square().sum()))
         forward = float(ranks.sum((y.double() * z.double()).sum()))
         error = relative_gap(forward - factor.inner(0, factor.pull(z)), size)
@@ -571,20 +569,11 @@ class Probe:
 
     def _gap_of(self, lin: Linearization, factor: Factor[Any], own: Tensor, seed: int) -> float:
         """The gap for one product."""
-        J, ranks = lin.jacobian, lin.ranks
+        ranks, gaps = lin.ranks, []
         size = math.sqrt(ranks.sum(own.square().sum()))
-
-        def directions() -> Iterator[Tensor]:
-            for i in range(PAIRS):
-                generator = torch.Generator(device=own.device)
-                generator.manual_seed(seed + i * ranks.size + ranks.index)
-                yield torch.randn(own.shape, generator=generator, device=own.device).to(J.dtype)
-
-        gaps = []
-        pulls = factor.pulls
-        if isinstance(factor, SampledJacobian):  # of each process by itself: none is sent around
-            pulls = factor.pulls_here
-        for z, pulled in zip(directions(), pulls(directions()), strict=True):
+        # Of rows of each process by themselves, so that no gradients are sent around.
+        every = factor.pulls(lin.directions(PAIRS, seed), here=True)
+        for z, pulled in zip(lin.directions(PAIRS, seed), every, strict=True):
             backward = factor.inner(0, pulled)
             forward = float((own * z.double()).sum())
             gap = ranks.sum(torch.tensor([forward, backward], dtype=torch.float64, device="cpu"))

@@ -17,7 +17,7 @@ from ntk_monitor.model import Linearization, quiet
 from ntk_monitor.model.derivative import Derivative, Products
 from ntk_monitor.model.finite_difference import FiniteDifference
 from ntk_monitor.model.parameters import ParameterSpace
-from ntk_monitor.model.products import AUTOMATIC, make_products
+from ntk_monitor.model.products import EXACT, make_products
 from ntk_monitor.model.second_pass import counts_of
 from ntk_monitor.model.spread import Spread, place_of
 from ntk_monitor.model.step import Comparison
@@ -211,10 +211,7 @@ class LossMap:
             grads = self._forward.gradients(
                 found.loss.reshape(()), self._leaves, found.loss.new_ones(()) / self.ranks.size
             )
-            moving = self._forward.gradients(
-                self._graph, self._leaves, torch.zeros_like(self._graph)
-            )
-        self._acting = [name for name, g in moving.items() if g is not None]
+        self._acting = [name for name, g in grads.items() if g is not None]
         return self.ranks.sum(self._joined(grads))
 
     def _joined(self, grads: Mapping[str, Tensor | None]) -> Tensor:
@@ -301,7 +298,7 @@ class LossMap:
 
         methods: dict[str, Products] = {
             "finite-difference": by_differences,
-            **{name: make_products(name, flat, self.theta, 1) for name in AUTOMATIC[:2]},
+            **{name: make_products(name, flat, self.theta, 1) for name in EXACT},
         }
 
         def context(kernels: Any) -> Any:  # noqa: ANN401

@@ -57,8 +57,13 @@ class Factor(Protocol[X]):
     def pull(self, u: Tensor) -> X:
         """``J* u`` for ``u`` of shape ``(B, T, n)``; one product."""
 
-    def pulls(self, several: Iterable[Tensor]) -> Iterator[X]:
-        """``J* u`` for several ``u``; a product each."""
+    def pulls(self, several: Iterable[Tensor], *, here: bool = False) -> Iterator[X]:
+        """``J* u`` for several ``u``; a product each.
+
+        Args:
+            several: Each of shape ``(B, T, n)``.
+            here: Whether this process's rows alone count, where it has all parameters.
+        """
 
     def push(self, x: X) -> Tensor:
         """``J x``, shape ``(B, T, n)``; one product."""

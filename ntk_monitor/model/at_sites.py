@@ -28,7 +28,7 @@ from ntk_monitor.model.recorder import REGISTERED, Tap
 from ntk_monitor.model.shards import Direction, Gaussian, Given, dots, inner
 from ntk_monitor.model.sites import PlacedUses, WeightSite
 from ntk_monitor.model.state import State
-from ntk_monitor.model.substitution import Substitution
+from ntk_monitor.model.substitution import MovedPasses
 
 WORTHWHILE = 2**20
 """Entries of weights from which it is worth while: below, a tangent of their own is as cheap."""
@@ -196,7 +196,7 @@ class SiteFactor:
         own = {n: forward.tensors[n] for n in names if n not in covered}
         self._own, self._spread = own, forward.spread(own.values())
         self._still = {name: row for name, row in untrained.items() if name in own}
-        self._uses: dict[int, int] = {}
+        self._passes = MovedPasses(own, self._still)
         every = [forward.tensors[n] for n in names]
         size = max(math.sqrt(sum(dots(every, every))), SMALLEST_POINT)
         self._entries = sum(forward.tensors[n].numel() for n in names)
@@ -253,15 +253,11 @@ class SiteFactor:
             site.tap: partial(self._at_site, given, i, epsilon)
             for i, site in enumerate(self._sites)
         }
+        edit = Edit(made=making)
         if not self._own:
-            return self._forward.run({}, self._where, Edit(made=making))
+            return self._forward.run({}, self._where, edit)
         own = self._own_part(direction) if epsilon else None
-        moving = Substitution(self._own, self._still, own, epsilon, self._uses or None)
-        state = self._forward.run_with(moving, self._where, Edit(made=making))
-        if not self._uses:
-            moving.require(self._own)
-            self._uses.update(moving.uses)
-        return state
+        return self._passes(lambda m: self._forward.run_with(m, self._where, edit), own, epsilon)
 
     def _products(self, directions: Sequence[int | AtSites], *, sampled: bool) -> Tensor:
         before = self._differences.extra
@@ -282,15 +278,17 @@ class SiteFactor:
         """``J* u``; one product."""
         return next(self.pulls([u]))
 
-    def pulls(self, several: Iterable[Tensor]) -> Iterator[AtSites]:
+    def pulls(self, several: Iterable[Tensor], *, here: bool = False) -> Iterator[AtSites]:
         """``J* u`` for several ``u``, from one evaluation; a product each.
 
         Args:
             several: Each of shape ``(B, T, n)``.
+            here: No matter: sites are met by one process alone.
 
         Yields:
             The directions.
         """
+        del here
         leaves = [
             torch.zeros(*self.shape_out[:2], site.units, dtype=self.dtype, device=self.device)
             for site in self._sites

@@ -7,7 +7,7 @@ With ``J_l`` the columns of the parameters of site ``l`` the trace is ``sum_l ||
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -55,18 +55,10 @@ def of_draws(
         })
     if count < 2:
         return {}
-    h, ranks = lin.state, lin.ranks
-
-    def directions() -> Iterator[Tensor]:
-        for i in range(count):
-            generator = torch.Generator(device=h.device)
-            generator.manual_seed(FAMILY + (seed + i) * ranks.size + ranks.index)
-            yield torch.randn(h.shape, generator=generator, device=h.device).to(h.dtype)
-
     # Of rows of each process by themselves, so that no gradients are sent around.
-    draws = list(lin.squares(directions(), here=True))
+    draws = list(lin.squares(lin.directions(count, FAMILY + seed), here=True))
     terms = torch.tensor([list(draw.values()) for draw in draws], device="cpu")
-    terms = terms if lin.is_sharded else ranks.sum(terms.double())
+    terms = terms if lin.is_sharded else lin.ranks.sum(terms.double())
     return lin.by_site(dict(zip(draws[0], terms.T, strict=True)))
 
 

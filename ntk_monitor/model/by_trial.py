@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import accumulate, pairwise, zip_longest
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 from weakref import proxy
 
@@ -160,7 +160,7 @@ class ByTrial:
         self._space = ParameterSpace({name: t.shape for name, t in own.items()})
         self._still = self._space.rows({n: row for n, row in untrained.items() if n in own})
         self._graph: tuple[Tensor, list[Tensor]] | None = None
-        self.squares, self._drawn = {}, 0
+        self.squares = {}
         self._keys = {site.key: (site.activity.shape[2], site.units) for site in sites}
         self._directions = torch.empty(0, *self._shape, dtype=self._dtype, device=self._device)
         self._ahead: dict[range, list[Tensor]] = {}
@@ -234,9 +234,6 @@ class ByTrial:
     def gradients(self, indices: range) -> Gradients:
         """The gradients of a round; a product each, and one pass for all rounds."""
         self._jacobian.products += len(indices)
-        self._drawn = indices.stop
-        if not indices.start:  # a measurement that begins anew
-            self.squares = {}
         w = self._cotangents(indices)
         found = self._ahead.pop(indices, None) or self._sensitivities(w)
         own = self._own_gradients(found)
@@ -246,9 +243,17 @@ class ByTrial:
         sizes = self._core.factor.double().square().sum(0).repeat_interleave(self._shape[2])
         s, g = len(w), self.groups
         rest = images.double() - taken @ atoms.double()
-        self._add_squares(own)
+        squares = {
+            name: x.reshape(s, -1).square().sum(1, dtype=torch.float64)  # also of single numbers
+            for name, x in self._space.split(own).items()
+        }
+        kernel = self._products(self._atoms, self._vectors(found), taken, squares)
+        if not indices.start:  # a measurement that begins anew
+            self.squares = {}
+        for name, x in squares.items():
+            self.squares.setdefault(name, []).extend(x.tolist())
         return Gradients(
-            self._products(self._atoms, self._vectors(found), taken, self._keys),
+            kernel,
             _inner(own, own),
             self._products([atoms], [images], taken),
             (
@@ -277,17 +282,29 @@ class ByTrial:
         atoms: Iterable[Tensor],
         draws: Iterable[Tensor],
         taken: Tensor,
-        keys: Iterable[Key] = (),
+        squares: dict[str, Tensor] | None = None,
     ) -> Products:
-        """Inner products of atoms, and of draws without what they have of atoms, part by part."""
+        """Inner products of atoms, and of draws without what they have of atoms, part by part.
+
+        Args:
+            atoms: Of each kind of entries, or of the core.
+            draws: Likewise.
+            taken: What each draw has of each atom.
+            squares: Takes those of each draw, by the first name of each kind of entries.
+
+        Returns:
+            The sums over all parts.
+        """
         g = self.groups
         zero = torch.zeros((), dtype=torch.float64, device=self._device)
         among, mixed, whole = zero, zero, zero
-        for x, y, key in zip_longest(atoms, draws, keys):
+        names = [None] if squares is None else [key[0][0] for key in self._keys]
+        for x, y, name in zip(atoms, draws, names, strict=True):
             of_draws = _gram(y)
             among, mixed, whole = among + _gram(x), mixed + _inner(x, y), whole + of_draws
-            if key is not None:
-                self._add(key[0][0], of_draws.diagonal().view(-1, g).sum(1))
+            if squares is not None and name is not None:
+                own = of_draws.diagonal().view(-1, g).sum(1)
+                squares[name] = squares[name] + own if name in squares else own
         rest = mixed - among @ taken.T
         left = whole - taken @ mixed - (taken @ rest).T
         return Products(
@@ -311,19 +328,6 @@ class ByTrial:
     def _vectors(self, found: Sequence[Tensor]) -> Iterator[Tensor]:
         """The gradients, a tensor of shape ``(len g, q m)`` for each kind of entries."""
         return (self._by_group(key, found) for key in self._keys)
-
-    def _add_squares(self, own: Tensor) -> None:
-        for name, gradients in self._space.split(own).items():
-            flat = gradients.reshape(len(own), -1)  # a single number has no axis
-            self._add(name, flat.square().sum(1, dtype=torch.float64))
-
-    def _add(self, name: str, squares: Tensor) -> None:
-        """Add the squares of a round; those of several groups of a weight together."""
-        known, new = self.squares.setdefault(name, []), squares.tolist()
-        begun = self._drawn - len(new)
-        if len(known) > begun:
-            new = [x + y for x, y in zip(known[begun:], new, strict=True)]
-        known[begun:] = new
 
     def _by_group(self, key: Key, found: Sequence[Tensor]) -> Tensor:
         total: Tensor | None = None

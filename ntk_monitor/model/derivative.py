@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ntk_monitor.model.kernels import Kernels
 from ntk_monitor.model.memory import is_out_of_memory, release_memory
-from ntk_monitor.model.products import IN_PLACE, Function, TangentProducts, make_products
+from ntk_monitor.model.products import EXACT, IN_PLACE, Function, TangentProducts, make_products
 from ntk_monitor.operators import LinearOperator
 from ntk_monitor.operators.base import Shape
 from ntk_monitor.ranks import ALONE, Ranks
@@ -244,9 +244,8 @@ def differentiate(
     Returns:
         The operator.
     """
-    methods = {
-        method: make_products(method, function, at, chunk_size)
-        for method in ("forward-ad", "double-backward")
+    methods: dict[str, Products] = {
+        method: make_products(method, function, at, chunk_size) for method in EXACT
     }
     shape_in, evaluate = tuple(at.shape), evaluating(function, at)
     return Derivative(name, shape_in, value, methods, quiet, evaluate)

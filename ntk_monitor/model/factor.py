@@ -52,13 +52,9 @@ class SampledJacobian:
         """``J* u``, a tensor for each parameter; one product."""
         return next(self.pulls([u]))
 
-    def pulls(self, several: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-        """``J* u`` for several ``u``; a product each."""
-        return self._jacobian.pulls_apart(several)
-
-    def pulls_here(self, several: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-        """The same of this process's rows alone, where it has all parameters."""
-        return self._jacobian.pulls_apart(several, here=True)
+    def pulls(self, several: Iterable[Tensor], *, here: bool = False) -> Iterator[list[Tensor]]:
+        """``J* u`` for several ``u``; a product each. See `ParameterJacobian.pulls_apart`."""
+        return self._jacobian.pulls_apart(several, here=here)
 
     def push(self, x: list[Tensor]) -> Tensor:
         """``J x``; one product."""

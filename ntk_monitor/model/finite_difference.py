@@ -12,7 +12,7 @@ from ntk_monitor.model.parameters import ParameterSpace
 from ntk_monitor.model.products import TangentProducts, Tangents
 from ntk_monitor.model.shards import Direction, Given, norm, require_separate
 from ntk_monitor.model.spread import Spread
-from ntk_monitor.model.substitution import Substitution
+from ntk_monitor.model.substitution import MovedPasses, Substitution
 from ntk_monitor.ranks import ALONE, Ranks
 
 
@@ -55,27 +55,19 @@ class FiniteDifference(TangentProducts):
         self._space = ParameterSpace({name: p.shape for name, p in parameters.items()})
         self._spread = spread
         size = max(norm(self._parameters, spread), SMALLEST_POINT)
-        uses: dict[int, int] = {}
-
-        def evaluated(direction: Direction | None, epsilon: float) -> Tensor:
-            moving = Substitution(parameters, untrained, direction, epsilon, uses or None)
-            found = value(moving)
-            if not uses:
-                moving.require(parameters if used is None else used)
-                uses.update(moving.uses)
-            return found
+        evaluated = MovedPasses(parameters, untrained, used)
 
         def difference(
             direction: Direction, step: float, base: Tensor | None
         ) -> tuple[Tensor, float]:
             epsilon = step * size / (direction.length or 1.0)
-            ahead = evaluated(direction, epsilon)
-            behind = evaluated(direction, -epsilon) if base is None else base
+            ahead = evaluated(value, direction, epsilon)
+            behind = evaluated(value, direction, -epsilon) if base is None else base
             return ahead - behind, epsilon
 
         dtype = self._parameters[0].dtype
         self._differences = Differences[Direction](
-            difference, lambda: evaluated(None, 0.0), dtype, accuracy, ranks
+            difference, lambda: evaluated(value, None, 0.0), dtype, accuracy, ranks
         )
 
     @property

@@ -23,7 +23,7 @@ from ntk_monitor.model.calls import Call
 from ntk_monitor.model.collector import Collector
 from ntk_monitor.model.deadline import require_time
 from ntk_monitor.model.edit import Edit
-from ntk_monitor.model.guard import Guard, WriteError
+from ntk_monitor.model.guard import guarded
 from ntk_monitor.model.held import Held
 from ntk_monitor.model.kernels import open_checkpoints
 from ntk_monitor.model.memory import address_of
@@ -326,16 +326,11 @@ class ForwardMap:
             if self.step.is_watched:
                 stack.enter_context(discovery)
             if self.together:
-                stack.enter_context(WithoutMessages())  # type: ignore[no-untyped-call]
+                stack.enter_context(WithoutMessages())
             held = Held(self.module.modules())
-            guard = Guard(self.parameters.values())
             if not self._copies:
-                stack.enter_context(guard)
-            try:
-                returned = self._call(tensors)
-            finally:
-                if guard.refused:  # whatever others have made of the error
-                    raise WriteError("the step writes into parameters of the model")
+                stack.enter_context(guarded(self.parameters.values()))
+            returned = self._call(tensors)
             self._changing = held.changed()
             return returned
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from ntk_monitor.model.interception import OperationMode, written_to
 from ntk_monitor.model.memory import address_of
+
+WRITES = "the step writes into parameters of the model"
 
 
 class WriteError(RuntimeError):
     """A pass would have written to parameters of which there is no copy."""
 
 
-class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Guard(OperationMode):  # type: ignore[no-untyped-call]
     """Raises before anything is written to some memory, by whatever operation.
 
     Attributes:
@@ -29,39 +31,36 @@ class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
         Args:
             tensors: The tensors.
         """
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.refused = False
         self._addresses = {at for t in tensors if (at := address_of(t))}
 
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        """Look at what an operation writes to, and make it if it may."""
-        del types
-        kwargs = kwargs or {}
-        for written in _written(func, args, kwargs):
-            for tensor in tree_leaves(written):
-                if isinstance(tensor, Tensor) and tensor.numel():
-                    self._look_at(tensor)
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Make an operation that does not write there."""
+        for tensor in written_to(func, args, kwargs):
+            if tensor.numel() and address_of(tensor) in self._addresses:
+                self.refused = True
+                raise WriteError(WRITES)
         return func(*args, **kwargs)
 
-    def _look_at(self, tensor: Tensor) -> None:
-        if address_of(tensor) in self._addresses:
-            self.refused = True
-            raise WriteError("the step writes into parameters of the model")
 
+@contextmanager
+def guarded(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Let nothing be written to some tensors.
 
-def _written(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """The arguments that an operation writes to."""
-    schema = getattr(func, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return []
-    found = []
-    for i, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            found.append(args[i] if i < len(args) else kwargs.get(argument.name))
-    return found
+    Args:
+        tensors: The tensors.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        WriteError: If somebody tried, whatever others made of the error.
+    """
+    guard = Guard(tensors)
+    try:
+        with guard:
+            yield
+    finally:
+        if guard.refused:
+            raise WriteError(WRITES)

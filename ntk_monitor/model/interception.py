@@ -1,4 +1,4 @@
-"""Seeing every call of PyTorch's functions while something runs."""
+"""Seeing every call of PyTorch's functions, or of its operations, while something runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class FunctionMode(TorchFunctionMode):
@@ -38,3 +41,58 @@ class FunctionMode(TorchFunctionMode):
         Returns:
             What the caller gets.
         """
+
+
+class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Gets the operations that PyTorch's functions are made of, wherever they are called from."""
+
+    def __init__(self) -> None:
+        """Begin."""
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Hand an operation on."""
+        del types
+        return self.call(func, args, kwargs or {})
+
+    @abstractmethod
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Make an operation, or do something else in its place.
+
+        Args:
+            func: The operation.
+            args: Its positional arguments.
+            kwargs: Its arguments by name.
+
+        Returns:
+            What the caller gets.
+        """
+
+
+def written_to(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:  # noqa: ANN401
+    """The tensors that an operation writes to.
+
+    Args:
+        func: The operation.
+        args: Its positional arguments.
+        kwargs: Its arguments by name.
+
+    Returns:
+        Some of the arguments.
+    """
+    schema = getattr(func, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    given = dict(zip((a.name for a in schema.arguments), args, strict=False)) | kwargs
+    written = [
+        given[a.name]
+        for a in schema.arguments
+        if a.alias_info is not None and a.alias_info.is_write and a.name in given
+    ]
+    return [x for x in tree_leaves(written) if isinstance(x, Tensor)]

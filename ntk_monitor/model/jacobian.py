@@ -53,7 +53,7 @@ class ParameterJacobian(Derivative):
         """
         self.parameters = {name: forward.tensors[name] for name in names}
         self.spread = forward.spread(self.parameters.values())
-        self._forward, self._names = forward, tuple(names)
+        self._forward = forward
         # A function that does not refer to this operator, so that its memory is free with it.
         self._record = _recorder(forward, tuple(names), where, value)
         space = ParameterSpace({name: p.shape for name, p in self.parameters.items()})

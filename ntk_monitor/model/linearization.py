@@ -142,6 +142,22 @@ class Linearization:
         """How many rows the state has, ``k = B T``."""
         return self.state.shape[0] * self.state.shape[1]
 
+    def directions(self, count: int, seed: int) -> Iterator[Tensor]:
+        """Random directions of the state, others in each process.
+
+        Args:
+            count: How many.
+            seed: Names them.
+
+        Yields:
+            This process's rows of each, shape ``(B, T, n)``.
+        """
+        h, ranks = self.state, self.ranks
+        for i in range(count):
+            generator = torch.Generator(device=h.device)
+            generator.manual_seed(seed + i * ranks.size + ranks.index)
+            yield torch.randn(h.shape, generator=generator, device=h.device).to(h.dtype)
+
     def factor(self, seed: int) -> Factor[Any]:
         """The Jacobian with random tangents, as the estimators use it.
 

@@ -14,10 +14,12 @@ from torch.func import jvp, vmap
 from ntk_monitor.model.kernels import Kernels
 
 ProductMethod = Literal["forward-ad", "finite-difference", "double-backward", "in-place"]
-AUTOMATIC: tuple[ProductMethod, ...] = ("forward-ad", "double-backward", "finite-difference")
-"""Methods that work on a copy of the parameters, the exact ones first."""
+EXACT: tuple[ProductMethod, ...] = ("forward-ad", "double-backward")
+"""Methods by automatic differentiation."""
+AUTOMATIC: tuple[ProductMethod, ...] = (*EXACT, "finite-difference")
+"""Methods of which ``"auto"`` takes one, the exact ones first."""
 IN_PLACE: ProductMethod = "in-place"
-"""The method that works on the model's own parameters."""
+"""The method that calls the model itself."""
 METHODS: tuple[ProductMethod, ...] = (*AUTOMATIC, IN_PLACE)
 """All methods."""
 

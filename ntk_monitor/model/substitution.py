@@ -262,6 +262,48 @@ class Substitution(FunctionMode):
         )
 
 
+class MovedPasses:
+    """Passes of a model with moved parameters, of which it is remembered how often each is used."""
+
+    def __init__(
+        self,
+        theta: Mapping[str, Tensor],
+        untrained: Mapping[str, int],
+        used: Collection[str] | None = None,
+    ) -> None:
+        """Keep what is moved.
+
+        Args:
+            theta: The parameters; their memory must not overlap.
+            untrained: Rows that stay where they are, by name.
+            used: Names of those that a pass must use; None for all.
+        """
+        self._theta, self._untrained = theta, untrained
+        self._used = theta if used is None else used
+        self._uses: dict[int, int] = {}
+
+    def __call__(
+        self, value: Callable[[Substitution], Tensor], direction: Direction | None, epsilon: float
+    ) -> Tensor:
+        """Make one pass.
+
+        Args:
+            value: Makes it with a substitution.
+            direction: Along which the parameters are moved; None for where they are.
+            epsilon: How far.
+
+        Returns:
+            What it computes. Where a parameter was not seen to be used, `Substitution.require`
+            raises a RuntimeError.
+        """
+        moving = Substitution(self._theta, self._untrained, direction, epsilon, self._uses or None)
+        found = value(moving)
+        if not self._uses:
+            moving.require(self._used)
+            self._uses.update(moving.uses)
+        return found
+
+
 def _reach(tensor: Tensor) -> int:
     """From a tensor's first entry to behind its last one, in entries of its memory."""
     if not tensor.numel():

@@ -70,7 +70,8 @@ class Spent(LinearOperator):
     def pull(self, u: Tensor) -> Tensor:
         return self.rmatvec(u)
 
-    def pulls(self, several: Iterable[Tensor]) -> Iterator[Tensor]:
+    def pulls(self, several: Iterable[Tensor], *, here: bool = False) -> Iterator[Tensor]:
+        del here
         return map(self.rmatvec, several)
 
     def push(self, x: Tensor) -> Tensor:

@@ -7,9 +7,8 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from ntk_monitor.model.interception import FunctionMode
+from ntk_monitor.model.interception import FunctionMode, OperationMode
 from ntk_monitor.model.memory import address_of
 
 ACTIONS = ("save_checkpoint", "print", "fit", "validate", "test", "predict")
@@ -252,21 +251,14 @@ def _communicates(*_: Any, **__: Any) -> None:  # noqa: ANN401
     )
 
 
-class WithoutMessages(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class WithoutMessages(OperationMode):  # type: ignore[no-untyped-call]
     """Refuses messages to other processes, in which nobody would hear of one that fails."""
 
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Call an operation that is no message."""
-        del types
         if "c10d" in str(getattr(func, "namespace", "")):
             _communicates()
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 class WithoutWrites(FunctionMode):

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from ntk_monitor.model.interception import OperationMode, written_to
 from ntk_monitor.model.memory import address_of
 
 
@@ -38,7 +38,7 @@ class _Entry(NamedTuple):
     writes: bool
 
 
-class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Tape(OperationMode):
     """Records every operation on some tensors, and on what is computed from them.
 
     What the operations take besides is kept as it is. `replay` makes them anew, from other tensors.
@@ -46,7 +46,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         """Begin with an empty tape."""
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._entries: list[_Entry] = []
         self._slots: dict[int, int] = {}
         self._known: list[Tensor] = []
@@ -79,22 +79,14 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._slots[id(tensor)] = len(self._known) - 1
         return len(self._known) - 1
 
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Make a call, and record it if it is on something that is followed."""
-        del types
-        kwargs = kwargs or {}
         leaves, structure = tree_flatten((args, kwargs))
         self._find_views(leaves)
         if not any(isinstance(leaf, Tensor) and id(leaf) in self._slots for leaf in leaves):
             return func(*args, **kwargs)
-        written_to = _written_to(func, args, kwargs)
-        for written in written_to:
+        changed = written_to(func, args, kwargs)
+        for written in changed:
             if id(written) not in self._slots:
                 self._follow_memory(written)
         found = [
@@ -109,7 +101,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         simple = len(leaves) == len(args) and all(map(operator.is_, leaves, args))
         self._entries.append(
-            _Entry(func, found, None if simple else structure, slots, bool(written_to))
+            _Entry(func, found, None if simple else structure, slots, bool(changed))
         )
         return result
 
@@ -179,19 +171,3 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 needed.update(x.number for x in entry.arguments if type(x) is _Slot)
                 needed -= given
         return kept[::-1]
-
-
-def _written_to(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:  # noqa: ANN401
-    """The tensors that an operation writes to."""
-    schema = getattr(func, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return []
-    given = dict(zip((a.name for a in schema.arguments), args, strict=False)) | kwargs
-    written = [
-        given[a.name]
-        for a in schema.arguments
-        if a.alias_info is not None and a.alias_info.is_write and a.name in given
-    ]
-    found: list[Tensor] = []
-    tree_map(lambda x: found.append(x) if isinstance(x, Tensor) else None, written)
-    return found
