@@ -1,12 +1,16 @@
 """Products in place: the numbers of a copy, and parameters that nobody writes to."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import CASES, Case
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -214,6 +218,25 @@ def test_every_view_of_a_parameter_is_moved() -> None:
     assert torch.equal(several[..., 1], wanted)
     assert torch.equal(turned, wanted.T)
     assert torch.equal(called, 2 * wanted)
+
+
+def test_a_distributed_parameter_is_moved_and_its_transpose(tmp_path: Path) -> None:
+    """It has no memory of its own by which a view of it would be known."""
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        own, g = torch.randn(4, 6), torch.randn(4, 6)
+        parameter = nn.Parameter(distribute_tensor(own, mesh, [Shard(0)]))
+        given = Given([distribute_tensor(g, mesh, [Shard(0)])], spread_of([parameter]))
+        with moving([parameter], given), torch.no_grad():
+            found = parameter.clone(), parameter.T.clone()
+        wanted = own + 0.5 * g
+        assert torch.equal(found[0].full_tensor(), wanted)
+        assert torch.equal(found[1].full_tensor(), wanted.T)
+        assert torch.equal(parameter.full_tensor(), own)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_rows_that_are_not_trained_stay() -> None:
