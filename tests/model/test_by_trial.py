@@ -335,7 +335,9 @@ def test_a_measurement_that_begins_anew_counts_its_own_draws() -> None:
 
 
 def test_draws_that_are_taken_again_count_once() -> None:
-    _, trials = parts_of(recurrent().double(), rows().double())
+    lin, trials = parts_of(recurrent().double(), rows().double())
+    images = torch.randn(4, *lin.state.shape, dtype=torch.float64)
+    trials.take_out(images, 2, range(0))
     trials.gradients(range(4))
     once = {name: list(x) for name, x in trials.squares.items()}
     trials.gradients(range(4))
