@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from forecast_scores import horizons_around, report
+from forecast_scores import FACTOR, STAYS, happened, horizons_around, matched, report
 from forecast_trainings import Batch, Training, descend, make, names
 from results import save
 from torch import Tensor, nn
@@ -314,7 +314,45 @@ def record(name: str, *, tangent: bool = False) -> dict[str, Any]:
             begin = time.perf_counter()
             training.step()
             seconds += time.perf_counter() - begin
-    return found | {"seconds": seconds}
+    found["seconds"] = seconds
+    go_on(training, modes, found)
+    return found
+
+
+def go_on(training: Training, modes: Modes, found: dict[str, Any]) -> None:
+    """Train beyond the planned steps, to know what a forecast was wrong or right by.
+
+    A mode that was forecast within the training and is not learned in it may be learned a little
+    later: the forecast is right by a factor of 5 if so. Trainings whose rate has ended at zero are
+    over.
+
+    Args:
+        training: After its planned steps.
+        modes: Of its target.
+        found: What is known of it; ``later`` and ``later learned`` are added.
+    """
+    found["later"], found["later learned"] = [], []
+    if all(group["lr"] == 0 for group in training.optimizer.param_groups):
+        return
+    planned, waits = training.steps, []
+    for forecast in found["forecasts"]:
+        step, said = forecast["step"], forecast["said"]["modes"]
+        now = found["learned"][found["steps"].index(step)]
+        for mode, told in zip(matched(said, found["sigma"], now), said, strict=True):
+            if mode >= 0 and now[mode] < 0.9 and told["steps"] <= planned - step:
+                waits.append((mode, step, step + FACTOR * max(told["steps"], 1.0)))
+    step = planned
+    while any(step <= min(until, _settled(found, mode, since)) for mode, since, until in waits):
+        for _ in range(max(1, planned // POINTS)):
+            training.step()
+            step += 1
+        found["later"].append(step)
+        found["later learned"].append([_short(v) for v in measure(training, modes).learned])
+
+
+def _settled(found: dict[str, Any], mode: int, since: int) -> float:
+    """The step at which it is known that a mode is learned."""
+    return since + happened(found, mode, since) + STAYS * found["planned"]
 
 
 def _short(value: float) -> float:

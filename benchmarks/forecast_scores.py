@@ -2,7 +2,8 @@
 
 *Time*: steps until a mode is learned (0.9, and above 0.85 for the next 2 % of the training). Right
 is a factor of 5 either way, or more steps than remain where the mode is not learned in them; modes
-that are learned already are left out. *Loss*: within 25 %, so many steps ahead; with mini-batches
+that are learned already are left out. Trainings go on beyond their end as far as it takes to tell
+the factor. *Loss*: within 25 %, so many steps ahead; with mini-batches
 what happened is a median over a tenth of these steps either way. *Rates*, with full batches only:
 the rate of the next step against the optimizer's own step in float64, within 1 %.
 """
@@ -22,6 +23,8 @@ FACTOR, BAND, EXACT = 5.0, math.log(1.25), 0.01
 """What counts as right: of times, of the logarithm of losses, and of rates."""
 TARGETS = {"MSE": 0.85, "CE": 0.75, 10: 0.9, 30: 0.7}
 """Shares that should be right, of times by loss and of losses by steps ahead."""
+STAYS = 0.02
+"""Share of the training for which a mode that is learned must stay so, nearly."""
 FLAT = 1e-7
 """Rates below this are compared with it: they are zero to rounding."""
 AT = ("0 %", "5 %", "30 %")
@@ -93,11 +96,12 @@ def matched(said: Sequence[Case], sigma: Sequence[float], learned: Sequence[floa
 
 
 def happened(run: Case, mode: int, step: int) -> float:
-    """Steps after a step until a mode is learned; infinite where it is not."""
-    after = [(s, row[mode]) for s, row in zip(run["steps"], run["learned"], strict=True)]
+    """Steps after a step until a mode is learned; infinite where it is not, as far as is known."""
+    steps, learned = run["steps"] + run["later"], run["learned"] + run["later learned"]
+    after = [(s, row[mode]) for s, row in zip(steps, learned, strict=True)]
     for s, value in after:
         if s > step and value >= 0.9:
-            following = [v for t, v in after if s <= t <= s + 0.02 * run["planned"]]
+            following = [v for t, v in after if s <= t <= s + STAYS * run["planned"]]
             if min(following) >= 0.85:
                 return s - step
     return math.inf
@@ -110,8 +114,10 @@ def soon(steps: float) -> float:
 
 def verdict(said: float, true: float, remaining: float) -> str:
     """Whether a time was right, and how not."""
+    if true > remaining and said > remaining:
+        return "rightly not"
     if math.isinf(true):
-        return "rightly not" if said > remaining else "never came"
+        return "never came"
     if math.isnan(said) or said > FACTOR * true:
         return "too late"
     return "too early" if said < true / FACTOR else "right"
@@ -179,7 +185,7 @@ def cases_of(run: Case) -> dict[str, list[Case]]:
             true = happened(run, number, step)
             line = (0.9 - learned[number]) / rising[number] if rising[number] > 0 else math.inf
             low, high = mode["band"]
-            inside = high > remaining if math.isinf(true) else low <= true <= high
+            inside = high > remaining if true > remaining else low <= true <= high
             found["time"].append(
                 here
                 | {
@@ -225,8 +231,8 @@ def correct(what: str) -> Callable[[Case], bool]:
 
 def time_row(cases: Sequence[Case]) -> dict[str, Any]:
     """How times did."""
-    came = [case for case in cases if not math.isinf(case["true"])]
-    never = [case for case in cases if math.isinf(case["true"])]
+    came = [case for case in cases if case["true"] <= case["remaining"]]
+    never = [case for case in cases if case["true"] > case["remaining"]]
     return {
         "trainings": len({case["name"] for case in cases}),
         "cases": len(cases),
