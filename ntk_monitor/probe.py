@@ -163,6 +163,7 @@ class Probe:
         self._missed: set[str] = set()
         self.order: tuple[str, ...] = PREFERENCE
         self._compared: set[Any] = set()
+        self._by_graph: dict[Any, bool | None] = {}
         self._at_sites: dict[Any, bool] = {}
         self._apart: dict[Any, bool] = {}
 
@@ -384,8 +385,12 @@ class Probe:
         if lin.jacobian.method == IN_PLACE:
             told = (NO_COPY,) if setting.descent is not None and targets else ()
             return Predicted(loss=lin.loss, remarks=told)
+        key = (id(lin.module), lin.modules, lin.parameters)
+        setting = setting._replace(by_graph=self._by_graph.get(key))
         try:
-            return predict(lin, targets, pulled, setting)
+            found = predict(lin, targets, pulled, setting)
+            self._by_graph[key] = found.by_graph
+            return found
         except (RankError, TimeoutError):
             raise
         except Exception as error:

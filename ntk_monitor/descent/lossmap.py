@@ -16,8 +16,14 @@ from torch import Tensor
 from ntk_monitor.model import Linearization, quiet
 from ntk_monitor.model.derivative import Derivative, Products
 from ntk_monitor.model.finite_difference import FiniteDifference
+from ntk_monitor.model.memory import saved_tensors
 from ntk_monitor.model.parameters import ParameterSpace
-from ntk_monitor.model.products import EXACT, make_products
+from ntk_monitor.model.products import (
+    EXACT,
+    RecordedDoubleBackward,
+    TangentProducts,
+    make_products,
+)
 from ntk_monitor.model.second_pass import counts_of
 from ntk_monitor.model.spread import Spread, place_of
 from ntk_monitor.model.step import Comparison
@@ -31,6 +37,15 @@ NEGLIGIBLE = 1e-3
 """Share of the gradient's size below which the loss counts as a function of the outputs alone."""
 AGREES = 1e-3
 """Relative difference up to which a loss computed anew is the one that was computed."""
+
+
+FEW, SMALL = 512, 2**24
+"""Tensors, and bytes, that a graph keeps at most where products go through one recorded graph:
+with few operations that is faster than calling the model again, and with few bytes it may be
+kept."""
+SEES_ALL = 0.01
+"""Relative difference from finite differences up to which such products see all that moves the
+outputs."""
 
 
 class NoLossError(ValueError):
@@ -70,6 +85,8 @@ class LossMap:
         space: How the trained parameters form a flat vector.
         theta: Their values, flat.
         products: The derivative of the outputs in them.
+        by_graph: Whether products through a recorded graph see all that moves the outputs; None
+            where that is not known. What a step detaches they do not see.
     """
 
     def __init__(
@@ -78,6 +95,7 @@ class LossMap:
         guess: Callable[[Tensor], Tensor] | None = None,
         theta: Tensor | None = None,
         accuracy: float = 0.002,
+        by_graph: bool | None = None,
     ) -> None:
         """Record one pass.
 
@@ -86,11 +104,12 @@ class LossMap:
             guess: The loss of the outputs, where no step function tells it.
             theta: Values of the trained parameters; their own where left out.
             accuracy: Relative agreement that finite differences must show.
+            by_graph: See the attribute.
 
         Raises:
             NoLossError: If there is no loss that can be computed anew, or no output of it.
         """
-        self._lin, self._guess = lin, guess
+        self._lin, self._guess, self.by_graph = lin, guess, by_graph
         self._others: list[LossMap] = []
         self._forward = lin._forward
         self.ranks: Ranks = lin.ranks
@@ -101,8 +120,9 @@ class LossMap:
         split = self.space.split(self.theta)
         leaves = {name: split[name].detach().clone().requires_grad_() for name in names}
         self._leaves = leaves
-        with self._quiet(), torch.enable_grad():
+        with self._quiet(), torch.enable_grad(), saved_tensors() as saved:
             found = self._pass(leaves)
+        self._is_small = saved.tensors <= FEW and saved.size <= SMALL
         self._found = found
         self._numbers = [n for n in sorted(found.raw) if found.raw[n].requires_grad]
         if not self._numbers:
@@ -137,7 +157,7 @@ class LossMap:
         Returns:
             Another loss map.
         """
-        other = LossMap(self._lin, self._guess, theta)
+        other = LossMap(self._lin, self._guess, theta, by_graph=self.by_graph)
         self._others.append(other)
         return other
 
@@ -296,10 +316,25 @@ class LossMap:
         def flat(theta: Tensor) -> Tensor:
             return outputs_at(self.space.split(theta))
 
+        def record() -> tuple[Tensor, list[Tensor]]:
+            leaves = {name: t.detach().clone().requires_grad_() for name, t in theta.items()}
+            return outputs_at(leaves), list(leaves.values())
+
+        def check(g: Tensor, image: Tensor) -> None:
+            if self.by_graph is None:
+                self.by_graph = self._sees_all(by_differences(), g, image)
+            if not self.by_graph:
+                raise RuntimeError("a step detaches what moves its outputs")
+
         methods: dict[str, Products] = {
             "finite-difference": by_differences,
             **{name: make_products(name, flat, self.theta, 1) for name in EXACT},
         }
+        if self._is_small and self.by_graph is not False and lin.ranks.size == 1:
+            recorded = RecordedDoubleBackward(
+                record, lambda g: list(self.space.split(g).values()), check
+            )
+            methods = {"recorded": recorded, **methods}
 
         def context(kernels: Any) -> Any:  # noqa: ANN401
             return quiet(self._forward.module, kernels=kernels)
@@ -314,6 +349,16 @@ class LossMap:
             (),
             lin.ranks,
         )
+
+    def _sees_all(self, differences: TangentProducts, g: Tensor, image: Tensor) -> bool:
+        """Whether a product is that of finite differences, where these settle."""
+        try:
+            with quiet(self._forward.module, kernels=differences.kernels):
+                wanted = differences(g[None])[0]
+        except (RuntimeError, FloatingPointError) as error:
+            return isinstance(error, FloatingPointError)
+        gap, size = (float(torch.linalg.vector_norm(x)) for x in (image - wanted, wanted))
+        return gap <= SEES_ALL * size
 
     def _outputs(self, theta: Mapping[str, Tensor]) -> Mapping[int, Tensor]:
         lin = self._lin

@@ -61,6 +61,7 @@ class Predicted:
         instruments: Gradient and update.
         modes: One for each target mode; none without an optimizer.
         remarks: What was not measured.
+        by_graph: See `LossMap`; known after the first products.
     """
 
     loss: float | None = None
@@ -69,6 +70,7 @@ class Predicted:
     instruments: Instruments | None = None
     modes: tuple[PredictedMode, ...] = ()
     remarks: tuple[str, ...] = ()
+    by_graph: bool | None = None
 
 
 class Watched(NamedTuple):
@@ -199,12 +201,14 @@ class Setting(NamedTuple):
         horizon: Steps that remain, or inf.
         second: Another batch of the training; None for none.
         source: A batch of the training, where the one that is probed is none; None where it is.
+        by_graph: What is known of it from an earlier prediction; see `LossMap`.
     """
 
     descent: Descent | None
     horizon: float = math.inf
     second: Any = None
     source: Any = None
+    by_graph: bool | None = None
 
 
 def predict(
@@ -224,17 +228,21 @@ def predict(
     Returns:
         The prediction; what could not be had is left out, with a remark.
     """
+    known = setting.by_graph
     try:
-        observed = LossMap(lin, guess=_guess(lin, targets))
+        observed = LossMap(lin, _guess(lin, targets), by_graph=known)
     except NoLossError as error:
         return Predicted(loss=lin.loss, remarks=_told(lin, error))
     with closing(observed):
         modes = watched(observed, targets, pulled)
         if setting.source is None:
-            return _Prediction(observed, observed, modes, lin, pulled, setting).predicted()
+            found = _Prediction(observed, observed, modes, lin, pulled, setting).predicted()
+            return replace(found, by_graph=observed.by_graph)
         other = lin.on(setting.source)
-        with closing(LossMap(other, guess=_guess(other, _targets_of(other)))) as source:
-            return _Prediction(source, observed, modes, lin, pulled, setting).predicted()
+        guess = _guess(other, _targets_of(other))
+        with closing(LossMap(other, guess, by_graph=known)) as source:
+            found = _Prediction(source, observed, modes, lin, pulled, setting).predicted()
+            return replace(found, by_graph=source.by_graph)
 
 
 def _told(lin: Linearization, error: Exception) -> tuple[str, ...]:
@@ -473,7 +481,8 @@ class _Prediction:
             return None, []
         try:
             lin = self.lin.on(self.setting.second)
-            second = LossMap(lin, guess=_guess(lin, _targets_of(lin)))
+            guess = _guess(lin, _targets_of(lin))
+            second = LossMap(lin, guess, by_graph=self.source.by_graph)
         except (NoLossError, ValueError, RuntimeError):
             if self.ranks.size > 1:
                 raise

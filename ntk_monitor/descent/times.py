@@ -14,6 +14,7 @@ from ntk_monitor.descent.forecast import BELIEVED, Vector
 GROWTH = 1.3
 """What the speed of learning may grow by in a third of the steps in which it is believed."""
 ROUNDING = 1e-9
+"""Below it a rise is none, and growth is as good as none."""
 FARTHEST = 1e12
 """Steps beyond which a mode is never learned."""
 
@@ -75,7 +76,7 @@ def _going_on(
     marks = [end * share for share in (0, 1 / 3, 2 / 3, 1)]
     c = [float(np.interp(mark, steps, learned)) for mark in marks]
     u = [rates_until(mark) for mark in marks]
-    if min(b - a for a, b in itertools.pairwise(u)) <= 0:
+    if min(b - a for a, b in itertools.pairwise(u)) <= 0 or max(c) - min(c) <= ROUNDING:
         return math.inf
     before, now = (c[2] - c[1]) / (u[2] - u[1]), (c[3] - c[2]) / (u[3] - u[2])
     if now <= 0:  # it comes and goes: a third of its mean speed

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -73,3 +76,34 @@ def address_of(tensor: Tensor) -> int | None:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):
         return None
+
+
+@dataclass
+class Saved:
+    """What graphs keep to go backward.
+
+    Attributes:
+        tensors: How many tensors.
+        size: Their bytes, those that are kept several times counted as often.
+    """
+
+    tensors: int = 0
+    size: int = 0
+
+
+@contextmanager
+def saved_tensors() -> Iterator[Saved]:
+    """Count what the graphs that are recorded in scope keep.
+
+    Yields:
+        The counts so far.
+    """
+    saved = Saved()
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.tensors += 1
+        saved.size += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield saved
