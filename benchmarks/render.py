@@ -207,7 +207,8 @@ def forecast(results: dict[str, Any]) -> str:
         "their beginning, after 5 and 30 % of their steps (`benchmarks/forecast.py`). Settings",
         "were chosen on one half of the tasks; *report* is the other. Loss: share within 25 % of",
         "what came so many steps ahead, in brackets that of no change at all. Time: share of modes",
-        "whose steps to learn are right within a factor 5, or rightly beyond the training's end.",
+        "whose steps to learn are right within a factor 5, or rightly beyond the training's end;",
+        "trainings go on beyond it as far as it takes to tell which.",
         "Rate: share within 1 % of the slope along the optimizer's real step, on full batches.\n",
     ]
     rows = []
