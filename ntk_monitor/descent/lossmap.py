@@ -16,7 +16,7 @@ from torch import Tensor
 from ntk_monitor.model import Linearization, quiet
 from ntk_monitor.model.derivative import Derivative, Products
 from ntk_monitor.model.finite_difference import FiniteDifference
-from ntk_monitor.model.memory import saved_tensors
+from ntk_monitor.model.memory import kept_by_graph
 from ntk_monitor.model.parameters import ParameterSpace
 from ntk_monitor.model.products import (
     EXACT,
@@ -40,9 +40,8 @@ AGREES = 1e-3
 
 
 FEW, SMALL = 512, 2**24
-"""Tensors, and bytes, that a graph keeps at most where products go through one recorded graph:
-with few operations that is faster than calling the model again, and with few bytes it may be
-kept."""
+"""Operations of a graph, and bytes that it keeps, up to which products go through one that is
+recorded once: with few operations that is faster than calling the model again."""
 SEES_ALL = 0.01
 """Relative difference from finite differences up to which such products see all that moves the
 outputs."""
@@ -120,9 +119,8 @@ class LossMap:
         split = self.space.split(self.theta)
         leaves = {name: split[name].detach().clone().requires_grad_() for name in names}
         self._leaves = leaves
-        with self._quiet(), torch.enable_grad(), saved_tensors() as saved:
+        with self._quiet(), torch.enable_grad():
             found = self._pass(leaves)
-        self._is_small = saved.tensors <= FEW and saved.size <= SMALL
         self._found = found
         self._numbers = [n for n in sorted(found.raw) if found.raw[n].requires_grad]
         if not self._numbers:
@@ -134,6 +132,12 @@ class LossMap:
         self._require_agreement(found)
         self.gradient = self._total_gradient(found)
         self.products = self._derivative(accuracy)
+
+    @property
+    def _is_small(self) -> bool:
+        """Whether products go through one recorded graph faster than by calls, in little memory."""
+        operations, size = kept_by_graph(self._graph, FEW)
+        return operations <= FEW and size <= SMALL
 
     @cached_property
     def rest(self) -> Tensor | None:
@@ -330,7 +334,7 @@ class LossMap:
             "finite-difference": by_differences,
             **{name: make_products(name, flat, self.theta, 1) for name in EXACT},
         }
-        if self._is_small and self.by_graph is not False and lin.ranks.size == 1:
+        if self.by_graph is not False and lin.ranks.size == 1 and self._is_small:
             recorded = RecordedDoubleBackward(
                 record, lambda g: list(self.space.split(g).values()), check
             )

@@ -12,6 +12,7 @@ from torch.optim import SGD
 from ntk_monitor.descent import descent_of, lossmap
 from ntk_monitor.descent.lossmap import LossMap
 from ntk_monitor.model import linearize
+from ntk_monitor.model.memory import kept_by_graph
 from ntk_monitor.probe import Probe
 
 Batch = tuple[Tensor, Tensor]
@@ -139,3 +140,11 @@ def test_no_large_graph_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
             found = mapped(net, batch)
             assert found.products.method == "finite-difference"
             found.close()
+
+
+def test_what_a_graph_keeps() -> None:
+    x = torch.randn(5, 3, requires_grad=True)
+    y = x.exp().tanh().sum()  # both keep their outputs
+    assert kept_by_graph(y, 10) == (4, 2 * 15 * 4)
+    assert kept_by_graph(y, 2)[0] == 3
+    assert kept_by_graph(torch.randn(3), 10) == (0, 0)
