@@ -324,9 +324,9 @@ class LossMap:
             leaves = {name: t.detach().clone().requires_grad_() for name, t in theta.items()}
             return outputs_at(leaves), list(leaves.values())
 
-        def check(g: Tensor, image: Tensor) -> None:
+        def check(product: Callable[[Tensor], Tensor], g: Tensor) -> None:
             if self.by_graph is None:
-                self.by_graph = self._sees_all(by_differences(), g, image)
+                self.by_graph = self._sees_all(by_differences(), product, g)
             if not self.by_graph:
                 raise RuntimeError("a step detaches what moves its outputs")
 
@@ -354,11 +354,24 @@ class LossMap:
             lin.ranks,
         )
 
-    def _sees_all(self, differences: TangentProducts, g: Tensor, image: Tensor) -> bool:
-        """Whether a product is that of finite differences, where these settle."""
+    def _sees_all(
+        self, differences: TangentProducts, product: Callable[[Tensor], Tensor], g: Tensor
+    ) -> bool:
+        """Whether products are those of finite differences, where these settle.
+
+        That is asked along a tangent and as much of a random direction, which moves everything.
+
+        Returns:
+            False if they are not.
+        """
+        generator = torch.Generator(device=g.device).manual_seed(0)
+        noise = torch.randn(g.shape, generator=generator, device=g.device, dtype=g.dtype)
+        sizes = [float(torch.linalg.vector_norm(x)) for x in (g, noise)]
+        along = g + (sizes[0] / sizes[1] if sizes[1] else 0.0) * noise
+        image = product(along)
         try:
             with quiet(self._forward.module, kernels=differences.kernels):
-                wanted = differences(g[None])[0]
+                wanted = differences(along[None])[0]
         except (RuntimeError, FloatingPointError) as error:
             return isinstance(error, FloatingPointError)
         gap, size = (float(torch.linalg.vector_norm(x)) for x in (image - wanted, wanted))

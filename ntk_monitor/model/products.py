@@ -123,30 +123,27 @@ class RecordedDoubleBackward(TangentProducts):
         self,
         record: Callable[[], tuple[Tensor, Sequence[Tensor]]],
         split: Callable[[Tensor], Sequence[Tensor]],
-        check: Callable[[Tensor, Tensor], None],
+        check: Callable[[Function, Tensor], None],
     ) -> None:
         """Keep what the method needs.
 
         Args:
             record: Evaluates the function; its value, with the leaves that it depends on.
             split: The parts of a tangent, one for each leaf.
-            check: Called with the first tangent and its product; raises a RuntimeError where that
-                is not the function's derivative.
+            check: Called with the product and the first tangent; raises a RuntimeError where the
+                product is not that with the function's derivative.
         """
         self.chunk_size = 1
         self._record, self._split = record, split
-        self._check: Callable[[Tensor, Tensor], None] | None = check
+        self._check: Callable[[Function, Tensor], None] | None = check
         self._graph: tuple[Tensor, dict[int, Tensor]] | None = None
 
     def __call__(self, G: Tangents) -> Tensor:
         """Return ``J G[b]``."""
-        if self._graph is None:
-            self._graph = self._recorded()
-        images = torch.stack([self._product(g, *self._graph) for g in G])
         if self._check is not None:
-            self._check(G[0], images[0])
+            self._check(self._product, G[0])
             self._check = None
-        return images
+        return torch.stack([self._product(g) for g in G])
 
     def _recorded(self) -> tuple[Tensor, dict[int, Tensor]]:
         """What stands for the cotangent, and the adjoint products that depend on it, by leaf."""
@@ -156,8 +153,10 @@ class RecordedDoubleBackward(TangentProducts):
             pulled = torch.autograd.grad(value, leaves, u, create_graph=True, allow_unused=True)
         return u, {i: p for i, p in enumerate(pulled) if p is not None and p.requires_grad}
 
-    def _product(self, g: Tensor, u: Tensor, pulled: dict[int, Tensor]) -> Tensor:
-        parts = self._split(g)
+    def _product(self, g: Tensor) -> Tensor:
+        if self._graph is None:
+            self._graph = self._recorded()
+        (u, pulled), parts = self._graph, self._split(g)
         image: Tensor = torch.autograd.grad(
             list(pulled.values()),
             u,

@@ -113,6 +113,16 @@ def test_what_a_step_detaches_moves_its_outputs_all_the_same() -> None:
     found.close()
 
 
+def test_what_a_tangent_does_not_move_is_asked_for_as_well() -> None:
+    net, batch = made(Detaching())
+    found = mapped(net, batch)
+    g = torch.zeros(found.space.size).double()
+    found.space.split(g)["readout.bias"].fill_(1.0)  # behind all that is detached
+    found.push([g])
+    assert found.by_graph is False
+    found.close()
+
+
 def test_it_is_found_out_once_for_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     before = LossMap._sees_all
