@@ -23,10 +23,11 @@ def graph_behind(nodes: Iterable[Any]) -> set[Any]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
+        parents = getattr(node, "next_functions", ())
+        if parents:
+            stack += [parent for parent, _ in parents]
+        elif (variable := getattr(node, "variable", None)) is not None:
             seen.add(id(variable))
-        stack.extend(parent for parent, _ in getattr(node, "next_functions", ()))
     return seen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -86,13 +87,21 @@ def written_to(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list
     Returns:
         Some of the arguments.
     """
+    places = _written_places(func)
+    if not places:
+        return []
+    written = [args[i] if i < len(args) else kwargs.get(name) for i, name in places]
+    return [x for x in tree_leaves(written) if isinstance(x, Tensor)]
+
+
+@cache
+def _written_places(func: Any) -> tuple[tuple[int, str], ...]:  # noqa: ANN401
+    """Positions and names of the arguments that an operation writes to."""
     schema = getattr(func, "_schema", None)
     if schema is None or not schema.is_mutable:
-        return []
-    given = dict(zip((a.name for a in schema.arguments), args, strict=False)) | kwargs
-    written = [
-        given[a.name]
-        for a in schema.arguments
-        if a.alias_info is not None and a.alias_info.is_write and a.name in given
-    ]
-    return [x for x in tree_leaves(written) if isinstance(x, Tensor)]
+        return ()
+    return tuple(
+        (i, argument.name)
+        for i, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
