@@ -310,7 +310,7 @@ class Probe:
         Returns:
             The same, without wide sites where these do not agree.
         """
-        key = (id(lin.module), lin.modules, lin.parameters)
+        key = _key(lin)
         factor = lin.factor(self.seed)
         if not isinstance(factor, SiteFactor) or key in self._at_sites:
             return lin if self._at_sites.get(key, True) else lin.without_wide_sites()
@@ -385,7 +385,7 @@ class Probe:
         if lin.jacobian.method == IN_PLACE:
             told = (NO_COPY,) if setting.descent is not None and targets else ()
             return Predicted(loss=lin.loss, remarks=told)
-        key = (id(lin.module), lin.modules, lin.parameters)
+        key = _key(lin)
         setting = setting._replace(by_graph=self._by_graph.get(key))
         try:
             found = predict(lin, targets, pulled, setting)
@@ -519,7 +519,7 @@ class Probe:
             The Jacobian, or None.
         """
         trials = lin.by_trial(core, seed)
-        key = (id(lin.module), lin.modules, lin.parameters)
+        key = _key(lin)
         if trials is None or not self._apart.get(key, True):
             return None
         if key not in self._apart:
@@ -560,7 +560,7 @@ class Probe:
             The distance over the size; 0 where it is known already.
         """
         J = lin.jacobian
-        key = (id(lin.module), lin.modules, lin.parameters, J.method, type(factor))
+        key = (_key(lin), J.method, type(factor))
         if key in self._compared or J.method == BACKWARD:
             return 0.0
         self._compared.add(key)
@@ -707,6 +707,11 @@ def _idle_units(lin: Linearization) -> tuple[float, float]:
     dead = spread <= CONSTANT * mean.abs().clamp_min(1)
     saturated = (at_ends > 1 - AT_THE_END) & (beyond == 0) & ~dead
     return float(dead.double().mean()), float(saturated.double().mean())
+
+
+def _key(lin: Linearization) -> tuple[Any, ...]:
+    """What is found out once is found out for a module, its state and its parameters."""
+    return id(lin.module), lin.modules, lin.parameters
 
 
 def _lower(tier: Tier) -> Tier:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ntk_monitor.model import Linearization, quiet
 from ntk_monitor.model.derivative import Derivative, Products
 from ntk_monitor.model.finite_difference import FiniteDifference
-from ntk_monitor.model.memory import kept_by_graph
+from ntk_monitor.model.graph import extent
 from ntk_monitor.model.parameters import ParameterSpace
 from ntk_monitor.model.products import (
     EXACT,
@@ -40,8 +40,8 @@ AGREES = 1e-3
 
 
 FEW, SMALL = 512, 2**24
-"""Operations of a graph, and bytes that it keeps, up to which products go through one that is
-recorded once: with few operations that is faster than calling the model again."""
+"""Operations of a graph, and bytes of what they computed, up to which products go through one that
+is recorded once: with few operations that is faster than calling the model again."""
 SEES_ALL = 0.01
 """Relative difference from finite differences up to which such products see all that moves the
 outputs."""
@@ -136,7 +136,7 @@ class LossMap:
     @property
     def _is_small(self) -> bool:
         """Whether products go through one recorded graph faster than by calls, in little memory."""
-        operations, size = kept_by_graph(self._graph, FEW)
+        operations, size = extent(self._graph, FEW)
         return operations <= FEW and size <= SMALL
 
     @cached_property

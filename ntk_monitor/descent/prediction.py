@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -233,16 +233,15 @@ def predict(
         observed = LossMap(lin, _guess(lin, targets), by_graph=known)
     except NoLossError as error:
         return Predicted(loss=lin.loss, remarks=_told(lin, error))
-    with closing(observed):
+    with ExitStack() as stack:
+        source = stack.enter_context(closing(observed))
         modes = watched(observed, targets, pulled)
-        if setting.source is None:
-            found = _Prediction(observed, observed, modes, lin, pulled, setting).predicted()
-            return replace(found, by_graph=observed.by_graph)
-        other = lin.on(setting.source)
-        guess = _guess(other, _targets_of(other))
-        with closing(LossMap(other, guess, by_graph=known)) as source:
-            found = _Prediction(source, observed, modes, lin, pulled, setting).predicted()
-            return replace(found, by_graph=source.by_graph)
+        if setting.source is not None:
+            other = lin.on(setting.source)
+            guess = _guess(other, _targets_of(other))
+            source = stack.enter_context(closing(LossMap(other, guess, by_graph=known)))
+        found = _Prediction(source, observed, modes, lin, pulled, setting).predicted()
+        return replace(found, by_graph=source.by_graph)
 
 
 def _told(lin: Linearization, error: Exception) -> tuple[str, ...]:

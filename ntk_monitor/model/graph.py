@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from torch import Tensor
 
 
 def graph_behind(nodes: Iterable[Any]) -> set[Any]:
@@ -51,3 +54,25 @@ def nearest(node: Any, names: Mapping[Any, str]) -> str | None:  # noqa: ANN401
                 seen.add(parent)
                 waiting.append(parent)
     return None
+
+
+def extent(value: Tensor, most: int) -> tuple[int, int]:
+    """How large a recorded graph is; nothing that it keeps is looked at, or computed again.
+
+    Args:
+        value: What was computed.
+        most: Operations after which to stop.
+
+    Returns:
+        How many operations there are, or one more than ``most``; and the bytes of all that they
+        computed.
+    """
+    seen, size, waiting = set[Any](), 0, [value.grad_fn]
+    while waiting and len(seen) <= most:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        size += sum(math.prod(each.shape) * each.dtype.itemsize for each in node._input_metadata)
+        waiting += [parent for parent, _ in node.next_functions]
+    return len(seen), size

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 SHARE = 0.5
 """Share of the free memory that something may take where the user sets no limit."""
@@ -75,31 +73,3 @@ def address_of(tensor: Tensor) -> int | None:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):
         return None
-
-
-def kept_by_graph(value: Tensor, most: int) -> tuple[int, int]:
-    """What a recorded graph is made of.
-
-    Args:
-        value: What was computed.
-        most: Operations after which to stop.
-
-    Returns:
-        How many operations there are, or one more than ``most``; and the bytes that they keep to go
-        backward, those that several keep counted as often.
-    """
-    seen, size, waiting = set[Any](), 0, [value.grad_fn]
-    while waiting and len(seen) <= most:
-        node: Any = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        names = [name for name in dir(node) if name.startswith(("_saved_", "saved_tensors"))]
-        try:
-            saved = [getattr(node, name) for name in names]
-        except RuntimeError:  # it was written to since, and cannot go backward
-            return most + 1, size
-        for kept in tree_leaves(saved):
-            size += kept.numel() * kept.element_size() if isinstance(kept, Tensor) else 0
-        waiting += [following for following, _ in node.next_functions]
-    return len(seen), size

@@ -12,7 +12,7 @@ from torch.optim import SGD
 from ntk_monitor.descent import descent_of, lossmap
 from ntk_monitor.descent.lossmap import LossMap
 from ntk_monitor.model import linearize
-from ntk_monitor.model.memory import kept_by_graph
+from ntk_monitor.model.graph import extent
 from ntk_monitor.probe import Probe
 
 Batch = tuple[Tensor, Tensor]
@@ -152,9 +152,18 @@ def test_no_large_graph_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
             found.close()
 
 
-def test_what_a_graph_keeps() -> None:
+def test_how_large_a_graph_is() -> None:
     x = torch.randn(5, 3, requires_grad=True)
-    y = x.exp().tanh().sum()  # both keep their outputs
-    assert kept_by_graph(y, 10) == (4, 2 * 15 * 4)
-    assert kept_by_graph(y, 2)[0] == 3
-    assert kept_by_graph(torch.randn(3), 10) == (0, 0)
+    y = x.exp().tanh().sum()
+    assert extent(y, 10) == (4, (15 + 15 + 15 + 1) * 4)
+    assert extent(y, 2)[0] == 3
+    assert extent(torch.randn(3), 10) == (0, 0)
+
+
+def test_nothing_that_a_graph_keeps_is_unpacked() -> None:
+    def unpack(_: object) -> Tensor:
+        raise AssertionError("it may be computed again, or fetched, for that")
+
+    x = torch.randn(5, 3, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+        assert extent(x.exp().tanh().sum(), 10)[0] == 4
