@@ -1,4 +1,4 @@
-"""The command line: ``ntk-monitor fit`` and ``probe``, each with a config, and ``report``."""
+"""The command line: ``ntk-monitor fit``, ``probe`` and ``try``, each with a config; ``report``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ntk_monitor.checkpoints import ProbingTrainer
 from ntk_monitor.monitor import NTKMonitor, StallAlert
+from ntk_monitor.remedies.command import TRY, try_command
 from ntk_monitor.views import summary_tables, summary_verdict
 from ntk_monitor.views.command import SUMMARY, report
 from ntk_monitor.views.summary import STYLES
@@ -31,8 +32,8 @@ class MonitorCLI(LightningCLI):
         }
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
-        """A parser whose help also names the command that is none of the Trainer's."""
-        return super().init_parser(**{"epilog": SUMMARY, **kwargs})
+        """A parser whose help also names the commands that are none of the Trainer's."""
+        return super().init_parser(**{"epilog": f"{SUMMARY}. {TRY}", **kwargs})
 
     def after_fit(self) -> None:
         """Print the table."""
@@ -84,6 +85,8 @@ def main() -> None:
     """Run the command line."""
     if sys.argv[1:2] == ["report"]:  # it has neither model nor data
         sys.exit(report(sys.argv[2:]))
+    if sys.argv[1:2] == ["try"]:  # it makes many
+        sys.exit(try_command(sys.argv[2:]))
     # One worker process per loader is Lightning's advice for files on disk; our tasks compute.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # inside Lightning

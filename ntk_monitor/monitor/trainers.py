@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 else:
     CallbackOfEither = _callback_class()
 
+PLAIN = ("LightningModule", "LightningDataModule", "DataHooks", "ModelHooks")
+"""Classes of Lightning whose hooks do nothing of a user's."""
 KNOWN = ("DDPStrategy", "ModelParallelStrategy")
 """Strategies for several processes."""
 ACCUMULATION = "GradientAccumulationScheduler"
@@ -172,7 +174,7 @@ def _clipping(trainer: Trainer, module: LightningModule) -> Clipping:
     if not module.automatic_optimization:
         return Clipping()
     value = trainer.gradient_clip_val
-    if _overrides(module, "configure_gradient_clipping"):
+    if overrides(module, "configure_gradient_clipping"):
 
         def own(optimizer: Optimizer) -> None:
             algorithm = trainer.gradient_clip_algorithm
@@ -186,10 +188,18 @@ def _clipping(trainer: Trainer, module: LightningModule) -> Clipping:
     return Clipping(value=float(value)) if by_value else Clipping(norm=float(value))
 
 
-def _overrides(module: LightningModule, name: str) -> bool:
-    """Whether a module has a hook of its own."""
-    owner = next(kind for kind in type(module).__mro__ if name in vars(kind))
-    return name in vars(module) or owner.__name__ != "LightningModule"
+def overrides(part: Any, name: str) -> bool:  # noqa: ANN401
+    """Whether a module, or a data module, has a hook of its own.
+
+    Args:
+        part: The module.
+        name: Of the hook.
+
+    Returns:
+        True if it is not what Lightning has there.
+    """
+    owner = next(kind for kind in type(part).__mro__ if name in vars(kind))
+    return name in vars(part) or owner.__name__ not in PLAIN
 
 
 def require_known_strategy(trainer: Trainer) -> None:

@@ -106,12 +106,28 @@ class MemoryProDataModule(LightningDataModule):
         self.steps = (stimulus_steps, memory_steps, response_steps)
         self.noise_std = noise_std
         self.seed = seed
+        self._shown: _NoisyTrials | None = None
+
+    def set_difficulty(self, difficulty: float) -> None:
+        """Shorten the delay of the training trials, from the next batch on.
+
+        Args:
+            difficulty: Share of the delay that remains, from 0, one step, to 1, all of it.
+
+        Raises:
+            ValueError: If it is no share.
+        """
+        if not 0 <= difficulty <= 1:
+            raise ValueError(f"difficulty must lie in [0, 1], got {difficulty}")
+        stimulus, memory, response = self.steps
+        if self._shown is not None:
+            self._shown.show(stimulus, max(round(difficulty * memory), 1), response)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Batches ``(inputs, targets)`` of shape ``(batch_size, T, 3)``, shuffled each epoch."""
         generator = torch.Generator().manual_seed(self.seed)
         angles = 2 * math.pi * torch.rand(self.trials, generator=generator)
-        dataset = _NoisyTrials(*memory_pro_trials(angles, *self.steps), self.noise_std, generator)
+        dataset = self._shown = _NoisyTrials(angles, self.steps, self.noise_std, generator)
         sampler = _ShuffledBatches(self.trials, self.batch_size, generator)
         return DataLoader(dataset, sampler=sampler, batch_size=None)
 
@@ -126,12 +142,22 @@ class _NoisyTrials(Dataset[tuple[Tensor, Tensor]]):
     """Trials taken by whole batches, with fresh noise on the inputs."""
 
     def __init__(
-        self, inputs: Tensor, targets: Tensor, noise_std: float, generator: torch.Generator
+        self,
+        angles: Tensor,
+        steps: tuple[int, int, int],
+        noise_std: float,
+        generator: torch.Generator,
     ) -> None:
-        self.inputs = inputs
-        self.targets = targets
+        self.angles = angles
         self.noise_std = noise_std
         self.generator = generator
+        self.show(*steps)
+
+    def show(self, *steps: int) -> None:
+        """From now on, trials with these lengths of stimulus, delay and response."""
+        if getattr(self, "steps", None) != steps:
+            self.steps = steps
+            self.inputs, self.targets = memory_pro_trials(self.angles, *steps)
 
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         clean = self.inputs[indices]

@@ -72,3 +72,19 @@ def test_a_seed_reproduces_the_data_and_leaves_the_global_generator_alone() -> N
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MemoryProDataModule(**settings)
+
+
+def test_a_difficulty_is_the_length_of_the_delay_from_the_next_batch_on() -> None:
+    data = MemoryProDataModule(trials=12, batch_size=4, noise_std=0.0)
+    data.set_difficulty(0.3)  # before there are trials
+    batches = iter(data.train_dataloader())
+    lengths = []
+    for difficulty in (0.5, 0.0, 1.0):
+        data.set_difficulty(difficulty)
+        x, y = next(batches)
+        assert x.shape == y.shape
+        lengths.append(x.shape[1])
+        torch.testing.assert_close(y[:, -1, :2], x[:, 0, :2])
+    assert lengths == [75, 61, 90]
+    with pytest.raises(ValueError, match=r"difficulty must lie in \[0, 1\], got 2"):
+        data.set_difficulty(2)

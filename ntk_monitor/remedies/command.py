@@ -1,0 +1,154 @@
+"""``ntk-monitor try``: short trials of remedies for a training that a config describes."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
+from rich.console import Console
+from rich.text import Text
+
+from ntk_monitor.monitor.delivery import Reason
+from ntk_monitor.remedies.lightning import LightningTraining
+from ntk_monitor.remedies.search import SHARE, try_remedies
+
+TRY = (
+    "ntk-monitor try --config FILE [--ckpt FILE]: short trials of remedies for a training, ranked "
+    "by what they did"
+)
+
+
+def try_command(arguments: Sequence[str]) -> int:
+    """Make trials.
+
+    Args:
+        arguments: What stands behind ``ntk-monitor try``.
+
+    Returns:
+        0 if a remedy helps, 1 if none does, 2 if nothing can be said.
+    """
+    own, training = _parser().parse_known_args(list(arguments))
+    if "--config" not in training and not any(a.startswith("--config=") for a in training):
+        _parser().error("--config must be the file that `ntk-monitor fit` trains with, got none")
+    make = FromConfig(training)
+    make.check()
+    console = Console()
+    trials = try_remedies(
+        make,
+        ckpt_path=own.ckpt,
+        reason=own.reason,
+        share=own.share,
+        max_cost=own.max_cost,
+        time_limit=own.time_limit,
+        processes=own.processes,
+        seed=own.seed,
+    )
+    console.print(trials.table())
+    for name, why in trials.left_out:
+        console.print(Text(f"{name}: {why}", style="dim"))
+    for remark in trials.remarks:
+        console.print(Text(remark, style="yellow"))
+    best = trials.best
+    console.print(Text(trials.verdict, style="bold green" if best is not None else "bold yellow"))
+    if trials.baseline.loss is None:
+        return 2
+    if best is None:
+        return 1
+    path = trials.save(own.output)
+    resume = "" if own.ckpt is None else f" --ckpt_path {own.ckpt}"
+    console.print(
+        f"Train with it:  ntk-monitor fit {' '.join(training)} --config {path}{resume}",
+        markup=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="ntk-monitor try",
+        description=TRY,
+        allow_abbrev=False,
+        epilog="All other arguments are those of `ntk-monitor fit`, --config among them.",
+    )
+    parser.add_argument("--ckpt", type=str, default=None, help="a checkpoint to begin from")
+    parser.add_argument(
+        "--output", type=Path, default=Path("winner.yaml"), help="where to write the best remedy"
+    )
+    parser.add_argument(
+        "--reason", type=str, choices=get_args(Reason), help="why it stalls, as the alert says"
+    )
+    parser.add_argument(
+        "--share", type=float, default=SHARE, help="share of the planned steps for each trial"
+    )
+    parser.add_argument(
+        "--max-cost", type=float, default=1.0, help="most that all may cost, in whole trainings"
+    )
+    parser.add_argument("--time-limit", type=float, default=None, help="in seconds")
+    parser.add_argument("--processes", type=int, default=1, help="trials at a time")
+    parser.add_argument("--seed", type=int, default=0, help="of what the config draws no seed for")
+    return parser
+
+
+class FromConfig:
+    """Makes a training from the arguments of ``ntk-monitor fit``."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        """Keep them.
+
+        Args:
+            arguments: As on the command line.
+        """
+        self.arguments = list(arguments)
+
+    def check(self) -> None:
+        """Read them, and make nothing; ends the program where they are wrong."""
+        _Reader(self.arguments)
+
+    def __call__(self) -> LightningTraining:
+        """Make the training."""
+        maker = _Maker(self.arguments)
+        return LightningTraining(maker.model, maker.datamodule, maker.settings)
+
+
+class _Reader(LightningCLI):
+    """Reads a config, and makes nothing."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        before, sys.argv = sys.argv, [sys.argv[0], *arguments]  # which is what it reads
+        try:
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                save_config_callback=None,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                parser_kwargs={"prog": "ntk-monitor try"},
+                run=False,
+            )
+        finally:
+            sys.argv = before
+
+    def instantiate_classes(self) -> None:
+        pass
+
+
+class _Maker(_Reader):
+    """Makes what a config says, but its Trainer."""
+
+    settings: dict[str, Any]
+
+    def instantiate_classes(self) -> None:
+        LightningCLI.instantiate_classes(self)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
+        del kwargs
+        found = dict(self.config_init["trainer"])
+        found.pop("logger", None)  # which would write files
+        self.settings = found
+        return None  # type: ignore[return-value]

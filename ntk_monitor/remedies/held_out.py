@@ -1,0 +1,185 @@
+"""Data that no trial trains on, and the loss on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
+
+from ntk_monitor.model import quiet
+from ntk_monitor.model.batch import keep_batch
+from ntk_monitor.model.step import LossFn, step_function
+
+BATCHES = 4
+"""Most batches that are held out."""
+SHARE = 5
+"""At most one in so many samples, or batches, is held out."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Batches that are held out.
+
+    Attributes:
+        batches: The batches.
+        source: Where they come from, in words.
+        apart: Whether none of them is trained on.
+    """
+
+    batches: Sequence[Any]
+    source: str
+    apart: bool = True
+
+
+def of_validation(loader: Iterable[Any]) -> HeldOut:
+    """The first batches of validation data.
+
+    Args:
+        loader: Gives them.
+
+    Returns:
+        Copies of these.
+    """
+    return HeldOut([keep_batch(b) for b in islice(iter(loader), BATCHES)], "validation data")
+
+
+def set_apart(data: Any) -> tuple[HeldOut, Any]:  # noqa: ANN401
+    """Hold out some of a training's data.
+
+    Args:
+        data: A loader, another iterable of batches, or a function that draws a batch.
+
+    Returns:
+        What is held out, and the data without it: samples, where a loader says which are its own;
+        else batches. Of a single batch nothing can be held out.
+    """
+    if callable(data) and not isinstance(data, Iterable):
+        return HeldOut([keep_batch(data()) for _ in range(BATCHES)], "fresh training data"), data
+    if _has_samples(data):
+        return _by_samples(data)
+    length = _length(data)
+    count = BATCHES if length is None else min(BATCHES, length // SHARE)
+    held = [keep_batch(b) for b in islice(iter(data), max(count, 1))]
+    if not count:
+        return HeldOut(held, "the data that were trained on", apart=False), data
+    return HeldOut(held, "training data that were left out"), _Rest(data, count)
+
+
+def _length(data: Any) -> int | None:  # noqa: ANN401
+    """How many batches there are; None where that is not known."""
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def _has_samples(data: Any) -> bool:  # noqa: ANN401
+    return (
+        isinstance(data, DataLoader)
+        and not isinstance(data.dataset, IterableDataset)
+        and data.batch_size is not None
+        and type(data.sampler) in {RandomSampler, SequentialSampler}
+        and len(data.dataset) >= 2 * SHARE  # type: ignore[arg-type]
+    )
+
+
+def _by_samples(data: DataLoader[Any]) -> tuple[HeldOut, Any]:
+    """Hold out samples of a loader that says which are its own."""
+    size: int = data.batch_size or 1
+    samples = len(data.dataset)  # type: ignore[arg-type]
+    count = max(min(BATCHES * size, samples // SHARE), 1)
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).tolist()
+    dataset = data.dataset
+    held = [
+        keep_batch(data.collate_fn([dataset[i] for i in order[at : min(at + size, count)]]))
+        for at in range(0, count, size)
+    ]
+    rest = DataLoader(
+        Subset(dataset, sorted(order[count:])),
+        batch_size=size,
+        shuffle=isinstance(data.sampler, RandomSampler),
+        num_workers=data.num_workers,
+        collate_fn=data.collate_fn,
+        pin_memory=data.pin_memory,
+        drop_last=data.drop_last,
+        generator=data.generator,
+        worker_init_fn=data.worker_init_fn,
+    )
+    return HeldOut(held, "training data that were left out"), rest
+
+
+class _Rest:
+    """All batches but the first ones of every round."""
+
+    def __init__(self, data: Any, count: int) -> None:  # noqa: ANN401
+        self._data, self._count = data, count
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._data, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self._data), self._count, None)
+
+    def __len__(self) -> int:
+        return len(self._data) - self._count
+
+
+def losses(
+    module: nn.Module, batches: Sequence[Any], loss_fn: LossFn | None = None
+) -> tuple[float, ...]:
+    """The loss of each of some batches, in evaluation mode; the module is left as it was.
+
+    Args:
+        module: The module.
+        batches: The batches.
+        loss_fn: What training minimises; the module's own training step where left out.
+
+    Returns:
+        The losses; nan where there is none.
+    """
+    modes = {part: part.training for part in module.modules()}
+    with quiet(module), torch.no_grad():
+        try:
+            module.eval()
+            return tuple(_loss(module, keep_batch(batch), loss_fn) for batch in batches)
+        finally:
+            for part, mode in modes.items():
+                part.training = mode
+
+
+def _loss(module: nn.Module, batch: Any, loss_fn: LossFn | None) -> float:  # noqa: ANN401
+    step = step_function(module, loss_fn=loss_fn)
+    found = step.loss(step(module, batch), ())
+    return math.nan if found is None else float(found)
+
+
+def looker(
+    module: nn.Module,
+    batch: Any,  # noqa: ANN401
+    loss_fn: LossFn | None = None,
+) -> Callable[[], Any]:
+    """A function that calls the step function on a batch, always the same.
+
+    Args:
+        module: The module.
+        batch: The batch.
+        loss_fn: What training minimises; the module's own training step where left out.
+
+    Returns:
+        The function, which gives the loss.
+    """
+
+    def look() -> Any:  # noqa: ANN401
+        step = step_function(module, loss_fn=loss_fn)
+        with quiet(module):
+            return step.loss(step(module, keep_batch(batch)), ())
+
+    return look

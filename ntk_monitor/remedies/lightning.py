@@ -1,0 +1,331 @@
+"""Remedies in a Lightning Trainer: as a callback, and in trials."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ntk_monitor.model.batch import fingerprint
+from ntk_monitor.model.quiet import random_states
+from ntk_monitor.monitor import NTKMonitor
+from ntk_monitor.monitor.trainers import overrides, planned_steps
+from ntk_monitor.remedies.course import Course
+from ntk_monitor.remedies.held_out import HeldOut, looker, losses, of_validation, set_apart
+from ntk_monitor.remedies.optimization import changed_optimizers
+from ntk_monitor.remedies.plain import SEEN
+from ntk_monitor.remedies.remedy import Look, Loop, NotApplicableError, Remedy
+from ntk_monitor.snapshot import Snapshot
+
+KEPT = ("GradientAccumulationScheduler", "BaseFinetuning", "StochasticWeightAveraging")
+"""Callbacks of Lightning that are part of how a model trains."""
+OWN: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "limit_val_batches": 0,
+    "devices": 1,
+    "num_nodes": 1,
+}
+"""How a trial's Trainer is, whatever the user's is."""
+NOT_OURS = ("min_steps", "min_epochs", "strategy", "profiler", "callbacks", "default_root_dir")
+"""Arguments of the user's Trainer that its trials do without."""
+
+
+class ApplyRemedy(Callback):
+    """Train with a remedy; what the YAML file that `try_remedies` writes adds to a Trainer.
+
+    The model is changed before its first step, unless a checkpoint is resumed; optimizers and
+    schedulers are changed when all is restored.
+
+    Example:
+        >>> from ntk_monitor.remedies import Adam
+        >>> trainer = Trainer(
+        ...     callbacks=[ApplyRemedy(Adam(lr=1e-3))],
+        ...     logger=False, enable_checkpointing=False, accelerator="cpu",
+        ... )
+    """
+
+    def __init__(self, remedy: Remedy) -> None:
+        """Keep the remedy.
+
+        Args:
+            remedy: What to change.
+        """
+        self.remedy = remedy
+        self._states: list[Any] | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Names the remedy in a checkpoint."""
+        return self._generate_state_key(remedy=repr(self.remedy))
+
+    def state_dict(self) -> dict[str, Any]:
+        """That the training already goes on with the remedy."""
+        return {"applied": True}
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the optimizers' states where they were changed already."""
+        del trainer, pl_module
+        own = checkpoint.get("callbacks", {}).get(self.state_key)
+        self._states = checkpoint.get("optimizer_states") if own else None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Change the model, and how gradients are made."""
+        if stage != "fit":
+            return
+        if trainer.ckpt_path is None:
+            with random_states(pl_module):
+                self.remedy.change_model(pl_module, self._look(trainer, pl_module))
+        by_value = str(trainer.gradient_clip_algorithm or "norm").lower().endswith("value")
+        size = trainer.gradient_clip_val or None
+        size = None if size is None else float(size)
+        before = Loop(
+            clip_norm=None if by_value else size,
+            clip_value=size if by_value else None,
+            accumulate=trainer.accumulate_grad_batches,
+        )
+        loop = self.remedy.change_loop(before)
+        if loop == before:
+            return
+        if overrides(pl_module, "configure_gradient_clipping") and (
+            loop.clip_norm != before.clip_norm
+        ):
+            raise NotApplicableError(
+                f"{type(pl_module).__name__} clips gradients itself, in configure_gradient_clipping"
+            )
+        if not pl_module.automatic_optimization:
+            raise NotApplicableError(
+                f"{type(pl_module).__name__} makes its steps itself, so that neither clipping nor "
+                "accumulation can be changed"
+            )
+        trainer.gradient_clip_val = loop.clip_norm or loop.clip_value
+        trainer.gradient_clip_algorithm = None  # by norm
+        trainer.accumulate_grad_batches = loop.accumulate
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Change the optimizers; those of a checkpoint that has the remedy go on."""
+        del pl_module
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        before, every = list(trainer.optimizers), _flat(schedulers)
+        rates = [_rates(each) for each in every]
+        after = changed_optimizers(self.remedy, before, schedulers)
+        if self._states is not None:
+            for optimizer, state in zip(after, self._states, strict=True):
+                optimizer.load_state_dict(state)
+            for each, kept in zip(every, rates, strict=True):
+                vars(each).update(kept)
+        if any(a is not b for a, b in zip(after, before, strict=True)):
+            trainer.strategy.optimizers = after
+
+    def on_train_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Change the data that come next."""
+        del pl_module, batch, batch_idx
+        if self.remedy.changes_data:
+            data = getattr(trainer, "datamodule", None) or trainer.train_dataloader
+            self.remedy.change_data(data, trainer.global_step / planned_steps(trainer))
+
+    def _look(self, trainer: Trainer, module: LightningModule) -> Look:
+        """Calls the training step on the first training batch, which is drawn when it is needed."""
+        found: list[Any] = []
+
+        def look() -> Any:  # noqa: ANN401
+            if not found:
+                source: Any = getattr(trainer, "datamodule", None) or module
+                given = trainer.fit_loop._data_source.instance
+                if isinstance(given, Iterable):
+                    loader: Any = given
+                else:
+                    loader = source.train_dataloader()
+                batch = next(iter(loader))
+                found.append(looker(module, batch))
+            return found[0]()
+
+        return look
+
+
+def _flat(schedulers: Iterable[Any]) -> list[Any]:
+    """Schedulers, and those that they are made of."""
+    return [
+        each
+        for scheduler in schedulers
+        for each in (scheduler, *_flat(getattr(scheduler, "_schedulers", ())))
+    ]
+
+
+def _rates(scheduler: Any) -> dict[str, Any]:  # noqa: ANN401
+    """The learning rates that a scheduler remembers."""
+    found = vars(scheduler)
+    return {name: found[name] for name in ("base_lrs", "_last_lr") if name in found}
+
+
+@dataclass
+class LightningTraining:
+    """A training by a Trainer, as far as trials have to know it.
+
+    Attributes:
+        model: The model.
+        data: A data module, a loader of training batches, or None where the model has its own.
+        trainer: Arguments of its Trainer.
+        max_steps: Optimizer steps of the whole training, where the Trainer cannot tell.
+        held_out: Batches that are not trained on; by default of the validation data, or, without
+            these, some of the training's.
+        left_out: Names of callbacks that trials do without.
+    """
+
+    model: LightningModule
+    data: Any = None
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    max_steps: int | None = None
+    held_out: Any = None
+
+    def run(self, remedy: Remedy, course: Course, monitor: dict[str, Any], ckpt: Any) -> None:  # noqa: ANN401
+        """Train as far as a trial goes.
+
+        Args:
+            remedy: What to change.
+            course: Is told of every step.
+            monitor: Settings of the monitor.
+            ckpt: A checkpoint to begin from, or None.
+        """
+        held, given = self._data()
+        settings = {k: v for k, v in self.trainer.items() if k not in NOT_OURS}
+        if self.max_steps is not None:
+            settings = {"max_epochs": -1, **settings, "max_steps": self.max_steps}
+        kept: list[Callback] = []
+        left: list[Callback] = []
+        for callback in self.trainer.get("callbacks") or ():
+            names = {kind.__name__ for kind in type(callback).__mro__}
+            (kept if names & set(KEPT) else left).append(callback)
+        if left:
+            names_left = ", ".join(sorted({type(each).__name__ for each in left}))
+            course.remarks.append(f"callbacks that trials do without: {names_left}")
+
+        def first(trainer: Trainer, _: Any) -> Any:  # noqa: ANN401
+            return held_on_device(trainer, held)[0]
+
+        watch = NTKMonitor(probe_batch=first, **monitor)
+        stages = _Stages(course, held, watch)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(
+                **{**settings, **OWN},
+                default_root_dir=folder,
+                callbacks=[ApplyRemedy(remedy), *kept, stages, watch],
+            )
+            logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+            trainer.fit(self.model, **given, ckpt_path=ckpt)
+
+    def _data(self) -> tuple[HeldOut, dict[str, Any]]:
+        """What is held out, and what `Trainer.fit` gets."""
+        data, module = self.data, self.model
+        whole = data if hasattr(data, "setup") and hasattr(data, "train_dataloader") else None
+        if whole is not None:
+            whole.prepare_data()
+            whole.setup("fit")
+        given: dict[str, Any] = {"datamodule": whole} if whole is not None else {}
+        if whole is None and data is not None:
+            given = {"train_dataloaders": data}
+        if self.held_out is not None:
+            return HeldOut(list(self.held_out), "what was given"), given
+        source: Any = whole if whole is not None else module
+        loader = _first(_or_none(source, "val_dataloader"))
+        if loader is not None:
+            return of_validation(loader), given
+        train = data if data is not None and whole is None else source.train_dataloader()
+        held, rest = set_apart(_first(train))
+        return held, {"train_dataloaders": rest}
+
+
+def held_on_device(trainer: Trainer, held: HeldOut) -> list[Any]:
+    """Held-out batches where the model is.
+
+    Args:
+        trainer: The Trainer.
+        held: The batches.
+
+    Returns:
+        Copies, as the Trainer hands batches over.
+    """
+    return [trainer.strategy.batch_to_device(batch) for batch in held.batches]
+
+
+def _or_none(source: Any, name: str) -> Any:  # noqa: ANN401
+    """The loader of a source, or None where it has none of its own."""
+    if not overrides(source, name):
+        return None
+    return getattr(source, name)()
+
+
+def _first(loader: Any) -> Any:  # noqa: ANN401
+    """The first of several loaders."""
+    while isinstance(loader, (list, tuple)):
+        loader = loader[0] if loader else None
+    if isinstance(loader, Mapping):
+        loader = next(iter(loader.values()), None)
+    return loader
+
+
+class _Stages(Callback):
+    """Tells a trial's course of every step, and ends the training with it."""
+
+    def __init__(self, course: Course, held: HeldOut, watch: NTKMonitor) -> None:
+        self._course, self._held, self._watch = course, held, watch
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        batches = held_on_device(trainer, self._held)
+        for config in trainer.lr_scheduler_configs:
+            config.strict = False  # what a scheduler looks at may be of a validation that is not
+        self._course.begin(
+            trainer.global_step,
+            planned_steps(trainer),
+            self._held,
+            lambda: losses(pl_module, batches),
+        )
+        self._watch.schedule.plan = [self._course.last]
+
+    def on_train_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        del trainer, pl_module, batch_idx
+        if len(self._course.data) < SEEN:
+            self._course.data.append(fingerprint(batch))
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        del pl_module, outputs, batch, batch_idx
+        if self._course.step(trainer.global_step):
+            trainer.should_stop = True
+
+    def on_probe(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        snapshot: Snapshot,
+        step: int,
+    ) -> None:
+        del trainer, pl_module, step
+        self._course.snapshots.append(snapshot)

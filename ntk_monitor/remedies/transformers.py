@@ -1,0 +1,174 @@
+"""A training by the Trainer of the transformers library, for trials."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import DefaultFlowCallback, Trainer, TrainerCallback
+
+from ntk_monitor.model.batch import fingerprint
+from ntk_monitor.model.quiet import random_states
+from ntk_monitor.monitor.transformers import ComputeLoss, NTKTrainerCallback
+from ntk_monitor.remedies.course import Course
+from ntk_monitor.remedies.held_out import HeldOut, looker, losses, of_validation, set_apart
+from ntk_monitor.remedies.optimization import changed_optimizers
+from ntk_monitor.remedies.plain import SEEN
+from ntk_monitor.remedies.remedy import Loop, Remedy
+
+OWN: dict[str, Any] = {
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "logging_strategy": "no",
+    "load_best_model_at_end": False,
+    "disable_tqdm": True,
+    "push_to_hub": False,
+}
+"""How a trial's arguments are, whatever the user's are."""
+
+
+@dataclass
+class TransformersTraining:
+    """A training by a transformers Trainer, as far as trials have to know it.
+
+    Attributes:
+        trainer: The Trainer, before its first step.
+        held_out: Batches that are not trained on; by default of the evaluation data, or, without
+            these, some of the training's.
+    """
+
+    trainer: Trainer
+    held_out: Any = None
+
+    def run(self, remedy: Remedy, course: Course, monitor: dict[str, Any], ckpt: Any) -> None:  # noqa: ANN401
+        """Train as far as a trial goes.
+
+        Args:
+            remedy: What to change.
+            course: Is told of every step.
+            monitor: Settings of the monitor.
+            ckpt: A checkpoint's folder to begin from, or None.
+        """
+        trainer: Any = self.trainer
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+        model = trainer.model
+        assert isinstance(model, nn.Module)
+        loss_fn = ComputeLoss(trainer)
+        held, data = self._data()
+        with tempfile.TemporaryDirectory() as folder:
+            self._without_files(folder, course)
+            batch = trainer._prepare_inputs(next(iter(data)))
+            if ckpt is None:
+                with random_states(model):
+                    remedy.change_model(model, looker(model, batch, loss_fn))
+            self._change_steps(remedy)
+            batches = [trainer._prepare_inputs(b) for b in held.batches]
+            watch = NTKTrainerCallback(probe_batch=batches[0], log_dir=folder, **monitor)
+            watch.on_probe = lambda snapshot, _: course.snapshots.append(snapshot)
+            trainer.add_callback(
+                _Stages(
+                    course, held, remedy, trainer, watch, lambda: losses(model, batches, loss_fn)
+                )
+            )
+            trainer.add_callback(watch)
+            trainer.get_train_dataloader = lambda: _noted(data, course)
+            trainer.train(resume_from_checkpoint=ckpt)
+
+    def _data(self) -> tuple[HeldOut, Any]:
+        """What is held out, and what is trained on."""
+        trainer = self.trainer
+        loader = trainer.get_train_dataloader()
+        if self.held_out is not None:
+            return HeldOut(list(self.held_out), "what was given"), loader
+        if trainer.eval_dataset is not None:
+            return of_validation(trainer.get_eval_dataloader()), loader
+        return set_apart(loader)
+
+    def _without_files(self, folder: str, course: Course) -> None:
+        """Neither checkpoints nor logs, nor callbacks that may write some."""
+        trainer = self.trainer
+        for name, value in OWN.items():
+            setattr(trainer.args, name, type(getattr(trainer.args, name))(value))
+        trainer.args.output_dir = folder
+        left = [c for c in trainer.callback_handler.callbacks if type(c) is not DefaultFlowCallback]
+        own = {type(c).__name__ for c in left if not type(c).__module__.startswith("transformers.")}
+        if own:
+            course.remarks.append(f"callbacks that trials do without: {', '.join(sorted(own))}")
+        for callback in left:
+            trainer.remove_callback(callback)
+
+    def _change_steps(self, remedy: Remedy) -> None:
+        """The optimizer that the Trainer will make, and how it makes a step."""
+        trainer: Any = self.trainer
+        args = trainer.args
+        make = trainer.create_optimizer
+
+        def create(*arguments: Any, **settings: Any) -> Any:  # noqa: ANN401
+            if trainer.optimizer is None:
+                make(*arguments, **settings)
+                made: list[Any] = [trainer.optimizer]
+                (trainer.optimizer,) = changed_optimizers(remedy, made, ())
+            return trainer.optimizer
+
+        if trainer.optimizer is None:
+            trainer.create_optimizer = create
+        else:
+            schedulers = [] if trainer.lr_scheduler is None else [trainer.lr_scheduler]
+            (trainer.optimizer,) = changed_optimizers(remedy, [trainer.optimizer], schedulers)
+        before = Loop(
+            clip_norm=args.max_grad_norm or None, accumulate=args.gradient_accumulation_steps
+        )
+        loop = remedy.change_loop(before)
+        args.max_grad_norm = loop.clip_norm or 0.0
+        args.gradient_accumulation_steps = loop.accumulate
+        trainer.accelerator.gradient_accumulation_steps = loop.accumulate
+
+
+def _noted(data: Any, course: Course) -> Any:  # noqa: ANN401
+    """A loader whose first batches the course notes."""
+    collate = data.collate_fn
+
+    def noting(samples: Any) -> Any:  # noqa: ANN401
+        batch = collate(samples)
+        if len(course.data) < SEEN:
+            course.data.append(fingerprint(batch))
+        return batch
+
+    data.collate_fn = noting
+    return data
+
+
+class _Stages(TrainerCallback):
+    """Tells a trial's course of every step, and ends the training with it."""
+
+    def __init__(
+        self,
+        course: Course,
+        held: HeldOut,
+        remedy: Remedy,
+        trainer: Trainer,
+        watch: NTKTrainerCallback,
+        measure: Any,  # noqa: ANN401
+    ) -> None:
+        self._course, self._held, self._remedy = course, held, remedy
+        self._trainer, self._watch, self._measure = trainer, watch, measure
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
+        del args, control
+        self._course.begin(state.global_step, state.max_steps, self._held, self._measure)
+        self._watch.schedule.plan = [self._course.last]
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
+        del args, control
+        if self._remedy.changes_data:
+            progress = state.global_step / state.max_steps
+            self._remedy.change_data(self._trainer.train_dataset, progress)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:  # noqa: ANN401
+        del args
+        if self._course.step(state.global_step):
+            control.should_training_stop = True
+        return control
