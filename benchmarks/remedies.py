@@ -12,6 +12,7 @@ import argparse
 import gzip
 import inspect
 import json
+import math
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -19,17 +20,23 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from kinds import KINDS, half, make
+from scipy.stats import spearmanr
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from ntk_monitor.remedies import PlainTraining, Remedy, remedies
+from ntk_monitor.monitor.delivery import Reason
+from ntk_monitor.remedies import PlainTraining, Remedy, Trial, Trials, remedies
+from ntk_monitor.remedies.course import STAGES
+from ntk_monitor.remedies.race import Race
 from ntk_monitor.remedies.search import LEAST_STEPS, SHARE
-from ntk_monitor.remedies.trial import Job, Trial, run_trial
+from ntk_monitor.remedies.trial import Job, run_trial
 
 RUNS = Path(__file__).parent / "results" / "remedies.json.gz"
+TABLE = RUNS.with_name("remedies.json")
 
 
 def plain(name: str, seed: int) -> PlainTraining:
@@ -99,6 +106,137 @@ def jobs(only: str, groups: str, first: int, count: int) -> Iterator[tuple[str, 
                     yield name, seed, number
 
 
+# ---- what the records say -----------------------------------------------------------------------
+
+REASON: dict[str, Reason] = {
+    "learning rate": "learning rate", "clipping": "clipping", "decay": "decay",
+    "saturated": "saturated", "blind readout": "readout", "frozen body": "readout",
+    "core": "core", "propagator": "propagator", "class imbalance": "gradient noise",
+}  # fmt: skip
+"""The alert's reason for the cause that was built into a kind."""
+HELPED = 0.1
+"""Share of the loss at the end that a remedy must take away for a training to count as helped."""
+CURED = 0.5
+"""Share of the loss at the end that it must take away to count as a cure."""
+
+
+def final(run: dict[str, Any], what: str = "whole", stage: int = STAGES) -> float:
+    """The mean loss of a run at a stage; infinite where it did not come there."""
+    losses = run.get(what, {}).get("losses", {}).get(str(stage))
+    return float(np.nan_to_num(np.mean(losses), nan=np.inf)) if losses else math.inf
+
+
+def replay(runs: dict[str, dict[str, Any]], reason: Reason | None) -> Trials:
+    """What `try_remedies` would have said of a training, by its own rules, from the records.
+
+    Longer trials are the whole ones up to a quarter, whatever they may cost.
+    """
+    base = Job(lambda: None, {}, Remedy(), SHARE, LEAST_STEPS, {}, None, 0)
+    race = Race(base, remedies(reason), max_cost=1.0)
+    for job in iter(race.next, None):
+        run = runs[job.remedy.name]
+        planned, kept, taken = run["planned"], run["trial"]["losses"], run["trial"]["steps"]
+        ended = "" if str(STAGES) in kept else run["trial"]["ended"]
+        losses = {int(stage): tuple(values) for stage, values in kept.items()}
+        if job.share != SHARE:
+            taken = round(job.share * planned)
+            losses = {STAGES: tuple(run["whole"]["losses"]["1"])}
+        for stage in range(1, STAGES):
+            if np.mean(losses.get(stage, -np.inf)) > job.bars.get(stage, np.inf):
+                losses = {s: v for s, v in losses.items() if s <= stage}
+                taken, ended = taken // 2 ** (STAGES - stage), "others were ahead"
+        race.learn(job, Trial(job.remedy, losses, (), taken, planned, planned, ended=ended))
+    return race.result
+
+
+def judged(runs: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """One training: what the trials said, and what came of it."""
+    first = runs["as it is"]
+    if not math.isfinite(final(first)):
+        return None
+    trials = replay(runs, REASON.get(first["cause"]))
+    whole = {name: final(run) for name, run in runs.items()}
+    there = [name for name, run in runs.items() if math.isfinite(final(run, "trial"))]
+    most = 10 * whole["as it is"]  # what diverges is only worst
+    order = spearmanr(
+        [min(final(runs[name], "trial"), most) for name in there],
+        [min(whole[name], most) for name in there],
+    )
+    best = min(whole, key=whole.__getitem__)
+    gains = {name: 1 - loss / whole["as it is"] for name, loss in whole.items()}
+    pick = None if trials.best is None else trials.best.name
+    return {
+        "kind": first["kind"], "seed": first["seed"], "half": first["half"],
+        "cause": first["cause"], "rank correlation": float(order.statistic), "cost": trials.cost,
+        "pick": pick, "best": best, "gain of the best": gains[best],
+        "gain of the pick": gains[pick] if pick else 0.0, "longer": trials.longer is not None,
+    }  # fmt: skip
+
+
+def trainings(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All trainings that are kept whole, judged."""
+    by: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    for run in runs:
+        by.setdefault((run["kind"], run["seed"]), {})[run["remedy"]] = run
+    names = {remedy.name for remedy in (Remedy(), *remedies())}
+    found = [judged(each) for each in by.values() if names <= set(each)]
+    return [each for each in found if each is not None]
+
+
+def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the trials were worth."""
+    helped = [each for each in found if each["gain of the best"] >= HELPED]
+    others = [each for each in found if each["gain of the best"] < HELPED]
+    right = [e for e in helped if e["gain of the pick"] > e["gain of the best"] / 2]
+    return {
+        "trainings that something helps": len(helped),
+        "rank correlation, median": float(np.median([e["rank correlation"] for e in helped])),
+        "pick has over half of the best gain": len(right),
+        "trainings that nothing helps": len(others),
+        "said so": sum(each["pick"] is None for each in others),
+        "cost, median": float(np.median([each["cost"] for each in found])),
+        "cost, most": max(each["cost"] for each in found),
+    }
+
+
+def cures(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By reason and remedy, how many trainings it cured."""
+    whole = {(run["kind"], run["seed"]): final(run) for run in runs if run["remedy"] == "as it is"}
+    counts: dict[tuple[str, str], list[int]] = {}
+    for run in runs:
+        base = whole.get((run["kind"], run["seed"]), math.inf)
+        if run["group"] != "stalled" or run["remedy"] == "as it is" or not math.isfinite(base):
+            continue
+        if not run["trial"]["losses"]:
+            continue
+        count = counts.setdefault((REASON[run["cause"]], run["remedy"]), [0, 0])
+        count[0] += final(run) <= (1 - CURED) * base
+        count[1] += 1
+    return [
+        {"reason": reason, "remedy": remedy, "cured": cured, "of": of}
+        for (reason, remedy), (cured, of) in counts.items()
+    ]
+
+
+def report() -> None:
+    """Write and print what the records say."""
+    runs = kept()
+    found = trainings(runs)
+    halves = {half: [e for e in found if e["half"] == half] for half in ("choice", "report")}
+    told = {half: summary(each) for half, each in halves.items()}
+    TABLE.write_text(
+        json.dumps({"summary": told, "trainings": found, "cures": cures(runs)}, indent=1) + "\n"
+    )
+    for half, each in halves.items():
+        print(half, json.dumps(told[half], indent=1))
+        for e in each:
+            print(
+                f"  {e['kind']:36s} {e['seed']} cost {e['cost']:.2f} rank {e['rank correlation']:.2f} "
+                f"pick {e['pick']} {e['gain of the pick']:.2f} best {e['best']} "
+                f"{e['gain of the best']:.2f}{', longer' if e['longer'] else ''}"
+            )
+
+
 def main() -> None:
     """Record."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -107,7 +245,10 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--report", action="store_true", help="only say what is kept")
     arguments = parser.parse_args()
+    if arguments.report:
+        return report()
     names = [remedy.name for remedy in (Remedy(), *remedies())]
     there = {(run["kind"], run["seed"], run["remedy"]) for run in kept()}
     todo = jobs(arguments.only, arguments.groups, arguments.first_seed, arguments.seeds)

@@ -3,9 +3,10 @@
 `NTKMonitor` is a Lightning callback that measures, while a model trains, the operator through
 which gradient descent moves its state (the global empirical NTK) and the core that bottlenecks it;
 `StallAlert` says when a part of the target is out of reach. `probe` takes one such measurement
-without Lightning and returns a `Snapshot`.
+without Lightning and returns a `Snapshot`; `try_remedies` tells what would help.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ntk_monitor.model import linearize, weight_sites
@@ -15,6 +16,7 @@ from ntk_monitor.uncertainty import Estimate
 
 if TYPE_CHECKING:
     from ntk_monitor.monitor import Monitor, NTKMonitor, StallAlert
+    from ntk_monitor.remedies import try_remedies
 
 __all__ = [
     "Estimate",
@@ -26,14 +28,21 @@ __all__ = [
     "TargetMode",
     "linearize",
     "probe",
+    "try_remedies",
     "weight_sites",
 ]
 
+LATER = {
+    "Monitor": "monitor",
+    "NTKMonitor": "monitor",
+    "StallAlert": "monitor",
+    "try_remedies": "remedies",
+}
+"""What needs torchmetrics or Lightning, and the folder that it is in."""
+
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """What needs torchmetrics or Lightning, which are imported only when it is asked for."""
-    if name not in {"Monitor", "NTKMonitor", "StallAlert"}:
+    """What is imported only when it is asked for."""
+    if name not in LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ntk_monitor import monitor  # noqa: PLC0415
-
-    return getattr(monitor, name)
+    return getattr(import_module(f"{__name__}.{LATER[name]}"), name)

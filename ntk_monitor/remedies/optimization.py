@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ntk_monitor.checks import require
+from ntk_monitor.descent import plain_optimizer
 from ntk_monitor.monitor.delivery import Reason
 from ntk_monitor.remedies.remedy import Loop, NotApplicableError, Remedy
 
@@ -235,8 +236,13 @@ def changed_optimizers(
         after = [_reference(group) for group in other.param_groups]
         factors = [b / a if a else 1.0 for a, b in zip(before, after, strict=True)]
         for scheduler in every:
-            if getattr(scheduler, "optimizer", None) is optimizer:
+            own = getattr(scheduler, "optimizer", None)
+            if own is optimizer:
+                scheduler.optimizer = other
+            if own is not None and plain_optimizer(own) in {optimizer, other}:
                 _rebind(scheduler, other, factors)
+        if other is not optimizer and every:
+            _known_to_schedulers(other)
         found.append(other)
     return found
 
@@ -249,9 +255,6 @@ def _with_parts(schedulers: Iterable[Any]) -> Iterable[Any]:
 
 
 def _rebind(scheduler: Any, optimizer: Optimizer, factors: Sequence[float]) -> None:  # noqa: ANN401
-    if scheduler.optimizer is not optimizer:
-        _known_to_schedulers(optimizer)
-    scheduler.optimizer = optimizer
     for name in ("base_lrs", "_last_lr"):
         rates = getattr(scheduler, name, None)
         if isinstance(rates, list) and len(rates) == len(factors):

@@ -146,8 +146,8 @@ class Trials:
         others = [
             trial.name
             for trial in self.trials
-            if trial.data and not trial.remedy.changes_data and trial.remedy.cost == 1
-            and trial.data != self.baseline.data
+            if trial.losses and not trial.remedy.changes_data and trial.remedy.cost == 1
+            and not trial.saw_data_of(self.baseline)
         ]  # fmt: skip
         if others or None in self.baseline.data:
             found[

@@ -101,23 +101,9 @@ class TransformersTraining:
             trainer.remove_callback(callback)
 
     def _change_steps(self, remedy: Remedy) -> None:
-        """The optimizer that the Trainer will make, and how it makes a step."""
+        """How the Trainer makes a step."""
         trainer: Any = self.trainer
         args = trainer.args
-        make = trainer.create_optimizer
-
-        def create(*arguments: Any, **settings: Any) -> Any:  # noqa: ANN401
-            if trainer.optimizer is None:
-                make(*arguments, **settings)
-                made: list[Any] = [trainer.optimizer]
-                (trainer.optimizer,) = changed_optimizers(remedy, made, ())
-            return trainer.optimizer
-
-        if trainer.optimizer is None:
-            trainer.create_optimizer = create
-        else:
-            schedulers = [] if trainer.lr_scheduler is None else [trainer.lr_scheduler]
-            (trainer.optimizer,) = changed_optimizers(remedy, [trainer.optimizer], schedulers)
         before = Loop(
             clip_norm=args.max_grad_norm or None, accumulate=args.gradient_accumulation_steps
         )
@@ -158,6 +144,11 @@ class _Stages(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
         del args, control
+        trainer: Any = self._trainer  # which has made its optimizer, or read it off a checkpoint
+        optimizer, scheduler = trainer.optimizer, trainer.lr_scheduler
+        inner = getattr(scheduler, "scheduler", scheduler)
+        (changed,) = changed_optimizers(self._remedy, [optimizer.optimizer], [inner])
+        optimizer.optimizer = changed
         self._course.begin(state.global_step, state.max_steps, self._held, self._measure)
         self._watch.schedule.plan = [self._course.last]
 

@@ -108,6 +108,17 @@ class Trial:
         """Whether it went to its end."""
         return not self.ended and STAGES in self.losses
 
+    def saw_data_of(self, other: Trial) -> bool:
+        """Whether the first batches were the same in two trials, as far as both went.
+
+        Args:
+            other: The other one.
+
+        Returns:
+            True if they were.
+        """
+        return all(a == b for a, b in zip(self.data, other.data, strict=False))
+
     @property
     def loss(self) -> Estimate | None:
         """The loss on held-out batches where it ended: their mean, and its standard error."""
