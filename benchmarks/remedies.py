@@ -23,11 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from kinds import KINDS, half, make
+from results import save
 from scipy.stats import spearmanr
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+import ntk_monitor
 from ntk_monitor.monitor.delivery import Reason
 from ntk_monitor.remedies import PlainTraining, Remedy, Trial, Trials, remedies
 from ntk_monitor.remedies.course import STAGES
@@ -36,7 +38,6 @@ from ntk_monitor.remedies.search import LEAST_STEPS, SHARE
 from ntk_monitor.remedies.trial import Job, run_trial
 
 RUNS = Path(__file__).parent / "results" / "remedies.json.gz"
-TABLE = RUNS.with_name("remedies.json")
 
 
 def plain(name: str, seed: int) -> PlainTraining:
@@ -110,10 +111,15 @@ def jobs(only: str, groups: str, first: int, count: int) -> Iterator[tuple[str, 
 
 REASON: dict[str, Reason] = {
     "learning rate": "learning rate", "clipping": "clipping", "decay": "decay",
-    "saturated": "saturated", "blind readout": "readout", "frozen body": "readout",
-    "core": "core", "propagator": "propagator", "class imbalance": "gradient noise",
+    "saturated": "saturated", "blind readout": "readout", "core": "core",
+    "propagator": "propagator",
 }  # fmt: skip
-"""The alert's reason for the cause that was built into a kind."""
+"""The alert's reason for the cause that was built into a kind; others have none that is right."""
+MOST_CURES = 3
+"""Remedies that an alert names."""
+CURES = Path(ntk_monitor.__file__).parent / "monitor" / "cures.json"
+DOCS = Path(__file__).parents[1] / "docs" / "alerts.md"
+MARK = "<!-- cures -->"
 HELPED = 0.1
 """Share of the loss at the end that a remedy must take away for a training to count as helped."""
 CURED = 0.5
@@ -130,6 +136,9 @@ def replay(runs: dict[str, dict[str, Any]], reason: Reason | None) -> Trials:
     """What `try_remedies` would have said of a training, by its own rules, from the records.
 
     Longer trials are the whole ones up to a quarter, whatever they may cost.
+
+    Returns:
+        The trials.
     """
     base = Job(lambda: None, {}, Remedy(), SHARE, LEAST_STEPS, {}, None, 0)
     race = Race(base, remedies(reason), max_cost=1.0)
@@ -207,9 +216,10 @@ def cures(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         base = whole.get((run["kind"], run["seed"]), math.inf)
         if run["group"] != "stalled" or run["remedy"] == "as it is" or not math.isfinite(base):
             continue
-        if not run["trial"]["losses"]:
+        if run["trial"]["ended"].startswith("does not"):
             continue
-        count = counts.setdefault((REASON[run["cause"]], run["remedy"]), [0, 0])
+        cause = REASON.get(run["cause"], run["cause"])
+        count = counts.setdefault((cause, run["remedy"]), [0, 0])
         count[0] += final(run) <= (1 - CURED) * base
         count[1] += 1
     return [
@@ -218,22 +228,51 @@ def cures(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def cures_table(found: list[dict[str, Any]]) -> str:
+    """Remedies by reasons, as docs/alerts.md has them."""
+    counts = {(row["reason"], row["remedy"]): (row["cured"], row["of"]) for row in found}
+    reasons = list(dict.fromkeys(row["reason"] for row in found))
+    names = [remedy.name for remedy in remedies()]
+    lines = [f"| remedy | {' | '.join(reasons)} |", "|---" * (1 + len(reasons)) + "|"]
+    for name in (name for name in names if any((r, name) in counts for r in reasons)):
+        cells = [counts.get((reason, name)) for reason in reasons]
+        shown = ["" if cell is None else f"{cell[0]} of {cell[1]}" for cell in cells]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def write_cures(found: list[dict[str, Any]]) -> None:
+    """What alerts name, and the table in the documentation."""
+    best: dict[str, list[tuple[str, int, int]]] = {}
+    for row in sorted(found, key=lambda row: -row["cured"] / row["of"]):
+        named = best.setdefault(row["reason"], [])
+        if (
+            row["reason"] in REASON.values()
+            and len(named) < MOST_CURES
+            and 2 * row["cured"] > row["of"]
+        ):
+            named.append((row["remedy"], row["cured"], row["of"]))
+    told = {reason: named for reason, named in best.items() if named}
+    CURES.write_text(json.dumps(told, indent=1) + "\n")
+    before, _, after = DOCS.read_text().split(MARK)
+    DOCS.write_text(f"{before}{MARK}\n{cures_table(found)}\n{MARK}{after}")
+
+
 def report() -> None:
     """Write and print what the records say."""
     runs = kept()
     found = trainings(runs)
-    halves = {half: [e for e in found if e["half"] == half] for half in ("choice", "report")}
-    told = {half: summary(each) for half, each in halves.items()}
-    TABLE.write_text(
-        json.dumps({"summary": told, "trainings": found, "cures": cures(runs)}, indent=1) + "\n"
-    )
-    for half, each in halves.items():
-        print(half, json.dumps(told[half], indent=1))
+    halves = {which: [e for e in found if e["half"] == which] for which in ("choice", "report")}
+    told = {which: summary(each) for which, each in halves.items()}
+    save("remedies", {"summary": told, "trainings": found, "cures": cures(runs)})
+    write_cures(cures(runs))
+    for which, each in halves.items():
+        print(which, json.dumps(told[which], indent=1))
         for e in each:
             print(
-                f"  {e['kind']:36s} {e['seed']} cost {e['cost']:.2f} rank {e['rank correlation']:.2f} "
-                f"pick {e['pick']} {e['gain of the pick']:.2f} best {e['best']} "
-                f"{e['gain of the best']:.2f}{', longer' if e['longer'] else ''}"
+                f"  {e['kind']:36s} {e['seed']} cost {e['cost']:.2f}"
+                f" rank {e['rank correlation']:.2f} pick {e['pick']} {e['gain of the pick']:.2f}"
+                f" best {e['best']} {e['gain of the best']:.2f}{', longer' if e['longer'] else ''}"
             )
 
 
@@ -248,7 +287,8 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only say what is kept")
     arguments = parser.parse_args()
     if arguments.report:
-        return report()
+        report()
+        return
     names = [remedy.name for remedy in (Remedy(), *remedies())]
     there = {(run["kind"], run["seed"], run["remedy"]) for run in kept()}
     todo = jobs(arguments.only, arguments.groups, arguments.first_seed, arguments.seeds)

@@ -340,6 +340,36 @@ def bare(results: dict[str, Any]) -> str:
     return "\n".join([*lines, *table((*columns, "of the limit"), rows)]) + "\n"
 
 
+def remedies(results: dict[str, Any]) -> str:
+    """The table of what short trials of remedies were worth."""
+    lines = [
+        "## Trials of remedies\n",
+        "Trainings that stall, or whose rest is noise, trained with each remedy for 8 % of their",
+        "steps and whole; the rules of `try_remedies` replayed on that (`benchmarks/remedies.py`).",
+        "*Helped*: some remedy takes away a tenth of the loss at the end. The rank correlation is",
+        "that of the loss of trials and of whole trainings over all remedies that fit, of which",
+        "most change nothing, and are in any order. Rules were chosen on the half *choice*.\n",
+    ]
+    columns = (
+        "half", "helped", "pick has over half of the best gain", "rank correlation, median",
+        "nothing helps", "said so", "cost in trainings, median", "most",
+    )  # fmt: skip
+    rows = [
+        (
+            half,
+            row["trainings that something helps"],
+            row["pick has over half of the best gain"],
+            f"{row['rank correlation, median']:.2f}",
+            row["trainings that nothing helps"],
+            row["said so"],
+            f"{row['cost, median']:.2f}",
+            f"{row['cost, most']:.2f}",
+        )
+        for half, row in results["summary"].items()
+    ]
+    return "\n".join([*lines, *table(columns, rows)]) + "\n"
+
+
 def number(row: dict[str, Any]) -> str:
     """Its name, with the bars that a table would take for its own escaped."""
     return str(row["number"]).replace("|", "\\|")
@@ -376,6 +406,7 @@ PARTS = {
     "alerts": alerts,
     "other_tools": other_tools,
     "bare": bare,
+    "remedies": remedies,
 }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from importlib.resources import files
 from typing import NamedTuple
 
 from ntk_monitor.descent.prediction import LEARNED
@@ -27,6 +29,13 @@ CHANGES: tuple[tuple[Reason, str], ...] = (
     ("learning rate", "at ten times the learning rate"),
 )
 """Reasons that are found by asking again with one thing changed."""
+
+
+CURES: dict[str, list[tuple[str, int, int]]] = json.loads(
+    files("ntk_monitor.monitor").joinpath("cures.json").read_text()
+)
+"""By reason, the remedies that cured most of the trainings that stalled for it, and how many of how
+many; written by ``benchmarks/remedies.py --report``."""
 
 
 class Finding(NamedTuple):
@@ -61,7 +70,24 @@ def find_reason(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Findi
     """
     found = (look(each, snapshot, remaining) for look, each in _looks(mode, snapshot, remaining))
     reason, number = next(each for each in found if each is not None)
-    return Finding(reason, number, _ADVICE[reason])
+    return Finding(reason, number, _ADVICE[reason] + measured(reason))
+
+
+def measured(reason: Reason) -> str:
+    """What was found to cure trainings that stall for a reason, and how to try it on one's own.
+
+    Args:
+        reason: The reason.
+
+    Returns:
+        Clauses to put behind an advice.
+    """
+    cures = ", ".join(f"{name} {cured} of {of}" for name, cured, of in CURES.get(reason, ()))
+    found = f"; of trainings that stalled for this were cured by {cures}" if cures else ""
+    return (
+        f"{found}; to try it on this one: ntk-monitor try --config FILE --reason '{reason}', or "
+        "ntk_monitor.try_remedies"
+    )
 
 
 def is_explained(mode: TargetMode, snapshot: Snapshot, remaining: float) -> bool:
@@ -100,7 +126,12 @@ def _by_the_rate(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Foun
     gained = room * mode.rate * remaining
     if room < ROOM or not gained >= LEARNED - mode.learned:
         return None
-    return "learning rate", f"steps {room:.2g} times as large would be stable"
+    needed = (LEARNED - mode.learned) / (mode.rate * remaining)
+    return (
+        "learning rate",
+        f"{max(needed, 1.0):.2g} times as large steps would do in time, up to {room:.2g} times are "
+        "stable",
+    )
 
 
 def _room(snapshot: Snapshot) -> float:

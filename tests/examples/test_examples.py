@@ -8,6 +8,7 @@ import pytest
 from lightning.pytorch import Trainer
 
 from ntk_monitor import NTKMonitor
+from ntk_monitor.remedies import Adam
 
 FOLDER = Path(__file__).parents[2] / "examples"
 pytestmark = [
@@ -80,9 +81,16 @@ def test_a_training(
     assert not monitor.snapshot.coverage.missed
 
 
-def test_the_diagnosis_tells_the_networks_apart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_diagnosis_tells_the_networks_apart_and_what_helps(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ntk_monitor.remedies.search.known_remedies", lambda _: (Adam(1e-2),))
+    monkeypatch.setattr("sys.argv", ["diagnose_at_init.py", "--share", "0.02"])
     runpy.run_path(str(FOLDER / "diagnose_at_init.py"), run_name="__main__")
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out
+    assert "Trials of 30 steps, judged on validation data" in printed
+    lines = printed.splitlines()
+    assert any("Adam, lr 0.01 " in line and "%" in line for line in lines)
     (xavier,) = [line for line in lines if "xavier" in line]
     (planted,) = [line for line in lines if "fixed_points" in line]
     assert xavier.count("will stall") == 2
