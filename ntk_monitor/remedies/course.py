@@ -75,7 +75,13 @@ class Course:
         self.steps = int(min(max(math.ceil(self.share * left), self.least), left))
         self._measure = measure
         self._started = time.perf_counter()
-        self._look(0)
+        try:
+            self._look(0)
+        except Exception as error:
+            raise ValueError(
+                f"held_out must be batches that a training step takes, got {held_out.source}, of "
+                f"which it makes: {error}"
+            ) from error
 
     @property
     def last(self) -> int:

@@ -15,7 +15,8 @@ from ntk_monitor.model.quiet import random_states
 from ntk_monitor.monitor import NTKMonitor
 from ntk_monitor.monitor.trainers import overrides, planned_steps
 from ntk_monitor.remedies.course import Course
-from ntk_monitor.remedies.held_out import HeldOut, looker, losses, of_validation, set_apart
+from ntk_monitor.remedies.held_out import HeldOut, looker, losses
+from ntk_monitor.remedies.loaders import Loaders
 from ntk_monitor.remedies.optimization import changed_optimizers
 from ntk_monitor.remedies.plain import SEEN
 from ntk_monitor.remedies.remedy import Look, Loop, NotApplicableError, Remedy
@@ -82,6 +83,8 @@ class ApplyRemedy(Callback):
         """Change the model, and how gradients are made."""
         if stage != "fit":
             return
+        if overrides(pl_module, "configure_model"):
+            pl_module.configure_model()  # which may be called twice, as the Trainer does
         if trainer.ckpt_path is None:
             with random_states(pl_module):
                 self.remedy.change_model(pl_module, self._look(trainer, pl_module))
@@ -202,7 +205,7 @@ class LightningTraining:
             monitor: Settings of the monitor.
             ckpt: A checkpoint to begin from, or None.
         """
-        held, given = self._data()
+        loaders = Loaders(self.model, self.data, self.held_out)
         settings = {k: v for k, v in self.trainer.items() if k not in NOT_OURS}
         if self.max_steps is not None:
             settings = {"max_epochs": -1, **settings, "max_steps": self.max_steps}
@@ -216,10 +219,10 @@ class LightningTraining:
             course.remarks.append(f"callbacks that trials do without: {names_left}")
 
         def first(trainer: Trainer, _: Any) -> Any:  # noqa: ANN401
-            return held_on_device(trainer, held)[0]
+            return held_on_device(trainer, loaders.held)[0]
 
         watch = NTKMonitor(probe_batch=first, **monitor)
-        stages = _Stages(course, held, watch)
+        stages = _Stages(course, loaders, watch)
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(
                 **{**settings, **OWN},
@@ -227,27 +230,7 @@ class LightningTraining:
                 callbacks=[ApplyRemedy(remedy), *kept, stages, watch],
             )
             logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-            trainer.fit(self.model, **given, ckpt_path=ckpt)
-
-    def _data(self) -> tuple[HeldOut, dict[str, Any]]:
-        """What is held out, and what `Trainer.fit` gets."""
-        data, module = self.data, self.model
-        whole = data if hasattr(data, "setup") and hasattr(data, "train_dataloader") else None
-        if whole is not None:
-            whole.prepare_data()
-            whole.setup("fit")
-        given: dict[str, Any] = {"datamodule": whole} if whole is not None else {}
-        if whole is None and data is not None:
-            given = {"train_dataloaders": data}
-        if self.held_out is not None:
-            return HeldOut(list(self.held_out), "what was given"), given
-        source: Any = whole if whole is not None else module
-        loader = _first(_or_none(source, "val_dataloader"))
-        if loader is not None:
-            return of_validation(loader), given
-        train = data if data is not None and whole is None else source.train_dataloader()
-        held, rest = set_apart(_first(train))
-        return held, {"train_dataloaders": rest}
+            trainer.fit(self.model, **loaders.given, ckpt_path=ckpt)
 
 
 def held_on_device(trainer: Trainer, held: HeldOut) -> list[Any]:
@@ -263,36 +246,21 @@ def held_on_device(trainer: Trainer, held: HeldOut) -> list[Any]:
     return [trainer.strategy.batch_to_device(batch) for batch in held.batches]
 
 
-def _or_none(source: Any, name: str) -> Any:  # noqa: ANN401
-    """The loader of a source, or None where it has none of its own."""
-    if not overrides(source, name):
-        return None
-    return getattr(source, name)()
-
-
-def _first(loader: Any) -> Any:  # noqa: ANN401
-    """The first of several loaders."""
-    while isinstance(loader, (list, tuple)):
-        loader = loader[0] if loader else None
-    if isinstance(loader, Mapping):
-        loader = next(iter(loader.values()), None)
-    return loader
-
-
 class _Stages(Callback):
     """Tells a trial's course of every step, and ends the training with it."""
 
-    def __init__(self, course: Course, held: HeldOut, watch: NTKMonitor) -> None:
-        self._course, self._held, self._watch = course, held, watch
+    def __init__(self, course: Course, loaders: Loaders, watch: NTKMonitor) -> None:
+        self._course, self._loaders, self._watch = course, loaders, watch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        batches = held_on_device(trainer, self._held)
+        held = self._loaders.held
+        batches = held_on_device(trainer, held)
         for config in trainer.lr_scheduler_configs:
             config.strict = False  # what a scheduler looks at may be of a validation that is not
         self._course.begin(
             trainer.global_step,
             planned_steps(trainer),
-            self._held,
+            held,
             lambda: losses(pl_module, batches),
         )
         self._watch.schedule.plan = [self._course.last]

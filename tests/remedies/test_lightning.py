@@ -152,7 +152,7 @@ def here(
     *tried: Remedy, module: Any = small.Regression, data: Any = None, **settings: Any
 ) -> Trials:
     again = lambda: module()  # noqa: E731, PLW0108
-    data = small.Data() if data is None else data
+    data = None if settings.pop("no_data", False) else data or small.Data()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         settings = {"trainer": {"max_epochs": -1, "max_steps": 400, **QUIET}, **settings}
@@ -254,3 +254,79 @@ def test_a_training_that_steps_by_hand() -> None:
     found = here(LearningRate(3e3), module=Manual)
     assert found.best is not None
     assert found.best.loss is not None
+
+
+class Late(small.Data):
+    """Makes its data when it is set up, and differently each time."""
+
+    def setup(self, stage: str) -> None:
+        self.times = getattr(self, "times", 0) + 1
+
+    def train_dataloader(self) -> Any:
+        assert self.times == 1
+        return super().train_dataloader()
+
+
+class Paired(small.Regression):
+    """Two loaders at once, by name or in order."""
+
+    def __init__(self, named: bool) -> None:
+        super().__init__()
+        self.named = named
+
+    def train_dataloader(self) -> Any:
+        loaders = {"a": small.Data().train_dataloader(), "b": small.Data().train_dataloader()}
+        return loaders if self.named else list(loaders.values())
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        a, b = (batch["a"], batch["b"]) if self.named else batch
+        return small.mse(self.net, a) + small.mse(self.net, b)
+
+
+class Strict(small.Regression):
+    """Takes training batches only."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if len(batch[0]) == 16:
+            raise TypeError("no such batch")
+        return super().training_step(batch, batch_idx)
+
+
+class Configured(small.Regression):
+    """Makes its layers when it is configured."""
+
+    def __init__(self) -> None:
+        super().__init__(1e-5)
+        del self.net
+
+    def configure_model(self) -> None:
+        if not hasattr(self, "net"):
+            self.net = small.network()
+
+
+def test_a_data_module_is_set_up_once() -> None:
+    for validation in (True, False):
+        found = here(Adam(1e-2), data=Late(validation=validation))
+        assert found.best is not None, str(found)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_several_loaders_are_each_split(named: bool) -> None:
+    found = here(Adam(1e-2), module=lambda: Paired(named), no_data=True)
+    assert found.best is not None, str(found)
+    assert found.baseline.apart
+    assert len(found.baseline.losses[0]) == 4
+
+
+def test_what_cannot_be_judged_on_says_what_to_do() -> None:
+    held = [(torch.randn(16, 4), torch.randn(16, 4))]
+    found = here(Adam(1e-2), module=Strict, held_out=held)
+    assert "held_out must be batches that a training step takes" in found.baseline.ended
+    assert "no such batch" in found.baseline.ended
+    found = here(Adam(1e-2), no_data=True)
+    assert "Regression has no train_dataloader" in found.baseline.ended
+
+
+def test_layers_that_are_configured_late_are_changed() -> None:
+    found = here(UnitVariance(), Adam(1e-2), module=Configured)
+    assert {t.ended for t in found} == {""}
