@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
+from ntk_monitor.model.quiet import random_states
 from ntk_monitor.monitor.trainers import overrides
 from ntk_monitor.remedies.held_out import HeldOut, of_validation, set_apart
 
@@ -61,12 +64,13 @@ class Loaders:
         if self._held is not None:
             return loader
         own = overrides(source, "val_dataloader")
-        validation = _first(source.val_dataloader()) if own else None
-        if validation is not None:
-            self._held = of_validation(validation)
-            return loader
-        self._held, rest = _apart(loader)
-        return rest
+        with random_states(nn.Identity()):  # whoever asks first, and whenever
+            validation = _first(source.val_dataloader()) if own else None
+            if validation is not None:
+                self._held = of_validation(validation)
+                return loader
+            self._held, rest = _apart(loader)
+            return rest
 
 
 def _apart(loader: Any) -> tuple[HeldOut, Any]:  # noqa: ANN401

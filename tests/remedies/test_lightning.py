@@ -15,6 +15,7 @@ from ntk_monitor import NTKMonitor
 from ntk_monitor.remedies import (
     Adam,
     ApplyRemedy,
+    CentredReadout,
     Clipping,
     Curriculum,
     LargerBatches,
@@ -330,3 +331,12 @@ def test_what_cannot_be_judged_on_says_what_to_do() -> None:
 def test_layers_that_are_configured_late_are_changed() -> None:
     found = here(UnitVariance(), Adam(1e-2), module=Configured)
     assert {t.ended for t in found} == {""}
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_the_data_are_the_same_whatever_a_remedy_looks_at(validation: bool) -> None:
+    found = here(UnitVariance(), Adam(1e-2), CentredReadout(), data=small.Data(640, validation))
+    assert len(found.baseline.data) == 3
+    for trial in found:
+        assert trial.data == found.baseline.data, trial.name
+    assert not found.remarks
