@@ -35,6 +35,7 @@ class Loaders:
         """
         whole = hasattr(data, "setup") and hasattr(data, "train_dataloader")
         self._held = None if held_out is None else HeldOut(list(held_out), "what was given")
+        self._splits = False
         if data is not None and not whole:
             self.given: dict[str, Any] = {"train_dataloaders": self._split(data, module)}
             return
@@ -60,12 +61,13 @@ class Loaders:
         return self._held
 
     def _split(self, loader: Any, source: Any) -> Any:  # noqa: ANN401
-        """Training data without what is held out."""
-        if self._held is not None:
+        """Training data without what is held out, the same whenever they are asked for."""
+        if self._held is not None and not self._splits:
             return loader
         own = overrides(source, "val_dataloader")
         with random_states(nn.Identity()):  # whoever asks first, and whenever
             validation = _first(source.val_dataloader()) if own else None
+            self._splits = validation is None
             if validation is not None:
                 self._held = of_validation(validation)
                 return loader
