@@ -108,8 +108,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, Tenso
 DENSE = {"mlp", "classes", "gru", "experts"}
 ANY_METHOD = DENSE | {"wide core", "transformer"}
 """Those that are measured by double backward, too, which knows nothing of processes."""
-OF_FOUR = {"mlp", "gru", "wide core", "long", "experts", "words, streamed", "modes only"}
-"""Those that four processes measure, too."""
+OF_THREE = {"mlp", "gru", "wide core", "long", "experts", "words, streamed", "modes only"}
+"""Those that three processes measure, too."""
 
 
 def edges(count: int, size: int) -> list[int]:
@@ -152,7 +152,7 @@ def numbers(
 def compare(ranks: Ranks) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, (make, draw_batch, settings) in CASES.items():
-        if ranks.size > 2 and name not in OF_FOUR:
+        if ranks.size > 2 and name not in OF_THREE:
             continue
         for method in METHODS if ranks.size == 2 else METHODS[:2]:
             if method == "exact" and name not in DENSE:

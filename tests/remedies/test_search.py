@@ -1,9 +1,6 @@
 """Trials and their ranking, on trainings in a loop."""
 
 import io
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from ntk_monitor.remedies import (
 from ntk_monitor.remedies import search as search_module
 from ntk_monitor.remedies.race import Race
 from ntk_monitor.remedies.trial import Job, run_trial
+from ntk_monitor.remedies.workers import Worker
 from remedies import small
 
 
@@ -189,19 +187,17 @@ def test_the_reason_decides_what_comes_first() -> None:
     assert {repr(r) for r in remedies("core")} == {repr(r) for r in remedies()}
 
 
-def test_a_script_without_a_guard_is_told_what_it_lacks(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from remedies import small\n"
-        "from ntk_monitor.remedies import try_remedies, Adam\n"
-        "print(try_remedies(small.slow, remedies=[Adam()]))\n"
-    )
-    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
-    assert 'below `if __name__ == "__main__":`' in done.stdout
+def test_a_process_that_does_not_begin_says_what_a_script_may_lack() -> None:
+    worker = Worker(threads=1)
+    worker.start(Job(small.slow, {}, Adam(), 0.08, 30, {}, None, 0))
+    worker._process.kill()
+    found = None
+    while found is None:
+        found = worker.result(patience=0.1)
+    worker.end()
+    assert found.ended.startswith("failed: its process ended with code -9 before its first step")
+    assert 'below `if __name__ == "__main__":`' in found.ended
+    assert not worker.is_alive
 
 
 @pytest.mark.parametrize(
