@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ntk_monitor import NTKMonitor, StallAlert
-from ntk_monitor.cli import print_summary
+from ntk_monitor.commands.fit import print_summary
 
 
 class Classifier(LightningModule):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ntk_monitor import NTKMonitor
-from ntk_monitor.cli import print_summary
+from ntk_monitor.commands.fit import print_summary
 
 
 class ByteModel(LightningModule):

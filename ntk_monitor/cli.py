@@ -1,104 +1,100 @@
-"""The command line: ``ntk-monitor fit``, ``probe`` and ``try``, each with a config; ``report``."""
+"""``ntk-monitor``: finds the command that is asked for, and imports nothing else."""
 
 from __future__ import annotations
 
 import sys
-import warnings
-from typing import Any
-
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from rich.console import Console
-from rich.text import Text
-
-from ntk_monitor.checkpoints import ProbingTrainer
-from ntk_monitor.monitor import NTKMonitor, StallAlert
-from ntk_monitor.remedies.command import TRY, try_command
-from ntk_monitor.views import summary_tables, summary_verdict
-from ntk_monitor.views.command import SUMMARY, report
-from ntk_monitor.views.summary import STYLES
-from ntk_monitor.views.verdict import Judge
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import version
+from typing import NamedTuple
 
 
-class MonitorCLI(LightningCLI):
-    """LightningCLI that ends a fit with a table of what the NTK could and could not see."""
+class Command(NamedTuple):
+    """A command.
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The Trainer methods that can be called from the command line."""
-        return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
-            "probe": {"model", "datamodule"},
-        }
-
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
-        """A parser whose help also names the commands that are none of the Trainer's."""
-        return super().init_parser(**{"epilog": f"{SUMMARY}. {TRY}", **kwargs})
-
-    def after_fit(self) -> None:
-        """Print the table."""
-        print_summary(self.trainer, Console())
-
-
-def print_summary(trainer: Trainer, console: Console) -> None:
-    """Print the last snapshots of a training, its alerts, and where its logs are.
-
-    Args:
-        trainer: A Trainer that has finished.
-        console: Where to print.
+    Attributes:
+        usage: How it is called.
+        does: What it does.
+        module: The file in `ntk_monitor.commands` whose ``main`` it is.
     """
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    alerts = [c for c in callbacks if isinstance(c, StallAlert)]
-    history = alerts[0].history if alerts else {}
-    for i, monitor in enumerate(c for c in callbacks if isinstance(c, NTKMonitor)):
-        if monitor.snapshot is None:
-            console.print("NTKMonitor: no probe succeeded", style="bold red")
-            continue
-        state, own = monitor.states[0], history if i == 0 else {}  # which StallAlert watches
-        judge = judge_of(alerts[0]) if alerts and i == 0 else None
-        verdict = summary_verdict(monitor.snapshot, state.losses, own, judge)
-        when = f"At {verdict.when}: " if verdict.when else ""
-        console.print(Text(f"{when}{verdict.text}", STYLES.get(verdict.state, "yellow")))
-        whole = None if monitor.snapshot.tier == "kernel" else state.whole
-        for table in summary_tables(monitor.snapshot, own, whole):
-            console.print(table)
-    for message in (m for alert in alerts for m in alert.messages):
-        console.print(message, style="red" if "is stalled" in message else "green", markup=False)
-    if trainer.log_dir is not None:
-        console.print(f"See it in TensorBoard, tab NTK:  tensorboard --logdir {trainer.log_dir}")
+
+    usage: str
+    does: str
+    module: str
 
 
-def judge_of(alert: StallAlert) -> Judge:
-    """What the verdict has to know of an alert.
+COMMANDS: dict[str, Command] = {
+    "demo": Command("demo", "train the paper's Network 1, and show what the alert says", "demo"),
+    "fit": Command("fit --config FILE", "train what a config describes, under the monitor", "fit"),
+    "probe": Command(
+        "probe --config FILE [--ckpt FILE]", "measure a model as it begins, or checkpoints", "fit"
+    ),
+    "try": Command(
+        "try --config FILE [--ckpt FILE]",
+        "try what helps a stalled training, and rank it",
+        "trials",
+    ),
+    "view": Command("view [FOLDER]", "open TensorBoard on its NTK tab", "view"),
+    "report": Command("report RUN...", "write one HTML page about runs", "report"),
+}
 
-    Args:
-        alert: The alert, after the last probe.
+
+def main() -> int:
+    """Run a command of ``sys.argv``.
 
     Returns:
-        That it is there, how sure it is, and of how many steps.
+        Its exit code.
     """
-    endless = alert.planned is None and alert.horizon is None
-    return Judge(True, True, alert.rule.level, alert.planned, endless, alert.unsure)
+    arguments = sys.argv[1:]
+    first = arguments[0] if arguments else "--help"
+    if first in {"-h", "--help"}:
+        sys.stdout.write(helped())
+        return 0
+    if first == "--version":
+        sys.stdout.write(f"ntk-monitor {version('ntk-monitor')}\n")
+        return 0
+    if first not in COMMANDS:
+        sys.stderr.write(unknown(first))
+        return 2
+    module = import_module(f"ntk_monitor.commands.{COMMANDS[first].module}")
+    run: Callable[[Sequence[str]], int] = module.main
+    return run(arguments if COMMANDS[first].module == "fit" else arguments[1:])
 
 
-def main() -> None:
-    """Run the command line."""
-    if sys.argv[1:2] == ["report"]:  # it has neither model nor data
-        sys.exit(report(sys.argv[2:]))
-    if sys.argv[1:2] == ["try"]:  # it makes many
-        sys.exit(try_command(sys.argv[2:]))
-    # One worker process per loader is Lightning's advice for files on disk; our tasks compute.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # inside Lightning
-    MonitorCLI(
-        LightningModule,
-        LightningDataModule,
-        trainer_class=ProbingTrainer,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_kwargs={"overwrite": True},
+def helped() -> str:
+    """What ``--help`` says."""
+    width = max(len(command.usage) for command in COMMANDS.values())
+    lines = [f"  {command.usage:{width}}  {command.does}" for command in COMMANDS.values()]
+    return "\n".join([
+        "usage: ntk-monitor COMMAND ...",
+        "",
+        "See what gradient descent can and cannot learn next.",
+        "",
+        *lines,
+        f"  {'--version':{width}}  print the version",
+        "",
+        "ntk-monitor COMMAND --help has the arguments of each.",
+        "",
+    ])
+
+
+def unknown(name: str) -> str:
+    """What is said of a command that there is not.
+
+    Args:
+        name: What was asked for.
+
+    Returns:
+        A line, with the one that may be meant.
+    """
+    close = get_close_matches(name, COMMANDS, n=1)
+    meant = f" Did you mean {close[0]}?" if close else ""
+    return (
+        f"ntk-monitor: COMMAND must be one of {', '.join(COMMANDS)}, got {name!r}.{meant} "
+        "ntk-monitor --help says what each does.\n"
     )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -34,6 +34,6 @@ def test_fit_runs_a_config_and_ends_with_the_table(
     main()
     printed = capsys.readouterr().out
     assert "What becomes of the target" in printed
-    assert "tensorboard --logdir" in printed
+    assert f"ntk-monitor view {tmp_path}" in printed.replace("\n", "")
     assert list((tmp_path / name).rglob("events.out.tfevents.*"))
     assert (tmp_path / name / "version_0" / "config.yaml").exists()

@@ -15,10 +15,8 @@ from rich.text import Text
 from ntk_monitor.views.events import NoRunsError
 from ntk_monitor.views.report import print_report, printable, write_report
 
-SUMMARY = "ntk-monitor report RUN...: one HTML page about finished or running trainings"
 
-
-def report(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Make a report.
 
     Args:
@@ -27,7 +25,10 @@ def report(arguments: Sequence[str]) -> int:
     Returns:
         0, or 2 if there was nothing to report on.
     """
-    parser = ArgumentParser(prog="ntk-monitor report", description=SUMMARY)
+    parser = ArgumentParser(
+        prog="ntk-monitor report",
+        description="Write one HTML page about finished or running trainings.",
+    )
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="log folder of one run or of several"
     )
@@ -50,11 +51,11 @@ def report(arguments: Sequence[str]) -> int:
         sys.stderr.write(printable(f"ntk-monitor report: {error}") + "\n")
         return 2
     print_report(made, Console())
-    if settings.open and _has_display():
+    if settings.open and has_display():
         webbrowser.open(made.path.resolve().as_uri())
     return 0
 
 
-def _has_display() -> bool:
+def has_display() -> bool:
     """Whether a browser has a window; without one it would take over the terminal."""
     return sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))

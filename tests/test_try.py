@@ -7,7 +7,7 @@ import yaml
 
 from ntk_monitor.cli import main
 
-CONFIG = Path(__file__).parents[2] / "configs" / "memory_pro_network1.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "memory_pro_network1.yaml"
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*number of training batches:UserWarning"),
@@ -32,27 +32,24 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr("sys.argv", ["ntk-monitor", *arguments])
-    main()
+    return main()
 
 
 def test_try_then_fit_with_the_winner(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run(
-            monkeypatch, "try", "--config", str(config), "--max-cost", "3", "--reason", "propagator"
-        )
+    code = run(monkeypatch, "try", "--config", str(config), "--max-cost", "3", "--reason", "core")
     printed = capsys.readouterr().out
-    assert ended.value.code == 0, printed
+    assert code == 0, printed
     assert "helps: after 30 of 60 steps" in printed.replace("\n", " ")
     assert f"ntk-monitor fit --config {config} --config winner.yaml" in printed
     assert not Path("runs").exists()
     winner = yaml.safe_load(Path("winner.yaml").read_text())
     (callback,) = winner["trainer"]["callbacks+"]
     assert callback["class_path"] == "ntk_monitor.remedies.ApplyRemedy"
-    run(monkeypatch, "fit", "--config", str(config), "--config", "winner.yaml")
+    assert run(monkeypatch, "fit", "--config", str(config), "--config", "winner.yaml") == 0
     saved = yaml.safe_load(next(Path("runs").rglob("config.yaml")).read_text())
     assert saved["trainer"]["callbacks"] == [callback] or (
         saved["trainer"]["callbacks"][0]["class_path"] == callback["class_path"]
@@ -74,12 +71,9 @@ def test_mistakes_are_told_before_anything_begins(
         assert message in capsys.readouterr().err
 
 
-def test_the_help_names_the_command(
+def test_its_help_has_its_arguments(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        run(monkeypatch, "--help")
-    assert "ntk-monitor try --config FILE" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(SystemExit):
         run(monkeypatch, "try", "--help")
     assert "--time-limit" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +12,13 @@ from lightning.pytorch.cli import LightningCLI
 from rich.console import Console
 from rich.text import Text
 
+from ntk_monitor.commands.fit import command_line
 from ntk_monitor.monitor.delivery import Reason
 from ntk_monitor.remedies.lightning import LightningTraining
 from ntk_monitor.remedies.search import SHARE, try_remedies
 
-TRY = (
-    "ntk-monitor try --config FILE [--ckpt FILE]: short trials of remedies for a training, ranked "
-    "by what they did"
-)
 
-
-def try_command(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Make trials.
 
     Args:
@@ -72,7 +67,7 @@ def try_command(arguments: Sequence[str]) -> int:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="ntk-monitor try",
-        description=TRY,
+        description="Try what helps a stalled training, each remedy for a short while.",
         allow_abbrev=False,
         epilog="All other arguments are those of `ntk-monitor fit`, --config among them.",
     )
@@ -120,8 +115,7 @@ class _Reader(LightningCLI):
     """Reads a config, and makes nothing."""
 
     def __init__(self, arguments: list[str]) -> None:
-        before, sys.argv = sys.argv, [sys.argv[0], *arguments]  # which is what it reads
-        try:
+        with command_line(arguments):
             super().__init__(
                 LightningModule,
                 LightningDataModule,
@@ -131,8 +125,6 @@ class _Reader(LightningCLI):
                 parser_kwargs={"prog": "ntk-monitor try"},
                 run=False,
             )
-        finally:
-            sys.argv = before
 
     def instantiate_classes(self) -> None:
         pass

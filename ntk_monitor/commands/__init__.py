@@ -1,0 +1,1 @@
+"""What ``ntk-monitor`` does, a file for each command."""
