@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def require(condition: bool, name: str, expected: str, got: Any) -> None:  # noqa: ANN401
@@ -19,3 +26,38 @@ def require(condition: bool, name: str, expected: str, got: Any) -> None:  # noq
     """
     if not condition:
         raise ValueError(f"{name} must be {expected}, got {got!r}")
+
+
+def suggesting(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a function tell of a misspelt keyword which one is meant.
+
+    Args:
+        function: A function, or an ``__init__``.
+
+    Returns:
+        The same; an unknown keyword raises a TypeError that names those that are alike.
+
+    Example:
+        >>> @suggesting
+        ... def measure(*, tolerance: float = 0.05) -> float:
+        ...     return tolerance
+        >>> measure(tolerence=0.1)
+        Traceback (most recent call last):
+        TypeError: measure has no setting 'tolerence': did you mean 'tolerance'?
+    """
+    known = signature(function).parameters
+    takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in known.values())
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        unknown = [] if takes_any else [name for name in kwargs if name not in known]
+        if unknown:
+            method = function.__name__ == "__init__"
+            who = type(args[0]).__name__ if method else function.__name__
+            close = get_close_matches(unknown[0], known, n=1)
+            settings = ", ".join(name for name in known if name != "self")
+            meant = f"did you mean {close[0]!r}?" if close else f"settings are {settings}"
+            raise TypeError(f"{who} has no setting {unknown[0]!r}: {meant}")
+        return function(*args, **kwargs)
+
+    return checked

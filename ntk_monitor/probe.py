@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from ntk_monitor.checks import require
+from ntk_monitor.checks import require, suggesting
 from ntk_monitor.descent import Descent, Predicted, Setting, plain_descent, predict
 from ntk_monitor.estimators import (
     Activities,
@@ -29,7 +29,7 @@ from ntk_monitor.estimators.sketch import MIN_SAMPLES
 from ntk_monitor.estimators.subspace import fix_signs
 from ntk_monitor.model import METHODS, Linearization, linearize, quiet
 from ntk_monitor.model.at_sites import AGREES, SiteFactor
-from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
+from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn, require_tensors
 from ntk_monitor.model.by_site import of_draws, of_entries, shares
 from ntk_monitor.model.by_trial import GAP, ByTrial
 from ntk_monitor.model.compiled import plain_module
@@ -40,7 +40,7 @@ from ntk_monitor.model.parameters import ParameterFilter
 from ntk_monitor.model.products import IN_PLACE, ProductMethod
 from ntk_monitor.model.quiet import draw_anew
 from ntk_monitor.model.spread import is_sharded
-from ntk_monitor.model.state import StatePath
+from ntk_monitor.model.state import StatePath, require_paths
 from ntk_monitor.model.step import Comparison, LossFn
 from ntk_monitor.ranks import ALONE, RankError, Ranks
 from ntk_monitor.snapshot import ComparedOutput, Snapshot
@@ -110,6 +110,16 @@ class Probe:
         seed: int = 0,
     ) -> None:
         """Check and keep the settings; one that is out of its range raises a ValueError."""
+        require_paths(state)
+        functions = {
+            "forward_fn": forward_fn,
+            "target_fn": target_fn,
+            "loss_fn": loss_fn,
+            "mask_fn": mask_fn,
+        }
+        for name, function in functions.items():
+            good = function is None or callable(function)
+            require(good, name, "a function (in YAML its import path), or None", function)
         require(modes >= 0, "modes", "a number of target modes, 0 or more", modes)
         require(tolerance >= 0, "tolerance", "a relative standard error, 0 or more", tolerance)
         least = _least_products(modes) if tier == "kernel" else 0
@@ -220,6 +230,7 @@ class Probe:
         wanted: tuple[Tier, Tier] = (tier or self.tier, self.tier)
         reach = min(wanted, key=get_args(Tier).index)
         module = plain_module(module)
+        require_tensors(module, batch)
         with ranks.together(), quiet(module, kernels="any"), deadline.keep():
             if noise is not None:
                 draw_anew(noise)
@@ -748,6 +759,7 @@ def _remarks(lin: Linearization, targets: dict[int, Target]) -> tuple[str, ...]:
     return tuple(remarks)
 
 
+@suggesting
 def probe(
     module: nn.Module,
     batch: Any,  # noqa: ANN401

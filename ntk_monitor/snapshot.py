@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ntk_monitor import brief
 from ntk_monitor.estimators import Estimate
 from ntk_monitor.model import Coverage
 
@@ -170,7 +171,7 @@ class ComparedOutput:
     target: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Snapshot:
     r"""One measurement of one model on one batch.
 
@@ -257,6 +258,14 @@ class Snapshot:
     remarks: tuple[str, ...] = ()
     trace_by_site: tuple[tuple[str, float], ...] = ()
     trace_by_site_stderr: tuple[float, ...] = ()
+
+    def __repr__(self) -> str:
+        """In ten lines; every number is an attribute."""
+        return brief.text(self)
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return brief.html(self)
 
     @property
     def is_finite(self) -> bool:

@@ -14,6 +14,7 @@ ORDER = (
     "operators",
     "estimators",
     "model",
+    "brief",
     "snapshot",
     "targets",
     "descent",

@@ -52,6 +52,8 @@ def default_forward(module: nn.Module, batch: Any) -> Any:  # noqa: ANN401
         args = tuple(batch[: _required(module)])
     elif entries is not None:
         kwargs = _accepted(module, entries)
+        if not kwargs and isinstance(batch, Mapping) and _required(module) == 1:
+            return _read_by_forward(module, batch)
     else:
         raise TypeError(
             "the batch must be a tensor, a packed sequence, a tuple, a list, a mapping or a "
@@ -63,11 +65,54 @@ def default_forward(module: nn.Module, batch: Any) -> Any:  # noqa: ANN401
         if isinstance(error, NotImplementedError) and '"forward" function' not in str(error):
             raise  # from inside forward: an operation without a derivative of some kind
         raise TypeError(
-            f"{type(module).__name__} could not take the batch ({error}): {_REMEDY}"
+            f"{type(module).__name__} could not take the batch ({error}): {_remedy(batch)}"
         ) from error
 
 
+def _read_by_forward(module: nn.Module, batch: Any) -> Any:  # noqa: ANN401
+    """Call a module on a mapping whose entries ``forward`` does not name, but may read."""
+    try:
+        return module(batch)
+    except (TypeError, AttributeError, KeyError, IndexError) as error:
+        raise TypeError(
+            f"{type(module).__name__} could not take {described(batch)} ({error}): {_remedy(batch)}"
+        ) from None
+
+
 _REMEDY = "pass forward_fn, for example forward_fn=lambda module, batch: module(batch['inputs'])"
+
+
+def _remedy(batch: Any) -> str:  # noqa: ANN401
+    """What to do about a batch that a module cannot take, with a name that is in it."""
+    parts = (_entries(batch) or {}).items()
+    named = [str(name) for name, part in parts if isinstance(part, Tensor)]
+    return _REMEDY.replace("inputs", named[0]) if named else _REMEDY
+
+
+def require_tensors(module: nn.Module, batch: Any) -> None:  # noqa: ANN401
+    """Refuse arrays in the place of tensors, and a model that has no numbers yet.
+
+    Args:
+        module: The module.
+        batch: What it is to be called on.
+
+    Raises:
+        ValueError: If the batch has NumPy arrays and no tensors, or parameters are on the meta
+            device.
+    """
+    meta = next((name for name, p in module.named_parameters() if p.is_meta), None)
+    if meta is not None:
+        raise ValueError(
+            f"module must have numbers in its parameters, got {meta} on the meta device: call "
+            "module.to_empty(device=...) and load or draw its weights first"
+        )
+    parts = list((_entries(batch) or {}).values()) if _entries(batch) is not None else batch
+    parts = list(parts) if isinstance(parts, (tuple, list)) else [parts]
+    if any(isinstance(part, np.ndarray) for part in parts) and not tensors_of(batch):
+        raise ValueError(
+            f"batch must have tensors, got NumPy arrays in {described(batch)}: "
+            "torch.as_tensor(array) makes one of each"
+        )
 
 
 def _required(module: nn.Module) -> int:

@@ -18,6 +18,7 @@ from ntk_monitor.model.batch import (
     TargetFn,
     cast_batch,
     default_mask,
+    require_tensors,
 )
 from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.model.derivative import Products, Quiet
@@ -40,7 +41,7 @@ from ntk_monitor.model.real import RealForward, ShardedForward
 from ntk_monitor.model.second_pass import second_pass
 from ntk_monitor.model.shards import share_memory
 from ntk_monitor.model.spread import is_sharded, require_precision
-from ntk_monitor.model.state import StatePath
+from ntk_monitor.model.state import StatePath, require_paths
 from ntk_monitor.model.step import (
     LossFn,
     step_function,
@@ -115,6 +116,8 @@ def linearize(
             two passes differ, or the module keeps parameters where no copies can take their place
             and another method than ``"in-place"`` was asked for.
     """
+    require_paths(state)
+    require_tensors(module, batch)
     settings: dict[str, Any] = {
         "state": state,
         "parameters": parameters,

@@ -30,6 +30,25 @@ one sequence. ``"channels"``: (B, n, ...), positions last."""
 StatePath = str | Sequence[str]
 
 
+def require_paths(state: Any) -> None:  # noqa: ANN401
+    """Refuse a state that is not named by its path.
+
+    Args:
+        state: What was given.
+
+    Raises:
+        ValueError: If it is neither a path nor several.
+    """
+    several = isinstance(state, Sequence) and all(isinstance(path, str) for path in state)
+    if isinstance(state, str) or (several and state):
+        return
+    told = f"a {type(state).__name__}" if isinstance(state, nn.Module) else repr(state)
+    raise ValueError(
+        "state must be 'auto', the path of a module, such as 'rnn' where model.rnn is meant (model."
+        f"named_modules() lists them), or several paths, got {told}"
+    )
+
+
 def is_time_first(module: nn.Module) -> bool:
     """Whether the module's sequences are laid out (T, B, features).
 

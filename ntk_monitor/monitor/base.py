@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torchmetrics import MetricCollection
 
-from ntk_monitor.checks import require
+from ntk_monitor.checks import require, suggesting
 from ntk_monitor.descent import Ahead
 from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
 from ntk_monitor.model.compiled import plain_name
@@ -53,6 +53,7 @@ class BaseMonitor:
     maker: ClassVar[str] = "(trainer, module) -> batch"
     """What a function that makes the probe batch takes."""
 
+    @suggesting
     def __init__(
         self,
         every_n_steps: int | None = None,
@@ -200,6 +201,14 @@ class BaseMonitor:
     def snapshot(self) -> Snapshot | None:
         """The latest snapshot of the (first) state, or None."""
         return self.states[0].snapshot
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """What was logged, a row for each probe since training began or was resumed.
+
+        ``pandas.DataFrame(monitor.history).set_index("step")`` makes a table of it.
+        """
+        return list(self._publisher.history)
 
     @property
     def metrics(self) -> MetricCollection:

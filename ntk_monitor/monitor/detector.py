@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from ntk_monitor.checks import require
+from ntk_monitor.checks import require, suggesting
 from ntk_monitor.estimators import Estimate
 from ntk_monitor.monitor.base import BaseMonitor
 from ntk_monitor.monitor.delivery import Alert, Delivery
@@ -48,6 +48,7 @@ class StallDetector:
         planned: Steps of the whole training, as of the last probe; None where that is not known.
     """
 
+    @suggesting
     def __init__(
         self,
         patience: int = 3,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torchmetrics import Metric, MetricCollection
 
 from ntk_monitor.metrics import CoreCosine, EffectiveRank, TargetModeAlignment
-from ntk_monitor.model.state import StatePath
+from ntk_monitor.model.state import StatePath, require_paths
 from ntk_monitor.probe import Probe, Tier
 from ntk_monitor.snapshot import Snapshot
 
@@ -91,6 +91,7 @@ def named_states(state: NamedStates) -> dict[str, StatePath]:
         ValueError: If the mapping is empty, or a name could not begin a tag.
     """
     if not isinstance(state, Mapping):
+        require_paths(state)
         return {"": state}
     wrong = [name for name in state if not name.strip(".") or "/" in name]
     if not state or wrong:

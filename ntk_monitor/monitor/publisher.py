@@ -41,6 +41,7 @@ class Publisher:
         self._laid_out = False
         self._who = who
         self._remarks: set[str] = set()
+        self.history: list[dict[str, float]] = []
 
     def remark(self, host: Host, message: str) -> None:
         """Say something once in a training.
@@ -74,6 +75,8 @@ class Publisher:
             final: Whether there will be no other probe.
         """
         overhead = self.schedule.overhead
+        row: dict[str, float] = {"step": step}
+        self.history.append(row)
         drawn, whole = 0.0, any(snapshot.trace.is_finite for snapshot in snapshots)
         drawing = self._may_draw(host, started, final=final) and whole
         self.schedule.figures_due &= not whole  # who is told now may ask for the next
@@ -85,6 +88,7 @@ class Publisher:
                 self.remark(host, f"{state.prefix}{remark}")
             scalars = {f"{state.prefix}{tag}": v for tag, v in state.scalars(snapshot).items()}
             scalars["ntk/overhead"] = overhead
+            row |= scalars
             self.reporter.scalars(host, scalars, step)
             self._lay_out(host, states)
             self._write(host, state, snapshot, step)

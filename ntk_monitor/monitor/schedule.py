@@ -75,8 +75,10 @@ def require_plan(
         max_overhead_seconds: 0 or more.
         plan: The name of a plan, or steps of at least 1.
     """
-    some = every_n_steps is None or every_n_steps >= 1
-    require(some, "every_n_steps", "at least 1, or None", every_n_steps)
+    whole = isinstance(every_n_steps, int) and not isinstance(every_n_steps, bool)
+    some = every_n_steps is None or (whole and every_n_steps >= 1)
+    expected = "a whole number of steps, at least 1, or None (plan='epochs' probes once in each)"
+    require(some, "every_n_steps", expected, every_n_steps)
     possible = max_overhead is None or 0 < max_overhead <= 1
     require(possible, "max_overhead", "a share of wall time in (0, 1], or None", max_overhead)
     finite = 0 <= max_overhead_seconds < math.inf
