@@ -201,7 +201,7 @@ def _is_long(steps: Array, start: int) -> bool:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:z.2g} %"
+    return f"{float(f'{100 * share:z.2g}'):.10g} %"
 
 
 def _up(share: float) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import math
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -19,10 +19,12 @@ from rich.text import Text
 from ntk_monitor.views.dashboard.bundle import bundle
 from ntk_monitor.views.dashboard.data import DashboardData, to_json
 from ntk_monitor.views.dashboard.files import static_file
+from ntk_monitor.views.documents import as_json, made, markdown
 from ntk_monitor.views.events import NoRunsError, Picture, open_runs, pictures
 from ntk_monitor.views.figures import COLORS, own_style
-from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS, Term
+from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS
 from ntk_monitor.views.layout import WIDTH
+from ntk_monitor.views.rows import HEAD, cells, points, printable, row_of
 from ntk_monitor.views.summary import STYLES
 
 POINTS = 60_000
@@ -40,6 +42,7 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inli
 """What a browser allows the page: itself, and no request to anything."""
 
 Found = dict[str, dict[str, Any]]
+Kind = Literal["html", "markdown", "json"]
 
 
 @dataclass(frozen=True)
@@ -47,23 +50,29 @@ class Report:
     """What a report was made of.
 
     Attributes:
-        path: The page.
+        path: Where it was written, or None.
         runs: What is known of each run, as `DashboardData.series` gives it.
+        text: The page, or the document.
     """
 
-    path: Path
+    path: Path | None
     runs: Found
+    text: str
 
 
 def write_report(
-    paths: Sequence[Path], output: Path, tell: Callable[[str], object] = lambda doing: None
+    paths: Sequence[Path],
+    output: Path | None,
+    tell: Callable[[str], object] = lambda doing: None,
+    kind: Kind = "html",
 ) -> Report:
-    """Make the page.
+    """Make the page, or a document for an issue or for programs.
 
     Args:
         paths: Log folders, of one run or of several.
-        output: Where to write; missing folders are made.
+        output: Where to write; missing folders are made. None to write nothing.
         tell: Called with what is being done, again and again.
+        kind: ``"html"``, ``"markdown"`` or ``"json"``.
 
     Returns:
         What is in it.
@@ -99,10 +108,15 @@ def write_report(
             if (name, state) in pairs:
                 runs[f"{name} ({state[:-1]})" if state else name] = run
     tell("drawing")
-    static = _static(runs, {name: pictures(provider, name) for name in names})
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(_page(static, content), encoding="utf-8", errors="replace")
-    return Report(output, runs)
+    if kind == "html":
+        static = _static(runs, {name: pictures(provider, name) for name in names})
+        text = _page(static, content)
+    else:
+        text = markdown(runs) if kind == "markdown" else as_json(json.loads(to_json(runs)))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8", errors="replace")
+    return Report(output, runs, text)
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -121,22 +135,8 @@ def print_report(report: Report, console: Console) -> None:
             console.print(Text(printable(f"What helps: {verdict['advice']}")))
         if run["modes"]:
             console.print(_table(run["modes"]))
-    console.print(Text(printable(f"Report: {report.path}")), soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """Text that no terminal takes for a command.
-
-    Args:
-        text: Of an event file or a file's name, say.
-
-    Returns:
-        The same without control characters.
-    """
-    return "".join(c if c.isprintable() else " " * c.isspace() for c in text)
-
-
-HEAD = ("mode", "share", "learned", "steps to learn", "alignment", "core overlap", "state")
+    if report.path is not None:
+        console.print(Text(printable(f"Report: {report.path}")), soft_wrap=True)
 
 
 def _table(modes: Sequence[Mapping[str, Any]]) -> Table:
@@ -145,26 +145,8 @@ def _table(modes: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(column, justify="left" if column == "state" else "right")
     for mode in modes:
         state = Text(printable(str(mode["state"])), STYLES.get(mode["state"], "yellow"))
-        table.add_row(*_cells(mode)[:-1], state)
+        table.add_row(*cells(mode)[:-1], state)
     return table
-
-
-def _cells(mode: Mapping[str, Any]) -> list[str]:
-    """A target mode as text: its number, values and state."""
-    since = "" if mode["since"] is None else f" since step {mode['since']}"
-    alignment = _number(mode.get("alignment"), mode.get("alignment_stderr"))
-    share = mode.get("share")
-    name = printable(f"{mode['index']} {mode.get('output', '')}".strip())
-    return [name, f"{share:.0%}" if isinstance(share, float) else "-",
-            _number(mode.get("learned")), mode["steps_text"], alignment,
-            _number(mode.get("core_overlap")), f"{mode['state']}{since}"]  # fmt: skip
-
-
-def _number(value: float | str | None, stderr: float | str | None = None) -> str:
-    if value is None or isinstance(value, str):
-        return value or "-"
-    error = f" ± {stderr:.1g}" if isinstance(stderr, (int, float)) else ""
-    return f"{value:z.3g}{error}"
 
 
 def _static(runs: Found, images: Mapping[str, Mapping[str, Picture]]) -> str:
@@ -177,13 +159,13 @@ def _static(runs: Found, images: Mapping[str, Mapping[str, Picture]]) -> str:
             step = max(picture.step for picture in figures.values())
             shown = "".join(_image(one.png, f"{tag} of {name}") for tag, one in figures.items())
             parts.append(f"<h3>Figures of {escape(name)}, drawn last at step {step}</h3>{shown}")
-    return "".join(parts)
+    return f"<p>{escape(made())}</p>" + "".join(parts)
 
 
 def _run_section(name: str, run: Mapping[str, Any]) -> str:
     verdict = run["verdict"]
-    modes = _html_table(HEAD, [_cells(mode) for mode in run["modes"]]) if run["modes"] else ""
-    numbers = [row for term in GLOSSARY + IN_RECORDS if (row := _row(run, term)) is not None]
+    modes = _html_table(HEAD, [cells(mode) for mode in run["modes"]]) if run["modes"] else ""
+    numbers = [row for term in GLOSSARY + IN_RECORDS if (row := row_of(run, term)) is not None]
     alerts = "".join(f"<li>{escape(alert['message'])}</li>" for alert in run["alerts"])
     helps = f"<p><b>What helps:</b> {escape(verdict['advice'])}</p>" if verdict["advice"] else ""
     return (
@@ -192,27 +174,6 @@ def _run_section(name: str, run: Mapping[str, Any]) -> str:
         f"{_html_table(('number', 'value', 'range', 'meaning'), numbers)}"
         + (f"<h3>Alerts</h3><ul>{alerts}</ul>" if alerts else "")
     )
-
-
-def _row(run: Mapping[str, Any], term: Term) -> list[str] | None:
-    """A number of a run as it was last known, and where, if that was not at the last probe."""
-    found = next((one for one in run["now"] if one["tag"] == term.tag), None) or _last(run, term)
-    if found is None:
-        return None
-    value = _number(found["value"], found["error"])
-    if found["step"] not in {None, run["step"]}:
-        value += f" (at step {found['step']})"
-    return [term.name, value, term.range, term.meaning]
-
-
-def _last(run: Mapping[str, Any], term: Term) -> dict[str, Any] | None:
-    steps, values = _points(run, term.tag)
-    if not values:
-        return None
-    _, errors = _points(run, f"{term.tag}_stderr")
-    error = errors[-1] if errors and math.isfinite(errors[-1]) else None
-    value = run["series"][term.tag]["values"][-1]
-    return {"value": value, "error": error, "step": steps[-1]}
 
 
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -237,8 +198,8 @@ def _timeline(runs: Found) -> bytes:
         lines: dict[str, Any] = {}
         for panel, tag in zip(panels, CHARTS, strict=True):
             for i, (name, run) in enumerate(runs.items()):
-                steps, values = _points(run, tag)
-                _, errors = _points(run, f"{tag}_stderr")
+                steps, values = points(run, tag)
+                _, errors = points(run, f"{tag}_stderr")
                 (lines[name],) = panel.plot(steps, values, color=COLORS[i % len(COLORS)], lw=1.2)
                 if len(errors) == len(values):
                     ends = [[v + sign * WIDTH * e for v, e in zip(values, errors, strict=True)]
@@ -259,13 +220,6 @@ def _timeline(runs: Found) -> bytes:
         file = BytesIO()
         figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
-
-
-def _points(run: Mapping[str, Any], tag: str) -> tuple[list[int], list[float]]:
-    series = run["series"].get(tag)
-    if series is None:
-        return [], []
-    return run["axes"][series["axis"]]["steps"], [float(value) for value in series["values"]]
 
 
 _START = """

@@ -1,0 +1,102 @@
+"""A report as Markdown, to paste into an issue, and as JSON, for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any
+
+from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS
+from ntk_monitor.views.rows import HEAD, cells, printable, row_of, value_of
+
+Found = Mapping[str, Mapping[str, Any]]
+
+
+def markdown(runs: Found) -> str:
+    """Every run: its verdict, its target modes and its numbers, each with its meaning.
+
+    Args:
+        runs: What is known of each, as `DashboardData.series` gives it.
+
+    Returns:
+        The document.
+    """
+    parts = [f"# NTK report\n\n{made()}\n"]
+    parts += [line for name, run in runs.items() for line in _section(name, run)]
+    return "\n".join(parts) + "\n"
+
+
+def made() -> str:
+    """When a report was made, and with what.
+
+    Returns:
+        A line.
+    """
+    versions = ", ".join(f"{name} {version(name)}" for name in ("ntk-monitor", "torch"))
+    return f"Made on {datetime.now():%Y-%m-%d %H:%M} with {versions}."
+
+
+def _section(name: str, run: Mapping[str, Any]) -> Iterator[str]:
+    verdict = run["verdict"]
+    yield f"## {_cell(name)}\n"
+    when = f"At {verdict['when']}: " if verdict["when"] else ""
+    yield f"**{_cell(when + verdict['text'])}**\n"
+    if verdict["advice"]:
+        yield f"What helps: {_cell(verdict['advice'])}\n"
+    if run["modes"]:
+        yield from _table(HEAD, [cells(mode) for mode in run["modes"]])
+    rows = [row for term in GLOSSARY + IN_RECORDS if (row := row_of(run, term)) is not None]
+    if rows:
+        yield from _table(("number", "value", "range", "meaning"), rows)
+    for alert in run["alerts"]:
+        yield f"- {_cell(alert['message'])}"
+    yield ""
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield "|---" * len(head) + "|"
+    for row in rows:
+        yield f"| {' | '.join(map(_cell, row))} |"
+    yield ""
+
+
+def _cell(text: str) -> str:
+    """Text that neither ends a cell nor begins a tag."""
+    plain = " ".join(printable(text).split())
+    return plain.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def as_json(runs: Found) -> str:
+    """The same for programs: numbers as numbers, what is infinite or missing as text or null.
+
+    Args:
+        runs: As in `markdown`.
+
+    Returns:
+        An object with ``made``, a line, and ``runs``, a list.
+    """
+    found = [_plain(name, run) for name, run in runs.items()]
+    return json.dumps({"made": made(), "runs": found}, indent=1, allow_nan=False) + "\n"
+
+
+def _plain(name: str, run: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = [
+        {
+            "tag": term.tag, "name": term.name, "value": found["value"], "stderr": found["error"],
+            "step": run["step"] if found["step"] is None else found["step"],
+            "range": term.range, "meaning": term.meaning, "bad": term.bad,
+        }
+        for term in GLOSSARY + IN_RECORDS
+        if (found := value_of(run, term)) is not None
+    ]  # fmt: skip
+    return {
+        "name": name,
+        "step": run["step"],
+        "verdict": {key: run["verdict"].get(key) for key in ("state", "when", "text", "advice")},
+        "modes": [dict(mode) for mode in run["modes"]],
+        "numbers": numbers,
+        "alerts": [dict(alert) for alert in run["alerts"]],
+    }
