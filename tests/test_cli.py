@@ -37,3 +37,4 @@ def test_fit_runs_a_config_and_ends_with_the_table(
     assert f"ntk-monitor view {tmp_path}" in printed.replace("\n", "")
     assert list((tmp_path / name).rglob("events.out.tfevents.*"))
     assert (tmp_path / name / "version_0" / "config.yaml").exists()
+    assert list(tmp_path.glob("**/*.ckpt"))  # which README's `probe` command finds
