@@ -1,8 +1,8 @@
 # The verbs of this project, in the active virtual environment; `make help` lists them.
-.PHONY: help install lint format types test docs bench outsiders
+.PHONY: help install lint format types test test-fast docs bench outsiders
 
 help:  ## List the verbs.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 install:  ## Install the package with everything that developing it needs.
 	python -m pip install -c constraints.txt -e ".[dev]"
@@ -20,6 +20,9 @@ types:  ## Check types.
 
 test:  ## Run all tests, the doctests among them.
 	python -m pytest -n 2 --dist loadscope
+
+test-fast:  ## Run the tests that take little, while working.
+	python -m pytest -n 2 --dist loadscope -m "not slow"
 
 docs:  ## Run the examples in the docstrings.
 	python -m pytest ntk_monitor

@@ -17,6 +17,14 @@ LONG = (
     *("ranks/test_fabric", "examples/test_paper", "monitor/test_adapters"),
 )
 """Few tests that take long: begun first, so that no worker is left with them at the end."""
+SLOW = (
+    *LONG,
+    *("zoo/", "outsiders/", "remedies/test_search", "test_try", "test_probe_truth"),
+    *("monitor/test_callback", "monitor/test_loggers", "harm/", "examples/", "model/test_theory"),
+    *("views/test_report", "views/test_dashboard_server", "test_checkpoints", "test_cli"),
+    *("docs/test_pages",),
+)
+"""Those that `make test-fast` leaves out: marked ``slow``."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,6 +39,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next(names, len(LONG))
 
     items.sort(key=place)
+    for item in items:
+        if any(f"tests/{name}" in item.nodeid for name in SLOW):
+            item.add_marker("slow")
 
 
 class Made(nn.Module):
