@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
@@ -90,11 +91,9 @@ class Shampoo(Remedy):
         return f"Shampoo, lr {self.lr:g}"
 
     def change_optimizer(self, optimizer: Optimizer) -> Optimizer:  # noqa: D102
-        if importlib.util.find_spec("pytorch_optimizer") is None:
+        if find_spec("pytorch_optimizer") is None:
             raise NotApplicableError("the package pytorch-optimizer is not installed")
-        from pytorch_optimizer import Shampoo as Optimizer_  # noqa: PLC0415
-
-        return replaced(optimizer, Optimizer_, self.lr)
+        return replaced(optimizer, import_module("pytorch_optimizer").Shampoo, self.lr)
 
 
 class WeightDecay(Remedy):
