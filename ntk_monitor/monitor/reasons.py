@@ -82,11 +82,11 @@ def measured(reason: Reason) -> str:
     Returns:
         Clauses to put behind an advice.
     """
-    cures = ", ".join(f"{name} {cured} of {of}" for name, cured, of in CURES.get(reason, ()))
-    found = f"; of trainings that stalled for this were cured by {cures}" if cures else ""
+    cures = ", ".join(f"{name} ({cured} of {of})" for name, cured, of in CURES.get(reason, ()))
+    found = f". What cured trainings that stalled for this: {cures}" if cures else ""
     return (
-        f"{found}; to try it on this one: ntk-monitor try --config FILE --reason '{reason}', or "
-        "ntk_monitor.try_remedies"
+        f"{found}. What cures this one is found out by `ntk-monitor try --config FILE --reason "
+        f"'{reason}'`, or ntk_monitor.try_remedies"
     )
 
 

@@ -49,9 +49,9 @@ def test_alerts_name_the_best_of_what_was_measured() -> None:
 def test_an_alert_says_what_cured_and_how_to_try() -> None:
     (name, cured, of), *_ = CURES["decay"]
     said = measured("decay")
-    assert f"of trainings that stalled for this were cured by {name} {cured} of {of}" in said
+    assert f"What cured trainings that stalled for this: {name} ({cured} of {of})" in said
     assert "ntk-monitor try --config FILE --reason 'decay'" in said
-    assert measured("gradient noise").startswith("; to try it")
+    assert measured("gradient noise").startswith(". What cures this one is found out by")
 
 
 def test_the_page_has_every_remedy() -> None:
