@@ -85,6 +85,7 @@ def test_the_diagnosis_tells_the_networks_apart_and_what_helps(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ntk_monitor.remedies.search.known_remedies", lambda _: (Adam(1e-2),))
+    monkeypatch.setattr("ntk_monitor.remedies.race.LONGER", 0.02)
     monkeypatch.setattr("sys.argv", ["diagnose_at_init.py", "--share", "0.02"])
     runpy.run_path(str(FOLDER / "diagnose_at_init.py"), run_name="__main__")
     printed = capsys.readouterr().out
