@@ -44,13 +44,10 @@ def main(arguments: Sequence[str]) -> int:
             str(settings.folder),
         ])
         console = Console()
-        show = [f"ntk-monitor view {settings.folder}"]
+        next_steps = {"Look at it": f"ntk-monitor view {settings.folder}"}
         if settings.network == 1:
-            show += [f"ntk-monitor try --config {config}", "ntk-monitor demo --network 2"]
-        for line, what in zip(
-            show,
-            ("look at it", "find out what helps it", "one that learns all of it"),
-            strict=False,
-        ):
-            console.print(f"To {what}:  {line}", markup=False, soft_wrap=True, highlight=False)
+            next_steps["Find out what helps it"] = f"ntk-monitor try --config {config}"
+            next_steps["See one that learns all of it"] = "ntk-monitor demo --network 2"
+        for what, line in next_steps.items():
+            console.print(f"{what}:  {line}", markup=False, soft_wrap=True, highlight=False)
     return 0

@@ -60,7 +60,11 @@ def print_summary(trainer: Trainer, console: Console) -> None:
     for message in (m for alert in alerts for m in alert.messages):
         console.print(message, style="red" if "is stalled" in message else "green", markup=False)
     if trainer.log_dir is not None:
-        console.print(f"See it in TensorBoard:  ntk-monitor view {trainer.log_dir}")
+        console.print(
+            f"See it in TensorBoard:  ntk-monitor view {trainer.log_dir}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def judge_of(alert: StallAlert) -> Judge:
