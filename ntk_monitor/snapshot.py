@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,6 +18,9 @@ from torch import Tensor
 from ntk_monitor import brief
 from ntk_monitor.estimators import Estimate
 from ntk_monitor.model import Coverage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = 2
 """Version of the file format of `Snapshot.save`."""
@@ -266,6 +269,16 @@ class Snapshot:
     def _repr_html_(self) -> str:
         """The same for notebooks."""
         return brief.html(self)
+
+    def plot(self) -> Figure:
+        """What of the target is learned, what the next steps do, and how rich the kernel is.
+
+        Returns:
+            A matplotlib figure.
+        """
+        from ntk_monitor import plots  # noqa: PLC0415  (matplotlib, when it is asked for)
+
+        return plots.plot(self)
 
     @property
     def is_finite(self) -> bool:

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from ntk_monitor import Monitor, NTKMonitor, Snapshot, probe
+from ntk_monitor.metrics import CoreCosine, EffectiveRank, TargetModeAlignment
 from ntk_monitor.models import GRURegression
 from ntk_monitor.tasks import MemoryProDataModule
 
@@ -100,3 +101,22 @@ def test_several_states_share_a_row() -> None:
         monitor.step()
     first = monitor.history[0]
     assert {"a/core/effective_rank", "b/core/effective_rank"} <= set(first)
+
+
+@pytest.mark.parametrize("tier", ["core", "modes", "kernel"])
+@pytest.mark.parametrize("modes", [0, 3])
+def test_it_can_be_drawn_as_far_as_it_was_measured(tier: str, modes: int) -> None:
+    figure = measured(tier=tier, modes=modes).plot()
+    texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    missing = [each for each in texts if "not measured" in each]
+    assert len(missing) == (modes == 0) + (tier == "core" or modes == 0)
+    figure.canvas.draw()
+
+
+def test_metrics_are_drawn_as_those_of_torchmetrics() -> None:
+    snapshot = measured()
+    for metric in (EffectiveRank("temporal"), CoreCosine(), TargetModeAlignment(1)):
+        metric.update(snapshot)
+        figure, axes = metric.plot()
+        figure.canvas.draw()
+        assert axes.has_data()

@@ -15,6 +15,7 @@ ORDER = (
     "estimators",
     "model",
     "brief",
+    "plots",
     "snapshot",
     "targets",
     "descent",

@@ -95,3 +95,15 @@ class CoreCosine(Metric):
     def compute(self) -> Tensor:
         """The pooled cosine."""
         return cosine(self.inner, self.norm_squared, self.core_norm_squared)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:  # noqa: ANN401
+        """Draw the value, or several of ``forward``, as torchmetrics does.
+
+        Args:
+            val: Values; what ``compute`` gives where left out.
+            ax: Axes to draw on.
+
+        Returns:
+            Figure and axes.
+        """
+        return self._plot(val, ax)

@@ -89,3 +89,15 @@ class EffectiveRank(Metric):
     def compute(self) -> Tensor:
         """The pooled effective rank."""
         return participation_ratio(self.trace_squared, self.norm_squared)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:  # noqa: ANN401
+        """Draw the value, or several of ``forward``, as torchmetrics does.
+
+        Args:
+            val: Values; what ``compute`` gives where left out.
+            ax: Axes to draw on.
+
+        Returns:
+            Figure and axes.
+        """
+        return self._plot(val, ax)

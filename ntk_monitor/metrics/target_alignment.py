@@ -81,3 +81,15 @@ class TargetModeAlignment(Metric):
     def compute(self) -> Tensor:
         """The pooled alignment."""
         return self.gain / (self.count * self.norm_squared).sqrt()
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:  # noqa: ANN401
+        """Draw the value, or several of ``forward``, as torchmetrics does.
+
+        Args:
+            val: Values; what ``compute`` gives where left out.
+            ax: Axes to draw on.
+
+        Returns:
+            Figure and axes.
+        """
+        return self._plot(val, ax)
