@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import wraps
+from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any, ParamSpec, TypeVar
 
@@ -26,6 +27,29 @@ def require(condition: bool, name: str, expected: str, got: Any) -> None:  # noq
     """
     if not condition:
         raise ValueError(f"{name} must be {expected}, got {got!r}")
+
+
+def imported(value: Any) -> Any:  # noqa: ANN401
+    """A function by its import path, as a YAML file has it; anything else as it is.
+
+    Args:
+        value: What an argument was given.
+
+    Returns:
+        The function; the value where it is no import path of one.
+
+    Example:
+        >>> imported("math.floor")(2.5), imported("rnn.weight*"), imported(3)
+        (2, 'rnn.weight*', 3)
+    """
+    module, _, name = value.rpartition(".") if isinstance(value, str) else ("", "", "")
+    if not module:
+        return value
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return value
+    return found if callable(found) else value
 
 
 def suggesting(function: Callable[P, R]) -> Callable[P, R]:

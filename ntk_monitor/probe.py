@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from ntk_monitor.checks import require, suggesting
+from ntk_monitor.checks import imported, require, suggesting
 from ntk_monitor.descent import Descent, Predicted, Setting, plain_descent, predict
 from ntk_monitor.estimators import (
     Activities,
@@ -149,7 +149,7 @@ class Probe:
         one = loss_fn is None or not forward
         require(one, "loss_fn", "left out where forward_fn or target_fn are given", loss_fn)
         self.state = state
-        self.parameters = parameters
+        self.parameters = imported(parameters)
         self.forward_fn = forward_fn
         self.target_fn = target_fn
         self.loss_fn = loss_fn

@@ -38,3 +38,49 @@ def test_fit_runs_a_config_and_ends_with_the_table(
     assert list((tmp_path / name).rglob("events.out.tfevents.*"))
     assert (tmp_path / name / "version_0" / "config.yaml").exists()
     assert list(tmp_path.glob("**/*.ckpt"))  # which README's `probe` command finds
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers:UserWarning",
+    "ignore:.*LeafSpec.*is deprecated",
+    "ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning",
+)
+def test_functions_are_named_by_their_import_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_functions.py").write_text(
+        "import torch\n"
+        "called = []\n"
+        "def target(batch):\n    called.append('target')\n    return batch[1]\n"
+        "def mask(batch):\n"
+        "    called.append('mask')\n"
+        "    return torch.ones(batch[0].shape[:2], dtype=torch.bool)\n"
+        "def pick(trainer, module):\n"
+        "    called.append('pick')\n"
+        "    return next(iter(trainer.datamodule.val_dataloader()))\n"
+        "def only(name, parameter):\n    called.append('only')\n    return 'rnn' in name\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = yaml.safe_load((CONFIGS / "memory_pro_network1.yaml").read_text())
+    config["trainer"] |= {"max_steps": 2, "enable_progress_bar": False, "logger": False}
+    config["trainer"]["enable_checkpointing"] = False
+    config["trainer"]["callbacks"] = [
+        {
+            "class_path": "ntk_monitor.NTKMonitor",
+            "init_args": {
+                "target_fn": "own_functions.target",
+                "mask_fn": "own_functions.mask",
+                "probe_batch": "own_functions.pick",
+                "parameters": "own_functions.only",
+                "tier": "modes",
+            },
+        }
+    ]
+    config["model"]["init_args"]["hidden_size"] = 8
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    monkeypatch.setattr("sys.argv", ["ntk-monitor", "fit", "--config", str(path)])
+    assert main() == 0
+    assert "What becomes of the target" in capsys.readouterr().out
+    called = __import__("own_functions").called
+    assert set(called) == {"target", "mask", "pick", "only"}

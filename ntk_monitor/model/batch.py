@@ -22,8 +22,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from ntk_monitor.ranks import checksum
 
 ForwardFn = Callable[[nn.Module, Any], Any]
-TargetFn = Callable[[Any], Tensor | None]
-MaskFn = Callable[[Any], Tensor | None]
+TargetFn = Callable[[Any], Any]
+"""From a batch to the target, or None."""
+MaskFn = Callable[[Any], Any]
+"""From a batch to what is padding, or None."""
 
 
 def default_forward(module: nn.Module, batch: Any) -> Any:  # noqa: ANN401

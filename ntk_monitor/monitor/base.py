@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torchmetrics import MetricCollection
 
-from ntk_monitor.checks import require, suggesting
+from ntk_monitor.checks import imported, require, suggesting
 from ntk_monitor.descent import Ahead
 from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
 from ntk_monitor.model.compiled import plain_name
@@ -129,8 +129,10 @@ class BaseMonitor:
             seed: Names the random tangents.
         """
         require_plan(every_n_steps, max_overhead, max_overhead_seconds, plan)
+        probe_batch = imported(probe_batch)
         known = not isinstance(probe_batch, str) or probe_batch in self.batches
-        choices = f"{', '.join(map(repr, self.batches))}, a batch, or a callable {self.maker}"
+        own = ", ".join(map(repr, self.batches))
+        choices = f"{own}, a batch, or a function {self.maker} (in YAML its import path)"
         require(known, "probe_batch", choices, probe_batch)
         draws = redraw_every_n_epochs is None or redraw_every_n_epochs >= 1
         require(draws, "redraw_every_n_epochs", "at least 1, or None", redraw_every_n_epochs)
