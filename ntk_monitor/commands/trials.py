@@ -16,6 +16,7 @@ from ntk_monitor.commands.fit import command_line
 from ntk_monitor.monitor.delivery import Reason
 from ntk_monitor.remedies.lightning import LightningTraining
 from ntk_monitor.remedies.search import SHARE, try_remedies
+from ntk_monitor.remedies.trial import LIBRARIES, silent
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -115,7 +116,7 @@ class _Reader(LightningCLI):
     """Reads a config, and makes nothing."""
 
     def __init__(self, arguments: list[str]) -> None:
-        with command_line(arguments):
+        with command_line(arguments), silent(*LIBRARIES):
             super().__init__(
                 LightningModule,
                 LightningDataModule,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -229,7 +228,6 @@ class LightningTraining:
                 default_root_dir=folder,
                 callbacks=[ApplyRemedy(remedy), *kept, stages, watch],
             )
-            logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
             trainer.fit(self.model, **loaders.given, ckpt_path=ckpt)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +52,6 @@ class TransformersTraining:
             ckpt: A checkpoint's folder to begin from, or None.
         """
         trainer: Any = self.trainer
-        logging.getLogger("transformers").setLevel(logging.ERROR)
         model = trainer.model
         assert isinstance(model, nn.Module)
         loss_fn = ComputeLoss(trainer)

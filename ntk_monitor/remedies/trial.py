@@ -6,7 +6,8 @@ import logging
 import math
 import random
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from ntk_monitor.remedies.remedy import NotApplicableError, Remedy
 from ntk_monitor.uncertainty import Estimate
 
 Make = Callable[[], Any]
+LIBRARIES = ("ntk_monitor", "lightning.pytorch", "lightning.fabric", "transformers")
+"""Loggers that tell of every training that begins."""
 
 
 class Mode(NamedTuple):
@@ -158,9 +161,8 @@ def run_trial(job: Job, moved: Callable[[float], None] = lambda _: None) -> Tria
     """
     course = Course(job.share, job.least, job.bars, moved)
     ended = ""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), silent(*LIBRARIES):
         warnings.simplefilter("ignore")
-        logging.getLogger("ntk_monitor").setLevel(logging.ERROR)
         try:
             draw(job.seed)
             training = training_of(job.make(), job.settings)
@@ -186,6 +188,26 @@ def run_trial(job: Job, moved: Callable[[float], None] = lambda _: None) -> Tria
         tuple(course.data),
         tuple(course.remarks),
     )
+
+
+@contextmanager
+def silent(*names: str) -> Iterator[None]:
+    """Let loggers tell of errors only, for a while.
+
+    Args:
+        names: Of the loggers.
+
+    Yields:
+        Nothing.
+    """
+    before = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def draw(seed: int) -> None:

@@ -1,5 +1,6 @@
 """Remedies and trials under a Lightning Trainer."""
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -340,3 +341,11 @@ def test_the_data_are_the_same_whatever_a_remedy_looks_at(validation: bool) -> N
     for trial in found:
         assert trial.data == found.baseline.data, trial.name
     assert not found.remarks
+
+
+def test_loggers_of_the_process_are_as_they_were(capfd: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("lightning.pytorch")
+    logger.setLevel(logging.INFO)
+    here(Adam(1e-2))
+    assert logger.level == logging.INFO
+    assert "GPU available" not in capfd.readouterr().err
