@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from ntk_monitor import Estimate, NTKMonitor, StallAlert, TargetMode
+from ntk_monitor.descent.prediction import LEARNED
 from ntk_monitor.monitor import Alert, StallWarning
 from ntk_monitor.monitor.delivery import run_folder
 from ntk_monitor.monitor.reasons import find_reason
@@ -194,6 +195,19 @@ def test_clipping_of_steps_that_would_be_too_large_is_no_reason(
 ) -> None:
     one = mode(0.0, 1e9, 1e-8, steps_if=(AS_IT_IS, ("without clipping", 50.0)))
     assert find_reason(one, snapshot(one, headroom=headroom), 160).reason == reason
+
+
+@pytest.mark.parametrize("headroom", [20.0, 1e3, 1e9])
+def test_the_factor_that_is_named_reaches_the_threshold_and_is_stable(headroom: float) -> None:
+    one = mode(0.2, 1e9, rate=1e-4)
+    found = find_reason(one, snapshot(one, headroom=headroom), 1000)
+    if headroom * 1e-4 * 1000 < LEARNED - 0.2:
+        assert found.reason != "learning rate"
+        return
+    assert found.reason == "learning rate"
+    factor, most = (float(x) for x in re.findall(r"([0-9.e+]+) times", found.number))
+    assert 0.2 + factor * 1e-4 * 1000 == pytest.approx(LEARNED, rel=0.05)
+    assert factor <= most == pytest.approx(headroom, rel=0.05)
 
 
 def test_where_nothing_moves_what_holds_the_fastest_mode_holds_all() -> None:
