@@ -50,12 +50,10 @@ class LearningRate(Remedy):
         return optimizer
 
 
-class Adam(Remedy):
-    """Adam in place of an optimizer without a scale of its own for each parameter."""
+class _Replacement(Remedy):
+    """Another optimizer."""
 
-    reasons: ClassVar[tuple[Reason, ...]] = ("propagator", "core", "learning rate", "saturated")
-
-    def __init__(self, lr: float = 1e-3) -> None:
+    def __init__(self, lr: float) -> None:
         """Choose the learning rate.
 
         Args:
@@ -65,14 +63,24 @@ class Adam(Remedy):
         self.lr = lr
 
     @property
-    def name(self) -> str:  # type: ignore[override]  # noqa: D102
-        return f"Adam, lr {self.lr:g}"
+    def name(self) -> str:  # type: ignore[override]
+        return f"{type(self).__name__}, lr {self.lr:g}"
+
+
+class Adam(_Replacement):
+    """Adam in place of an optimizer without a scale of its own for each parameter."""
+
+    reasons: ClassVar[tuple[Reason, ...]] = ("propagator", "core", "learning rate", "saturated")
+
+    def __init__(self, lr: float = 1e-3) -> None:
+        """Choose the learning rate; as for `Shampoo`."""
+        super().__init__(lr)
 
     def change_optimizer(self, optimizer: Optimizer) -> Optimizer:  # noqa: D102
         return replaced(optimizer, torch.optim.AdamW, self.lr)
 
 
-class Shampoo(Remedy):
+class Shampoo(_Replacement):
     """Shampoo of pytorch-optimizer, which the paper trains with, where that is installed."""
 
     reasons: ClassVar[tuple[Reason, ...]] = ("propagator",)
@@ -83,12 +91,7 @@ class Shampoo(Remedy):
         Args:
             lr: Of the first group of parameters; others keep their ratio to it.
         """
-        require(0 < lr < math.inf, "lr", "a positive number", lr)
-        self.lr = lr
-
-    @property
-    def name(self) -> str:  # type: ignore[override]  # noqa: D102
-        return f"Shampoo, lr {self.lr:g}"
+        super().__init__(lr)
 
     def change_optimizer(self, optimizer: Optimizer) -> Optimizer:  # noqa: D102
         if find_spec("pytorch_optimizer") is None:
