@@ -55,9 +55,9 @@ INDEPENDENT = 8
 each probe, and the probed one the same."""
 SURE = 2.0
 """Standard errors by which a transfer must differ from nothing."""
-NOTHING = 0.25
+NOTHING = 0.45
 """Transfer below which a step on one batch is of no use for another."""
-LITTLE = 0.4
+LITTLE = 0.6
 """Transfer of the loss, with a standard error, below which a mode that is too slow, and of which
 nothing tells why, is unpredictable."""
 FLAT_LONG = 0.36
@@ -65,12 +65,9 @@ FLAT_LONG = 0.36
 are, is too slow if its rate does not seem to grow: certainty is no longer asked for."""
 SLACK = 2.0
 """How many times the growth that is seen of such a rate is taken to be possible."""
-IN_SIGHT = 10.0
-"""How many times the remaining steps a mode may need, by its own batch's rate, for it to count that
-nothing of this rate comes true."""
 OUT_OF_SIGHT = 100.0
-"""The same for steps that teach other batches little to count: a mode that is slower than that is
-too slow, whatever they teach."""
+"""How many times the remaining steps a mode may need, by its own batch's rate, for it to count what
+steps teach other batches: one that is slower than that is too slow, whatever they teach."""
 PROGRESS = 0.05
 """Approach of the learned fraction to 1, over its best, that counts as not standing still."""
 
@@ -345,7 +342,7 @@ class ModeWatch:
             share, margin = realised[0], SURE * realised[1]
             if share - margin > NOTHING:
                 return False
-            if promised * IN_SIGHT >= 1 and share + margin < NOTHING:
+            if share + margin < NOTHING:
                 return True
         return _little_transfers(self)
 
