@@ -173,6 +173,11 @@ def run_trial(job: Job, moved: Callable[[float], None] = lambda _: None) -> Tria
         except Exception as error:  # of somebody's own model or data
             lines = str(error).strip().splitlines()
             ended = f"failed: {type(error).__name__}: {lines[0] if lines else 'without a word'}"
+    if not (ended or course.done):
+        ended = course.ended or (
+            "took no step: no steps of the training are left; let max_steps be more than the "
+            "checkpoint has"
+        )
     held = course.held_out
     return Trial(
         job.remedy,

@@ -334,6 +334,15 @@ def test_layers_that_are_configured_late_are_changed() -> None:
     assert {t.ended for t in found} == {""}
 
 
+def test_a_training_that_is_over_says_so(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=5)
+    fit(keep, steps=5, enable_checkpointing=True)
+    (file,) = tmp_path.glob("*.ckpt")
+    found = here(Adam(), ckpt_path=file, trainer={**QUIET, "max_steps": 5})
+    assert found.baseline.ended.startswith("took no step")
+    assert found.verdict.startswith("Nothing can be said: the training as it is took no step")
+
+
 @pytest.mark.parametrize("validation", [True, False])
 def test_the_data_are_the_same_whatever_a_remedy_looks_at(validation: bool) -> None:
     found = here(UnitVariance(), Adam(1e-2), CentredReadout(), data=small.Data(640, validation))
