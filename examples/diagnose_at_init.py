@@ -62,7 +62,7 @@ def main() -> None:
             processes=settings.processes,
             reason="core",
         )
-        console.print(trials.table(), trials.verdict)
+        trials.show(console)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ntk_monitor.monitor import NTKMonitor
+from ntk_monitor.monitor.trainers import first_batch
 from ntk_monitor.snapshot import Snapshot
 
 NUMBERS = {
@@ -165,7 +166,9 @@ def probe_batch(
     if datamodule is not None:
         datamodule.prepare_data()
         datamodule.setup("fit")
-    loader = source.train_dataloader() if which == "train" else source.val_dataloader()
+    if which == "train":
+        return first_batch(source.train_dataloader())
+    loader = source.val_dataloader()
     while isinstance(loader, (list, tuple)):
         loader = loader[0]
     return next(iter(loader))

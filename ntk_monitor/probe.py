@@ -6,6 +6,7 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -230,8 +231,11 @@ class Probe:
         wanted: tuple[Tier, Tier] = (tier or self.tier, self.tier)
         reach = min(wanted, key=get_args(Tier).index)
         module = plain_module(module)
-        require_tensors(module, batch)
-        with ranks.together(), quiet(module, kernels="any"), deadline.keep():
+        with ExitStack() as stack:
+            stack.enter_context(ranks.together())
+            require_tensors(module, batch)  # in one process, perhaps: the others hear of it
+            stack.enter_context(quiet(module, kernels="any"))
+            stack.enter_context(deadline.keep())
             if noise is not None:
                 draw_anew(noise)
             lin, core = self._linearize(module, batch, ranks)

@@ -10,7 +10,6 @@ from typing import Any, get_args
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from rich.console import Console
-from rich.text import Text
 
 from ntk_monitor.commands.fit import command_line
 from ntk_monitor.monitor.delivery import Reason
@@ -44,16 +43,10 @@ def main(arguments: Sequence[str]) -> int:
         processes=own.processes,
         seed=own.seed,
     )
-    console.print(trials.table())
-    for name, why in trials.left_out:
-        console.print(Text(f"{name}: {why}", style="dim"))
-    for remark in trials.remarks:
-        console.print(Text(remark, style="yellow"))
-    best = trials.best
-    console.print(Text(trials.verdict, style="bold green" if best is not None else "bold yellow"))
+    trials.show(console)
     if trials.baseline.loss is None:
         return 2
-    if best is None:
+    if trials.best is None:
         return 1
     path = trials.save(own.output)
     resume = "" if own.ckpt is None else f" --ckpt_path {own.ckpt}"

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from ntk_monitor.estimators import cosine
+from ntk_monitor.metrics.base import SnapshotMetric
 from ntk_monitor.snapshot import Snapshot
 
 View = Literal["full", "temporal"]
@@ -45,7 +45,7 @@ def _sums(snapshot: Snapshot, view: View) -> tuple[Tensor, Tensor, Tensor]:
     return value * norm * core.sqrt(), torch.tensor(norm**2, dtype=torch.float64), core
 
 
-class CoreCosine(Metric):
+class CoreCosine(SnapshotMetric):
     r"""Cosine between kernel and core, pooled over snapshots.
 
     .. math::
@@ -95,15 +95,3 @@ class CoreCosine(Metric):
     def compute(self) -> Tensor:
         """The pooled cosine."""
         return cosine(self.inner, self.norm_squared, self.core_norm_squared)
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:  # noqa: ANN401
-        """Draw the value, or several of ``forward``, as torchmetrics does.
-
-        Args:
-            val: Values; what ``compute`` gives where left out.
-            ax: Axes to draw on.
-
-        Returns:
-            Figure and axes.
-        """
-        return self._plot(val, ax)

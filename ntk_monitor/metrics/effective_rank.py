@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from ntk_monitor.estimators import participation_ratio
+from ntk_monitor.metrics.base import SnapshotMetric
 from ntk_monitor.snapshot import Snapshot
 
 View = Literal["full", "temporal", "spatial", "core"]
@@ -45,7 +45,7 @@ def _sums(snapshot: Snapshot, view: View) -> tuple[Tensor, Tensor]:
     return trace_squared, trace_squared / ranks[view].value
 
 
-class EffectiveRank(Metric):
+class EffectiveRank(SnapshotMetric):
     r"""Participation ratio, pooled over snapshots.
 
     .. math:: \mathrm{PR} = \sum_s (\mathrm{tr} M_s)^2 \big/ \sum_s \|M_s\|_F^2
@@ -89,15 +89,3 @@ class EffectiveRank(Metric):
     def compute(self) -> Tensor:
         """The pooled effective rank."""
         return participation_ratio(self.trace_squared, self.norm_squared)
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:  # noqa: ANN401
-        """Draw the value, or several of ``forward``, as torchmetrics does.
-
-        Args:
-            val: Values; what ``compute`` gives where left out.
-            ax: Axes to draw on.
-
-        Returns:
-            Figure and axes.
-        """
-        return self._plot(val, ax)

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
+from ntk_monitor.metrics.base import SnapshotMetric
 from ntk_monitor.snapshot import Snapshot
 
 
@@ -34,7 +34,7 @@ def _sums(snapshot: Snapshot, mode: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(gains.get(mode, torch.nan), dtype=torch.float64), norm.square()
 
 
-class TargetModeAlignment(Metric):
+class TargetModeAlignment(SnapshotMetric):
     r"""Alignment with a target mode, pooled over ``m`` snapshots.
 
     .. math:: a_i = \frac{\sum_s R_i^{(s)}}{\sqrt{m \sum_s \|A_s\|_F^2}}
@@ -81,15 +81,3 @@ class TargetModeAlignment(Metric):
     def compute(self) -> Tensor:
         """The pooled alignment."""
         return self.gain / (self.count * self.norm_squared).sqrt()
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:  # noqa: ANN401
-        """Draw the value, or several of ``forward``, as torchmetrics does.
-
-        Args:
-            val: Values; what ``compute`` gives where left out.
-            ax: Axes to draw on.
-
-        Returns:
-            Figure and axes.
-        """
-        return self._plot(val, ax)

@@ -108,8 +108,9 @@ def require_tensors(module: nn.Module, batch: Any) -> None:  # noqa: ANN401
             f"module must have numbers in its parameters, got {meta} on the meta device: call "
             "module.to_empty(device=...) and load or draw its weights first"
         )
-    parts = list((_entries(batch) or {}).values()) if _entries(batch) is not None else batch
-    parts = list(parts) if isinstance(parts, (tuple, list)) else [parts]
+    entries = _entries(batch)
+    parts: Any = batch if entries is None else tuple(entries.values())
+    parts = parts if isinstance(parts, (tuple, list)) else (parts,)
     if any(isinstance(part, np.ndarray) for part in parts) and not tensors_of(batch):
         raise ValueError(
             f"batch must have tensors, got NumPy arrays in {described(batch)}: "

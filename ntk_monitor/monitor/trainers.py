@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
@@ -200,6 +201,20 @@ def overrides(part: Any, name: str) -> bool:  # noqa: ANN401
     """
     owner = next(kind for kind in type(part).__mro__ if name in vars(kind))
     return name in vars(part) or owner.__name__ not in PLAIN
+
+
+def first_batch(loader: Any) -> Any:  # noqa: ANN401
+    """The first batch as a Trainer draws it: of several loaders, one of each.
+
+    Args:
+        loader: A loader, or several in a list or by name.
+
+    Returns:
+        The batch.
+    """
+    if not isinstance(loader, CombinedLoader):
+        loader = CombinedLoader(loader, "max_size_cycle")  # as a Trainer does
+    return next(iter(loader))[0]
 
 
 def require_known_strategy(trainer: Trainer) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from ntk_monitor.model.batch import fingerprint
 from ntk_monitor.remedies.held_out import HeldOut
 from ntk_monitor.snapshot import Snapshot
 
+SEEN = 3
+"""Batches whose content tells whether trials see the same data."""
 STAGES = 3
 """A trial is looked at after a quarter, a half and all of its steps."""
 
@@ -25,10 +29,15 @@ class Course:
         moved: Called with the share of the trial that is over.
         first: The step that it began at.
         steps: How many it is to take.
+        done: How many it has taken.
         planned: Steps of the whole training.
+        held_out: What it is judged on; None before it begins.
         losses: By stage, from 0 for the beginning, the losses on held-out data.
         snapshots: Of the beginning and the end.
+        data: Checksums of the first batches that it was trained on.
+        remarks: What else is to be said.
         ended: Why it ended before its time; empty if it did not.
+        seconds: How long it took.
     """
 
     share: float
@@ -92,6 +101,25 @@ class Course:
     def progress(self) -> float:
         """Share of the planned steps that were taken."""
         return (self.first + self.done) / self.planned
+
+    def see(self, batch: Any) -> None:  # noqa: ANN401
+        """A batch comes to be trained on.
+
+        Args:
+            batch: The batch.
+        """
+        if len(self.data) < SEEN:
+            self.data.append(fingerprint(batch))
+
+    def without(self, callbacks: Iterable[Any]) -> None:
+        """Say which callbacks of the training a trial does without.
+
+        Args:
+            callbacks: The callbacks.
+        """
+        names = sorted({type(each).__name__ for each in callbacks})
+        if names:
+            self.remarks.append(f"callbacks that trials do without: {', '.join(names)}")
 
     def step(self, step: int) -> bool:
         """A step was taken.

@@ -37,6 +37,18 @@ class HeldOut:
     apart: bool = True
 
 
+def given(batches: Iterable[Any]) -> HeldOut:
+    """Batches that a user holds out.
+
+    Args:
+        batches: The batches.
+
+    Returns:
+        These.
+    """
+    return HeldOut(list(batches), "what was given")
+
+
 def of_validation(loader: Iterable[Any]) -> HeldOut:
     """The first batches of validation data.
 
@@ -132,6 +144,20 @@ class _Rest:
         return len(self._data) - self._count
 
 
+def loss_of(module: nn.Module, loss_fn: LossFn | None = None) -> Callable[[Any], Any]:
+    """The loss that a training minimises, as a function of a batch.
+
+    Args:
+        module: The module.
+        loss_fn: What training minimises; the module's own training step where left out.
+
+    Returns:
+        The function; it gives None where a step has no loss.
+    """
+    step = step_function(module, loss_fn=loss_fn)
+    return lambda batch: step.loss(step(module, batch), ())
+
+
 def losses(
     module: nn.Module, batches: Sequence[Any], loss_fn: LossFn | None = None
 ) -> tuple[float, ...]:
@@ -145,20 +171,10 @@ def losses(
     Returns:
         The losses; nan where there is none.
     """
-    modes = {part: part.training for part in module.modules()}
     with quiet(module), torch.no_grad():
-        try:
-            module.eval()
-            return tuple(_loss(module, keep_batch(batch), loss_fn) for batch in batches)
-        finally:
-            for part, mode in modes.items():
-                part.training = mode
-
-
-def _loss(module: nn.Module, batch: Any, loss_fn: LossFn | None) -> float:  # noqa: ANN401
-    step = step_function(module, loss_fn=loss_fn)
-    found = step.loss(step(module, batch), ())
-    return math.nan if found is None else float(found)
+        loss = loss_of(module, loss_fn)
+        found = [loss(keep_batch(batch)) for batch in batches]
+    return tuple(math.nan if each is None else float(each) for each in found)
 
 
 def looker(
@@ -166,7 +182,7 @@ def looker(
     batch: Any,  # noqa: ANN401
     loss_fn: LossFn | None = None,
 ) -> Callable[[], Any]:
-    """A function that calls the step function on a batch, always the same.
+    """A function that gives the loss of a batch, always the same, in evaluation mode.
 
     Args:
         module: The module.
@@ -174,12 +190,12 @@ def looker(
         loss_fn: What training minimises; the module's own training step where left out.
 
     Returns:
-        The function, which gives the loss.
+        The function.
     """
+    loss = loss_of(module, loss_fn)
 
     def look() -> Any:  # noqa: ANN401
-        step = step_function(module, loss_fn=loss_fn)
         with quiet(module):
-            return step.loss(step(module, keep_batch(batch)), ())
+            return loss(keep_batch(batch))
 
     return look

@@ -9,15 +9,13 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ntk_monitor.model.batch import fingerprint
 from ntk_monitor.model.quiet import random_states
 from ntk_monitor.monitor import NTKMonitor
-from ntk_monitor.monitor.trainers import overrides, planned_steps
+from ntk_monitor.monitor.trainers import first_batch, overrides, planned_steps
 from ntk_monitor.remedies.course import Course
 from ntk_monitor.remedies.held_out import HeldOut, looker, losses
 from ntk_monitor.remedies.loaders import Loaders
-from ntk_monitor.remedies.optimization import changed_optimizers
-from ntk_monitor.remedies.plain import SEEN
+from ntk_monitor.remedies.optimization import changed_optimizers, with_parts
 from ntk_monitor.remedies.remedy import Look, Loop, NotApplicableError, Remedy
 from ntk_monitor.snapshot import Snapshot
 
@@ -117,7 +115,7 @@ class ApplyRemedy(Callback):
         """Change the optimizers; those of a checkpoint that has the remedy go on."""
         del pl_module
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        before, every = list(trainer.optimizers), _flat(schedulers)
+        before, every = list(trainer.optimizers), list(with_parts(schedulers))
         rates = [_rates(each) for each in every]
         after = changed_optimizers(self.remedy, before, schedulers)
         if self._states is not None:
@@ -149,24 +147,11 @@ class ApplyRemedy(Callback):
             if not found:
                 source: Any = getattr(trainer, "datamodule", None) or module
                 given = trainer.fit_loop._data_source.instance
-                if isinstance(given, Iterable):
-                    loader: Any = given
-                else:
-                    loader = source.train_dataloader()
-                batch = next(iter(loader))
-                found.append(looker(module, batch))
+                loader = given if isinstance(given, Iterable) else source.train_dataloader()
+                found.append(looker(module, first_batch(loader)))
             return found[0]()
 
         return look
-
-
-def _flat(schedulers: Iterable[Any]) -> list[Any]:
-    """Schedulers, and those that they are made of."""
-    return [
-        each
-        for scheduler in schedulers
-        for each in (scheduler, *_flat(getattr(scheduler, "_schedulers", ())))
-    ]
 
 
 def _rates(scheduler: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -186,7 +171,6 @@ class LightningTraining:
         max_steps: Optimizer steps of the whole training, where the Trainer cannot tell.
         held_out: Batches that are not trained on; by default of the validation data, or, without
             these, some of the training's.
-        left_out: Names of callbacks that trials do without.
     """
 
     model: LightningModule
@@ -213,9 +197,7 @@ class LightningTraining:
         for callback in self.trainer.get("callbacks") or ():
             names = {kind.__name__ for kind in type(callback).__mro__}
             (kept if names & set(KEPT) else left).append(callback)
-        if left:
-            names_left = ", ".join(sorted({type(each).__name__ for each in left}))
-            course.remarks.append(f"callbacks that trials do without: {names_left}")
+        course.without(left)
 
         def first(trainer: Trainer, _: Any) -> Any:  # noqa: ANN401
             return held_on_device(trainer, loaders.held)[0]
@@ -271,8 +253,7 @@ class _Stages(Callback):
         batch_idx: int,
     ) -> None:
         del trainer, pl_module, batch_idx
-        if len(self._course.data) < SEEN:
-            self._course.data.append(fingerprint(batch))
+        self._course.see(batch)
 
     def on_train_batch_end(
         self,

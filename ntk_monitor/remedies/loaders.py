@@ -9,7 +9,7 @@ from torch import nn
 
 from ntk_monitor.model.quiet import random_states
 from ntk_monitor.monitor.trainers import overrides
-from ntk_monitor.remedies.held_out import HeldOut, of_validation, set_apart
+from ntk_monitor.remedies.held_out import HeldOut, given, of_validation, set_apart
 
 
 class Loaders:
@@ -34,7 +34,7 @@ class Loaders:
             ValueError: If there are no training data.
         """
         whole = hasattr(data, "setup") and hasattr(data, "train_dataloader")
-        self._held = None if held_out is None else HeldOut(list(held_out), "what was given")
+        self._held = None if held_out is None else given(held_out)
         self._splits = False
         if data is not None and not whole:
             self.given: dict[str, Any] = {"train_dataloaders": self._split(data, module)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -54,11 +54,6 @@ class _Replacement(Remedy):
     """Another optimizer."""
 
     def __init__(self, lr: float) -> None:
-        """Choose the learning rate.
-
-        Args:
-            lr: Of the first group of parameters; others keep their ratio to it.
-        """
         require(0 < lr < math.inf, "lr", "a positive number", lr)
         self.lr = lr
 
@@ -73,7 +68,11 @@ class Adam(_Replacement):
     reasons: ClassVar[tuple[Reason, ...]] = ("propagator", "core", "learning rate", "saturated")
 
     def __init__(self, lr: float = 1e-3) -> None:
-        """Choose the learning rate; as for `Shampoo`."""
+        """Choose the learning rate.
+
+        Args:
+            lr: Of the first group of parameters; others keep their ratio to it.
+        """
         super().__init__(lr)
 
     def change_optimizer(self, optimizer: Optimizer) -> Optimizer:  # noqa: D102
@@ -231,7 +230,7 @@ def changed_optimizers(
         The optimizers to train with.
     """
     found = []
-    every = list(_with_parts(schedulers))
+    every = list(with_parts(schedulers))
     for optimizer in optimizers:
         before = [_reference(group) for group in optimizer.param_groups]
         other = remedy.change_optimizer(optimizer)
@@ -249,11 +248,18 @@ def changed_optimizers(
     return found
 
 
-def _with_parts(schedulers: Iterable[Any]) -> Iterable[Any]:
-    """Schedulers, and those that they are made of."""
+def with_parts(schedulers: Iterable[Any]) -> Iterator[Any]:
+    """Schedulers, and those that they are made of.
+
+    Args:
+        schedulers: The schedulers.
+
+    Yields:
+        Each, before its parts.
+    """
     for scheduler in schedulers:
         yield scheduler
-        yield from _with_parts(getattr(scheduler, "_schedulers", ()))
+        yield from with_parts(getattr(scheduler, "_schedulers", ()))
 
 
 def _rebind(scheduler: Any, optimizer: Optimizer, factors: Sequence[float]) -> None:  # noqa: ANN401

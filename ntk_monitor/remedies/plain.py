@@ -10,17 +10,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ntk_monitor.model.batch import fingerprint
 from ntk_monitor.model.quiet import random_states
-from ntk_monitor.model.step import LossFn, step_function
+from ntk_monitor.model.step import LossFn
 from ntk_monitor.monitor import Monitor
 from ntk_monitor.remedies.course import Course
-from ntk_monitor.remedies.held_out import HeldOut, looker, losses, set_apart
+from ntk_monitor.remedies.held_out import given, looker, loss_of, losses, set_apart
 from ntk_monitor.remedies.optimization import changed_optimizers
 from ntk_monitor.remedies.remedy import Loop, NotApplicableError, Remedy
-
-SEEN = 3
-"""Batches whose content tells whether trials see the same data."""
 
 
 @dataclass
@@ -69,7 +65,7 @@ class PlainTraining:
         if self.held_out is None:
             held, data = set_apart(self.batches)
         else:
-            held, data = HeldOut(list(self.held_out), "what was given"), self.batches
+            held, data = given(self.held_out), self.batches
         stream = _endless(data)
         first = next(stream)
         with random_states(model):
@@ -83,7 +79,7 @@ class PlainTraining:
         loop = remedy.change_loop(Loop(clip_norm=self.clip_norm, accumulate=self.accumulate))
         watch = Monitor(probe_batch=held.batches[0], **monitor)
         watch.on_probe = lambda snapshot, _: course.snapshots.append(snapshot)
-        step = self._step()
+        loss = loss_of(model, self.loss_fn)
         course.begin(0, self.max_steps, held, lambda: losses(model, held.batches, self.loss_fn))
         watch.schedule.plan = [course.last]
         attached = watch.attach(
@@ -96,9 +92,8 @@ class PlainTraining:
                 for _ in range(loop.accumulate):
                     remedy.change_data(data, course.progress)
                     batch = next(stream)
-                    if len(course.data) < SEEN:
-                        course.data.append(fingerprint(batch))
-                    (step(model, batch) / loop.accumulate).backward()
+                    course.see(batch)
+                    (loss(batch) / loop.accumulate).backward()
                 if loop.clip_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), loop.clip_norm)
                 optimizer.step()
@@ -107,11 +102,6 @@ class PlainTraining:
                 watch.step(batch)
                 if course.step(taken):
                     break
-
-    def _step(self) -> Callable[[nn.Module, Any], Any]:
-        """From a module and a batch to the loss."""
-        step = step_function(self.model, loss_fn=self.loss_fn)
-        return lambda module, batch: step.loss(step(module, batch), ())
 
     def _optimizer(self, model: nn.Module) -> Optimizer:
         trained = [p for p in model.parameters() if p.requires_grad]

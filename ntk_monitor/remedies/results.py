@@ -14,10 +14,11 @@ import numpy as np
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ntk_monitor.remedies.course import STAGES
 from ntk_monitor.remedies.remedy import Remedy
-from ntk_monitor.remedies.trial import Trial
+from ntk_monitor.remedies.trial import Trial, mean_of
 from ntk_monitor.uncertainty import Estimate
 
 LEAST_GAIN = 0.05
@@ -237,7 +238,7 @@ class Trials:
 
     def table(self) -> Table:
         """The ranking, as it is printed."""
-        base = self.baseline
+        base, best = self.baseline, self.best
         table = Table(title=f"Trials of {base.steps} steps, judged on {base.held_out or '-'}")
         table.add_column("remedy")
         for name in ("loss", "below the baseline"):
@@ -245,7 +246,6 @@ class Trials:
         table.add_column("modes, learned before -> after, steps to learn")
         for trial in (base, *(t for t in self.trials if t.losses)):
             gain = None if trial is base else self.gain(trial)
-            ok = trial is not base and trial is self.best
             modes = "; ".join(
                 f"{m.number}: {m.before:z.2f} -> {m.after:z.2f}, {_steps(m.steps_to_learn)}"
                 for m in trial.modes
@@ -255,16 +255,29 @@ class Trials:
                 "" if trial.loss is None else f"{trial.loss.value:.4g}",
                 "" if gain is None else _percent(gain),
                 trial.ended or modes,
-                style="green" if ok else "" if trial.is_whole else "dim",
+                style="green" if trial is best else "" if trial.is_whole else "dim",
             )
         return table
+
+    def show(self, console: Console) -> None:
+        """Print the ranking, what was left out and why, what is to be known, and the verdict.
+
+        Args:
+            console: Where to print.
+        """
+        console.print(self.table())
+        for name, why in self.left_out:
+            console.print(Text(f"{name}: {why}", style="dim"), soft_wrap=True)
+        for remark in self.remarks:
+            console.print(Text(remark, style="yellow"), soft_wrap=True)
+        style = "bold yellow" if self.best is None else "bold green"
+        console.print(Text(self.verdict, style=style), soft_wrap=True)
 
     def __str__(self) -> str:
         """The ranking and the verdict."""
         console = Console(width=120, record=True, file=io.StringIO())
-        console.print(self.table())
-        rest = [f"{name}: {why}" for name, why in self.left_out]
-        return console.export_text() + "\n".join([*rest, *self.remarks, self.verdict])
+        self.show(console)
+        return console.export_text().rstrip("\n")
 
 
 def _gain(trial: Trial, baseline: Trial) -> Estimate | None:
@@ -275,9 +288,7 @@ def _gain(trial: Trial, baseline: Trial) -> Estimate | None:
     scale = abs(float(other.mean()))
     if len(own) != len(other) or not scale > 0:
         return None
-    gains = (other - own) / scale
-    error = gains.std(ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
-    return Estimate(float(gains.mean()), float(error))
+    return mean_of((other - own) / scale)
 
 
 def _percent(gain: Estimate) -> str:

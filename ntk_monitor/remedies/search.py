@@ -25,8 +25,8 @@ from ntk_monitor.remedies.trial import Job, Make, run_trial
 from ntk_monitor.remedies.workers import Worker, can_travel, workers
 
 SHARE = 0.08
-"""Share of the planned steps that a trial takes: over 13 stalled trainings the loss after it and
-after a whole training had a rank correlation of 0.91 (shared/research/forecast.md)."""
+"""Share of the planned steps that a trial takes; what its order of remedies is worth is measured by
+``benchmarks/remedies.py``, see docs/performance.md."""
 LEAST_STEPS = 30
 """Steps of a trial at least: how far a forecast is logged."""
 NEWS = 0.1
@@ -149,7 +149,7 @@ def _elsewhere(race: Race, bar: Progress, deadline: float, processes: int) -> No
     """Make all trials in other processes."""
     threads = max(torch.get_num_threads() // processes, 1)
     busy: dict[int, Worker] = {}
-    with workers(processes, threads) as worker:
+    with workers(threads) as worker:
         while time.monotonic() < deadline:
             for number in range(processes):
                 job = race.next() if number not in busy else None

@@ -9,13 +9,11 @@ from typing import Any
 from torch import nn
 from transformers import DefaultFlowCallback, Trainer, TrainerCallback
 
-from ntk_monitor.model.batch import fingerprint
 from ntk_monitor.model.quiet import random_states
 from ntk_monitor.monitor.transformers import ComputeLoss, NTKTrainerCallback
 from ntk_monitor.remedies.course import Course
-from ntk_monitor.remedies.held_out import HeldOut, looker, losses, of_validation, set_apart
+from ntk_monitor.remedies.held_out import HeldOut, given, looker, losses, of_validation, set_apart
 from ntk_monitor.remedies.optimization import changed_optimizers
-from ntk_monitor.remedies.plain import SEEN
 from ntk_monitor.remedies.remedy import Loop, Remedy
 
 OWN: dict[str, Any] = {
@@ -80,7 +78,7 @@ class TransformersTraining:
         trainer = self.trainer
         loader = trainer.get_train_dataloader()
         if self.held_out is not None:
-            return HeldOut(list(self.held_out), "what was given"), loader
+            return given(self.held_out), loader
         if trainer.eval_dataset is not None:
             return of_validation(trainer.get_eval_dataloader()), loader
         return set_apart(loader)
@@ -92,9 +90,7 @@ class TransformersTraining:
             setattr(trainer.args, name, type(getattr(trainer.args, name))(value))
         trainer.args.output_dir = folder
         left = [c for c in trainer.callback_handler.callbacks if type(c) is not DefaultFlowCallback]
-        own = {type(c).__name__ for c in left if not type(c).__module__.startswith("transformers.")}
-        if own:
-            course.remarks.append(f"callbacks that trials do without: {', '.join(sorted(own))}")
+        course.without(c for c in left if not type(c).__module__.startswith("transformers."))
         for callback in left:
             trainer.remove_callback(callback)
 
@@ -117,8 +113,7 @@ def _noted(data: Any, course: Course) -> Any:  # noqa: ANN401
 
     def noting(samples: Any) -> Any:  # noqa: ANN401
         batch = collate(samples)
-        if len(course.data) < SEEN:
-            course.data.append(fingerprint(batch))
+        course.see(batch)
         return batch
 
     data.collate_fn = noting

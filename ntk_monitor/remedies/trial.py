@@ -6,7 +6,7 @@ import logging
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from torch import nn
 from ntk_monitor.remedies.course import STAGES, Course
 from ntk_monitor.remedies.plain import PlainTraining
 from ntk_monitor.remedies.remedy import NotApplicableError, Remedy
-from ntk_monitor.uncertainty import Estimate
+from ntk_monitor.uncertainty import Estimate, mean_estimate
 
 Make = Callable[[], Any]
 LIBRARIES = ("ntk_monitor", "lightning.pytorch", "lightning.fabric", "transformers")
@@ -135,7 +135,7 @@ class Trial:
         return self.remedy.cost * self.steps / self.planned if self.planned else math.nan
 
 
-def mean_of(values: tuple[float, ...]) -> Estimate:
+def mean_of(values: Sequence[float]) -> Estimate:
     """A mean.
 
     Args:
@@ -144,9 +144,9 @@ def mean_of(values: tuple[float, ...]) -> Estimate:
     Returns:
         Their mean, with its standard error; nan for that of a single number.
     """
-    found = np.asarray(values, dtype=float)
-    error = found.std(ddof=1) / math.sqrt(len(found)) if len(found) > 1 else math.nan
-    return Estimate(float(found.mean()), float(error))
+    if len(values) == 1:
+        return Estimate(float(values[0]), math.nan)
+    return mean_estimate(torch.tensor(values, dtype=torch.float64))
 
 
 def run_trial(job: Job, moved: Callable[[float], None] = lambda _: None) -> Trial:
@@ -216,7 +216,9 @@ def silent(*names: str) -> Iterator[None]:
 
 
 def draw(seed: int) -> None:
-    """Begin all draws anew.
+    """Begin all draws anew, also those on devices that are not in use yet.
+
+    Inside `quiet` it is `draw_anew`, which leaves those alone.
 
     Args:
         seed: Names them.

@@ -78,14 +78,12 @@ class HoldingRecurrence(_OfRecurrence):
         self.bias = bias
 
     def _change(self, kind: str, gates: tuple[Tensor, ...], biases: list[Tensor]) -> None:
-        keeps = {"GRU": 1, "LSTM": 1}.get(kind)
-        if keeps is None:
+        if kind not in {"GRU", "LSTM"}:
             nn.init.eye_(gates[-1])
             return
         if not biases:
             raise NotApplicableError(f"the {kind} has no bias")
-        size = len(gates[0])
-        biases[0][keeps * size : (keeps + 1) * size] = self.bias
+        biases[0].chunk(len(gates))[1].fill_(self.bias)  # the second gate of both keeps the state
 
 
 class Gain(Remedy):
@@ -138,8 +136,7 @@ class UnitVariance(Remedy):
                 nn.init.zeros_(layer.bias)
         for layer in layers:
             for _ in range(ROUNDS):
-                (result,) = _results([layer], look)
-                deviation = float(result.std())
+                deviation = float(_result(layer, look).std())
                 if not (math.isfinite(deviation) and deviation > 0):
                     break
                 layer.weight.data.div_(deviation)
@@ -160,7 +157,7 @@ class LiveUnits(Remedy):
         for layer in _called(model, look)[:-1]:
             if layer.bias is None:
                 continue
-            (result,) = _results([layer], look)
+            result = _result(layer, look)
             units = 1 if isinstance(layer, LAYERS[1:]) and result.dim() > 2 else -1
             rows = result.movedim(units, -1).flatten(0, -2)
             mean, deviation = rows.mean(0), rows.std(0)
@@ -326,15 +323,15 @@ def _called(model: nn.Module, look: Look) -> list[Any]:
     return list(found)
 
 
-def _results(layers: list[Any], look: Look) -> list[Tensor]:
-    """What layers give on a training batch, each at its first call."""
-    found: dict[nn.Module, Tensor] = {}
+def _result(layer: nn.Module, look: Look) -> Tensor:
+    """What a layer gives on a training batch, at its first call."""
+    found: list[Tensor] = []
 
-    def note(module: nn.Module, _: Any, result: Tensor) -> None:  # noqa: ANN401
-        found.setdefault(module, result.detach().float())
+    def note(_: nn.Module, __: Any, result: Tensor) -> None:  # noqa: ANN401
+        found.append(result.detach().float())
 
-    _with_hooks(layers, note, look)
-    return [found[layer] for layer in layers]
+    _with_hooks([layer], note, look)
+    return found[0]
 
 
 def _with_hooks(layers: Sequence[nn.Module], hook: Callable[..., None], look: Look) -> None:

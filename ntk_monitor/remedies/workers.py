@@ -105,15 +105,14 @@ def _work(pipe: Any, threads: int) -> None:  # noqa: ANN401
 
 
 @contextmanager
-def workers(count: int, threads: int) -> Iterator[Callable[[int], Worker]]:
+def workers(threads: int) -> Iterator[Callable[[int], Worker]]:
     """Processes that are started when they are needed, and ended whatever happens.
 
     Args:
-        count: How many.
         threads: Of torch, in each.
 
     Yields:
-        From a number below ``count`` to the process, a new one where it has died.
+        From a number to its process, a new one where it has died.
     """
     found: dict[int, Worker] = {}
 

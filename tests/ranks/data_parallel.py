@@ -230,6 +230,8 @@ def failures(ranks: Ranks) -> dict[str, Any]:
                 attempt(name, lambda f=fail_so, m=method: measure(method=m, forward_fn=f))
     labels = mine[0], torch.full((len(mine[0]),), 9 if last else 1)
     attempt("classes", lambda: measure(labels))
+    arrays = tuple(part.numpy() for part in mine)
+    attempt("arrays", lambda: measure(arrays if last else mine))
     attempt(
         "no target", lambda: measure(mine[:1] if last else mine, forward_fn=lambda m, b: m(b[0]))
     )

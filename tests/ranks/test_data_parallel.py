@@ -84,6 +84,12 @@ def test_one_that_fails_is_heard_of_wherever_it_fails(found: Found) -> None:
             assert error == "OSError: no luck today", name
 
 
+def test_a_batch_that_one_cannot_use_is_heard_of(found: Found) -> None:
+    errors = [process["failures"]["arrays"] for process in found]
+    assert errors[-1].startswith("ValueError: batch must have tensors")
+    assert all(error.startswith("RankError: another process") for error in errors[:-1])
+
+
 def test_a_method_that_fails_in_one_process_is_left_by_all_or_ends_the_probe(found: Found) -> None:
     kinds = ("auto, ", "forward-ad, ")
     names = [name for name in found[0]["failures"] if name.startswith(kinds)]

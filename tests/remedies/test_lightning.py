@@ -314,8 +314,9 @@ def test_a_data_module_is_set_up_once() -> None:
 
 @pytest.mark.parametrize("named", [True, False])
 def test_several_loaders_are_each_split(named: bool) -> None:
-    found = here(Adam(1e-2), module=lambda: Paired(named), no_data=True)
+    found = here(UnitVariance(), Adam(1e-2), module=lambda: Paired(named), no_data=True)
     assert found.best is not None, str(found)
+    assert {trial.ended for trial in found} == {""}  # also what looks at a batch
     assert found.baseline.apart
     assert len(found.baseline.losses[0]) == 4
 
