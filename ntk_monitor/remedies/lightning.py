@@ -39,8 +39,9 @@ NOT_OURS = ("min_steps", "min_epochs", "strategy", "profiler", "callbacks", "def
 class ApplyRemedy(Callback):
     """Train with a remedy; what the YAML file that `try_remedies` writes adds to a Trainer.
 
-    The model is changed before its first step, unless a checkpoint is resumed; optimizers and
-    schedulers are changed when all is restored.
+    The model is changed before its first step; where a checkpoint of a training without the remedy
+    is resumed, with the weights of that. Optimizers and schedulers are changed when all is
+    restored. A checkpoint of a training with the remedy goes on as it is.
 
     Example:
         >>> from ntk_monitor.remedies import Adam
@@ -58,6 +59,7 @@ class ApplyRemedy(Callback):
         """
         self.remedy = remedy
         self._states: list[Any] | None = None
+        self._misfit: NotApplicableError | None = None
 
     @property
     def state_key(self) -> str:
@@ -71,20 +73,37 @@ class ApplyRemedy(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the optimizers' states where they were changed already."""
-        del trainer, pl_module
-        own = checkpoint.get("callbacks", {}).get(self.state_key)
-        self._states = checkpoint.get("optimizer_states") if own else None
+        """Change the model that was restored, or keep what was changed already.
+
+        Raises:
+            NotApplicableError: If the remedy does not fit, or is for initial weights.
+        """
+        self._misfit = None
+        if checkpoint.get("callbacks", {}).get(self.state_key):
+            self._states = checkpoint.get("optimizer_states")
+            return
+        if self.remedy.fresh:
+            raise NotApplicableError(
+                f"{self.remedy.name}: it needs a training from its beginning, and not the "
+                "checkpoint of one without it"
+            )
+        self._change_model(trainer, pl_module)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Change the model, and how gradients are made."""
+        """Change the model, and how gradients are made.
+
+        Raises:
+            NotApplicableError: If the Trainer does not decide how gradients are made.
+        """
         if stage != "fit":
             return
         if overrides(pl_module, "configure_model"):
             pl_module.configure_model()  # which may be called twice, as the Trainer does
-        if trainer.ckpt_path is None:
-            with random_states(pl_module):
-                self.remedy.change_model(pl_module, self._look(trainer, pl_module))
+        self._states = self._misfit = None
+        try:
+            self._change_model(trainer, pl_module)
+        except NotApplicableError as error:  # which may fit the weights of a checkpoint
+            self._misfit = error
         by_value = str(trainer.gradient_clip_algorithm or "norm").lower().endswith("value")
         size = trainer.gradient_clip_val or None
         size = None if size is None else float(size)
@@ -110,6 +129,12 @@ class ApplyRemedy(Callback):
         trainer.gradient_clip_val = loop.clip_norm or loop.clip_value
         trainer.gradient_clip_algorithm = None  # by norm
         trainer.accumulate_grad_batches = loop.accumulate
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a model that the remedy does not fit; by now a checkpoint would be restored."""
+        del trainer, pl_module
+        if self._misfit is not None:
+            raise self._misfit
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Change the optimizers; those of a checkpoint that has the remedy go on."""
@@ -138,6 +163,10 @@ class ApplyRemedy(Callback):
         if self.remedy.changes_data:
             data = getattr(trainer, "datamodule", None) or trainer.train_dataloader
             self.remedy.change_data(data, trainer.global_step / planned_steps(trainer))
+
+    def _change_model(self, trainer: Trainer, module: LightningModule) -> None:
+        with random_states(module):
+            self.remedy.change_model(module, self._look(trainer, module))
 
     def _look(self, trainer: Trainer, module: LightningModule) -> Look:
         """Calls the training step on the first training batch, which is drawn when it is needed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,16 +58,26 @@ class TransformersTraining:
         with tempfile.TemporaryDirectory() as folder:
             self._without_files(folder, course)
             batch = trainer._prepare_inputs(next(iter(data)))
-            if ckpt is None:
+
+            def change() -> None:
                 with random_states(model):
                     remedy.change_model(model, looker(model, batch, loss_fn))
+
+            if ckpt is None:
+                change()
             self._change_steps(remedy)
             batches = [trainer._prepare_inputs(b) for b in held.batches]
             watch = NTKTrainerCallback(probe_batch=batches[0], log_dir=folder, **monitor)
             watch.on_probe = lambda snapshot, _: course.snapshots.append(snapshot)
             trainer.add_callback(
                 _Stages(
-                    course, held, remedy, trainer, watch, lambda: losses(model, batches, loss_fn)
+                    course,
+                    held,
+                    remedy,
+                    trainer,
+                    watch,
+                    lambda: losses(model, batches, loss_fn),
+                    restored=None if ckpt is None else change,
                 )
             )
             trainer.add_callback(watch)
@@ -104,7 +115,6 @@ class TransformersTraining:
         loop = remedy.change_loop(before)
         args.max_grad_norm = loop.clip_norm or 0.0
         args.gradient_accumulation_steps = loop.accumulate
-        trainer.accelerator.gradient_accumulation_steps = loop.accumulate
 
 
 def _noted(data: Any, course: Course) -> Any:  # noqa: ANN401
@@ -131,12 +141,16 @@ class _Stages(TrainerCallback):
         trainer: Trainer,
         watch: NTKTrainerCallback,
         measure: Any,  # noqa: ANN401
+        restored: Callable[[], None] | None,
     ) -> None:
         self._course, self._held, self._remedy = course, held, remedy
         self._trainer, self._watch, self._measure = trainer, watch, measure
+        self._restored = restored
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
         del args, control
+        if self._restored is not None:
+            self._restored()
         trainer: Any = self._trainer  # which has made its optimizer, or read it off a checkpoint
         optimizer, scheduler = trainer.optimizer, trainer.lr_scheduler
         inner = getattr(scheduler, "scheduler", scheduler)

@@ -19,8 +19,10 @@ from ntk_monitor.remedies import (
     CentredReadout,
     Clipping,
     Curriculum,
+    FourierFeatures,
     LargerBatches,
     LearningRate,
+    LiveUnits,
     NotApplicableError,
     OrthogonalRecurrence,
     Remedy,
@@ -119,6 +121,68 @@ def test_a_training_with_a_remedy_is_resumed(remedy: Remedy, tmp_path: Path) -> 
     if "step" in next(iter(state.values()), {}):
         assert {int(entry["step"]) for entry in state.values()} == {6}
     del whole, resumed
+
+
+class Scheduled(small.Regression):
+    """A schedule that goes by the rate it began with."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+@pytest.mark.parametrize("remedy", [Adam(1e-3), LearningRate(3.0)])
+def test_a_schedule_is_changed_once_however_often_it_is_resumed(
+    remedy: Remedy, tmp_path: Path
+) -> None:
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1)
+    fit(ApplyRemedy(remedy), keep, steps=3, enable_checkpointing=True, module=Scheduled(1e-2))
+    (file,) = tmp_path.glob("*.ckpt")
+    trainer, _ = fit(ApplyRemedy(remedy), steps=6, ckpt_path=file, module=Scheduled(1e-2))
+    wanted = 1e-3 if isinstance(remedy, Adam) else 3e-2
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(wanted / 7)
+
+
+class Dead(small.Regression):
+    """All hidden units are dead, and stay so."""
+
+    def __init__(self) -> None:
+        super().__init__(0.1)
+        with torch.no_grad():
+            self.net[0].bias -= 100.0
+
+
+def test_the_weights_of_a_checkpoint_are_what_is_changed(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1)
+    fit(keep, steps=3, enable_checkpointing=True, module=Dead())
+    (file,) = tmp_path.glob("*.ckpt")
+    for module in (small.Regression, Dead):  # whatever it is before it is restored
+        _, own = fit(ApplyRemedy(LiveUnits()), steps=4, ckpt_path=file, module=module())
+        with torch.no_grad():
+            active = (own.net[0](small.draw(256)[0]) > 0).float().mean(0)
+        assert bool(((active > 0.1) & (active < 0.9)).all())
+    with pytest.raises(NotApplicableError, match="no unit lies on one side"):
+        fit(ApplyRemedy(LiveUnits()))
+    with pytest.raises(NotApplicableError, match="needs a training from its beginning"):
+        fit(ApplyRemedy(UnitVariance()), steps=4, ckpt_path=file, module=Dead())
+    found = here(LiveUnits(), module=Dead, ckpt_path=file)
+    assert found.best is not None, str(found)
+
+
+def test_a_changed_structure_is_resumed(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1)
+    _, before = fit(ApplyRemedy(FourierFeatures()), keep, steps=3, enable_checkpointing=True)
+    (file,) = tmp_path.glob("*.ckpt")
+    seen: list[list[torch.Tensor]] = []
+
+    class Look(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            seen.append(weights(pl_module))
+
+    fit(ApplyRemedy(FourierFeatures()), Look(), steps=4, ckpt_path=file)
+    for a, b in zip(seen[0], weights(before), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_checkpoint_without_the_remedy_goes_on_with_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from ntk_monitor.remedies import (
     Adam,
     Clipping,
+    FourierFeatures,
     LearningRate,
     PlainTraining,
     Remedy,
@@ -299,6 +300,24 @@ def test_a_lead_must_last_where_the_training_as_it_is_may_make_up_for_it(
         assert "it makes up for that. None helps for certain." in found.verdict
     else:
         assert "None helps" in found.verdict
+
+
+def test_a_lead_that_batches_do_not_agree_on_is_none() -> None:
+    base = whole(Remedy(), *STALLED)
+    sure = Trial(
+        Adam(), {**base.losses, 3: (0.8, 0.8, 0.8, 0.8)}, steps=80, left=1000, planned=1000
+    )
+    torn = Trial(
+        Adam(), {**base.losses, 3: (0.2, 1.1, 1.0, 0.9)}, steps=80, left=1000, planned=1000
+    )
+    assert Trials(base, (sure,)).best is sure
+    assert Trials(base, (torn,)).best is None
+
+
+def test_what_a_remedy_draws_is_no_draw_of_the_training() -> None:
+    found = here(small.of_noise, FourierFeatures(), Adam(1e-3))
+    assert [trial.ended for trial in found] == ["", ""]
+    assert all(trial.data == found.baseline.data for trial in found)
 
 
 def test_what_is_ahead_of_a_falling_loss_is_tried_for_longer() -> None:

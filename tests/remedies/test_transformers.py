@@ -15,6 +15,7 @@ from ntk_monitor.remedies import (
     Curriculum,
     LargerBatches,
     LearningRate,
+    LiveUnits,
     Remedy,
     Trials,
     UnitVariance,
@@ -106,6 +107,9 @@ def test_schedules_clipping_and_accumulation_are_changed(tmp_path: Path) -> None
     scaled = train(trainer(tmp_path, learning_rate=1e-3), LearningRate(10.0))
     wanted = 10 * plain.optimizer.param_groups[0]["lr"]
     assert scaled.optimizer.param_groups[0]["lr"] == pytest.approx(wanted)
+    adam = train(trainer(tmp_path, learning_rate=1e-3), Adam(1e-2))
+    assert type(adam.optimizer.optimizer) is torch.optim.AdamW
+    assert adam.optimizer.param_groups[0]["lr"] == pytest.approx(wanted)
     clipped = train(trainer(tmp_path, learning_rate=1.0, max_grad_norm=1e-6), Remedy())
     free = train(trainer(tmp_path, learning_rate=1.0, max_grad_norm=1e-6), Clipping(None))
     start = trainer(tmp_path).model.net[0].weight.detach()
@@ -137,3 +141,14 @@ def test_trials_begin_from_a_checkpoint(tmp_path: Path) -> None:
     assert found.best is not None, str(found)
     assert found.baseline.left == 395
     assert found.trials[-1].ended == "not tried: it needs a training from its beginning"
+
+
+def test_the_weights_of_a_checkpoint_are_what_is_changed(tmp_path: Path) -> None:
+    steady: dict[str, Any] = {"learning_rate": 0.1, "lr_scheduler_type": "constant"}
+    made = trainer(tmp_path, max_steps=5, save_steps=5, **steady)
+    with torch.no_grad():
+        made.model.net[0].bias -= 100.0
+    made.train()
+    folder = tmp_path / "out" / "checkpoint-5"
+    found = trials(tmp_path, LiveUnits(), ckpt_path=folder, **steady)
+    assert found.best is not None, str(found)

@@ -146,6 +146,20 @@ def test_units_on_one_side_come_back_and_others_stay(shift: float) -> None:
     torch.testing.assert_close(model[2].weight[10:], before[10:])
 
 
+def test_a_unit_that_crosses_zero_once_is_left_alone() -> None:
+    model, (x, y) = mlp(), batch()
+    with torch.no_grad():
+        model[0].weight[0], model[0].bias[0] = 0.1, 1.0  # far above zero on all rows
+        x[0] = -2.6  # but one, which is just below
+    before = model[0].weight.clone()
+    with pytest.raises(NotApplicableError):
+        change(LiveUnits(), model, (x, y))
+    torch.testing.assert_close(model[0].weight, before)
+    x[0] = 0.0
+    change(LiveUnits(), model, (x, y))
+    assert not torch.equal(model[0].weight[0], before[0])
+
+
 def test_live_units_of_convolutions_are_channels() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 3))
