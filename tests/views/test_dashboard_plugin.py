@@ -432,6 +432,9 @@ def test_snapshots_are_thinned_evenly(tmp_path: Path, most: int) -> None:
 
 def test_a_step_that_comes_twice_counts_once(tmp_path: Path) -> None:
     write_run(tmp_path, records=False)
+    # TensorBoard orders event files by name, which begins with the second: the first run is older.
+    (first,) = tmp_path.glob("*tfevents*")
+    first.rename(first.with_name(first.name.replace("tfevents.1", "tfevents.0")))
     write_run(tmp_path, records=False, steps=(300, 400), changed={400: {"ntk/trace": 77.0}})
     run = DashboardData(open_runs([tmp_path])).series([tmp_path.name])["runs"][tmp_path.name]
     curve = run["series"]["ntk/trace"]
