@@ -27,9 +27,9 @@ from results import save
 from scipy.stats import kendalltau
 
 from ntk_monitor.estimators import Estimate
-from ntk_monitor.monitor.detector import readings_of
-from ntk_monitor.monitor.reasons import find_reason
-from ntk_monitor.monitor.stall import StallRule, StallWatch, growth
+from ntk_monitor.monitor.alerts.reasons import find_reason
+from ntk_monitor.monitor.alerts.rule import StallRule, StallWatch, growth
+from ntk_monitor.monitor.alerts.service import readings_of
 from ntk_monitor.snapshot import TargetMode
 
 Series = NDArray[np.float64]

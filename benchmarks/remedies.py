@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 import ntk_monitor
-from ntk_monitor.monitor.delivery import Reason
+from ntk_monitor.monitor.alerts.delivery import Reason
 from ntk_monitor.remedies import PlainTraining, Remedy, Trial, Trials, remedies
 from ntk_monitor.remedies.course import STAGES
 from ntk_monitor.remedies.race import Race
@@ -117,7 +117,7 @@ REASON: dict[str, Reason] = {
 """The alert's reason for the cause that was built into a kind; others have none that is right."""
 MOST_CURES = 3
 """Remedies that an alert names."""
-CURES = Path(ntk_monitor.__file__).parent / "monitor" / "cures.json"
+CURES = Path(ntk_monitor.__file__).parent / "monitor" / "alerts" / "cures.json"
 DOCS = Path(__file__).parents[1] / "docs" / "alerts.md"
 MARK = "<!-- cures -->"
 HELPED = 0.1

@@ -15,7 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ntk_monitor.monitor import NTKMonitor
-from ntk_monitor.monitor.trainers import first_batch
+from ntk_monitor.monitor.integrations.lightning.trainer import first_batch
 from ntk_monitor.snapshot import Snapshot
 
 NUMBERS = {

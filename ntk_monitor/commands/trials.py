@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningCLI
 from rich.console import Console
 
 from ntk_monitor.commands.fit import command_line
-from ntk_monitor.monitor.delivery import Reason
+from ntk_monitor.monitor.alerts.delivery import Reason
 from ntk_monitor.remedies.lightning import LightningTraining
 from ntk_monitor.remedies.search import SHARE, try_remedies
 from ntk_monitor.remedies.trial import LIBRARIES, silent

@@ -16,21 +16,21 @@ from ntk_monitor.model.parameters import NothingTrainedError, ParameterFilter
 from ntk_monitor.model.quiet import random_states
 from ntk_monitor.model.step import LossFn, SkippedBatchError
 from ntk_monitor.monitor.failures import Failures, OnError, reading_state
-from ntk_monitor.monitor.followed import (
-    FollowedState,
+from ntk_monitor.monitor.host import Host
+from ntk_monitor.monitor.measurement import measure
+from ntk_monitor.monitor.plan_messages import intentions, shortcomings
+from ntk_monitor.monitor.probe_batch import ProbeBatch
+from ntk_monitor.monitor.reporting.publisher import Publisher
+from ntk_monitor.monitor.reporting.reporter import Reporter
+from ntk_monitor.monitor.schedule import CHEAP, NONE, Schedule, require_plan
+from ntk_monitor.monitor.score import Score
+from ntk_monitor.monitor.tracked_state import (
     NamedStates,
+    TrackedState,
     metrics_by_tag,
     named_states,
     paths_of,
 )
-from ntk_monitor.monitor.host import Host
-from ntk_monitor.monitor.kept import KeptBatch
-from ntk_monitor.monitor.logs import Reporter
-from ntk_monitor.monitor.measuring import measure
-from ntk_monitor.monitor.publisher import Publisher
-from ntk_monitor.monitor.schedule import CHEAP, NONE, Schedule, require_plan
-from ntk_monitor.monitor.score import Score
-from ntk_monitor.monitor.words import intentions, shortcomings
 from ntk_monitor.probe import Probe, Tier
 from ntk_monitor.snapshot import Snapshot
 
@@ -157,7 +157,7 @@ class BaseMonitor:
             "seed": seed,
         }
         self.states = [
-            FollowedState(name, Probe(state=path, **settings), metrics_by_tag(modes, tier))
+            TrackedState(name, Probe(state=path, **settings), metrics_by_tag(modes, tier))
             for name, path in named_states(state).items()
         ]
         self.schedule = Schedule(
@@ -168,7 +168,7 @@ class BaseMonitor:
             two_kinds=tier == "kernel",
         )
         self.redraw_every_n_epochs = redraw_every_n_epochs
-        self.kept = KeptBatch(probe_batch)
+        self.kept = ProbeBatch(probe_batch)
         self.on_error = on_error
         self.figures = figures
         self.time_limit = time_limit
@@ -184,7 +184,7 @@ class BaseMonitor:
         self.schedule.reset()
         for state in self.states:
             state.reset()
-        self.kept = KeptBatch(self.probe_batch)
+        self.kept = ProbeBatch(self.probe_batch)
         self._begun = self._skipped = False
         self._ahead = Ahead()
         self._score = Score()

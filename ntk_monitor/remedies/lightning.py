@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ntk_monitor.model.quiet import random_states
 from ntk_monitor.monitor import NTKMonitor
-from ntk_monitor.monitor.trainers import first_batch, overrides, planned_steps
+from ntk_monitor.monitor.integrations.lightning.trainer import first_batch, overrides, planned_steps
 from ntk_monitor.remedies.course import Course
 from ntk_monitor.remedies.held_out import HeldOut, looker, losses
 from ntk_monitor.remedies.loaders import Loaders

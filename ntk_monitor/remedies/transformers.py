@@ -11,7 +11,7 @@ from torch import nn
 from transformers import DefaultFlowCallback, Trainer, TrainerCallback
 
 from ntk_monitor.model.quiet import random_states
-from ntk_monitor.monitor.transformers import ComputeLoss, NTKTrainerCallback
+from ntk_monitor.monitor.integrations.transformers import ComputeLoss, NTKTrainerCallback
 from ntk_monitor.remedies.course import Course
 from ntk_monitor.remedies.held_out import HeldOut, given, looker, losses, of_validation, set_apart
 from ntk_monitor.remedies.optimization import changed_optimizers

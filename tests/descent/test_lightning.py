@@ -10,7 +10,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 from ntk_monitor.descent import Clipping, read_ahead
-from ntk_monitor.monitor.trainers import TrainerHost
+from ntk_monitor.monitor.integrations.lightning.trainer import TrainerHost
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

@@ -27,7 +27,7 @@ from descent.small import (
     values,
 )
 from ntk_monitor.descent import Ahead, Clipping, Descent, Velocity, descent_of, plain_descent
-from ntk_monitor.monitor.measuring import descent_in
+from ntk_monitor.monitor.measurement import descent_in
 from ntk_monitor.probe import Probe
 from ntk_monitor.snapshot import Snapshot
 
@@ -334,7 +334,7 @@ def test_one_that_cannot_be_read_costs_no_probe(monkeypatch: pytest.MonkeyPatch)
         schedulers=(), clipping=Clipping(),
     )  # fmt: skip
     assert descent_in(Probe(), host, Ahead()) is not None
-    monkeypatch.setattr("ntk_monitor.monitor.measuring.descent_of", broken)
+    monkeypatch.setattr("ntk_monitor.monitor.measurement.descent_of", broken)
     assert descent_in(Probe(), host, Ahead()) is None
 
 

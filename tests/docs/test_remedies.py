@@ -8,7 +8,7 @@ import pytest
 
 import ntk_monitor
 from ntk_monitor import remedies as module
-from ntk_monitor.monitor.reasons import CURES, measured
+from ntk_monitor.monitor.alerts.reasons import CURES, measured
 from ntk_monitor.remedies import Remedy, remedies
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def test_alerts_name_the_best_of_what_was_measured() -> None:
             assert name in names
         others = [c / of for (r, n), (c, of) in counts.items() if r == reason]
         assert sum(share > worst for share in others) < len(cures)
-    file = Path(ntk_monitor.__file__).parent / "monitor" / "cures.json"
+    file = Path(ntk_monitor.__file__).parent / "monitor" / "alerts" / "cures.json"
     assert json.loads(file.read_text()) == CURES
 
 

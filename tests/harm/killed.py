@@ -25,13 +25,13 @@ from harm.worlds import World, train
 from ntk_monitor import NTKMonitor, Snapshot
 from ntk_monitor.model.forward import ForwardMap
 from ntk_monitor.model.jacobian import ParameterJacobian
-from ntk_monitor.monitor.followed import FollowedState
-from ntk_monitor.monitor.logs import Reporter
+from ntk_monitor.monitor.reporting.reporter import Reporter
+from ntk_monitor.monitor.tracked_state import TrackedState
 
 STAGES: dict[str, tuple[Any, str]] = {
     "forward pass": (ForwardMap, "record"),
     "product": (ParameterJacobian, "pulls_apart"),
-    "metrics": (FollowedState, "scalars"),
+    "metrics": (TrackedState, "scalars"),
     "numbers": (Reporter, "scalars"),
     "figures": (Reporter, "figures"),
     "snapshot": (np, "savez_compressed"),

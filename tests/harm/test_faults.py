@@ -30,9 +30,9 @@ from ntk_monitor.model.derivative import Derivative
 from ntk_monitor.model.differences import SHORTENED, Differences
 from ntk_monitor.model.forward import ForwardMap
 from ntk_monitor.model.jacobian import ParameterJacobian
-from ntk_monitor.monitor.alert import StallAlert as Alert
-from ntk_monitor.monitor.followed import FollowedState
-from ntk_monitor.monitor.sinks import CSVSink
+from ntk_monitor.monitor.integrations.lightning.alert import StallAlert as Alert
+from ntk_monitor.monitor.reporting.sinks import CSVSink
+from ntk_monitor.monitor.tracked_state import TrackedState
 from ntk_monitor.probe import Probe
 
 pytestmark = [
@@ -46,8 +46,8 @@ FAST: dict[str, Any] = {"max_products": 16, "modes": 1, "tolerance": 1.0, "max_o
 FAST |= {"learning_rate": 0.01, "figures": False}
 KIND = "dropout"
 quieting = sys.modules["ntk_monitor.model.quiet"]
-kept_module = sys.modules["ntk_monitor.monitor.kept"]
-publisher_module = sys.modules["ntk_monitor.monitor.publisher"]
+kept_module = sys.modules["ntk_monitor.monitor.probe_batch"]
+publisher_module = sys.modules["ntk_monitor.monitor.reporting.publisher"]
 linearize_module = sys.modules["ntk_monitor.model.linearize"]
 survey_module = sys.modules["ntk_monitor.model.survey"]
 probe_module = sys.modules["ntk_monitor.probe"]
@@ -94,7 +94,7 @@ STAGES: dict[str, Patch] = {
     "sampling": (probe_module, "sample_kernel"),
     "snapshot": (Probe, "_snapshot"),
     "introduction": (publisher_module, "introduction"),
-    "metrics": (FollowedState, "scalars"),
+    "metrics": (TrackedState, "scalars"),
     "numbers to a logger": (TensorBoardLogger, "log_metrics"),
     "layout to a logger": (SummaryWriter, "add_custom_scalars"),
     "drawing figures": (publisher_module, "snapshot_figures"),

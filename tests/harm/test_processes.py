@@ -16,7 +16,7 @@ import pytest
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ntk_monitor.monitor.trainers import require_known_strategy
+from ntk_monitor.monitor.integrations.lightning.trainer import require_known_strategy
 
 SCRIPT = Path(__file__).with_name("processes.py")
 TIME_LIMIT = 240

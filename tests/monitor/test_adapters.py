@@ -28,7 +28,7 @@ from monitor.ways import BATCH, DRAWING, FAST, STEPS, WAYS, Run, Texts, gpt, tra
 from ntk_monitor import Monitor, NTKMonitor, StallAlert
 from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.monitor import StallDetector, StallWarning
-from ntk_monitor.monitor.transformers import NTKTrainerCallback, first_batch
+from ntk_monitor.monitor.integrations.transformers import NTKTrainerCallback, first_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -477,10 +477,10 @@ print("lightning" in sys.modules)
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "ntk_monitor.monitor.transformers")
+    monkeypatch.delitem(sys.modules, "ntk_monitor.monitor.integrations.transformers")
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ImportError, match=r"ntk-monitor\[transformers\]"):
-        import ntk_monitor.monitor.transformers  # noqa: F401, PLC0415
+        import ntk_monitor.monitor.integrations.transformers  # noqa: F401, PLC0415
 
 
 def test_the_alert_is_one_for_all() -> None:

@@ -16,9 +16,9 @@ from lightning.pytorch.loggers import CSVLogger
 from ntk_monitor import Estimate, NTKMonitor, StallAlert, TargetMode
 from ntk_monitor.descent.prediction import LEARNED
 from ntk_monitor.monitor import Alert, StallWarning
-from ntk_monitor.monitor.delivery import run_folder
-from ntk_monitor.monitor.reasons import find_reason
-from ntk_monitor.monitor.trainers import planned_batches
+from ntk_monitor.monitor.alerts.delivery import run_folder
+from ntk_monitor.monitor.alerts.reasons import find_reason
+from ntk_monitor.monitor.integrations.lightning.trainer import planned_batches
 from ntk_monitor.snapshot import Instruments
 
 
@@ -293,7 +293,7 @@ def test_changes_of_state_are_recorded_with_and_without_an_alert(
 ) -> None:
     records: list[tuple[int, dict[str, Any]]] = []
     monkeypatch.setattr(
-        "ntk_monitor.monitor.detector.write_record",
+        "ntk_monitor.monitor.alerts.service.write_record",
         lambda writer, tag, record, step: records.append((step, record)),
     )
     trainer.loggers = [SimpleNamespace(

@@ -25,7 +25,7 @@ from monitor.helpers import Recorder, Small, data, fit
 from ntk_monitor import NTKMonitor, StallAlert
 from ntk_monitor.model.differences import SHORTENED
 from ntk_monitor.monitor import StallWarning
-from ntk_monitor.monitor.trainers import planned_steps
+from ntk_monitor.monitor.integrations.lightning.trainer import planned_steps
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers:UserWarning",

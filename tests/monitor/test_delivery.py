@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ntk_monitor import StallAlert
-from ntk_monitor.monitor import delivery
-from ntk_monitor.monitor.delivery import Alert, Delivery, Notifier
+from ntk_monitor.monitor.alerts import delivery
+from ntk_monitor.monitor.alerts.delivery import Alert, Delivery, Notifier
 
 pytest.importorskip("apprise")
 

@@ -29,9 +29,10 @@ from torch import Tensor
 
 from monitor.helpers import Small, fit
 from ntk_monitor import NTKMonitor
-from ntk_monitor.monitor import logs, sinks
-from ntk_monitor.monitor.logs import Reporter
-from ntk_monitor.monitor.sinks import CSVSink, MLFlowSink, WandbSink, WriterSink, sink_of
+from ntk_monitor.monitor.reporting import reporter as logs
+from ntk_monitor.monitor.reporting import sinks
+from ntk_monitor.monitor.reporting.reporter import Reporter
+from ntk_monitor.monitor.reporting.sinks import CSVSink, MLFlowSink, WandbSink, WriterSink, sink_of
 from ntk_monitor.views import own_style, snapshot_figures
 
 pytestmark = pytest.mark.filterwarnings(

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ntk_monitor.monitor.budget import SERIES, WHOLE_EVERY, is_turn, outlook, products_of_whole
+from ntk_monitor.monitor.plan_messages import intentions, shortcomings
 from ntk_monitor.monitor.schedule import CHEAP, MOST_PROBES, NONE, VERDICT_PROBES, Schedule
-from ntk_monitor.monitor.words import intentions, shortcomings
 
 PRODUCTS = 96
 

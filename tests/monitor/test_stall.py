@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ntk_monitor.monitor.stall import (
+from ntk_monitor.monitor.alerts.rule import (
     AVERAGED,
     CLEARANCE,
     FLAT_LONG,

@@ -21,7 +21,7 @@ from transformers import TrainingArguments
 from monitor.helpers import Recorder, Small, data, fit
 from monitor.ways import BATCH, STEPS, Texts, gpt
 from ntk_monitor import Monitor, NTKMonitor
-from ntk_monitor.monitor.transformers import NTKTrainerCallback
+from ntk_monitor.monitor import NTKTrainerCallback
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers:UserWarning",
@@ -205,7 +205,7 @@ def test_one_batch_again_and_again_is_no_second_one() -> None:
 
 
 def test_a_second_batch_that_is_too_large_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ntk_monitor.monitor.kept.MOST_BYTES", 10)
+    monkeypatch.setattr("ntk_monitor.monitor.probe_batch.MOST_BYTES", 10)
     monitor = NTKMonitor(5, **FAST)
     fit([monitor], Small())
     assert monitor.kept.second is None

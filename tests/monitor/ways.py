@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from ntk_monitor import Monitor, NTKMonitor, StallAlert
-from ntk_monitor.monitor.transformers import NTKTrainerCallback
+from ntk_monitor.monitor import NTKTrainerCallback
 
 STEPS, BATCH, LENGTH, TOKENS = 6, 4, 5, 11
 FAST: dict[str, Any] = {"max_products": 24, "tolerance": 0.0, "max_overhead": None, "modes": 2}

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ntk_monitor import NTKMonitor, StallAlert
-from ntk_monitor.monitor.trainers import CallbackOfEither
+from ntk_monitor.monitor.integrations.lightning.trainer import CallbackOfEither
 from outsiders.training import Fitted, Training
 
 LOGGERS = ("ntk_monitor", "lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning")

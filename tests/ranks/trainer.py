@@ -15,7 +15,7 @@ from monitor.ways import BATCH, FAST, Ordered, Texts, gpt
 from transformers import TrainingArguments
 
 from ntk_monitor import StallAlert
-from ntk_monitor.monitor.transformers import NTKTrainerCallback
+from ntk_monitor.monitor import NTKTrainerCallback
 from ranks.data_parallel import by_samples_alone
 
 WORLD = 2

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ntk_monitor import Estimate, NTKMonitor, Snapshot
 from ntk_monitor.models import GRURegression
-from ntk_monitor.monitor import publisher
+from ntk_monitor.monitor.reporting import publisher
 from ntk_monitor.tasks import MemoryProDataModule
 from ntk_monitor.views.dashboard.checks import checked_changes, checked_snapshot
 from ntk_monitor.views.dashboard.data import NOBODY, DashboardData

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Sequence
 
 from ntk_monitor.descent import Ahead, Descent, descent_of, plain_descent
-from ntk_monitor.monitor.followed import FollowedState
 from ntk_monitor.monitor.host import Host
-from ntk_monitor.monitor.kept import KeptBatch
+from ntk_monitor.monitor.probe_batch import ProbeBatch
+from ntk_monitor.monitor.tracked_state import TrackedState
 from ntk_monitor.probe import Probe, Tier
 from ntk_monitor.snapshot import Snapshot
 
@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 def measure(
     host: Host,
-    states: Sequence[FollowedState],
-    kept: KeptBatch,
+    states: Sequence[TrackedState],
+    kept: ProbeBatch,
     *,
     redraws: int,
     most: int,

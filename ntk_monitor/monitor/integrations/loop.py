@@ -16,8 +16,8 @@ from ntk_monitor.checks import require
 from ntk_monitor.model.step import LossFn
 from ntk_monitor.monitor.failures import Failures
 from ntk_monitor.monitor.host import require_known
-from ntk_monitor.monitor.loop import LoopHost, LoopMonitor
-from ntk_monitor.monitor.writers import SummaryWriterLogger, loggers_of
+from ntk_monitor.monitor.integrations.loop_host import LoopHost, LoopMonitor
+from ntk_monitor.monitor.reporting.user_loggers import SummaryWriterLogger, loggers_of
 
 
 class Monitor(LoopMonitor):

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from ntk_monitor.descent.prediction import LEARNED
-from ntk_monitor.monitor.delivery import Reason
+from ntk_monitor.monitor.alerts.delivery import Reason
 from ntk_monitor.snapshot import Snapshot, TargetMode
 
 LOW_OVERLAP = 0.01
@@ -32,7 +32,7 @@ CHANGES: tuple[tuple[Reason, str], ...] = (
 
 
 CURES: dict[str, list[tuple[str, int, int]]] = json.loads(
-    files("ntk_monitor.monitor").joinpath("cures.json").read_text()
+    files("ntk_monitor.monitor.alerts").joinpath("cures.json").read_text()
 )
 """By reason, the remedies that cured most of the trainings that stalled for it, and how many of how
 many; written by ``benchmarks/remedies.py --report``."""

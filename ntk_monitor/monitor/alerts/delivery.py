@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from ntk_monitor.monitor.failures import Failures
-from ntk_monitor.monitor.sinks import Severity, file_system
+from ntk_monitor.monitor.reporting.sinks import Severity, file_system
 
 Kind = Literal["stalled", "recovered", "unpredictable"]
 Reason = Literal[

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from ntk_monitor.descent import Clipping, Scheduled
 from ntk_monitor.model.spread import of_batches
 from ntk_monitor.model.step.standins import Training
-from ntk_monitor.monitor.delivery import run_folder
+from ntk_monitor.monitor.alerts.delivery import run_folder
 from ntk_monitor.monitor.host import Host, world
 from ntk_monitor.ranks import ALONE, Ranks
 from ntk_monitor.snapshot import Snapshot

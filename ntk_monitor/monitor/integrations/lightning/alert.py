@@ -5,9 +5,9 @@ from __future__ import annotations
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ntk_monitor.monitor.callback import NTKMonitor
-from ntk_monitor.monitor.detector import StallDetector
-from ntk_monitor.monitor.trainers import CallbackOfEither, TrainerHost
+from ntk_monitor.monitor.alerts.service import StallDetector
+from ntk_monitor.monitor.integrations.lightning.callback import NTKMonitor
+from ntk_monitor.monitor.integrations.lightning.trainer import CallbackOfEither, TrainerHost
 from ntk_monitor.snapshot import Snapshot
 
 

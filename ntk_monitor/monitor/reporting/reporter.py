@@ -10,7 +10,7 @@ import torch
 
 from ntk_monitor.monitor.failures import Failures, OnError
 from ntk_monitor.monitor.host import Logs
-from ntk_monitor.monitor.sinks import Severity, Sink, sink_of
+from ntk_monitor.monitor.reporting.sinks import Severity, Sink, sink_of
 from ntk_monitor.views import own_style
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ NamedStates = StatePath | Mapping[str, StatePath]
 
 
 @dataclass
-class FollowedState:
+class TrackedState:
     """One of the states that a monitor follows.
 
     Attributes:

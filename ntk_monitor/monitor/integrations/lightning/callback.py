@@ -10,8 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ntk_monitor.monitor.base import BaseMonitor
-from ntk_monitor.monitor.schedule import INTERVAL
-from ntk_monitor.monitor.trainers import (
+from ntk_monitor.monitor.integrations.lightning.trainer import (
     CallbackOfEither,
     ProbeListener,
     TrainerHost,
@@ -19,6 +18,7 @@ from ntk_monitor.monitor.trainers import (
     require_known_strategy,
     steps_of_all,
 )
+from ntk_monitor.monitor.schedule import INTERVAL
 
 __all__ = ["NTKMonitor", "ProbeListener"]
 

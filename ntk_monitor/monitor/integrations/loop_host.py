@@ -13,10 +13,10 @@ from ntk_monitor.checks import require
 from ntk_monitor.descent import Clipping, Scheduled, plain_optimizer
 from ntk_monitor.model.compiled import plain_module
 from ntk_monitor.model.spread import of_batches
+from ntk_monitor.monitor.alerts.service import StallDetector
 from ntk_monitor.monitor.base import BaseMonitor
-from ntk_monitor.monitor.detector import StallDetector
 from ntk_monitor.monitor.host import Host, world
-from ntk_monitor.monitor.writers import folder_of
+from ntk_monitor.monitor.reporting.user_loggers import folder_of
 from ntk_monitor.ranks import Ranks
 from ntk_monitor.snapshot import Snapshot
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ntk_monitor.monitor.failures import OnError
-from ntk_monitor.monitor.followed import FollowedState
 from ntk_monitor.monitor.host import Host
-from ntk_monitor.monitor.logs import Reporter
+from ntk_monitor.monitor.reporting.reporter import Reporter
 from ntk_monitor.monitor.schedule import Schedule
+from ntk_monitor.monitor.tracked_state import TrackedState
 from ntk_monitor.snapshot import Snapshot
 from ntk_monitor.views import band_scalars, custom_scalars_layout, introduction, snapshot_figures
 from ntk_monitor.views.record import SNAPSHOT_TAG, snapshot_record, write_record
@@ -57,7 +57,7 @@ class Publisher:
     def publish(
         self,
         host: Host,
-        states: list[FollowedState],
+        states: list[TrackedState],
         snapshots: tuple[Snapshot, ...],
         step: int,
         started: float,
@@ -107,7 +107,7 @@ class Publisher:
         step, epoch = host.global_step, host.current_epoch
         return schedule.wants_figures(step, epoch, started, final=final)
 
-    def _lay_out(self, host: Host, states: list[FollowedState]) -> None:
+    def _lay_out(self, host: Host, states: list[TrackedState]) -> None:
         """TensorBoard's layout with error bands, once."""
         if self._laid_out:
             return
@@ -117,7 +117,7 @@ class Publisher:
         )
         self._laid_out = True
 
-    def _write(self, host: Host, state: FollowedState, snapshot: Snapshot, step: int) -> None:
+    def _write(self, host: Host, state: TrackedState, snapshot: Snapshot, step: int) -> None:
         """Error bands, and the record for the NTK tab."""
         bands = {f"{state.prefix}{tag}": v for tag, v in band_scalars(snapshot).items()}
 
@@ -131,7 +131,7 @@ class Publisher:
         self.reporter.write(host, "add_custom_scalars", add_bands)
         self.reporter.write(host, "_get_file_writer", add_record)
 
-    def _draw(self, host: Host, state: FollowedState, snapshot: Snapshot, step: int) -> float:
+    def _draw(self, host: Host, state: TrackedState, snapshot: Snapshot, step: int) -> float:
         now = self.schedule.clock()
         figures = snapshot_figures(snapshot)
         named = {f"{state.prefix}{tag}": figure for tag, figure in figures.items()}

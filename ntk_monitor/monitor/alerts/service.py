@@ -8,18 +8,15 @@ from typing import Any, Literal
 
 from ntk_monitor.checks import require, suggesting
 from ntk_monitor.estimators import Estimate
-from ntk_monitor.monitor.base import BaseMonitor
-from ntk_monitor.monitor.delivery import Alert, Delivery
-from ntk_monitor.monitor.failures import reading_state, say
-from ntk_monitor.monitor.host import Host
-from ntk_monitor.monitor.reasons import (
+from ntk_monitor.monitor.alerts.delivery import Alert, Delivery
+from ntk_monitor.monitor.alerts.reasons import (
     find_reason,
     in_steps,
     is_explained,
     stall_message,
     unpredictable_message,
 )
-from ntk_monitor.monitor.stall import (
+from ntk_monitor.monitor.alerts.rule import (
     FEWEST_PROBES,
     ModeState,
     ModeWatch,
@@ -27,6 +24,9 @@ from ntk_monitor.monitor.stall import (
     StallRule,
     StallWatch,
 )
+from ntk_monitor.monitor.base import BaseMonitor
+from ntk_monitor.monitor.failures import reading_state, say
+from ntk_monitor.monitor.host import Host
 from ntk_monitor.snapshot import Snapshot
 from ntk_monitor.views.record import CHANGES_TAG, write_record
 

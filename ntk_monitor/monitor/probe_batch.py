@@ -18,7 +18,7 @@ MOST_BYTES = 2**26
 """Size of the batches of all processes up to which a checkpoint keeps them."""
 
 
-class KeptBatch:
+class ProbeBatch:
     """The probe batch: which one is wanted, and, once it has come, a copy of it; and a second one.
 
     Where several processes train together, each keeps its own.

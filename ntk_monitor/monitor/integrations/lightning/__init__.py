@@ -1,0 +1,1 @@
+"""The monitor and the alert as callbacks of Lightning's Trainer."""
