@@ -19,7 +19,7 @@ from workloads import ACCURACY, Workload
 
 from ntk_monitor import Snapshot, probe
 from ntk_monitor.estimators import adaptive
-from ntk_monitor.model import by_trial
+from ntk_monitor.model.derivatives import trial_gradients
 
 METRICS = (
     "trace",
@@ -56,13 +56,13 @@ def main() -> None:
 
 def measure(work: Workload, *, plain: bool = False, **settings: Any) -> Snapshot:  # noqa: ANN401
     """One probe without target modes; ``plain`` is by samples alone, nothing taken out of them."""
-    before = adaptive.DIRECTIONS, by_trial.FEWEST_GROUPS
+    before = adaptive.DIRECTIONS, trial_gradients.FEWEST_GROUPS
     if plain:
-        adaptive.DIRECTIONS, by_trial.FEWEST_GROUPS = 0, 10**6
+        adaptive.DIRECTIONS, trial_gradients.FEWEST_GROUPS = 0, 10**6
     try:
         return probe(work.model, work.batch, state=work.state, modes=0, **settings)
     finally:
-        adaptive.DIRECTIONS, by_trial.FEWEST_GROUPS = before
+        adaptive.DIRECTIONS, trial_gradients.FEWEST_GROUPS = before
 
 
 def summary(found: list[Snapshot], exact: dict[str, float]) -> dict[str, Any]:

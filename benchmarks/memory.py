@@ -84,7 +84,7 @@ def products(method: str) -> Callable[[nn.Module, Batch], None]:
         lin = replace(lin, outputs=None, comparisons=())
         tidy()
         CLEAR_REFS.write_text("5")
-        lin.factor(0).sample(range(2))
+        lin.sampler(0).sample(range(2))
 
     return run
 

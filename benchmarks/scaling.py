@@ -121,7 +121,7 @@ def measured(
     parts.add(lin.state.new_zeros(lin.rows, 0))
     lin = replace(lin, outputs=None)  # as a probe does
     core = seconds(lambda: CoreGram.of(parts), 1)
-    factor = lin.factor(0)
+    factor = lin.sampler(0)
     factor.sample(range(1))  # chooses the step
     plain, products = [], []
     peaks["linearize"], started = peak(), now()

@@ -25,23 +25,23 @@ from ntk_monitor.estimators import (
     sample_kernel,
 )
 from ntk_monitor.estimators.formulas import at_least_float32, relative_gap
-from ntk_monitor.estimators.sampling import Factor
+from ntk_monitor.estimators.sampling import JacobianSampler
 from ntk_monitor.estimators.sketch import MIN_SAMPLES
 from ntk_monitor.estimators.subspace import fix_signs
 from ntk_monitor.model import METHODS, Linearization, linearize, quiet
-from ntk_monitor.model.at_sites import AGREES, SiteFactor
-from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn, require_tensors
-from ntk_monitor.model.by_site import of_draws, of_entries, shares
-from ntk_monitor.model.by_trial import GAP, ByTrial
-from ntk_monitor.model.compiled import plain_module
-from ntk_monitor.model.deadline import Deadline
-from ntk_monitor.model.derivative import Derivative
-from ntk_monitor.model.memory import room
-from ntk_monitor.model.parameters import ParameterFilter
-from ntk_monitor.model.products import IN_PLACE, ProductMethod
-from ntk_monitor.model.quiet import draw_anew
-from ntk_monitor.model.spread import is_sharded
-from ntk_monitor.model.state import StatePath, require_paths
+from ntk_monitor.model.batch.reading import ForwardFn, MaskFn, TargetFn, require_tensors
+from ntk_monitor.model.derivatives.derivative import Derivative
+from ntk_monitor.model.derivatives.products import IN_PLACE, ProductMethod
+from ntk_monitor.model.derivatives.site_sampling import AGREES, SiteSampler
+from ntk_monitor.model.derivatives.trial_gradients import GAP, TrialGradients
+from ntk_monitor.model.isolation.deadline import Deadline
+from ntk_monitor.model.isolation.memory import room
+from ntk_monitor.model.isolation.quiet import draw_anew
+from ntk_monitor.model.parameters.selection import ParameterFilter
+from ntk_monitor.model.parameters.sharding import is_sharded
+from ntk_monitor.model.parameters.unwrapping import plain_module
+from ntk_monitor.model.site_shares import of_draws, of_entries, shares
+from ntk_monitor.model.state.sources import StatePath, require_paths
 from ntk_monitor.model.step import Comparison, LossFn
 from ntk_monitor.ranks import ALONE, RankError, Ranks
 from ntk_monitor.snapshot import ComparedOutput, Snapshot
@@ -326,14 +326,14 @@ class Probe:
             The same, without wide sites where these do not agree.
         """
         key = _key(lin)
-        factor = lin.factor(self.seed)
-        if not isinstance(factor, SiteFactor) or key in self._at_sites:
+        sampler = lin.sampler(self.seed)
+        if not isinstance(sampler, SiteSampler) or key in self._at_sites:
             return lin if self._at_sites.get(key, True) else lin.without_wide_sites()
         generator = torch.Generator(device=lin.state.device).manual_seed(self.seed)
         u = torch.randn(lin.state.shape, generator=generator, device=lin.state.device)
         try:
-            distance = factor.distance_to_parameters(u.to(lin.state.dtype))
-            factor.sample(range(1))
+            distance = sampler.distance_to_parameters(u.to(lin.state.dtype))
+            sampler.sample(range(1))
         except (RuntimeError, FloatingPointError) as error:
             logger.info("no products at the weight sites: %s", error)
             distance = math.inf
@@ -454,25 +454,25 @@ class Probe:
         def kept_back() -> int:
             return PULLS if trials is None else 0
 
-        def begin_anew() -> Factor[Any]:
+        def begin_anew() -> JacobianSampler[Any]:
             nonlocal in_time, asked, begun
             in_time, begun = 0.0, J.products
             asked = begun
-            return lin.factor(seed)
+            return lin.sampler(seed)
 
-        factor = lin.factor(seed)
+        sampler = lin.sampler(seed)
         if ranks.size > 1:
             ranks.everyone.require_same(
                 "their random tangents",
-                factor.fingerprint,
+                sampler.fingerprint,
                 "give all the same seed, and the same kind of device",
             )
         gap: float | None = None
         while True:
             try:
-                gap = self._gap_to_backward(lin, factor, seed) if gap is None else gap
+                gap = self._gap_to_backward(lin, sampler, seed) if gap is None else gap
                 measured = sample_kernel(
-                    factor,
+                    sampler,
                     core,
                     tolerance=self.tolerance,
                     left=left,
@@ -483,13 +483,13 @@ class Probe:
             except FloatingPointError as unsettled:
                 if trials is not None:  # whose tangents have no other way
                     logger.info("trials are not told apart: %s", unsettled)
-                    trials, factor = None, begin_anew()
+                    trials, sampler = None, begin_anew()
                     continue
-                if not isinstance(factor, SiteFactor):
+                if not isinstance(sampler, SiteSampler):
                     raise
                 logger.info("no products at the weight sites: %s", unsettled)
                 lin, gap = lin.without_wide_sites(), None
-                factor = begin_anew()
+                sampler = begin_anew()
                 continue
             error = max(measured.adjoint_error, gap)
             if self._agrees(J, error):
@@ -497,7 +497,7 @@ class Probe:
             # Something is detached on the way: training's derivative is the one backward.
             if self.method != "auto" or not J.fall_back(BACKWARD):
                 self._require_adjoint(J, error)
-            gap, factor = 0.0, begin_anew()
+            gap, sampler = 0.0, begin_anew()
         self._prefer(J.method)
         spared = min(PULLS, left() + kept_back())
         squares = of_draws(lin, trials if measured.trials is not None else None, spared, seed)
@@ -520,7 +520,7 @@ class Probe:
         if method in self.order:
             self.order = (method, *(other for other in self.order if other != method))
 
-    def _by_trial(self, lin: Linearization, core: CoreGram, seed: int) -> ByTrial | None:
+    def _by_trial(self, lin: Linearization, core: CoreGram, seed: int) -> TrialGradients | None:
         """The Jacobian by groups of trials, where these do not act on one another.
 
         That is found out once for a module, as is whether all that moves the state is seen.
@@ -551,16 +551,18 @@ class Probe:
 
     def _adjoint_error(self, lin: Linearization, seed: int) -> float:
         """Compare both directions of differentiation on one random pair; two products."""
-        factor, ranks = lin.factor(seed), lin.ranks
-        y = factor.sample(range(1))[0]
+        sampler, ranks = lin.sampler(seed), lin.ranks
+        y = sampler.sample(range(1))[0]
         (z,) = lin.directions(1, seed)
         size = math.sqrt(ranks.sum(y.double().square().sum()))
         forward = float(ranks.sum((y.double() * z.double()).sum()))
-        error = relative_gap(forward - factor.inner(0, factor.pull(z)), size)
+        error = relative_gap(forward - sampler.inner(0, sampler.pull(z)), size)
         self._require_adjoint(lin.jacobian, error)
         return error
 
-    def _gap_to_backward(self, lin: Linearization, factor: Factor[Any], seed: int) -> float:
+    def _gap_to_backward(
+        self, lin: Linearization, sampler: JacobianSampler[Any], seed: int
+    ) -> float:
         """How far a product is from what training's derivative makes of the same tangent.
 
         One pair of directions hardly tells of a small part that is detached. Once for a module and
@@ -568,33 +570,35 @@ class Probe:
 
         Args:
             lin: The model.
-            factor: Its Jacobian, with tangents.
+            sampler: Its Jacobian, with tangents.
             seed: Names the directions.
 
         Returns:
             The distance over the size; 0 where it is known already.
         """
         J = lin.jacobian
-        key = (_key(lin), J.method, type(factor))
+        key = (_key(lin), J.method, type(sampler))
         if key in self._compared or J.method == BACKWARD:
             return 0.0
         self._compared.add(key)
         before = J.products
-        own = factor.sample(range(1))[0].double()
+        own = sampler.sample(range(1))[0].double()
         spent = J.products - 1 if J.products > before else before  # it is taken again as a sample
         try:
-            return self._gap_of(lin, factor, own, seed)
+            return self._gap_of(lin, sampler, own, seed)
         finally:
             J.products = spent  # once for a module: no part of what may be spent
 
-    def _gap_of(self, lin: Linearization, factor: Factor[Any], own: Tensor, seed: int) -> float:
+    def _gap_of(
+        self, lin: Linearization, sampler: JacobianSampler[Any], own: Tensor, seed: int
+    ) -> float:
         """The gap for one product."""
         ranks, gaps = lin.ranks, []
         size = math.sqrt(ranks.sum(own.square().sum()))
         # Of rows of each process by themselves, so that no gradients are sent around.
-        every = factor.pulls(lin.directions(PAIRS, seed), here=True)
+        every = sampler.pulls(lin.directions(PAIRS, seed), here=True)
         for z, pulled in zip(lin.directions(PAIRS, seed), every, strict=True):
-            backward = factor.inner(0, pulled)
+            backward = sampler.inner(0, pulled)
             forward = float((own * z.double()).sum())
             gap = ranks.sum(torch.tensor([forward, backward], dtype=torch.float64, device="cpu"))
             gap[1] = backward if lin.is_sharded else gap[1]

@@ -17,8 +17,8 @@ from torch.distributed.fsdp import fully_shard
 
 from ntk_monitor import linearize, probe
 from ntk_monitor.estimators import draw_tangents
-from ntk_monitor.model.shards import Gaussian, pieces
-from ntk_monitor.model.spread import Spread, place_of
+from ntk_monitor.model.parameters.pieces import Gaussian, pieces
+from ntk_monitor.model.parameters.sharding import Sharding, place_of
 from ntk_monitor.probe import Probe
 from ntk_monitor.ranks import Ranks
 
@@ -121,12 +121,12 @@ def test_products_in_place_are_those_of_a_copy_and_leave_no_trace(name: str) -> 
         for method in ("in-place", "finite-difference")
     )
     torch.testing.assert_close(
-        ours.factor(3).sample(range(4)), copied.factor(3).sample(range(4)), rtol=1e-6, atol=1e-7
+        ours.sampler(3).sample(range(4)), copied.sampler(3).sample(range(4)), rtol=1e-6, atol=1e-7
     )
     u = torch.randn_like(ours.state)
-    pulled, wanted = ours.factor(3).pull(u), copied.factor(3).pull(u)
+    pulled, wanted = ours.sampler(3).pull(u), copied.sampler(3).pull(u)
     torch.testing.assert_close(torch.cat([x.flatten() for x in pulled]), wanted)
-    assert ours.factor(3).inner(2, pulled) == pytest.approx(copied.factor(3).inner(2, wanted))
+    assert ours.sampler(3).inner(2, pulled) == pytest.approx(copied.sampler(3).inner(2, wanted))
     assert probe(model, batch, method="in-place", state=case.state, dtype=None).is_finite
     assert bits(model) == before
 
@@ -138,7 +138,7 @@ def test_parameters_of_low_precision_stay_what_they_are_to_the_bit(dtype: torch.
     model = nn.Sequential(*layers).to(DEVICE, dtype)
     before = bits(model)
     x = torch.randn(8, 32, device=DEVICE, dtype=dtype)
-    linearize(model, x, method="in-place", dtype=None, accuracy=10.0).factor(0).sample(range(3))
+    linearize(model, x, method="in-place", dtype=None, accuracy=10.0).sampler(0).sample(range(3))
     assert bits(model) == before
 
 
@@ -147,7 +147,7 @@ def test_tangents_drawn_piece_by_piece_are_those_drawn_at_once() -> None:
     sizes = (2**22 + 17, 3 * 2**21, 5)
     parameters = [torch.zeros(size, device=DEVICE) for size in sizes]
     wanted = draw_tangents(sum(sizes), range(3, 4), 7, device=DEVICE)[0]
-    spread = Spread([place_of(p) for p in parameters])
+    spread = Sharding([place_of(p) for p in parameters])
     found = []
     for number, parameter in enumerate(parameters):
         read = Gaussian(7, 3, spread, torch.device(DEVICE)).reader(number, parameter)

@@ -1,9 +1,12 @@
 """Imports point one way."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import ntk_monitor
 
@@ -31,21 +34,76 @@ ORDER = (
     "cli",
 )
 """Each may import those before it, and itself."""
+ROOMS = {
+    "": ORDER,
+    "model": (
+        "parameters",
+        "isolation",
+        "batch",
+        "state",
+        "sites",
+        "step",
+        "derivatives",
+        "discovery",
+        "second_pass",
+        "linearization",
+        "site_shares",
+        "linearize",
+    ),
+    "monitor": (
+        "failures",
+        "host",
+        "budget",
+        "schedule",
+        "plan_messages",
+        "score",
+        "probe_batch",
+        "tracked_state",
+        "measurement",
+        "reporting",
+        "base",
+        "alerts",
+        "integrations",
+        "transformers",
+    ),
+    "monitor.integrations": ("lightning", "loop_host", "loop", "transformers"),
+}
+"""The same inside of a folder, for what is in it."""
 ROOT = Path(ntk_monitor.__file__).parent
 
 
-def test_every_layer_imports_only_from_lower_ones() -> None:
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_layer_imports_only_from_lower_ones(room: str) -> None:
+    order, folder = ROOMS[room], ROOT.joinpath(*filter(None, room.split(".")))
+    inside = f"ntk_monitor.{room}." if room else "ntk_monitor."
     seen = set()
-    for path in ROOT.rglob("*.py"):
-        layer = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    for path in folder.rglob("*.py"):
+        layer = path.relative_to(folder).parts[0].removesuffix(".py")
         if layer == "__init__":
             continue
         seen.add(layer)
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ntk_monitor."):
-                imported = node.module.split(".")[1]
-                assert ORDER.index(imported) <= ORDER.index(layer), f"{path} imports {node.module}"
-    assert seen == set(ORDER)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(inside):
+                imported = node.module.removeprefix(inside).split(".")[0]
+                assert order.index(imported) <= order.index(layer), f"{path} imports {node.module}"
+    assert seen == set(order)
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """There are no circles of imports, those inside of functions and for types included."""
+    graph: dict[str, set[str]] = {}
+    names = {
+        "ntk_monitor." + ".".join(p.relative_to(ROOT).with_suffix("").parts): p
+        for p in ROOT.rglob("*.py")
+    }
+    for name, path in names.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
+        graph[name] = found & set(names)
+    sorter = graphlib.TopologicalSorter(graph)
+    sorter.prepare()  # raises a CycleError, which names them
 
 
 LIGHTNING = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ntk_monitor import NTKMonitor, Snapshot, probe
 from ntk_monitor.estimators.sketch import TangentSketch
-from ntk_monitor.model.memory import free_memory
+from ntk_monitor.model.isolation.memory import free_memory
 from ntk_monitor.probe import Probe
 
 pytestmark = pytest.mark.filterwarnings(

@@ -14,22 +14,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ntk_monitor.model import Linearization, quiet
-from ntk_monitor.model.derivative import Derivative, Products
-from ntk_monitor.model.finite_difference import FiniteDifference
-from ntk_monitor.model.graph import extent
-from ntk_monitor.model.parameters import ParameterSpace
-from ntk_monitor.model.products import (
+from ntk_monitor.model.derivatives.derivative import Derivative, Products
+from ntk_monitor.model.derivatives.finite_difference import FiniteDifference
+from ntk_monitor.model.derivatives.products import (
     EXACT,
     RecordedDoubleBackward,
     TangentProducts,
     make_products,
 )
+from ntk_monitor.model.derivatives.substitution import Substitution
+from ntk_monitor.model.parameters.selection import ParameterSpace
+from ntk_monitor.model.parameters.sharding import Sharding, place_of
 from ntk_monitor.model.second_pass import counts_of
-from ntk_monitor.model.spread import Spread, place_of
+from ntk_monitor.model.state.graph import extent
 from ntk_monitor.model.step import Comparison
 from ntk_monitor.model.step.comparison import Seen, compared
 from ntk_monitor.model.step.tape import Tape
-from ntk_monitor.model.substitution import Substitution
 from ntk_monitor.ranks import Ranks
 
 Vector = NDArray[np.float64]
@@ -312,7 +312,7 @@ class LossMap:
                 return outputs_at(theta)
 
         def by_differences() -> FiniteDifference:
-            spread = Spread([place_of(t) for t in theta.values()])
+            spread = Sharding([place_of(t) for t in theta.values()])
             return FiniteDifference(
                 theta, outputs_with, {}, accuracy, spread, lin.ranks, self._acting
             )

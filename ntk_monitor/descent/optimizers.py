@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from ntk_monitor.descent.shadow import real_update, shadow_of, stepped
-from ntk_monitor.model.compiled import plain_name
+from ntk_monitor.model.parameters.unwrapping import plain_name
 
 Map = Callable[[Tensor], Tensor]
 Place = NDArray[np.float64]

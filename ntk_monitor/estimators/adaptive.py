@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ntk_monitor.estimators.core import CoreGram
-from ntk_monitor.estimators.sampling import Factor, Sampling, X
+from ntk_monitor.estimators.sampling import JacobianSampler, Sampling, X
 from ntk_monitor.estimators.sketch import MIN_SAMPLES, TangentSketch
 from ntk_monitor.estimators.statistics import KernelStatistics
 from ntk_monitor.estimators.trials import SpatialMoments, TrialFactor, TrialMoments
@@ -86,7 +86,7 @@ class Measured:
 
 
 def sample_kernel(
-    J: Factor[X],
+    J: JacobianSampler[X],
     core: CoreGram,
     *,
     tolerance: float,

@@ -18,7 +18,7 @@ from ntk_monitor.estimators.budget import (
 from ntk_monitor.estimators.formulas import participation_ratio
 from ntk_monitor.estimators.pairs import TemporalPairs
 from ntk_monitor.operators import LinearOperator
-from ntk_monitor.operators.partial_trace import traced_axes
+from ntk_monitor.operators.tracing import traced_axes
 from ntk_monitor.uncertainty import Estimate, jackknife, log_jackknife, pair_mean_and_deletes
 
 

@@ -28,7 +28,7 @@ X = TypeVar("X")
 """A direction in parameter space, in whatever form a kernel has it."""
 
 
-class Factor(Protocol[X]):
+class JacobianSampler(Protocol[X]):
     """``J`` of a kernel ``A = J J*``, with random tangents ``g_0, g_1, ...`` of its own.
 
     Where the rows of the state are spread over processes, each has its own rows of images, and all
@@ -93,7 +93,7 @@ class Sampling(Generic[X]):
 
     def __init__(
         self,
-        J: Factor[X],
+        J: JacobianSampler[X],
         core: CoreGram,
         left: Callable[[], int],
         seed: int,
@@ -179,7 +179,7 @@ class Krylov(Generic[X]):
 
     adjoint_error: float | None = None
 
-    def __init__(self, J: Factor[X], sketch: TangentSketch, seed: int, index: int) -> None:
+    def __init__(self, J: JacobianSampler[X], sketch: TangentSketch, seed: int, index: int) -> None:
         """Draw the start.
 
         Args:

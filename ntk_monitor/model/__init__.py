@@ -6,15 +6,15 @@ all of it inside a context that leaves no trace on the module, its gradients or 
 `linearize` is the door; the rest of the package sees models only through it.
 """
 
-from ntk_monitor.model.batch import default_forward, default_target
-from ntk_monitor.model.derivative import Derivative
+from ntk_monitor.model.batch.reading import default_forward, default_target
+from ntk_monitor.model.derivatives.derivative import Derivative
+from ntk_monitor.model.derivatives.products import METHODS, ProductMethod
+from ntk_monitor.model.derivatives.propagator import Propagator
+from ntk_monitor.model.isolation.quiet import quiet
 from ntk_monitor.model.linearization import Linearization
 from ntk_monitor.model.linearize import linearize
-from ntk_monitor.model.products import METHODS, ProductMethod
-from ntk_monitor.model.propagator import Propagator
-from ntk_monitor.model.quiet import quiet
-from ntk_monitor.model.register import weight_sites
-from ntk_monitor.model.sites import Coverage, WeightSite
+from ntk_monitor.model.sites.registry import weight_sites
+from ntk_monitor.model.sites.weight_sites import Coverage, WeightSite
 
 __all__ = [
     "METHODS",

@@ -14,23 +14,23 @@ from torch import Tensor, nn
 
 from ntk_monitor.estimators.adaptive import ROUND
 from ntk_monitor.estimators.core import CoreGram
-from ntk_monitor.estimators.sampling import Factor
-from ntk_monitor.model.at_sites import SiteFactor, WideSite
-from ntk_monitor.model.batch import main_output
-from ntk_monitor.model.by_trial import ByTrial, TrialSite
-from ntk_monitor.model.derivative import Derivative, differentiate
-from ntk_monitor.model.edit import Edit
-from ntk_monitor.model.factor import SampledJacobian
-from ntk_monitor.model.forward import ForwardMap
-from ntk_monitor.model.jacobian import ParameterJacobian
-from ntk_monitor.model.kernels import Kernels
-from ntk_monitor.model.parameters import ParameterSpace
-from ntk_monitor.model.products import Function
-from ntk_monitor.model.propagator import Propagator
-from ntk_monitor.model.quiet import quiet
-from ntk_monitor.model.recorder import REGISTERED
-from ntk_monitor.model.sites import Coverage, WeightSite
-from ntk_monitor.model.state import State, StateSource
+from ntk_monitor.estimators.sampling import JacobianSampler
+from ntk_monitor.model.batch.structure import main_output
+from ntk_monitor.model.derivatives.derivative import Derivative, differentiate
+from ntk_monitor.model.derivatives.forward_map import ForwardMap
+from ntk_monitor.model.derivatives.intervention import Intervention
+from ntk_monitor.model.derivatives.jacobian import ParameterJacobian
+from ntk_monitor.model.derivatives.products import Function
+from ntk_monitor.model.derivatives.propagator import Propagator
+from ntk_monitor.model.derivatives.sampled_jacobian import SampledJacobian
+from ntk_monitor.model.derivatives.site_sampling import SiteSampler, WideSite
+from ntk_monitor.model.derivatives.trial_gradients import TrialGradients, TrialSite
+from ntk_monitor.model.isolation.kernels import Kernels
+from ntk_monitor.model.isolation.quiet import quiet
+from ntk_monitor.model.parameters.selection import ParameterSpace
+from ntk_monitor.model.sites.recorder import REGISTERED
+from ntk_monitor.model.sites.weight_sites import Coverage, WeightSite
+from ntk_monitor.model.state.sources import State, StateSource
 from ntk_monitor.model.step import Comparison
 from ntk_monitor.model.step.comparison import compared
 from ntk_monitor.model.step.heads import Compares
@@ -54,7 +54,7 @@ class Linearization:
     r"""A model linearised at its present parameters, on one batch.
 
     Where several processes do so together, each has its own rows of the state, and all operators
-    are those of its own rows; `factor` and `pull_back_outputs` sum over processes.
+    are those of its own rows; `sampler` and `pull_back_outputs` sum over processes.
 
     Attributes:
         state: The state ``h``, shape ``(B, T, n)``.
@@ -158,7 +158,7 @@ class Linearization:
             generator.manual_seed(seed + i * ranks.size + ranks.index)
             yield torch.randn(h.shape, generator=generator, device=h.device).to(h.dtype)
 
-    def factor(self, seed: int) -> Factor[Any]:
+    def sampler(self, seed: int) -> JacobianSampler[Any]:
         """The Jacobian with random tangents, as the estimators use it.
 
         Args:
@@ -176,8 +176,8 @@ class Linearization:
         """Whether products are taken where wide weights act."""
         return bool(self._wide) and self.jacobian.method == "finite-difference"
 
-    def _at_sites(self, seed: int = 0) -> SiteFactor:
-        return SiteFactor(
+    def _at_sites(self, seed: int = 0) -> SiteSampler:
+        return SiteSampler(
             self._forward,
             self._state,
             self._wide,
@@ -188,7 +188,7 @@ class Linearization:
             self._untrained,
         )
 
-    def by_trial(self, core: CoreGram, seed: int) -> ByTrial | None:
+    def by_trial(self, core: CoreGram, seed: int) -> TrialGradients | None:
         """The Jacobian by groups of trials.
 
         Args:
@@ -201,7 +201,7 @@ class Linearization:
         """
         if not self._by_trial or self.ranks.size > 1:
             return None
-        trials = ByTrial(
+        trials = TrialGradients(
             self._forward,
             self._state,
             self._by_trial,
@@ -279,7 +279,7 @@ class Linearization:
         if recurrence is None:
             return Propagator(identity, identity)
         zero = torch.zeros_like(self.state)
-        sweep = self._derivative("P", lambda u: self._run(recurrence, Edit(state=u)), zero)
+        sweep = self._derivative("P", lambda u: self._run(recurrence, Intervention(state=u)), zero)
         inverse = self._derivative(
             "D_hF", lambda h: h - self._run(recurrence, _carrying_on(h)), self.state
         )
@@ -319,7 +319,7 @@ class Linearization:
             )
 
         def perturbed(u: Tensor) -> Tensor:
-            return self._run(self._state, Edit(sites={site.tap: u}))
+            return self._run(self._state, Intervention(sites={site.tap: u}))
 
         zero = self.state.new_zeros(*self.state.shape[:2], site.units)
         return self._derivative(name, perturbed, zero)
@@ -328,8 +328,10 @@ class Linearization:
         V = Dense(activity, name=name)
         return TensorProduct(V @ V.T, Identity((units,), activity.dtype, activity.device))
 
-    def _run(self, state: State, edit: Edit, theta: Mapping[str, Tensor] | None = None) -> Tensor:
-        return self._forward.run({} if theta is None else theta, state, edit)
+    def _run(
+        self, state: State, intervention: Intervention, theta: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        return self._forward.run({} if theta is None else theta, state, intervention)
 
     def _derivative(self, name: str, function: Function, at: Tensor) -> Derivative:
         return differentiate(name, function, at, self.state, self._quiet, self._chunk_size)
@@ -461,9 +463,9 @@ class Linearization:
             The terms by name; see `by_site`. One product each.
         """
         if self._is_at_sites:
-            factor = self._at_sites()
-            for at_sites in factor.pulls(directions):
-                yield factor.squares(at_sites)
+            sampler = self._at_sites()
+            for at_sites in sampler.pulls(directions):
+                yield sampler.squares(at_sites)
         elif self.parameters:
             for pulled in self.jacobian.pulls_apart(directions, here=here):
                 found = dict(zip(self.parameters, pulled, strict=True))
@@ -490,9 +492,11 @@ class Linearization:
         """The outputs, None for those that nothing moves, and what they are computed from."""
         leaf = self.state.clone().requires_grad_()
         with self._quiet("reversible"):
-            edit = Edit(given=leaf.clone())  # what follows may write into it in place
+            intervention = Intervention(
+                given=leaf.clone()
+            )  # what follows may write into it in place
             _, returned, watch = self._forward.run_whole(
-                {}, self._state, self._compares.readings, edit
+                {}, self._state, self._compares.readings, intervention
             )
             if self._compares.readings:
                 found = [compared(c.head, watch.seen).output for c in self.comparisons]
@@ -522,6 +526,6 @@ def squared_norm(x: Tensor) -> Tensor:
     return norm.square()
 
 
-def _carrying_on(state: Tensor) -> Edit:
+def _carrying_on(state: Tensor) -> Intervention:
     """A pass that goes on with a given state at every step."""
-    return Edit(given=state, through_time=True)
+    return Intervention(given=state, through_time=True)

@@ -12,42 +12,42 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ntk_monitor.model.batch import (
+from ntk_monitor.model.batch.copies import cast_batch
+from ntk_monitor.model.batch.reading import (
     ForwardFn,
     MaskFn,
     TargetFn,
-    cast_batch,
     default_mask,
     require_tensors,
 )
-from ntk_monitor.model.compiled import plain_module
-from ntk_monitor.model.derivative import Products, Quiet
-from ntk_monitor.model.finite_difference import FiniteDifference
-from ntk_monitor.model.forward import ForwardMap
-from ntk_monitor.model.guard import WriteError
-from ntk_monitor.model.jacobian import ParameterJacobian
-from ntk_monitor.model.kernels import Kernels
+from ntk_monitor.model.derivatives.derivative import Products, Quiet
+from ntk_monitor.model.derivatives.finite_difference import FiniteDifference
+from ntk_monitor.model.derivatives.forward_map import ForwardMap
+from ntk_monitor.model.derivatives.jacobian import ParameterJacobian
+from ntk_monitor.model.derivatives.live_forward_map import LiveForwardMap, ShardedForwardMap
+from ntk_monitor.model.derivatives.products import AUTOMATIC, IN_PLACE, make_products
+from ntk_monitor.model.derivatives.substitution import Substitution
+from ntk_monitor.model.discovery import Consumer, Discovered, Question, UnregisteredError, discover
+from ntk_monitor.model.isolation.kernels import Kernels
+from ntk_monitor.model.isolation.memory import room
+from ntk_monitor.model.isolation.quiet import quiet
+from ntk_monitor.model.isolation.write_guard import WriteError
 from ntk_monitor.model.linearization import Linearization
-from ntk_monitor.model.memory import room
-from ntk_monitor.model.parameters import (
+from ntk_monitor.model.parameters.pieces import share_memory
+from ntk_monitor.model.parameters.selection import (
     ParameterFilter,
     ParameterSpace,
     select_parameters,
     without_match,
 )
-from ntk_monitor.model.products import AUTOMATIC, IN_PLACE, make_products
-from ntk_monitor.model.quiet import quiet
-from ntk_monitor.model.real import RealForward, ShardedForward
+from ntk_monitor.model.parameters.sharding import is_sharded, require_precision
+from ntk_monitor.model.parameters.unwrapping import plain_module
 from ntk_monitor.model.second_pass import second_pass
-from ntk_monitor.model.shards import share_memory
-from ntk_monitor.model.spread import is_sharded, require_precision
-from ntk_monitor.model.state import StatePath, require_paths
+from ntk_monitor.model.state.sources import StatePath, require_paths
 from ntk_monitor.model.step import (
     LossFn,
     step_function,
 )
-from ntk_monitor.model.substitution import Substitution
-from ntk_monitor.model.survey import Consumer, Question, Survey, UnregisteredError, survey
 from ntk_monitor.ranks import ALONE, Ranks, checksum
 
 logger = logging.getLogger(__name__)
@@ -205,9 +205,9 @@ def _linearize(
         forward: ForwardMap
         if sharded:
             require_precision(module, dtype)
-            forward = ShardedForward(module, batch_here, step, dtype, ranks)
+            forward = ShardedForwardMap(module, batch_here, step, dtype, ranks)
         elif in_place:
-            forward = RealForward(module, batch_here, step, dtype)
+            forward = LiveForwardMap(module, batch_here, step, dtype)
         else:
             forward = ForwardMap(module, batch_here, step, dtype, copies=copies)
         forward.together = ranks.everyone.size > 1 and not sharded
@@ -216,7 +216,7 @@ def _linearize(
         question = Question(
             forward, names, chosen, state, mask, mask_fn is not None, ranks, consume
         )
-        found = survey(question, sketched=in_place, room=room(max_memory, reference.device))
+        found = discover(question, sketched=in_place, room=room(max_memory, reference.device))
         idle = without_match(parameters, found.reached)
         if idle:
             raise ValueError(
@@ -293,7 +293,7 @@ def _require_dtype(module: nn.Module, names: Sequence[str], dtype: torch.dtype) 
 
 def _jacobian(
     forward: ForwardMap,
-    found: Survey,
+    found: Discovered,
     context: Quiet,
     wanted: Sequence[str],
     chunk_size: int,
@@ -303,7 +303,7 @@ def _jacobian(
     """The Jacobian with the methods that are wanted, each made when it is needed."""
     theta = {name: forward.tensors[name] for name in found.reached}
     space = ParameterSpace({name: t.shape for name, t in theta.items()})
-    if not isinstance(forward, RealForward):
+    if not isinstance(forward, LiveForwardMap):
         _require_alike(list(theta.values()), ranks)
 
     @cache
@@ -341,7 +341,7 @@ def _require_alike(parameters: Sequence[Tensor], ranks: Ranks) -> None:
         )
 
 
-def _require_whole(found: Survey, ranks: Ranks) -> None:
+def _require_whole(found: Discovered, ranks: Ranks) -> None:
     """Refuse a state of which processes with the same batch have other parts.
 
     Raises:

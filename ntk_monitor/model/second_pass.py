@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntk_monitor.model.forward import ForwardMap
-from ntk_monitor.model.labels import Labels
-from ntk_monitor.model.placement import numberings
+from ntk_monitor.model.derivatives.forward_map import ForwardMap
+from ntk_monitor.model.discovery import Discovered
+from ntk_monitor.model.sites.placement import numberings
+from ntk_monitor.model.state.row_labels import Labels
 from ntk_monitor.model.step import Comparison, ForwardStep, Head, StepError, StepFunction
 from ntk_monitor.model.step.comparison import Seen, compared, rows_compared
 from ntk_monitor.model.step.heads import leads_there
 from ntk_monitor.model.step.layout import Layout, layout_of
 from ntk_monitor.model.step.losses import BY_HAND, Loss
 from ntk_monitor.model.step.watch import Following
-from ntk_monitor.model.survey import Survey
 
 logger = logging.getLogger(__name__)
 
 
 def second_pass(
     forward: ForwardMap,
-    found: Survey,
+    found: Discovered,
     batch: Any,  # noqa: ANN401
     *,
     recorded: bool,
@@ -82,7 +82,7 @@ def second_pass(
     return outputs[0] if len(outputs) == 1 else outputs, comparisons
 
 
-def _layouts(several: Iterable[Labels], found: Survey) -> Iterator[Layout | None]:
+def _layouts(several: Iterable[Labels], found: Discovered) -> Iterator[Layout | None]:
     """Where rows and features of some outputs are."""
     rows = (found.h.shape[0], found.h.shape[1])
     known = list(numberings(found.rows, rows))

@@ -10,10 +10,10 @@ from torchmetrics import MetricCollection
 
 from ntk_monitor.checks import imported, require, suggesting
 from ntk_monitor.descent import Ahead
-from ntk_monitor.model.batch import ForwardFn, MaskFn, TargetFn
-from ntk_monitor.model.compiled import plain_name
-from ntk_monitor.model.parameters import NothingTrainedError, ParameterFilter
-from ntk_monitor.model.quiet import random_states
+from ntk_monitor.model.batch.reading import ForwardFn, MaskFn, TargetFn
+from ntk_monitor.model.isolation.quiet import random_states
+from ntk_monitor.model.parameters.selection import NothingTrainedError, ParameterFilter
+from ntk_monitor.model.parameters.unwrapping import plain_name
 from ntk_monitor.model.step import LossFn, SkippedBatchError
 from ntk_monitor.monitor.failures import Failures, OnError, reading_state
 from ntk_monitor.monitor.host import Host

@@ -10,7 +10,8 @@ import torch
 
 from ntk_monitor.checks import require
 from ntk_monitor.model import quiet
-from ntk_monitor.model.batch import fingerprint, is_plain, keep_batch, on_cpu, size_of
+from ntk_monitor.model.batch.copies import fingerprint, keep_batch, on_cpu
+from ntk_monitor.model.batch.structure import is_plain, size_of
 from ntk_monitor.monitor.host import Host
 from ntk_monitor.ranks import ALONE, Ranks
 

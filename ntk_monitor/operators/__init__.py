@@ -6,11 +6,17 @@ multiples, tensor products, direct sums and partial traces of operators are oper
 at construction that their parts fit, and print as the mathematics that they stand for.
 """
 
-from ntk_monitor.operators.algebra import Adjoint, Composition, Reshaped, Scaled, Sum
-from ntk_monitor.operators.base import LinearOperator
+from ntk_monitor.operators.base import (
+    Adjoint,
+    Composition,
+    LinearOperator,
+    PartialTrace,
+    Reshaped,
+    Scaled,
+    Sum,
+)
 from ntk_monitor.operators.blocks import BlockRow, DirectSum
 from ntk_monitor.operators.dense import Dense
-from ntk_monitor.operators.partial_trace import PartialTrace
 from ntk_monitor.operators.structured import Diagonal, Identity, OuterProduct
 from ntk_monitor.operators.tensor_product import TensorProduct
 

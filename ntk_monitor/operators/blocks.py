@@ -7,8 +7,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ntk_monitor.operators.algebra import as_factor
-from ntk_monitor.operators.base import LinearOperator, check_same
+from ntk_monitor.operators.base import LinearOperator, as_factor
+from ntk_monitor.operators.contract import check_same
 
 
 class DirectSum(LinearOperator):

@@ -6,12 +6,12 @@ from math import prod
 
 import torch
 
-from ntk_monitor.operators.base import LinearOperator, check_same
+from ntk_monitor.operators.contract import Products, check_same
 from ntk_monitor.uncertainty import Estimate, log_jackknife, mean_and_deletes
 
 
 def relative_distance(
-    A: LinearOperator, B: LinearOperator, products: int, generator: torch.Generator | None
+    A: Products, B: Products, products: int, generator: torch.Generator | None
 ) -> Estimate:
     """``||A - B||_F / ||B||_F``; see `LinearOperator.compare`.
 

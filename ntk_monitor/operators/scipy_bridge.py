@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator as ScipyOperator
 from torch import Tensor
 
-from ntk_monitor.operators.base import LinearOperator, Shape
+from ntk_monitor.operators.contract import Products, Shape
 
 DTYPES = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
 
@@ -19,7 +19,7 @@ DTYPES = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: n
 class _Flat(ScipyOperator):  # type: ignore[misc]
     """An operator on flat numpy vectors."""
 
-    def __init__(self, operator: LinearOperator) -> None:
+    def __init__(self, operator: Products) -> None:
         self.operator = operator
         shape = (prod(operator.shape_out), prod(operator.shape_in))
         super().__init__(dtype=np.dtype(DTYPES[operator.dtype]), shape=shape)
@@ -41,7 +41,7 @@ class _Flat(ScipyOperator):  # type: ignore[misc]
         return rows.to(self.operator.device, self.operator.dtype).reshape(-1, *shape)
 
 
-def to_scipy(operator: LinearOperator) -> ScipyOperator:
+def to_scipy(operator: Products) -> ScipyOperator:
     """Wrap an operator; see `LinearOperator.to_scipy`.
 
     Args:

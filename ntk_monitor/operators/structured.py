@@ -7,7 +7,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ntk_monitor.operators.base import LinearOperator, Shape
+from ntk_monitor.operators.base import LinearOperator
+from ntk_monitor.operators.contract import Shape
 from ntk_monitor.operators.dense import Dense
 
 

@@ -6,8 +6,8 @@ from math import prod
 
 from torch import Tensor
 
-from ntk_monitor.operators.algebra import as_factor
-from ntk_monitor.operators.base import LinearOperator, Shape, check_same
+from ntk_monitor.operators.base import LinearOperator, as_factor
+from ntk_monitor.operators.contract import Shape, check_same
 
 
 class TensorProduct(LinearOperator):

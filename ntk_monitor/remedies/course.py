@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ntk_monitor.model.batch import fingerprint
+from ntk_monitor.model.batch.copies import fingerprint
 from ntk_monitor.remedies.held_out import HeldOut
 from ntk_monitor.snapshot import Snapshot
 

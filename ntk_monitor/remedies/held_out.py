@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from ntk_monitor.model import quiet
-from ntk_monitor.model.batch import keep_batch
+from ntk_monitor.model.batch.copies import keep_batch
 from ntk_monitor.model.step import LossFn, step_function
 
 BATCHES = 4

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ntk_monitor.model.quiet import random_states
+from ntk_monitor.model.isolation.quiet import random_states
 from ntk_monitor.monitor import NTKMonitor
 from ntk_monitor.monitor.integrations.lightning.trainer import first_batch, overrides, planned_steps
 from ntk_monitor.remedies.course import Course
@@ -243,7 +243,7 @@ class LightningTraining:
 
 
 def held_on_device(trainer: Trainer, held: HeldOut) -> list[Any]:
-    """Held-out batches where the model is.
+    """ObjectState-out batches where the model is.
 
     Args:
         trainer: The Trainer.

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ntk_monitor.model.quiet import random_states
+from ntk_monitor.model.isolation.quiet import random_states
 from ntk_monitor.monitor.integrations.lightning.trainer import overrides
 from ntk_monitor.remedies.held_out import HeldOut, given, of_validation, set_apart
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ntk_monitor.model.quiet import random_states
+from ntk_monitor.model.isolation.quiet import random_states
 from ntk_monitor.model.step import LossFn
 from ntk_monitor.monitor import Monitor
 from ntk_monitor.remedies.course import Course

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ntk_monitor.checks import require
-from ntk_monitor.model.quiet import random_states
+from ntk_monitor.model.isolation.quiet import random_states
 from ntk_monitor.monitor.alerts.delivery import Reason
 from ntk_monitor.monitor.failures import say
 from ntk_monitor.remedies.catalogue import remedies as known_remedies

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import DefaultFlowCallback, Trainer, TrainerCallback
 
-from ntk_monitor.model.quiet import random_states
+from ntk_monitor.model.isolation.quiet import random_states
 from ntk_monitor.monitor.integrations.transformers import ComputeLoss, NTKTrainerCallback
 from ntk_monitor.remedies.course import Course
 from ntk_monitor.remedies.held_out import HeldOut, given, looker, losses, of_validation, set_apart

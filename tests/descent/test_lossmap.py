@@ -12,7 +12,7 @@ from torch.optim import SGD
 from ntk_monitor.descent import descent_of, lossmap
 from ntk_monitor.descent.lossmap import LossMap
 from ntk_monitor.model import linearize
-from ntk_monitor.model.graph import extent
+from ntk_monitor.model.state.graph import extent
 from ntk_monitor.probe import Probe
 
 Batch = tuple[Tensor, Tensor]

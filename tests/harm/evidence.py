@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ntk_monitor.model.quiet import FLAGS
+from ntk_monitor.model.isolation.quiet import FLAGS
 
 
 class Witness(lightning.Callback):

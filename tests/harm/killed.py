@@ -23,8 +23,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from harm.worlds import World, train
 from ntk_monitor import NTKMonitor, Snapshot
-from ntk_monitor.model.forward import ForwardMap
-from ntk_monitor.model.jacobian import ParameterJacobian
+from ntk_monitor.model.derivatives.forward_map import ForwardMap
+from ntk_monitor.model.derivatives.jacobian import ParameterJacobian
 from ntk_monitor.monitor.reporting.reporter import Reporter
 from ntk_monitor.monitor.tracked_state import TrackedState
 

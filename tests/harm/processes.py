@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harm.worlds import B, Dropout, Module, N, T, loader
 from ntk_monitor import Monitor, NTKMonitor, StallAlert
-from ntk_monitor.model.shards import local
+from ntk_monitor.model.parameters.pieces import local
 from ntk_monitor.monitor import StallWarning
 from ntk_monitor.monitor.schedule import NONE
 from ntk_monitor.probe import Probe

@@ -26,10 +26,10 @@ from torch.utils.tensorboard import SummaryWriter
 from harm.evidence import Witness, differences, evidence
 from harm.worlds import Module, World, loader, train
 from ntk_monitor import NTKMonitor, StallAlert
-from ntk_monitor.model.derivative import Derivative
-from ntk_monitor.model.differences import SHORTENED, Differences
-from ntk_monitor.model.forward import ForwardMap
-from ntk_monitor.model.jacobian import ParameterJacobian
+from ntk_monitor.model.derivatives.derivative import Derivative
+from ntk_monitor.model.derivatives.differences import SHORTENED, Differences
+from ntk_monitor.model.derivatives.forward_map import ForwardMap
+from ntk_monitor.model.derivatives.jacobian import ParameterJacobian
 from ntk_monitor.monitor.integrations.lightning.alert import StallAlert as Alert
 from ntk_monitor.monitor.reporting.sinks import CSVSink
 from ntk_monitor.monitor.tracked_state import TrackedState
@@ -45,11 +45,11 @@ pytestmark = [
 FAST: dict[str, Any] = {"max_products": 16, "modes": 1, "tolerance": 1.0, "max_overhead": None}
 FAST |= {"learning_rate": 0.01, "figures": False}
 KIND = "dropout"
-quieting = sys.modules["ntk_monitor.model.quiet"]
+quieting = sys.modules["ntk_monitor.model.isolation.quiet"]
 kept_module = sys.modules["ntk_monitor.monitor.probe_batch"]
 publisher_module = sys.modules["ntk_monitor.monitor.reporting.publisher"]
 linearize_module = sys.modules["ntk_monitor.model.linearize"]
-survey_module = sys.modules["ntk_monitor.model.survey"]
+survey_module = sys.modules["ntk_monitor.model.discovery"]
 probe_module = sys.modules["ntk_monitor.probe"]
 
 
@@ -374,7 +374,7 @@ def test_raise_raises_the_error_itself(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_out_of_memory_halves_the_chunk_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ntk_monitor.model.products import ForwardAD  # noqa: PLC0415
+    from ntk_monitor.model.derivatives.products import ForwardAD  # noqa: PLC0415
 
     honest, tried = ForwardAD.__call__, []
 

@@ -18,7 +18,7 @@ import pytest
 from harm.evidence import DAMAGES, Witness, differences, evidence
 from harm.worlds import MODELS, WORLDS, World, restored, train
 from ntk_monitor import NTKMonitor, StallAlert
-from ntk_monitor.model.quiet import FLAGS
+from ntk_monitor.model.isolation.quiet import FLAGS
 from ntk_monitor.probe import Probe
 
 pytestmark = [

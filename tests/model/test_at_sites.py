@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from ntk_monitor import Probe, probe
 from ntk_monitor.estimators import Activities
-from ntk_monitor.model import at_sites, linearize
-from ntk_monitor.model.at_sites import SiteFactor
+from ntk_monitor.model import linearize
+from ntk_monitor.model.derivatives import site_sampling
+from ntk_monitor.model.derivatives.site_sampling import SiteSampler
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """All weights are worth while here, however small, and however many rows there are."""
-    monkeypatch.setattr(at_sites, "WORTHWHILE", 1)
-    monkeypatch.setattr(at_sites, "DEAR", 10**6)
+    monkeypatch.setattr(site_sampling, "WORTHWHILE", 1)
+    monkeypatch.setattr(site_sampling, "DEAR", 10**6)
     torch.manual_seed(0)
 
 
@@ -87,13 +88,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
 }
 
 
-def factor_of(net: nn.Module, x: Tensor, dtype: torch.dtype = torch.float64) -> SiteFactor:
+def factor_of(net: nn.Module, x: Tensor, dtype: torch.dtype = torch.float64) -> SiteSampler:
     parts = Activities()
     lin = linearize(
         net, x, state="state", dtype=dtype, method="finite-difference", consume=parts.add
     )
-    factor = lin.factor(3)
-    assert isinstance(factor, SiteFactor)
+    factor = lin.sampler(3)
+    assert isinstance(factor, SiteSampler)
     return factor
 
 
@@ -187,12 +188,12 @@ def test_few_entries_and_many_rows_have_tangents_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     parts, net = Activities(), two_layers()
-    assert isinstance(factor_of(net, torch.randn(2, 3, 20)), SiteFactor)
+    assert isinstance(factor_of(net, torch.randn(2, 3, 20)), SiteSampler)
     many = linearize(
         net, torch.randn(9, 3, 20), state="state", method="finite-difference", consume=parts.add
     )
-    assert not isinstance(many.factor(0), SiteFactor)
-    monkeypatch.setattr(at_sites, "WORTHWHILE", 10**6)
+    assert not isinstance(many.sampler(0), SiteSampler)
+    monkeypatch.setattr(site_sampling, "WORTHWHILE", 10**6)
     with pytest.raises(AssertionError):
         factor_of(net, torch.randn(2, 3, 20))
 
@@ -202,7 +203,7 @@ def test_it_is_told_where_a_mode_can_be_learned(monkeypatch: pytest.MonkeyPatch)
     net, (x, y) = two_layers().double(), (torch.randn(6, 20), torch.randn(6, 2))
     settings: dict[str, Any] = {"state": "state", "dtype": torch.float64, "tier": "modes"}
     at = probe(net, (x, y), method="finite-difference", **settings)
-    monkeypatch.setattr(at_sites, "WORTHWHILE", 10**6)
+    monkeypatch.setattr(site_sampling, "WORTHWHILE", 10**6)
     apart = probe(net, (x, y), method="finite-difference", **settings)
     U, _, V = torch.linalg.svd((y - y.mean(0)).double(), full_matrices=False)
     for i, (one, two) in enumerate(zip(at.target_modes, apart.target_modes, strict=True)):
@@ -231,7 +232,7 @@ def test_what_was_not_compared_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError("a product at the sites")
 
     for name in ("pulls", "push", "sample"):
-        monkeypatch.setattr(SiteFactor, name, refused)
+        monkeypatch.setattr(SiteSampler, name, refused)
     net, batch = attention(), (torch.randn(2, 3, 20), torch.randn(2, 3, 2))
     modes = Probe(state="state", method="forward-ad", tier="modes")(net, batch).target_modes
     assert all(math.isfinite(mode.gain) for mode in modes)

@@ -11,7 +11,8 @@ from zoo.layers import reals
 
 from ntk_monitor import linearize, probe
 from ntk_monitor.model import default_target
-from ntk_monitor.model.batch import fingerprint, on_cpu, size_of
+from ntk_monitor.model.batch.copies import fingerprint, on_cpu
+from ntk_monitor.model.batch.structure import size_of
 
 B, T, M, N = 3, 4, 2, 5
 EXACT: dict[str, Any] = {"method": "exact", "dtype": None}

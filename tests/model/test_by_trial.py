@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ntk_monitor import Probe, probe
 from ntk_monitor.estimators import Activities, CoreGram
-from ntk_monitor.model import Linearization, by_trial, linearize, survey
-from ntk_monitor.model.by_trial import ByTrial
+from ntk_monitor.model import Linearization, discovery, linearize
+from ntk_monitor.model.derivatives import trial_gradients
+from ntk_monitor.model.derivatives.trial_gradients import TrialGradients
 
 B, T = 6, 5
 
@@ -92,7 +93,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], set[str]]
 }
 
 
-def parts_of(net: nn.Module, x: Tensor) -> tuple[Linearization, ByTrial]:
+def parts_of(net: nn.Module, x: Tensor) -> tuple[Linearization, TrialGradients]:
     parts = Activities()
     lin = linearize(net, x, state="state", dtype=torch.float64, consume=parts.add)
     trials = lin.by_trial(CoreGram.of(parts), 3)
@@ -117,7 +118,9 @@ def _seeded() -> None:
 def test_gradients_of_groups_are_those_of_the_dense_jacobian(
     name: str, groups: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(by_trial, "MOST_GROUPS", groups)  # with 4, two of them have two trials
+    monkeypatch.setattr(
+        trial_gradients, "MOST_GROUPS", groups
+    )  # with 4, two of them have two trials
     make, batch, others = MODELS[name]
     lin, trials = parts_of(make(), batch())
     assert trials.groups == min(B, groups)
@@ -164,7 +167,7 @@ def test_gradients_of_groups_are_those_of_the_dense_jacobian(
     assert (quotients.diff() <= 1e-9).all()
 
 
-def law_of(lin: Linearization, trials: ByTrial, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def law_of(lin: Linearization, trials: TrialGradients, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The kernel, that of samples, and the errors of the latter's entries."""
     Y = trials.sample(range(count)).reshape(count, -1)
     J = dense(lin).flatten(0, 2)
@@ -236,16 +239,16 @@ def test_tangents_of_groups_that_do_not_settle_leave_a_probe_of_samples(
     net, x = recurrent(), rows()
     apart = measure(net, x)
     for name in ("sample", "gradients"):  # whichever comes first
-        monkeypatch.setattr(ByTrial, name, unsettled)
+        monkeypatch.setattr(TrialGradients, name, unsettled)
     found = measure(net, x)
-    monkeypatch.setattr(by_trial, "FEWEST_GROUPS", 10**6)
+    monkeypatch.setattr(trial_gradients, "FEWEST_GROUPS", 10**6)
     assert found.trace == measure(net, x).trace != apart.trace
 
 
 def test_without_memory_for_a_round_trials_are_not_told_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(survey, "TRIAL_MEMORY", 5000)  # the activity alone
+    monkeypatch.setattr(discovery, "TRIAL_MEMORY", 5000)  # the activity alone
     parts = Activities()
     lin = linearize(recurrent(), rows(), state="state", dtype=torch.float64, consume=parts.add)
     assert len(lin._by_trial) == 2
@@ -273,7 +276,7 @@ def test_the_trace_is_told_site_by_site(
     name: str, apart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not apart:
-        monkeypatch.setattr(by_trial, "FEWEST_GROUPS", 10**6)
+        monkeypatch.setattr(trial_gradients, "FEWEST_GROUPS", 10**6)
     make, batch, _ = MODELS[name]
     net, x = make().double(), batch()
     x = x.double() if x.is_floating_point() else x

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ntk_monitor import probe
 from ntk_monitor.model import quiet
-from ntk_monitor.model.held import Held
+from ntk_monitor.model.isolation.object_state import ObjectState
 
 
 class Meter:
@@ -195,7 +195,7 @@ def test_one_thing_that_cannot_be_put_back_does_not_keep_the_others() -> None:
     net = nn.Linear(2, 2)
     net.first = np.zeros(2)
     net.last = [1]
-    held = Held([net])
+    held = ObjectState([net])
     net.first += 1
     net.first.setflags(write=False)
     net.last.append(2)

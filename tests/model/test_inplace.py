@@ -16,10 +16,11 @@ from torch.utils._pytree import tree_leaves
 
 from ntk_monitor import Snapshot, linearize, probe
 from ntk_monitor.estimators import draw_tangents
-from ntk_monitor.model import by_trial, shards
-from ntk_monitor.model.shards import Direction, Gaussian, Given, inner, pieces
-from ntk_monitor.model.spread import Spread, place_of
-from ntk_monitor.model.substitution import Substitution
+from ntk_monitor.model.derivatives import trial_gradients
+from ntk_monitor.model.derivatives.substitution import Substitution
+from ntk_monitor.model.parameters import pieces as parameter_pieces
+from ntk_monitor.model.parameters.pieces import Direction, Gaussian, Given, inner, pieces
+from ntk_monitor.model.parameters.sharding import Sharding, place_of
 
 CPU = torch.device("cpu")
 
@@ -28,8 +29,8 @@ def bits(tensors: list[Tensor]) -> list[bytes]:
     return [t.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for t in tensors]
 
 
-def spread_of(parameters: Sequence[Tensor]) -> Spread:
-    return Spread([place_of(p) for p in parameters])
+def spread_of(parameters: Sequence[Tensor]) -> Sharding:
+    return Sharding([place_of(p) for p in parameters])
 
 
 def tangent(parameters: list[Tensor], seed: int = 0) -> Gaussian:
@@ -83,14 +84,14 @@ def test_a_probe_in_place_has_the_numbers_of_one_of_a_copy(case: Case) -> None:
         for method in ("in-place", "finite-difference")
     )
     torch.testing.assert_close(
-        ours.factor(3).sample(range(4)), copied.factor(3).sample(range(4)), rtol=1e-7, atol=1e-8
+        ours.sampler(3).sample(range(4)), copied.sampler(3).sample(range(4)), rtol=1e-7, atol=1e-8
     )
     u = torch.randn(ours.state.shape, dtype=ours.state.dtype)
-    pulled, wanted = ours.factor(3).pull(u), copied.factor(3).pull(u)
+    pulled, wanted = ours.sampler(3).pull(u), copied.sampler(3).pull(u)
     torch.testing.assert_close(pulled, wanted)
-    assert ours.factor(3).inner(2, pulled) == pytest.approx(copied.factor(3).inner(2, wanted))
+    assert ours.sampler(3).inner(2, pulled) == pytest.approx(copied.sampler(3).inner(2, wanted))
     torch.testing.assert_close(
-        ours.factor(3).push(pulled), copied.factor(3).push(wanted), rtol=1e-6, atol=1e-8
+        ours.sampler(3).push(pulled), copied.sampler(3).push(wanted), rtol=1e-6, atol=1e-8
     )
     settings |= {"learning_rate": 0.1, "tolerance": 0.0, "max_products": 60}
     found = probe(module, batch, method="in-place", **settings)
@@ -131,7 +132,7 @@ def test_tangents_drawn_piece_by_piece_are_those_drawn_at_once(size: int) -> Non
 
 
 def test_pieces_cover_tensors_of_any_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "PIECE", 4)
+    monkeypatch.setattr(parameter_pieces, "PIECE", 4)
     numbers = torch.arange(60.0)
     whole = [
         numbers.reshape(3, 20),
@@ -180,7 +181,7 @@ KINDS = {
 def test_operations_see_parameters_moved_and_nobody_else_does(
     kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "PIECE", 200)
+    monkeypatch.setattr(parameter_pieces, "PIECE", 200)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(40, 30, generator=generator).to(dtype)
     parameters = [nn.Parameter(KINDS[kind](x)), nn.Parameter(x.clone())]
@@ -279,7 +280,7 @@ def test_a_moved_parameter_is_made_once_and_let_go_of_after_its_last_use() -> No
 def test_of_an_embedding_only_the_rows_that_are_looked_up_are_moved(
     count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "PIECE", 64)
+    monkeypatch.setattr(parameter_pieces, "PIECE", 64)
     monkeypatch.setattr(Substitution, "_make", pytest.fail)  # the whole table
     parameters = [nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(700, 6))]
     indices = torch.randint(700, (2, count), generator=torch.Generator().manual_seed(1))
@@ -309,7 +310,7 @@ def test_what_no_operation_shows_is_refused() -> None:
     lin = linearize(net, torch.randn(6, 3), state="0", method="finite-difference")
     assert set(lin.parameters) == {"0.layer.weight", "0.layer.bias", "0.scale"}
     with pytest.raises(RuntimeError, match=r"no operation of PyTorch.s was seen to use 0\.scale"):
-        linearize(net, torch.randn(6, 3), state="0", method="in-place").factor(0).sample(range(1))
+        linearize(net, torch.randn(6, 3), state="0", method="in-place").sampler(0).sample(range(1))
 
 
 class NoWrites(TorchDispatchMode):
@@ -422,7 +423,7 @@ class Counting(nn.Module):
 def test_buffers_that_forward_writes_are_put_back_after_every_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(by_trial, "FEWEST_GROUPS", 10**6)  # by samples alone, as in place
+    monkeypatch.setattr(trial_gradients, "FEWEST_GROUPS", 10**6)  # by samples alone, as in place
     torch.manual_seed(0)
     net = Counting()
     x = torch.randn(6, 3)
@@ -449,7 +450,7 @@ def test_tied_parameters_are_moved_together() -> None:
     net[4].weight = net[2].weight
     net = net.double()
     images = [
-        linearize(net, vectors(net), dtype=None, method=method).factor(0).sample(range(2))
+        linearize(net, vectors(net), dtype=None, method=method).sampler(0).sample(range(2))
         for method in ("in-place", "forward-ad")
     ]
     torch.testing.assert_close(*images, rtol=1e-6, atol=1e-8)
@@ -481,7 +482,7 @@ def test_parameters_changed_since_are_noticed() -> None:
     with torch.no_grad():
         net[0].weight.add_(1)
     with pytest.raises(RuntimeError, match="linearize again"):
-        lin.factor(0).sample(range(1))
+        lin.sampler(0).sample(range(1))
 
 
 def test_what_does_not_go_is_refused() -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ntk_monitor import Probe, linearize, probe
 from ntk_monitor.model import METHODS, Linearization
-from ntk_monitor.model.derivative import Derivative
-from ntk_monitor.model.differences import SHORTENED
-from ntk_monitor.model.memory import free_memory
-from ntk_monitor.model.products import ForwardAD
+from ntk_monitor.model.derivatives.derivative import Derivative
+from ntk_monitor.model.derivatives.differences import SHORTENED
+from ntk_monitor.model.derivatives.products import ForwardAD
+from ntk_monitor.model.isolation.memory import free_memory
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -155,7 +155,7 @@ def test_a_steep_direction_after_samples_is_as_precise_as_before_them() -> None:
     ad, fresh = (steep_jacobian(method) for method in ("forward-ad", "finite-difference"))
     sampled = steep("finite-difference").without_wide_sites()
     later, leading = sampled.jacobian, ad.rmatvec(ad.matvec(torch.randn(ad.shape_in)))
-    sampled.factor(0).sample(range(1))
+    sampled.sampler(0).sample(range(1))
     fresh.matvec(torch.randn(ad.shape_in))
     image = ad.matvec(leading)
     before, after = ((fd.matvec(leading) - image).norm() / image.norm() for fd in (fresh, later))
@@ -205,10 +205,10 @@ def evaluations_of_samples(net: nn.Module, x: Tensor, count: int, **settings: An
         for method in ("finite-difference", "forward-ad")
     ]
     calls.clear()
-    found = lins[0].factor(0).sample(range(count))
+    found = lins[0].sampler(0).sample(range(count))
     called = len(calls)
     handle.remove()
-    wanted = lins[1].factor(0).sample(range(count))
+    wanted = lins[1].sampler(0).sample(range(count))
     return [called, float((found - wanted).norm() / wanted.norm())]
 
 
@@ -488,7 +488,7 @@ def test_out_of_memory_halves_the_chunk(
 
 
 def test_chunks_shrink_with_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("ntk_monitor.model.survey")
+    module = importlib.import_module("ntk_monitor.model.discovery")
     monkeypatch.setattr(module, "free_memory", lambda _: 2**17)
     small = linearize(recurrent(nn.GRU), sequences(), dtype=None).jacobian
     assert small.method == "forward-ad"

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ntk_monitor import probe
-from ntk_monitor.model import by_trial, quiet
+from ntk_monitor.model import quiet
+from ntk_monitor.model.derivatives import trial_gradients
 
-quieting = sys.modules["ntk_monitor.model.quiet"]  # the package's own name for it is a function
+quieting = sys.modules[
+    "ntk_monitor.model.isolation.quiet"
+]  # the package's own name for it is a function
 
 
 class Busy(nn.Module):
@@ -365,7 +368,7 @@ def test_checkpointed_models_have_the_same_numbers(
     reentrant: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is computed again is not seen trial by trial: by samples alone.
-    monkeypatch.setattr(by_trial, "FEWEST_GROUPS", 10**6)
+    monkeypatch.setattr(trial_gradients, "FEWEST_GROUPS", 10**6)
 
     class Checkpointed(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:

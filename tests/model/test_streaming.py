@@ -11,8 +11,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from ntk_monitor import linearize, probe, weight_sites
 from ntk_monitor.estimators import Activities, CoreGram
-from ntk_monitor.model import Linearization, by_trial, survey
-from ntk_monitor.model.sketched import GraphNeededError, without_saved_tensors
+from ntk_monitor.model import Linearization, discovery
+from ntk_monitor.model.derivatives import trial_gradients
+from ntk_monitor.model.sites.saved_tensors import GraphNeededError, without_saved_tensors
 
 
 def both(module: nn.Module, batch: Any, **settings: object) -> tuple[Linearization, Linearization]:
@@ -45,14 +46,14 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ways: list[str] = []
 
     def watch(name: str) -> None:
-        way = getattr(survey, name)
+        way = getattr(discovery, name)
 
         def watching(*args: Any) -> Any:
             found = way(*args)
             ways.append(name)
             return found
 
-        monkeypatch.setattr(survey, name, watching)
+        monkeypatch.setattr(discovery, name, watching)
 
     for name in ("_kept", "_streamed"):
         watch(name)
@@ -171,7 +172,7 @@ def test_a_probe_has_the_same_numbers_with_little_memory(
     case: Case, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Trials are told apart where there is the memory: by samples alone numbers are the same.
-    monkeypatch.setattr(by_trial, "FEWEST_GROUPS", 10**6)
+    monkeypatch.setattr(trial_gradients, "FEWEST_GROUPS", 10**6)
     settings = {"state": case.state, "method": method, "dtype": None, "max_products": 40}
     found, wanted = (
         probe(case.make_model(), case.make_batch(), max_memory=size, **settings).scalars()

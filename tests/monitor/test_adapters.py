@@ -26,7 +26,7 @@ from transformers.integrations import TensorBoardCallback
 
 from monitor.ways import BATCH, DRAWING, FAST, STEPS, WAYS, Run, Texts, gpt, train
 from ntk_monitor import Monitor, NTKMonitor, StallAlert
-from ntk_monitor.model.compiled import plain_module
+from ntk_monitor.model.parameters.unwrapping import plain_module
 from ntk_monitor.monitor import StallDetector, StallWarning
 from ntk_monitor.monitor.integrations.transformers import NTKTrainerCallback, first_batch
 

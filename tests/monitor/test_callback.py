@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from monitor.helpers import Recorder, Small, data, fit
 from ntk_monitor import NTKMonitor, StallAlert
-from ntk_monitor.model.differences import SHORTENED
+from ntk_monitor.model.derivatives.differences import SHORTENED
 from ntk_monitor.monitor import StallWarning
 from ntk_monitor.monitor.integrations.lightning.trainer import planned_steps
 

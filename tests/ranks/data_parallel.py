@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ntk_monitor.descent import lossmap
-from ntk_monitor.model import by_trial
+from ntk_monitor.model.derivatives import trial_gradients
 from ntk_monitor.probe import Probe
 from ntk_monitor.ranks import ALONE, RankError, Ranks
 
@@ -255,7 +255,7 @@ def failures(ranks: Ranks) -> dict[str, Any]:
 
 def by_samples_alone() -> None:
     """Have one process measure as several do: no trials told apart, no recorded graphs."""
-    by_trial.FEWEST_GROUPS = 10**6
+    trial_gradients.FEWEST_GROUPS = 10**6
     lossmap.FEW = 0
 
 

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from ntk_monitor import Monitor
-from ntk_monitor.model.shards import local
+from ntk_monitor.model.parameters.pieces import local
 from ntk_monitor.probe import Probe
 from ntk_monitor.ranks import Ranks
 from ranks.data_parallel import by_samples_alone, draw, part

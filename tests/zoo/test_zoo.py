@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ntk_monitor import linearize, probe
 from ntk_monitor.estimators import Activities
-from ntk_monitor.model import Derivative, Linearization, at_sites
-from ntk_monitor.model.at_sites import SiteFactor
+from ntk_monitor.model import Derivative, Linearization
+from ntk_monitor.model.derivatives import site_sampling
+from ntk_monitor.model.derivatives.site_sampling import SiteSampler
 from zoo.cases import CASES, Animal
 from zoo.page import PAGE, REST, row
 
@@ -107,8 +108,8 @@ def eager(name: str) -> tuple[nn.Module, Any]:
 @pytest.mark.parametrize("name", [name for name in CASES if name != "Gemma"])  # not by differences
 def test_products_at_the_sites(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever a weight has more inputs than the state has rows, however small it is."""
-    monkeypatch.setattr(at_sites, "WORTHWHILE", 1)
-    monkeypatch.setattr(at_sites, "DEAR", 10**9)
+    monkeypatch.setattr(site_sampling, "WORTHWHILE", 1)
+    monkeypatch.setattr(site_sampling, "DEAR", 10**9)
     module, batch = eager(name)
     lin = linearize(
         module,
@@ -118,8 +119,8 @@ def test_products_at_the_sites(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         method="finite-difference",
         consume=Activities().add,
     )
-    factor = lin.factor(0)
-    if not isinstance(factor, SiteFactor):
+    factor = lin.sampler(0)
+    if not isinstance(factor, SiteSampler):
         pytest.skip("no weight has more inputs than the state has rows")
     _, direction = draw(lin.jacobian)
     assert factor.distance_to_parameters(direction) < max(CASES[name].precision, 1e-5)
@@ -143,7 +144,7 @@ def test_products_in_place(name: str) -> None:
     for site, other in zip(ours.sites, copied.sites, strict=True):
         assert (site.parameters, site.tap, site.units) == (other.parameters, other.tap, other.units)
         torch.testing.assert_close(site.activity, other.activity, rtol=1e-4, atol=1e-5)
-    image, wanted = (lin.factor(0).sample(range(1)) for lin in (ours, copied))
+    image, wanted = (lin.sampler(0).sample(range(1)) for lin in (ours, copied))
     assert float((image - wanted).norm()) < 0.01 * float(wanted.norm())
     z = draw(copied.jacobian)[1]
     torch.testing.assert_close(ours.jacobian.rmatvec(z), copied.jacobian.rmatvec(z))

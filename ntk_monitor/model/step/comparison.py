@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ntk_monitor.model.labels import NOTHING, Label, Labels
+from ntk_monitor.model.state.row_labels import NOTHING, Label, Labels
 from ntk_monitor.model.step.layout import Layout
 from ntk_monitor.model.step.losses import Loss
 

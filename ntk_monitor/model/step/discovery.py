@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ntk_monitor.model.labels import NOTHING, Labels
-from ntk_monitor.model.memory import address_of
+from ntk_monitor.model.isolation.memory import address_of
+from ntk_monitor.model.state.row_labels import NOTHING, Labels
 from ntk_monitor.model.step.losses import BY_HAND, LOSSES, RATES
 from ntk_monitor.model.step.standins import HARMLESS, REMEDY, StepError
 from ntk_monitor.model.step.watch import (

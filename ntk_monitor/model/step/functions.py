@@ -10,14 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntk_monitor.model.batch import (
-    ForwardFn,
-    TargetFn,
-    default_forward,
-    default_target,
-    described,
-    main_output,
-)
+from ntk_monitor.model.batch.reading import ForwardFn, TargetFn, default_forward, default_target
+from ntk_monitor.model.batch.structure import described, main_output
 from ntk_monitor.model.step.comparison import Comparison, Head
 from ntk_monitor.model.step.standins import REMEDY, StepError, Training
 

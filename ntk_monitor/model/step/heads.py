@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ntk_monitor.model.batch import plain_tensor
-from ntk_monitor.model.graph import graph_behind, nearest
-from ntk_monitor.model.labels import Labels
+from ntk_monitor.model.batch.structure import plain_tensor
+from ntk_monitor.model.state.graph import graph_behind, nearest
+from ntk_monitor.model.state.row_labels import Labels
 from ntk_monitor.model.step.comparison import Head, Joined
 from ntk_monitor.model.step.discovery import Candidate, Discovery
 from ntk_monitor.model.step.losses import BY_HAND

@@ -9,8 +9,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ntk_monitor.model.labels import Label, Labels, is_still
-from ntk_monitor.model.placement import Numbering, Rows
+from ntk_monitor.model.sites.placement import Numbering, Rows
+from ntk_monitor.model.state.row_labels import Label, Labels, is_still
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ntk_monitor.model.interception import FunctionMode, OperationMode
-from ntk_monitor.model.memory import address_of
+from ntk_monitor.model.isolation.interception import FunctionMode, OperationMode
+from ntk_monitor.model.isolation.memory import address_of
 
 ACTIONS = ("save_checkpoint", "print", "fit", "validate", "test", "predict")
 """Methods of a Trainer that a step may call, and that do nothing in a probe."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from ntk_monitor.model.interception import OperationMode, written_to
-from ntk_monitor.model.memory import address_of
+from ntk_monitor.model.isolation.interception import OperationMode, written_to
+from ntk_monitor.model.isolation.memory import address_of
 
 
 class _Slot(NamedTuple):

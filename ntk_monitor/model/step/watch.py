@@ -12,8 +12,8 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ntk_monitor.model.batch import of_the_class, plain_tensor
-from ntk_monitor.model.interception import FunctionMode
+from ntk_monitor.model.batch.structure import of_the_class, plain_tensor
+from ntk_monitor.model.isolation.interception import FunctionMode
 from ntk_monitor.model.step.comparison import Seen
 from ntk_monitor.model.step.losses import LOSSES, Loss
 from ntk_monitor.model.step.tape import Tape

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from ntk_monitor.checks import require
 from ntk_monitor.descent import Clipping, Scheduled, plain_optimizer
-from ntk_monitor.model.compiled import plain_module
-from ntk_monitor.model.spread import of_batches
+from ntk_monitor.model.parameters.sharding import of_batches
+from ntk_monitor.model.parameters.unwrapping import plain_module
 from ntk_monitor.monitor.alerts.service import StallDetector
 from ntk_monitor.monitor.base import BaseMonitor
 from ntk_monitor.monitor.host import Host, world

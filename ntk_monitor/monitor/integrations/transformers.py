@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from torch.utils.tensorboard import SummaryWriter
 
-from ntk_monitor.model.quiet import random_states
+from ntk_monitor.model.isolation.quiet import random_states
 from ntk_monitor.model.step.standins import nothing
 from ntk_monitor.monitor.alerts.service import StallDetector
 from ntk_monitor.monitor.host import require_known

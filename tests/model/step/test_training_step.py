@@ -209,7 +209,9 @@ def real(kind: str) -> Callable[[pytest.MonkeyPatch], None]:
 
 def forget_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not put back what modules hold, metrics among them."""
-    monkeypatch.setattr("ntk_monitor.model.held.Held.put_back", lambda _: None)
+    monkeypatch.setattr(
+        "ntk_monitor.model.isolation.object_state.ObjectState.put_back", lambda _: None
+    )
 
 
 def real_trainer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ntk_monitor.descent import Clipping, Scheduled
-from ntk_monitor.model.spread import of_batches
+from ntk_monitor.model.parameters.sharding import of_batches
 from ntk_monitor.model.step.standins import Training
 from ntk_monitor.monitor.alerts.delivery import run_folder
 from ntk_monitor.monitor.host import Host, world

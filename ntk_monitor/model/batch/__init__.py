@@ -1,0 +1,1 @@
+"""What to feed a module, what it answers, what it should have answered, and copies of batches."""

@@ -1,0 +1,1 @@
+"""The model as a function of its parameters, and the products of its derivative."""

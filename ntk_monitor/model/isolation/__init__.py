@@ -1,0 +1,1 @@
+"""Probing without a trace: the quiet context, object state, kernels, writes, memory and time."""

@@ -1,0 +1,157 @@
+"""Which of torch's kernels a probe may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.utils.checkpoint as checkpointing
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import embedding_bag
+
+from ntk_monitor.model.isolation.embedding_bag import plain_embedding_bag
+from ntk_monitor.model.isolation.interception import FunctionMode
+
+Kernels = Literal["any", "reversible", "plain"]
+"""``"any"``: the fastest, for plain passes. ``"reversible"``: those that go backward in evaluation
+mode too, so no oneDNN and no cuDNN where there are recurrent layers. ``"plain"``: those that have
+derivatives in every direction and of second order, so no fused attention and no fused bags of
+embeddings either."""
+FULL_PRECISION = "ieee"
+
+
+@contextmanager
+def kernels_for(module: nn.Module, kernels: Kernels) -> Iterator[None]:
+    """Choose kernels in scope.
+
+    Args:
+        module: The module that will be called.
+        kernels: Which may be used. Convolutions keep theirs always.
+
+    Yields:
+        Nothing.
+    """
+    layers = [type(m) for m in module.modules()]
+    with ExitStack() as stack:
+        stack.enter_context(_full_precision())
+        if kernels == "plain":
+            stack.enter_context(_plain_attention())
+            if any(issubclass(layer, nn.EmbeddingBag) for layer in layers):
+                stack.enter_context(_PlainBags())
+        if kernels != "any" and any(issubclass(layer, nn.RNNBase) for layer in layers):
+            stack.enter_context(_plain_recurrence())
+        yield
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Switch off attention that cannot be differentiated in every direction."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    with sdpa_kernel(SDPBackend.MATH):
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextmanager
+def _plain_recurrence() -> Iterator[None]:
+    """Switch off the libraries whose recurrent layers cannot be."""
+    mkldnn, cudnn = bool(torch.backends.mkldnn.enabled), bool(torch.backends.cudnn.enabled)
+    try:
+        enable_mkldnn(enabled=False)
+        torch.backends.cudnn.enabled = False
+        yield
+    finally:
+        enable_mkldnn(enabled=mkldnn)
+        torch.backends.cudnn.enabled = cudnn
+
+
+def enable_mkldnn(*, enabled: bool) -> None:
+    """Switch oneDNN; ``mkldnn.flags`` would set the switches beside it as well.
+
+    Args:
+        enabled: Whether it is to be on.
+    """
+    torch.backends.mkldnn.set_flags(enabled, _fp32_precision=None)  # type: ignore[no-untyped-call]
+
+
+class _PlainBags(FunctionMode):
+    """Computes bags of embeddings in operations that have all derivatives."""
+
+    def call(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:  # noqa: ANN401
+        if func is embedding_bag:
+            plain = plain_embedding_bag(*args, **kwargs)
+            if plain is not None:
+                return plain
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Do float32 products in float32, where the user allows TF32 or bfloat16 inside them."""
+    backends = [b for b in _REDUCIBLE if hasattr(b, "fp32_precision")]
+    before = [b.fp32_precision for b in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = FULL_PRECISION
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+_REDUCIBLE: tuple[Any, ...] = (
+    torch.backends.cuda.matmul,
+    *(
+        getattr(library, part, None)
+        for library in (torch.backends.cudnn, torch.backends.mkldnn)
+        for part in ("matmul", "conv", "rnn")
+    ),
+)
+
+
+@contextmanager
+def open_checkpoints(*, keep: bool) -> Iterator[None]:
+    """Call checkpointed functions plainly where checkpointing stands in the way.
+
+    Reentrant checkpoints know ``backward`` alone. Others compute again with the module's own
+    parameters, which is right only where the copies of a probe have their dtype.
+
+    Args:
+        keep: Whether those others stay.
+
+    Yields:
+        Nothing.
+    """
+    before = checkpointing.CheckpointFunction, checkpointing._checkpoint_without_reentrant_generator
+    try:
+        checkpointing.CheckpointFunction = _Plain  # type: ignore[misc,assignment]
+        if not keep:
+            checkpointing._checkpoint_without_reentrant_generator = _plain
+        yield
+    finally:
+        (
+            checkpointing.CheckpointFunction,  # type: ignore[misc]
+            checkpointing._checkpoint_without_reentrant_generator,
+        ) = before
+
+
+class _Plain:
+    """In place of torch's reentrant checkpoint."""
+
+    @staticmethod
+    def apply(function: Any, preserve_rng_state: bool, *args: Any) -> Any:  # noqa: ANN401
+        del preserve_rng_state
+        return function(*args)
+
+
+def _plain(*_: Any, **__: Any) -> Generator[None, None, None]:  # noqa: ANN401
+    """In place of what torch does before and after a checkpointed function."""
+    yield

@@ -1,0 +1,1 @@
+"""Which parameters are studied, and where each process has a part; wrapped modules as written."""

@@ -1,0 +1,115 @@
+"""The activity of weight sites, site by site as a forward pass goes on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ntk_monitor.model.batch.structure import first_tensor
+from ntk_monitor.model.sites.operations.table import READERS, uses_in
+from ntk_monitor.model.sites.operations.use import Use
+from ntk_monitor.model.sites.recorder import Record, Watch, layer_uses
+from ntk_monitor.model.sites.registry import registered_uses
+from ntk_monitor.model.sites.weight_sites import PlacedUses, WeightSite
+from ntk_monitor.model.state.calls import RECURRENT, Call
+
+Number = tuple[int, int]
+"""Of a site: which of the placed uses, and which group of the weight."""
+Visit = Callable[[Number, WeightSite], None]
+
+
+class Collector(Watch):
+    """Reads again, in a second pass, the uses that were placed after a first one.
+
+    A site is complete with its last time step. It is shown, and its activity is let go; what stays
+    is a site of the same shape without memory.
+
+    Attributes:
+        outputs: What submodules that are watched returned, call by call.
+    """
+
+    def __init__(self, placed: PlacedUses, visit: Visit, watched: Iterable[str] = ()) -> None:
+        """Prepare for a pass.
+
+        Args:
+            placed: The uses.
+            visit: Sees each site once, in the order in which they are complete, with its number.
+            watched: Paths of submodules whose outputs are kept.
+        """
+        super().__init__()
+        self._placed, self._visit = placed, visit
+        self.outputs: dict[str, list[Tensor]] = {path: [] for path in watched}
+        self._wanted: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+        self._numbers: set[Any] = set()
+        self._found: list[list[Record | None]] = []
+        self._sites: dict[int, list[WeightSite]] = {}
+        self._calls: Counter[str] = Counter()
+        for i, (uses, _) in enumerate(placed.uses):
+            self._found.append([None] * len(uses))
+            for step, record in enumerate(uses):
+                self._wanted.setdefault(record.key, []).append((i, step))
+                self._numbers.add(record.key[0])
+
+    @property
+    def sites(self) -> dict[Number, WeightSite]:
+        """All sites in their usual order, their activity all zeros in one number of memory.
+
+        Raises:
+            RuntimeError: If the pass was not the one in which they were placed.
+        """
+        for i, (uses, _) in enumerate(self._placed.uses):
+            if i not in self._sites:
+                raise RuntimeError(
+                    f"a use of a weight, {uses[0].label}, was seen in one forward pass and not in "
+                    "the next: a probe needs a forward pass that repeats itself"
+                )
+        ordered = sorted(self._sites.items())
+        return {(i, g): site for i, sites in ordered for g, site in enumerate(sites)}
+
+    def see(self, func: Any, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        """Call an operation, and read what is wanted of it."""
+        output = func(*args, **kwargs)
+        if name in READERS and number in self._numbers:
+            with torch._C.DisableTorchFunction():
+                for i, use in enumerate(uses_in(name, args, kwargs)):
+                    self._take((number, i), use, None)
+        return output
+
+    def record_call(self, call: Call) -> None:
+        """Read what is wanted of a submodule's call.
+
+        Args:
+            call: The call.
+        """
+        output = first_tensor(call.output)
+        if call.path in self.outputs and isinstance(output, Tensor):
+            self.outputs[call.path].append(output.detach())
+        number = self._calls[call.path]
+        self._calls[call.path] += 1
+        if call.path not in self._numbers:
+            return
+        with torch._C.DisableTorchFunction():
+            if isinstance(call.module, RECURRENT):
+                for local, use, valid in layer_uses(call):
+                    self._take((call.path, number, local), use, valid)
+            for use in registered_uses(call.module, call.args, call.kwargs):
+                self._take((call.path, number, use.place), use, None)
+
+    def _take(self, key: tuple[Any, ...], use: Use, valid: Tensor | None) -> None:
+        for i, step in self._wanted.pop(key, ()):
+            uses, order = self._placed.uses[i]
+            self._found[i][step] = replace(uses[step], use=use, valid=valid)
+            complete = [record for record in self._found[i] if record is not None]
+            if len(complete) == len(uses):
+                self._found[i] = [None] * len(uses)
+                self._sites[i] = self._shown(i, self._placed.joined(complete, order))
+
+    def _shown(self, i: int, sites: Sequence[WeightSite]) -> list[WeightSite]:
+        for g, site in enumerate(sites):
+            self._visit((i, g), site)
+        return [site.without_activity() for site in sites]

@@ -1,0 +1,167 @@
+"""What of the state depends on which rows of an operation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ntk_monitor.model.sites.operations.table import READERS
+from ntk_monitor.model.sites.placement import Rows
+from ntk_monitor.model.sites.recorder import REGISTERED, Record, Watch
+from ntk_monitor.model.sites.saved_tensors import GraphNeededError
+from ntk_monitor.model.sites.weight_sites import Order
+from ntk_monitor.model.state.unroll import CELL_STEPS
+
+
+class ByGradient:
+    """Told by going backward from the state; a `weight_sites.Dependence`."""
+
+    def __init__(self, h: Tensor) -> None:
+        """Keep the state.
+
+        Args:
+            h: Shape ``(B, T, n)``, with the graph of its computation.
+        """
+        self._h = h
+
+    def moves_first_step(self, record: Record) -> bool:
+        """Whether the first time step of the state depends on an operation."""
+        (gradient,) = self._gradients(self._h[:, :1], [record])
+        return gradient is not None and bool((gradient != 0).any())
+
+    def moves(self, record: Record, which: Tensor) -> bool:
+        """Whether the state depends on some rows of an operation, shape ``(rows,)``."""
+        if record.path is not None or record.output is None:
+            return True
+        (gradient,) = self._gradients(self._h, [record])
+        if gradient is None:
+            return False
+        mask = _mask(record, record.label[0], which.reshape(record.use.rows)).expand_as(gradient)
+        return bool((gradient[mask] != 0).any())
+
+    def orders(self, records: Sequence[Record]) -> list[Order | None]:
+        """How the rows of operations run over the state's; None if they are others."""
+        gradients = self._gradients(self._h[:1], records)
+        return [self._order(*pair) for pair in zip(records, gradients, strict=True)]
+
+    def _gradients(self, part: Tensor, records: Sequence[Record]) -> tuple[Tensor | None, ...]:
+        """The gradients of a random weighting of some of the state in operations' outputs."""
+        if not records:
+            return ()
+        generator = torch.Generator(device=part.device).manual_seed(0)
+        weights = torch.randn(part.shape, generator=generator, device=part.device, dtype=part.dtype)
+        outputs = [record.output for record in records if record.output is not None]
+        with torch.enable_grad():
+            total = (part * weights).sum()
+            return torch.autograd.grad(total, outputs, retain_graph=True, allow_unused=True)
+
+    def _order(self, record: Record, gradient: Tensor | None) -> Order | None:
+        if gradient is None:
+            return None
+        B, use = len(self._h), record.use
+        count = prod(use.rows)
+        number = torch.arange(count, device=gradient.device).reshape(1, *use.rows, 1)
+        numbers = use.write(number.expand(use.groups, *use.rows, use.units))
+        if numbers.shape[:-1] == gradient.shape[:-1]:  # a cell returns fewer than are weighed
+            numbers = numbers[..., :1]
+        touched = numbers.expand_as(gradient)[gradient != 0]
+        if bool((touched < count // B).all()):
+            return "batch"
+        return "time" if bool((touched % B == 0).all()) else None
+
+
+class ByShaking:
+    """Told by what changes in the state when rows of an operation's output are changed.
+
+    In the memory of a forward pass; a `weight_sites.Dependence`. One pass where the
+    rows of all operations run trial by trial.
+    """
+
+    def __init__(self, run: Callable[[], Tensor], rows: Rows) -> None:
+        """Keep how to run.
+
+        Args:
+            run: Computes the state, in the same operations as when the records were made.
+            rows: The state's.
+        """
+        self._run, self._rows = run, rows
+        self._h: Tensor | None = None
+
+    def moves_first_step(self, record: Record) -> bool:
+        """Whether the first time step of the state depends on an operation."""
+        every = torch.ones(record.use.rows, dtype=torch.bool, device="cpu")
+        return bool(self._touched([(record, every)])[:, 0].any())
+
+    def moves(self, record: Record, which: Tensor) -> bool:
+        """Whether the state depends on some rows of an operation, shape ``(rows,)``."""
+        return bool(self._touched([(record, which.cpu().reshape(record.use.rows))]).any())
+
+    def orders(self, records: Sequence[Record]) -> list[Order | None]:
+        """How the rows of operations run over the state's; None if they are others."""
+        if not records:
+            return []
+        orders: tuple[Order, ...] = ("batch", "time")
+        for order in orders:
+            if self._fits(records, order):
+                return [order] * len(records)
+        return [next((o for o in orders if self._fits([r], o)), None) for r in records]
+
+    def _fits(self, records: Sequence[Record], order: Order) -> bool:
+        """Whether what would be the rows of the first trial moves no other trial."""
+        B, rows = self._rows[0], []
+        for record in records:
+            number = torch.arange(prod(record.use.rows), device="cpu")
+            first = number < len(number) // B if order == "batch" else number % B == 0
+            rows.append((record, first.reshape(record.use.rows)))
+        return not bool(self._touched(rows)[1:].any())
+
+    def _touched(self, rows: Sequence[tuple[Record, Tensor]]) -> Tensor:
+        """Which rows of the state change when some of operations' outputs do, (B, T)."""
+        if any(record.call == REGISTERED for record, _ in rows):
+            raise GraphNeededError("the output of a registered layer is not known")
+        if self._h is None:
+            self._h = self._run()
+        with _Shaker(rows):
+            shaken = self._run()
+        limit = math.sqrt(torch.finfo(self._h.dtype).eps) * self._h.abs().amax()
+        return ~((shaken - self._h).abs() <= limit).all(dim=-1).cpu()
+
+
+class _Shaker(Watch):
+    """Adds noise to some rows of operations' outputs while it is entered."""
+
+    def __init__(self, rows: Sequence[tuple[Record, Tensor]]) -> None:
+        super().__init__()
+        self._rows: dict[int, list[tuple[Record, Tensor]]] = {}
+        for record, which in rows:
+            self._rows.setdefault(record.call, []).append((record, which))
+
+    def see(self, func: Any, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        """Call an operation, and add noise to its output, to the first one of several."""
+        output = func(*args, **kwargs)
+        for record, which in self._rows.get(number, []) if name in READERS else ():
+            several = isinstance(output, tuple)
+            first = output[0] if several else output
+            with torch._C.DisableTorchFunction():
+                shaken = first + _noise(first, _mask(record, name, which.to(first.device)))
+            output = (shaken, *output[1:]) if several else shaken
+        return output
+
+
+def _mask(record: Record, name: str, which: Tensor) -> Tensor:
+    """Some rows of a use in the layout of the operation's output."""
+    use = record.use
+    if name in CELL_STEPS:  # the output has fewer features than the weighted sum
+        return which.unsqueeze(-1)
+    return use.write(which.reshape(1, *use.rows, 1).expand(use.groups, *use.rows, use.units))
+
+
+def _noise(like: Tensor, mask: Tensor) -> Tensor:
+    generator = torch.Generator(device=like.device).manual_seed(0)
+    drawn = torch.randn(like.shape, generator=generator, device=like.device)
+    return drawn.mul_(mask).to(like.dtype)

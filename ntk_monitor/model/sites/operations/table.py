@@ -1,0 +1,118 @@
+"""How to read each operation of torch, by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ntk_monitor.model.sites.operations.additions import (
+    read_add,
+    read_reversed_subtract,
+    read_subtract,
+)
+from ntk_monitor.model.sites.operations.contractions import (
+    read_addmm,
+    read_bilinear,
+    read_einsum,
+    read_linear,
+    read_matmul,
+)
+from ntk_monitor.model.sites.operations.convolutions import (
+    read_convolution,
+    read_transposed_convolution,
+)
+from ntk_monitor.model.sites.operations.embeddings import (
+    read_embedding,
+    read_embedding_bag,
+    read_index,
+    read_index_select,
+)
+from ntk_monitor.model.sites.operations.signatures import by_name, in_order
+from ntk_monitor.model.sites.operations.use import Use, product
+from ntk_monitor.model.state import unroll as cells
+
+Reader = Callable[..., "list[Use]"]
+
+
+def read_cell(
+    x: Tensor,
+    hidden: Any,  # noqa: ANN401
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> list[Use]:
+    """A recurrent cell: the weighted input, and the weighted hidden state."""
+    h = hidden if isinstance(hidden, Tensor) else hidden[0]
+    parts = ((x, w_ih, b_ih), (h, w_hh, b_hh))
+    return [product(*part, place) for place, part in enumerate(parts)]
+
+
+READERS: dict[str, Reader] = {
+    "linear": read_linear,
+    "bilinear": read_bilinear,
+    "matmul": read_matmul,
+    "mm": read_matmul,
+    "bmm": read_matmul,
+    "mv": read_matmul,
+    "dot": read_matmul,
+    "addmm": read_addmm,
+    "addmm_": read_addmm,
+    "addmv": read_addmm,
+    "baddbmm": read_addmm,
+    "einsum": read_einsum,
+    "add": read_add,
+    "add_": read_add,
+    "sub": read_subtract,
+    "sub_": read_subtract,
+    "subtract": read_subtract,
+    "rsub": read_reversed_subtract,
+    "embedding": read_embedding,
+    "embedding_bag": read_embedding_bag,
+    "__getitem__": read_index,
+    "index_select": read_index_select,
+    **{f"conv{n}d": read_convolution for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": read_transposed_convolution for n in (1, 2, 3)},
+    **dict.fromkeys(cells.CELL_STEPS, read_cell),
+}
+"""How to read an operation, by its name."""
+
+
+def uses_in(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Use]:
+    """The uses of weights in an operation, whichever way its arguments are given.
+
+    Args:
+        name: Of the operation, one of `READERS`.
+        args: Its positional arguments.
+        kwargs: Its arguments by name.
+
+    Returns:
+        The uses, of everything that could be a weight; none where it is called in an unknown way.
+    """
+    try:
+        return READERS[name](*in_order(name, args, kwargs), **by_name(name, kwargs))
+    except (TypeError, ValueError, AttributeError, IndexError):
+        return []
+
+
+def perturbed(name: str, args: Any, kwargs: Any, output: Any, added: dict[int, Tensor]) -> Any:  # noqa: ANN401
+    """An operation's output when something is added to the outputs of its weights.
+
+    Args:
+        name: The operation's name.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        output: What it returned.
+        added: What is added, by the place of the use, each in the layout of the output (for a
+            cell, of its weighted sum).
+
+    Returns:
+        The output to go on with.
+    """
+    if name in cells.CELL_STEPS:
+        return cells.run_cell(name, *args, **kwargs, added=added)
+    for u in added.values():
+        output = output + u
+    return output

@@ -1,0 +1,72 @@
+"""One use of a weight in an operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a weight.
+
+    Attributes:
+        weight: The weight as it enters, possibly a view of a parameter; None for a bias alone.
+        bias: What is added to the product, likewise.
+        read: Computes ``V``, shape ``(g, *rows, m)``.
+        write: From what is added to ``Q``, shape ``(g, *rows, q)``, to what is thereby added to
+            the operation's output.
+        rows: Sizes of the row axes.
+        units: ``q``.
+        groups: ``g``.
+        place: Which of the operation's uses it is.
+        untrained: A row of the weight that gets no gradient, though the output depends on it: that
+            of an embedding's padding.
+        entries: Where the activity has a column for each entry of the weight that occurs, gives
+            these entries, ascending; else None.
+        scale: What the product is multiplied with; it belongs to the activity.
+        bias_scale: What the bias is multiplied with.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    read: Callable[[], Tensor]
+    write: Callable[[Tensor], Tensor]
+    rows: tuple[int, ...]
+    units: int
+    groups: int = 1
+    place: int = 0
+    untrained: int | None = None
+    entries: Callable[[], Tensor] | None = None
+    scale: float = 1.0
+    bias_scale: float = 1.0
+
+
+def product(activity: Tensor, weight: Tensor, bias: Tensor | None, place: int = 0) -> Use:
+    """A use of a weight of shape (q, ...) that multiplies activity as it is.
+
+    Args:
+        activity: Shape ``(*rows, m)``.
+        weight: The weight.
+        bias: What is added.
+        place: Which of the operation's uses it is.
+
+    Returns:
+        The use.
+    """
+    read = partial(activity.detach().unsqueeze, 0)
+    rows = tuple(activity.shape[:-1])
+    return Use(weight, bias, read, first_group, rows, len(weight), place=place)
+
+
+def first_group(u: Tensor) -> Tensor:
+    """What is added to the only group."""
+    return u[0]
+
+
+def nothing_added(use: Use, like: Tensor) -> Tensor:
+    """Nothing, in the shape of what is added to a use's ``Q``."""
+    return like.new_zeros(()).expand(use.groups, *use.rows, use.units)
