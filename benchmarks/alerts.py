@@ -28,8 +28,10 @@ from scipy.stats import kendalltau
 
 from ntk_monitor.estimators import Estimate
 from ntk_monitor.monitor.alerts.reasons import find_reason
-from ntk_monitor.monitor.alerts.rule import StallRule, StallWatch, growth
+from ntk_monitor.monitor.alerts.rule import StallRule
 from ntk_monitor.monitor.alerts.service import readings_of
+from ntk_monitor.monitor.alerts.trends import growth
+from ntk_monitor.monitor.alerts.watch import StallWatch
 from ntk_monitor.snapshot import TargetMode
 
 Series = NDArray[np.float64]

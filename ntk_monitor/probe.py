@@ -41,7 +41,7 @@ from ntk_monitor.model.parameters.selection import ParameterFilter
 from ntk_monitor.model.parameters.sharding import is_sharded
 from ntk_monitor.model.parameters.unwrapping import plain_module
 from ntk_monitor.model.site_shares import of_draws, of_entries, shares
-from ntk_monitor.model.state.sources import StatePath, require_paths
+from ntk_monitor.model.state.finding import StatePath, require_paths
 from ntk_monitor.model.step import Comparison, LossFn
 from ntk_monitor.ranks import ALONE, RankError, Ranks
 from ntk_monitor.snapshot import ComparedOutput, Snapshot

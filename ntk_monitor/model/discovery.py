@@ -5,56 +5,43 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from ntk_monitor.model.batch.structure import first_tensor, main_output
-from ntk_monitor.model.derivatives.forward_map import ForwardMap, Recorded
 from ntk_monitor.model.derivatives.site_sampling import WideSite, wide_site, wide_sites
 from ntk_monitor.model.derivatives.trial_gradients import TrialSite, trial_sites
 from ntk_monitor.model.isolation.memory import free_memory
+from ntk_monitor.model.passes import (
+    MEMORY_SHARE,
+    Question,
+    StepLoss,
+    affordable_chunk,
+    found_in,
+    recorded_pass,
+    recurrence_of,
+    sizes_of,
+    step_of,
+    untrained_rows,
+)
 from ntk_monitor.model.sites.collector import Collector, Number
 from ntk_monitor.model.sites.dependence import ByGradient, ByShaking
-from ntk_monitor.model.sites.placement import Rows
+from ntk_monitor.model.sites.placing import PlacedUses, place_uses
 from ntk_monitor.model.sites.processes import in_every_process
-from ntk_monitor.model.sites.recorder import Recorder
 from ntk_monitor.model.sites.saved_tensors import (
     GraphNeededError,
     Sketch,
     TooLargeError,
     without_saved_tensors,
 )
-from ntk_monitor.model.sites.weight_sites import (
-    Coverage,
-    PlacedUses,
-    WeightSite,
-    place_uses,
-)
-from ntk_monitor.model.state.calls import Call, Ends, WeightUse
-from ntk_monitor.model.state.graph import graph_behind
-from ntk_monitor.model.state.row_labels import NOTHING, Labels
-from ntk_monitor.model.state.sources import State, StatePath, StateSource, find_state, state_rows
-from ntk_monitor.model.step import StepError, StepFunction
-from ntk_monitor.model.step.heads import Compares, find_heads
-from ntk_monitor.model.step.standins import REMEDY
-from ntk_monitor.ranks import Ranks
+from ntk_monitor.model.sites.weight_sites import Coverage, WeightSite
+from ntk_monitor.model.state.finding import State
+from ntk_monitor.model.state.row_labels import Labels
 
 logger = logging.getLogger(__name__)
 
-MAX_CHUNK = 16
-"""Most tangents carried at once: beyond, products hardly become cheaper."""
-MEMORY_SHARE = 0.1
-"""Share of the free memory that the tangents of one pass may take."""
-
 TRIAL_MEMORY = 2**29
 """Most bytes that gradients trial by trial may take: no more than what is little on any machine."""
-
-Consumer = Callable[[Tensor, Tensor | None], None]
-"""Takes the activity ``V`` of one site, (k, m), and ``V V*`` in float64 where that is known."""
 
 
 class Discovered(NamedTuple):
@@ -76,30 +63,6 @@ class Discovered(NamedTuple):
     room: float = math.inf
     here: tuple[str, ...] = ()
     """Of the parameters that reach the state, those that do so in this process."""
-
-
-class Question(NamedTuple):
-    """What is asked of a model.
-
-    Attributes:
-        forward: The model.
-        names: The studied parameters.
-        chosen: Whether a user chose them; otherwise they are all that are trained.
-        state: Where the state is, or ``"auto"``.
-        mask: Which rows of it there are.
-        must_fit: Whether a mask of another shape is an error.
-        ranks: The processes that ask the same.
-        consume: Takes the activity of each site, which is not kept then; None to keep it.
-    """
-
-    forward: ForwardMap
-    names: tuple[str, ...]
-    chosen: bool
-    state: StatePath
-    mask: Tensor | None
-    must_fit: bool
-    ranks: Ranks
-    consume: Consumer | None
 
 
 def discover(question: Question, *, sketched: bool, room: float) -> Discovered:
@@ -125,119 +88,10 @@ def discover(question: Question, *, sketched: bool, room: float) -> Discovered:
         return _kept(question, math.inf)
 
 
-class UnregisteredError(ValueError):
-    """A pass uses parameters of the model's own where copies should be."""
-
-
-class StepLoss(NamedTuple):
-    """The loss of a step, in one recorded pass.
-
-    Attributes:
-        value: The loss; None where there is none.
-        compares: What it compares.
-        sums: For comparisons by torch's own functions, by number, sums that tell whether another
-            pass compares the same.
-        rows: Of the output, where nothing is compared.
-    """
-
-    value: float | None
-    compares: Compares
-    sums: Mapping[int, Tensor]
-    rows: Labels = NOTHING
-
-
-class _Found(NamedTuple):
-    """What one recorded pass tells of the state and the loss."""
-
-    where: State
-    h: Tensor
-    graph: set[Any]
-    reached: tuple[str, ...]
-    loss: StepLoss
-    labels: Labels
-    here: tuple[str, ...]
-
-    @property
-    def rows(self) -> Rows:
-        return self.h.shape[0], self.h.shape[1]
-
-
-def _find(question: Question, recorded: Recorded) -> _Found:
-    module, names = question.forward.module, question.names
-    recorder = recorded.recorder
-    loss, ends = _loss(question.forward.step, recorded)
-    weights = [
-        WeightUse(prod(r.use.rows), r.size, () if r.weight is None else r.nodes)
-        for r in recorder.records
-    ]
-    where, h = find_state(
-        module,
-        question.state,
-        recorder.calls,
-        weights,
-        ends,
-        question.mask,
-        must_fit=question.must_fit,
-    )
-    graph = graph_behind([h.grad_fn])
-    _require_registered(question.forward, graph)
-    reaching = recorder.reaching(graph)
-    here = torch.tensor([name in reaching for name in names], device="cpu")
-    anywhere = question.ranks.sum(here.long()) > 0  # an expert may have no rows here
-    reached = tuple(name for name, there in zip(names, anywhere, strict=True) if there)
-    others = recorder.reaching(graph_behind(node for end in ends.nodes for node in end))
-    if not reached and (question.chosen or not others):
-        raise ValueError(
-            f"no studied parameter reaches the state {', '.join(where.paths)!r}, so gradient "
-            "descent cannot move it: choose a later module with state=..., or other parameters"
-        )
-    own = tuple(name for name in reached if name in reaching)
-    return _Found(where, h, graph, reached, loss, state_rows(where, recorder.calls), own)
-
-
-def _require_registered(forward: ForwardMap, graph: set[Any]) -> None:
-    """Refuse parameters that a module keeps where no copies can take their place.
-
-    Raises:
-        UnregisteredError: If the pass has used some of the model's own in place of copies.
-    """
-    own = {id(t) for t in forward.tensors.values()}
-    names = [n for n, p in forward.parameters.items() if id(p) in graph and id(p) not in own]
-    if names:
-        raise UnregisteredError(
-            f"{', '.join(names[:3])} are used past the module's registry of parameters (from a "
-            "list or a dictionary of its own), where no copies can take their place: "
-            "method='in-place' works with the parameters themselves"
-        )
-
-
-def _loss(step: StepFunction, recorded: Recorded) -> tuple[StepLoss, Ends]:
-    """The loss, and where the outputs are that it compares."""
-    discovery = recorded.discovery
-    loss = step.loss(recorded.returned, discovery.meant)
-    if loss is None:
-        output = main_output(recorded.returned)
-        end = () if output is None else (output.grad_fn,)
-        rows = NOTHING if output is None else recorded.recorder.rows.of(output)
-        return StepLoss(None, Compares(), {}, rows), Ends((end,))
-    if loss.grad_fn is None:
-        raise StepError(
-            f"the loss of {step.name} depends on no studied parameter in this call (does it run "
-            "under torch.no_grad(), on a branch that is not trained, or on parameters that "
-            f"parameters=... leaves out?): {REMEDY}"
-        )
-    producers = {node: call.path for call in recorded.recorder.calls for node in call.nodes}
-    acting = {node for r in recorded.recorder.records if r.weight is not None for node in r.nodes}
-    compares = find_heads(discovery, loss, producers, acting)
-    value = float(loss.detach())
-    ends = compares.nodes or ((loss.grad_fn,),)
-    return StepLoss(value, compares, discovery.sums), Ends(ends, are_compared=True)
-
-
 def _kept(question: Question, room: float) -> Discovered:
     """In one pass, whose graph and activations are kept."""
-    recorded = _recorded(question, room)
-    recorder, found = recorded.recorder, _find(question, recorded)
+    recorded = recorded_pass(question, room)
+    recorder, found = recorded.recorder, found_in(question, recorded)
     del recorded  # what the step returned may be larger than all else
     placed = place_uses(
         question.forward.module,
@@ -250,8 +104,8 @@ def _kept(question: Question, room: float) -> Discovered:
         found.where.valid,
     )
     h = found.h.detach()
-    steps = _steps(found.where, recorder.calls, h)
-    untrained = _untrained(recorder, found.reached)
+    steps = step_of(found.where, recorder.calls, h)
+    untrained = untrained_rows(recorder, found.reached)
     room = min(room, MEMORY_SHARE * free_memory(h.device), TRIAL_MEMORY)
     kept = trial_sites(placed, untrained, room)
     seen = _seen(question, placed, found.reached, h, kept)
@@ -261,8 +115,8 @@ def _kept(question: Question, room: float) -> Discovered:
         found.reached,
         seen.sites,
         seen.coverage,
-        _recurrence(found.where, steps, h),
-        _affordable_chunk(recorder.calls, h),
+        recurrence_of(found.where, steps, h),
+        affordable_chunk(recorder.calls, h),
         untrained,
         found.loss,
         found.labels,
@@ -272,31 +126,6 @@ def _kept(question: Question, room: float) -> Discovered:
         room,
         found.here,
     )
-
-
-def _recorded(question: Question, room: float) -> Recorded:
-    """One pass of which all is kept, in every process or in none.
-
-    Sites that are streamed come in another order, and processes sum over those of all.
-
-    Args:
-        question: What is asked.
-        room: Bytes that may be kept.
-
-    Returns:
-        What was recorded.
-
-    Raises:
-        TooLargeError: If it is too much in one of them.
-    """
-    try:
-        recorded = question.forward.record(question.names, room=room)
-    except TooLargeError:
-        question.ranks.all(False)
-        raise
-    if not question.ranks.all(True):
-        raise TooLargeError("what a pass keeps takes more memory than another process has")
-    return recorded
 
 
 class _Seen(NamedTuple):
@@ -319,7 +148,7 @@ def _seen(
     consume, ranks = question.consume, question.ranks
     if consume is None or ranks.size > 1:
         every = tuple(placed.sites())
-        sizes = _sizes(question, reached)
+        sizes = sizes_of(question, reached)
         common, coverage = in_every_process(every, placed.covered_by(every), sizes, ranks)
         sites = tuple(every[number].over(entries) for number, entries in common.items())
         if consume is None:
@@ -328,7 +157,7 @@ def _seen(
             consume(site.activity.flatten(0, 1), None)
         return _Seen((), coverage)
     shapes, wide, by_trial = [], [], []
-    gram_of = wide_sites(placed, _sizes(question, reached))
+    gram_of = wide_sites(placed, sizes_of(question, reached))
     for site in placed.sites():
         gram = gram_of(site)
         consume(site.activity.flatten(0, 1), gram)
@@ -344,7 +173,7 @@ def _streamed(question: Question) -> Discovered:
     """In several passes, which keep no graph and no activations."""
     forward = question.forward
     recorded = forward.record(question.names, Sketch())
-    recorder, found = recorded.recorder, _find(question, recorded)
+    recorder, found = recorded.recorder, found_in(question, recorded)
     del recorded  # what the step returned may be larger than all else
     where, loss, labels = found.where, found.loss, found.labels
 
@@ -362,13 +191,13 @@ def _streamed(question: Question) -> Discovered:
         ByShaking(state_again, found.rows),
         where.valid,
     )
-    steps = _steps(where, recorder.calls, found.h)
-    chunk_size = _affordable_chunk(recorder.calls, found.h)
-    untrained = _untrained(recorder, found.reached)
+    steps = step_of(where, recorder.calls, found.h)
+    chunk_size = affordable_chunk(recorder.calls, found.h)
+    untrained = untrained_rows(recorder, found.reached)
     reached, here, leaders = found.reached, found.here, placed.leaders
     del recorder, found
     h, outputs, sites, coverage = _collected(question, placed, where, reached, list(steps))
-    recurrence = _recurrence(where, {path: outputs[path] for path in steps}, h)
+    recurrence = recurrence_of(where, {path: outputs[path] for path in steps}, h)
     return Discovered(
         where,
         h,
@@ -399,7 +228,7 @@ def _collected(
     if ranks.size > 1:
         shapes = Collector(placed, lambda *_: None)
         question.forward.collect(shapes, names, where)
-        every, sizes = shapes.sites, _sizes(question, reached)
+        every, sizes = shapes.sites, sizes_of(question, reached)
         own, numbers = tuple(every.values()), list(every)
         found, common = in_every_process(own, placed.covered_by(own), sizes, ranks)
         kept = {numbers[i]: entries for i, entries in found.items()}
@@ -419,54 +248,3 @@ def _collected(
     h = question.forward.collect(collector, names, where)
     coverage = placed.covered_by(collector.sites.values()) if common is None else common
     return h, collector.outputs, tuple(site for _, site in sorted(seen.items())), coverage
-
-
-def _sizes(question: Question, names: Sequence[str]) -> dict[str, int]:
-    return {name: question.forward.tensors[name].numel() for name in names}
-
-
-def _untrained(recorder: Recorder, names: Sequence[str]) -> dict[str, int]:
-    rows = {name: recorder.untrained(name) for name in names}
-    return {name: row for name, row in rows.items() if row is not None}
-
-
-def _affordable_chunk(calls: Sequence[Call], h: Tensor) -> int:
-    """How many tangents fit in memory, judged by the activations of a forward pass."""
-    outputs = [first_tensor(call.output) for call in calls]
-    tensors = [t for t in outputs if isinstance(t, Tensor)]
-    size = 2 * sum(t.numel() * t.element_size() for t in tensors)
-    most = MEMORY_SHARE * free_memory(h.device) / max(size, 1)
-    return int(max(1, min(MAX_CHUNK, most)))
-
-
-def _steps(state: State, calls: Sequence[Call], h: Tensor) -> dict[str, list[Tensor]]:
-    """What each submodule of the state's returned, where it may be the state step by step."""
-    if len(state.sources) > 1 or state.sources[0].recurrent or state.sources[0].spans:
-        return {}
-    steps: dict[str, list[Tensor]] = {}
-    for call in calls:
-        output = first_tensor(call.output)
-        if (
-            call.path.startswith(f"{state.sources[0].path}.")
-            and isinstance(output, Tensor)
-            and output.ndim == 2
-        ):
-            steps.setdefault(call.path, []).append(output)
-    return {
-        path: outputs
-        for path, outputs in steps.items()
-        if len(outputs) == h.shape[1] > 1 and outputs[0].shape == h[:, 0].shape
-    }
-
-
-def _recurrence(state: State, steps: Mapping[str, Sequence[Tensor]], h: Tensor) -> State | None:
-    # The state's own module if it is a recurrent layer or a cell; else a submodule of it that is
-    # called once per time step and returns just the state; None if there is no such module.
-    if len(state.sources) > 1:
-        return None
-    if state.sources[0].recurrent or state.sources[0].spans:
-        return state
-    for path, outputs in steps.items():
-        if torch.equal(torch.stack(list(outputs), dim=1), h):
-            return replace(state, sources=(StateSource(path, spans=(1,) * len(outputs)),))
-    return None

@@ -28,9 +28,10 @@ from ntk_monitor.model.derivatives.trial_gradients import TrialGradients, TrialS
 from ntk_monitor.model.isolation.kernels import Kernels
 from ntk_monitor.model.isolation.quiet import quiet
 from ntk_monitor.model.parameters.selection import ParameterSpace
-from ntk_monitor.model.sites.recorder import REGISTERED
+from ntk_monitor.model.sites.records import REGISTERED
 from ntk_monitor.model.sites.weight_sites import Coverage, WeightSite
-from ntk_monitor.model.state.sources import State, StateSource
+from ntk_monitor.model.state.finding import State
+from ntk_monitor.model.state.sources import StateSource
 from ntk_monitor.model.step import Comparison
 from ntk_monitor.model.step.comparison import compared
 from ntk_monitor.model.step.heads import Compares

@@ -27,7 +27,7 @@ from ntk_monitor.model.derivatives.jacobian import ParameterJacobian
 from ntk_monitor.model.derivatives.live_forward_map import LiveForwardMap, ShardedForwardMap
 from ntk_monitor.model.derivatives.products import AUTOMATIC, IN_PLACE, make_products
 from ntk_monitor.model.derivatives.substitution import Substitution
-from ntk_monitor.model.discovery import Consumer, Discovered, Question, UnregisteredError, discover
+from ntk_monitor.model.discovery import Discovered, discover
 from ntk_monitor.model.isolation.kernels import Kernels
 from ntk_monitor.model.isolation.memory import room
 from ntk_monitor.model.isolation.quiet import quiet
@@ -42,8 +42,9 @@ from ntk_monitor.model.parameters.selection import (
 )
 from ntk_monitor.model.parameters.sharding import is_sharded, require_precision
 from ntk_monitor.model.parameters.unwrapping import plain_module
+from ntk_monitor.model.passes import Consumer, Question, UnregisteredError
 from ntk_monitor.model.second_pass import second_pass
-from ntk_monitor.model.state.sources import StatePath, require_paths
+from ntk_monitor.model.state.finding import StatePath, require_paths
 from ntk_monitor.model.step import (
     LossFn,
     step_function,

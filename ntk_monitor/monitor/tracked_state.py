@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torchmetrics import Metric, MetricCollection
 
 from ntk_monitor.metrics import CoreCosine, EffectiveRank, TargetModeAlignment
-from ntk_monitor.model.state.sources import StatePath, require_paths
+from ntk_monitor.model.state.finding import StatePath, require_paths
 from ntk_monitor.probe import Probe, Tier
 from ntk_monitor.snapshot import Snapshot
 

@@ -49,7 +49,8 @@ quieting = sys.modules["ntk_monitor.model.isolation.quiet"]
 kept_module = sys.modules["ntk_monitor.monitor.probe_batch"]
 publisher_module = sys.modules["ntk_monitor.monitor.reporting.publisher"]
 linearize_module = sys.modules["ntk_monitor.model.linearize"]
-survey_module = sys.modules["ntk_monitor.model.discovery"]
+discovery_module = sys.modules["ntk_monitor.model.discovery"]
+passes_module = sys.modules["ntk_monitor.model.passes"]
 probe_module = sys.modules["ntk_monitor.probe"]
 
 
@@ -86,8 +87,8 @@ STAGES: dict[str, Patch] = {
     "entering the quiet context": (quieting, "kernels_for"),
     "casting the batch": (linearize_module, "cast_batch"),
     "forward pass": (ForwardMap, "record"),
-    "finding the state": (survey_module, "find_state"),
-    "finding weight sites": (survey_module, "place_uses"),
+    "finding the state": (passes_module, "find_state"),
+    "finding weight sites": (discovery_module, "place_uses"),
     "target": (probe_module, "pull_back"),
     "tangent product": (Derivative, "_products"),
     "adjoint product": (ParameterJacobian, "pulls_apart"),

@@ -8,19 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ntk_monitor.monitor.alerts.rule import (
-    AVERAGED,
-    CLEARANCE,
-    FLAT_LONG,
-    LONGEST,
-    ModeWatch,
-    Reading,
-    StallRule,
-    StallWatch,
-    growth,
-    holm,
-    trend,
-)
+from ntk_monitor.monitor.alerts.rule import AVERAGED, FLAT_LONG, ModeWatch, Reading, StallRule
+from ntk_monitor.monitor.alerts.trends import CLEARANCE, LONGEST, growth, holm, trend
+from ntk_monitor.monitor.alerts.watch import StallWatch
 
 
 def ar1(generator: np.random.Generator, count: int, phi: float, sd: float) -> list[float]:

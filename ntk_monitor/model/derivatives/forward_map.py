@@ -30,10 +30,11 @@ from ntk_monitor.model.isolation.write_guard import guarded
 from ntk_monitor.model.parameters.pieces import dots
 from ntk_monitor.model.parameters.sharding import Sharding, place_of
 from ntk_monitor.model.sites.collector import Collector
-from ntk_monitor.model.sites.recorder import Injector, Recorder
+from ntk_monitor.model.sites.recorder import Recorder
 from ntk_monitor.model.sites.saved_tensors import Sketch, without_saved_tensors
+from ntk_monitor.model.sites.watch import Injector
 from ntk_monitor.model.state.calls import Call
-from ntk_monitor.model.state.sources import State
+from ntk_monitor.model.state.finding import State
 from ntk_monitor.model.step import StepFunction
 from ntk_monitor.model.step.discovery import Discovery
 from ntk_monitor.model.step.standins import WithoutMessages, WithoutWrites

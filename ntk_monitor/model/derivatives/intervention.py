@@ -16,9 +16,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ntk_monitor.model.batch.structure import first_tensor
-from ntk_monitor.model.sites.recorder import Tap
+from ntk_monitor.model.sites.records import Tap
 from ntk_monitor.model.state.calls import RECURRENT, Call, Recurrent
-from ntk_monitor.model.state.sources import State, recurrent_source
+from ntk_monitor.model.state.finding import State, recurrent_source
 from ntk_monitor.model.state.unroll import Reach, unroll
 
 

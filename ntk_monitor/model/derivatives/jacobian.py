@@ -13,7 +13,7 @@ from ntk_monitor.model.derivatives.forward_map import ForwardMap
 from ntk_monitor.model.derivatives.products import TangentProducts
 from ntk_monitor.model.parameters.pieces import Direction
 from ntk_monitor.model.parameters.selection import ParameterSpace
-from ntk_monitor.model.state.sources import State
+from ntk_monitor.model.state.finding import State
 from ntk_monitor.ranks import ALONE, Ranks
 
 

@@ -17,7 +17,7 @@ from ntk_monitor.model.derivatives.substitution import Substitution
 from ntk_monitor.model.isolation.memory import address_of
 from ntk_monitor.model.parameters.sharding import Sharding, averaged_by, place_of, reshard
 from ntk_monitor.model.sites.recorder import Recorder
-from ntk_monitor.model.state.sources import State
+from ntk_monitor.model.state.finding import State
 from ntk_monitor.model.step import StepFunction
 from ntk_monitor.model.step.discovery import Discovery
 from ntk_monitor.ranks import Ranks

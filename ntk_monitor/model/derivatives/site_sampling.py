@@ -26,9 +26,10 @@ from ntk_monitor.model.derivatives.intervention import Intervention
 from ntk_monitor.model.derivatives.jacobian import ParameterJacobian
 from ntk_monitor.model.derivatives.substitution import MovedPasses
 from ntk_monitor.model.parameters.pieces import Direction, Gaussian, Given, dots, inner
-from ntk_monitor.model.sites.recorder import REGISTERED, Tap
-from ntk_monitor.model.sites.weight_sites import PlacedUses, WeightSite
-from ntk_monitor.model.state.sources import State
+from ntk_monitor.model.sites.placing import PlacedUses
+from ntk_monitor.model.sites.records import REGISTERED, Tap
+from ntk_monitor.model.sites.weight_sites import WeightSite
+from ntk_monitor.model.state.finding import State
 
 WORTHWHILE = 2**20
 """Entries of weights from which it is worth while: below, a tangent of their own is as cheap."""

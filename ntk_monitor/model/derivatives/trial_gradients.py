@@ -30,9 +30,10 @@ from ntk_monitor.model.derivatives.intervention import Intervention
 from ntk_monitor.model.derivatives.site_sampling import square_root
 from ntk_monitor.model.parameters.pieces import dots
 from ntk_monitor.model.parameters.selection import ParameterSpace
-from ntk_monitor.model.sites.recorder import REGISTERED, Tap
-from ntk_monitor.model.sites.weight_sites import PlacedUses, WeightSite
-from ntk_monitor.model.state.sources import State
+from ntk_monitor.model.sites.placing import PlacedUses
+from ntk_monitor.model.sites.records import REGISTERED, Tap
+from ntk_monitor.model.sites.weight_sites import WeightSite
+from ntk_monitor.model.state.finding import State
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,11 @@ from torch import Tensor
 from ntk_monitor.model.batch.structure import first_tensor
 from ntk_monitor.model.sites.operations.table import READERS, uses_in
 from ntk_monitor.model.sites.operations.use import Use
-from ntk_monitor.model.sites.recorder import Record, Watch, layer_uses
+from ntk_monitor.model.sites.placing import PlacedUses
+from ntk_monitor.model.sites.records import Record, layer_uses
 from ntk_monitor.model.sites.registry import registered_uses
-from ntk_monitor.model.sites.weight_sites import PlacedUses, WeightSite
+from ntk_monitor.model.sites.watch import Watch
+from ntk_monitor.model.sites.weight_sites import WeightSite
 from ntk_monitor.model.state.calls import RECURRENT, Call
 
 Number = tuple[int, int]

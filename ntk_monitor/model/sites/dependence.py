@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ntk_monitor.model.sites.operations.table import READERS
 from ntk_monitor.model.sites.placement import Rows
-from ntk_monitor.model.sites.recorder import REGISTERED, Record, Watch
+from ntk_monitor.model.sites.records import REGISTERED, Record
 from ntk_monitor.model.sites.saved_tensors import GraphNeededError
+from ntk_monitor.model.sites.watch import Watch
 from ntk_monitor.model.sites.weight_sites import Order
 from ntk_monitor.model.state.unroll import CELL_STEPS
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import types
-from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -19,20 +17,28 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ntk_monitor.model.batch.structure import first_tensor, tensors_of
-from ntk_monitor.model.isolation.interception import FunctionMode
 from ntk_monitor.model.isolation.memory import address_of
-from ntk_monitor.model.sites.operations.table import READERS, perturbed, uses_in
-from ntk_monitor.model.sites.operations.use import Use, product
+from ntk_monitor.model.sites.operations.table import READERS, uses_in
+from ntk_monitor.model.sites.operations.use import Use
+from ntk_monitor.model.sites.records import (
+    REGISTERED,
+    Origin,
+    Record,
+    activity_bytes,
+    has_copies,
+    is_pending,
+    layer_uses,
+    no_tensor,
+    rows_of,
+)
 from ntk_monitor.model.sites.registry import registered_uses
 from ntk_monitor.model.sites.row_tracking import MOVING, Operation, RowTracker
 from ntk_monitor.model.sites.saved_tensors import Sketch, TooLargeError
+from ntk_monitor.model.sites.watch import Function, Watch
 from ntk_monitor.model.state.calls import RECURRENT, Call
-from ntk_monitor.model.state.row_labels import Labels, change_all, fits
-from ntk_monitor.model.state.sources import read_rows, recurrent_source, replaced
-from ntk_monitor.model.state.unroll import layer_activity, layer_input
+from ntk_monitor.model.state.row_labels import fits
+from ntk_monitor.model.state.sources import replaced
 
-COMPOSED = {"multi_head_attention_forward"}
-"""Operations written in Python of others; their parts are watched."""
 OUTSIDE = frozenset({
     *("add", "add_", "sub", "sub_", "subtract", "rsub", "mul", "mul_", "multiply", "div", "div_"),
     *("true_divide", "pow", "lerp", "addcmul", "addcdiv", "maximum", "minimum", "clamp", "exp"),
@@ -66,118 +72,6 @@ IN_PLACE = frozenset({
     *("dropout1d", "dropout2d", "dropout3d"),
 })
 """Functions that write into their first argument if they are asked to."""
-REGISTERED = -1
-"""Stands for the number of an operation where a registered layer told of the use."""
-
-
-Function = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Which parameters a tensor holds or is computed from.
-
-    Attributes:
-        names: Their names; none for a constant.
-        derived: Whether it is computed from them, rather than one of them or a view.
-        pending: Uses on a constant (an initial state of zeros, the positions in a sequence) that
-            led to it. They count unless what came out serves as a weight itself.
-        scale: What it is multiplied with, as far as that is a number.
-        is_scaled: Whether it is one of them, or a view, but for that.
-    """
-
-    names: tuple[str, ...] = ()
-    derived: bool = False
-    pending: tuple[Record, ...] = ()
-    scale: float = 1.0
-    is_scaled: bool = False
-
-    @property
-    def is_computed(self) -> bool:
-        """Whether it is computed from them by more than a number that multiplies it."""
-        return self.derived and not self.is_scaled
-
-
-@dataclass(frozen=True)
-class Tap:
-    """Where the outputs of a weight site are in a forward pass.
-
-    Attributes:
-        calls: Which of the operations that can have one, by number, one for each time step if
-            there are several; or which call of a recurrent layer.
-        place: Which of the operation's weights, or the local name of the layer's.
-        path: The recurrent layer; None for an operation.
-        write: From what is added to the weight's outputs, (B, T, q), or (B, q) at each of several
-            steps, to what is added to the operation's output.
-        group: Which of the weight's groups.
-    """
-
-    calls: tuple[int, ...]
-    place: int | str
-    path: str | None
-    write: Callable[[Tensor, int], Tensor] = field(compare=False)
-    group: int = 0
-
-
-@dataclass(frozen=True)
-class Record:
-    """One use of a studied weight in a forward pass.
-
-    Attributes:
-        use: The use.
-        weight: Where the weight comes from; None if it is not studied.
-        bias: Likewise.
-        key: Names the use in a pass: of an operation its number, and which of the uses read there;
-            of a layer its path, which of its calls, and the place.
-        output: The operation's output; None where its tensors are not kept.
-        nodes: What the operation returned, in the graph of the pass: where the state comes from.
-        label: Names the operation and the part of the weight, the same at every time step.
-        call: The number of the operation, or of the layer's call, or `REGISTERED`.
-        path: The recurrent layer, if it is one.
-        local: The weight's local name there.
-        valid: For packed sequences, which steps there are, (B, T).
-    """
-
-    use: Use
-    weight: Origin | None
-    bias: Origin | None
-    key: tuple[Any, ...]
-    output: Tensor | None
-    nodes: tuple[Any, ...]
-    label: tuple[Any, ...]
-    call: int
-    path: str | None = None
-    local: str | None = None
-    valid: Tensor | None = None
-
-    @property
-    def size(self) -> int:
-        """How many numbers the weight and the bias hold."""
-        tensors = (self.use.weight, self.use.bias)
-        return sum(t.numel() for t in tensors if t is not None)
-
-
-class Watch(FunctionMode):
-    """Numbers the operations that can have a weight site, the same in every pass."""
-
-    def __init__(self) -> None:
-        """Begin at zero."""
-        super().__init__()
-        self._count = 0
-
-    def call(
-        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:  # noqa: ANN401
-        """Number an operation and hand it over; one that is composed of others is opened."""
-        if name in COMPOSED:
-            with self:
-                return _opened(func)(*args, **kwargs)
-        number, self._count = self._count, self._count + (name in READERS)
-        return self.see(func, name, number, args, kwargs)
-
-    @abstractmethod
-    def see(self, func: Function, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
-        """Call an operation, and do what this mode is for."""
 
 
 class Recorder(Watch):
@@ -312,12 +206,12 @@ class Recorder(Watch):
         origins, outputs = [o for _, o in pairs], operation.outputs
         names = tuple(dict.fromkeys(n for o in origins for n in o.names))
         pending = [r for o in origins for r in o.pending]
-        copies = {n for t, o in pairs if _has_copies(t) for n in o.names}
+        copies = {n for t, o in pairs if has_copies(t) for n in o.names}
         copies = copies if len(copies) < len(names) else set()
         constant = any(not o.names for o in origins)
         if names and (constant or copies) and name not in ADDING:
             read = self._read(name, number, args, kwargs, outputs[0])
-            pending += [r for r in read if not (copies and _has_copies(r.use.weight))]
+            pending += [r for r in read if not (copies and has_copies(r.use.weight))]
             for n in copies:  # a learned first state of all trials: no weight, but what one acts on
                 self.met.setdefault(n, name)
         if names and name in COPYING and not self._expanded(inputs, outputs[0]):
@@ -381,7 +275,7 @@ class Recorder(Watch):
             if origin not in weights:
                 for n in origin.names:
                     self.met.setdefault(n, name)
-        self.records.extend(r for r in read if not (name in ADDING and _is_pending(r)))
+        self.records.extend(r for r in read if not (name in ADDING and is_pending(r)))
 
     def _is_data(self, tensor: Tensor, *, constants: bool) -> bool:
         """Whether a tensor has rows of its own: data, or a constant that meets a weight."""
@@ -506,9 +400,9 @@ class Recorder(Watch):
         """What is kept of a use; ``reads`` are tensors that its activity is read off."""
         output: Tensor | None = returned[0]
         if self.sketch is not None:
-            use, output = replace(use, read=_gone), None
+            use, output = replace(use, read=no_tensor), None
         else:
-            self._spend(_activity_bytes(use, returned[0]))
+            self._spend(activity_bytes(use, returned[0]))
             once = _Once(use.read)
             use = replace(use, read=once)
             for address in {address_of(t) for t in reads}:
@@ -607,101 +501,3 @@ def _writes(name: str, args: Any, kwargs: Any) -> bool:  # noqa: ANN401
         return bool(args) and (bool(kwargs.get("inplace")) or any(a is True for a in args[1:]))
     by_name = name.endswith("_") and not name.startswith("_")
     return bool(args) and (by_name or name in {"__setitem__", "set_"})
-
-
-def rows_of(call: Call, labels: Labels) -> Labels:
-    """The rows of a recurrent layer, (B, T), trial by trial and step by step.
-
-    Args:
-        call: Its call.
-        labels: Of what it returned.
-
-    Returns:
-        Their numbers, of shape ``(B T,)``.
-    """
-    source, output = recurrent_source(call), call.output[0]
-    return change_all(labels, lambda x: read_rows(source, output, x)[..., 0].flatten())
-
-
-def layer_uses(call: Call) -> Iterator[tuple[str, Use, Tensor | None]]:
-    """The uses of weights in one call of a recurrent layer.
-
-    Args:
-        call: The call.
-
-    Yields:
-        The weight's local name, the use, and which steps there are, for packed sequences.
-    """
-    module = call.module
-    assert isinstance(module, RECURRENT)
-    with torch.no_grad():
-        valid = layer_input(call)[1]
-        seen = layer_activity(call, module)
-    for local, activity in seen.items():
-        bias = getattr(module, local.replace("weight", "bias"), None)
-        yield local, product(activity, getattr(module, local), bias), valid
-
-
-def _activity_bytes(use: Use, output: Tensor) -> int:
-    """What the activity of a use takes at most."""
-    rows = prod(use.rows)
-    columns = 1 if use.weight is None else use.weight.numel() // (use.units * use.groups)
-    if use.entries is not None:  # over the entries that occur
-        columns = min(columns, rows)
-    return use.groups * rows * columns * output.element_size()
-
-
-def _gone() -> Tensor:
-    raise RuntimeError("activity is not kept in this pass")
-
-
-def _has_copies(tensor: Tensor | None) -> bool:
-    """Whether a tensor is expanded: the same all along an axis."""
-    return tensor is not None and any(
-        size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)
-    )
-
-
-def _is_pending(record: Record) -> bool:
-    return any(o is not None and o.pending for o in (record.weight, record.bias))
-
-
-@lru_cache
-def _opened(func: Function) -> Function:
-    """An operation written in Python, without its own check for modes that watch."""
-    assert isinstance(func, types.FunctionType)
-    scope = {**func.__globals__, "has_torch_function": lambda *_: False}
-    opened = types.FunctionType(
-        func.__code__, scope, func.__name__, func.__defaults__, func.__closure__
-    )
-    opened.__kwdefaults__ = func.__kwdefaults__
-    return opened
-
-
-class Injector(Watch):
-    """Adds perturbations to the outputs of weight sites while it is entered."""
-
-    def __init__(self, sites: Mapping[Tap, Callable[[], Tensor]]) -> None:
-        """Keep what to add where.
-
-        Args:
-            sites: Makes what to add, (B, T, q), by the tap.
-        """
-        super().__init__()
-        self._added: dict[int, list[tuple[Tap, int, Callable[[], Tensor]]]] = {}
-        for tap, make in sites.items():
-            for i, call in enumerate(tap.calls):
-                self._added.setdefault(call, []).append((tap, i, make))
-
-    def see(self, func: Function, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
-        """Call an operation and change what it returns."""
-        output = func(*args, **kwargs)
-        if name not in READERS or number not in self._added:
-            return output
-        added: dict[int, Tensor] = {}
-        with torch._C.DisableTorchFunction():
-            for tap, i, make in self._added[number]:
-                assert isinstance(tap.place, int)
-                u = tap.write(make(), i)
-                added[tap.place] = added[tap.place] + u if tap.place in added else u
-        return perturbed(name, args, kwargs, output, added)

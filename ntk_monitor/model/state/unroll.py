@@ -20,7 +20,8 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import PackedSequence
 
 from ntk_monitor.model.state.calls import Call, Recurrent
-from ntk_monitor.model.state.sources import recurrent_source, unpack
+from ntk_monitor.model.state.finding import recurrent_source
+from ntk_monitor.model.state.sources import unpack
 
 Hidden = tuple[Tensor, Tensor]
 """Hidden state and, for an LSTM, cell state (elsewhere unused)."""

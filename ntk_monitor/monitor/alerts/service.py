@@ -16,14 +16,9 @@ from ntk_monitor.monitor.alerts.reasons import (
     stall_message,
     unpredictable_message,
 )
-from ntk_monitor.monitor.alerts.rule import (
-    FEWEST_PROBES,
-    ModeState,
-    ModeWatch,
-    Reading,
-    StallRule,
-    StallWatch,
-)
+from ntk_monitor.monitor.alerts.rule import ModeState, ModeWatch, Reading, StallRule
+from ntk_monitor.monitor.alerts.trends import FEWEST_PROBES
+from ntk_monitor.monitor.alerts.watch import StallWatch
 from ntk_monitor.monitor.base import BaseMonitor
 from ntk_monitor.monitor.failures import reading_state, say
 from ntk_monitor.monitor.host import Host

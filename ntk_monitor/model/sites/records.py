@@ -1,0 +1,164 @@
+"""Records of the operations in which weights multiply activity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ntk_monitor.model.sites.operations.use import Use, product
+from ntk_monitor.model.state.calls import RECURRENT, Call
+from ntk_monitor.model.state.finding import recurrent_source
+from ntk_monitor.model.state.row_labels import Labels, change_all
+from ntk_monitor.model.state.sources import read_rows
+from ntk_monitor.model.state.unroll import layer_activity, layer_input
+
+REGISTERED = -1
+"""Stands for the number of an operation where a registered layer told of the use."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which parameters a tensor holds or is computed from.
+
+    Attributes:
+        names: Their names; none for a constant.
+        derived: Whether it is computed from them, rather than one of them or a view.
+        pending: Uses on a constant (an initial state of zeros, the positions in a sequence) that
+            led to it. They count unless what came out serves as a weight itself.
+        scale: What it is multiplied with, as far as that is a number.
+        is_scaled: Whether it is one of them, or a view, but for that.
+    """
+
+    names: tuple[str, ...] = ()
+    derived: bool = False
+    pending: tuple[Record, ...] = ()
+    scale: float = 1.0
+    is_scaled: bool = False
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether it is computed from them by more than a number that multiplies it."""
+        return self.derived and not self.is_scaled
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where the outputs of a weight site are in a forward pass.
+
+    Attributes:
+        calls: Which of the operations that can have one, by number, one for each time step if
+            there are several; or which call of a recurrent layer.
+        place: Which of the operation's weights, or the local name of the layer's.
+        path: The recurrent layer; None for an operation.
+        write: From what is added to the weight's outputs, (B, T, q), or (B, q) at each of several
+            steps, to what is added to the operation's output.
+        group: Which of the weight's groups.
+    """
+
+    calls: tuple[int, ...]
+    place: int | str
+    path: str | None
+    write: Callable[[Tensor, int], Tensor] = field(compare=False)
+    group: int = 0
+
+
+@dataclass(frozen=True)
+class Record:
+    """One use of a studied weight in a forward pass.
+
+    Attributes:
+        use: The use.
+        weight: Where the weight comes from; None if it is not studied.
+        bias: Likewise.
+        key: Names the use in a pass: of an operation its number, and which of the uses read there;
+            of a layer its path, which of its calls, and the place.
+        output: The operation's output; None where its tensors are not kept.
+        nodes: What the operation returned, in the graph of the pass: where the state comes from.
+        label: Names the operation and the part of the weight, the same at every time step.
+        call: The number of the operation, or of the layer's call, or `REGISTERED`.
+        path: The recurrent layer, if it is one.
+        local: The weight's local name there.
+        valid: For packed sequences, which steps there are, (B, T).
+    """
+
+    use: Use
+    weight: Origin | None
+    bias: Origin | None
+    key: tuple[Any, ...]
+    output: Tensor | None
+    nodes: tuple[Any, ...]
+    label: tuple[Any, ...]
+    call: int
+    path: str | None = None
+    local: str | None = None
+    valid: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """How many numbers the weight and the bias hold."""
+        tensors = (self.use.weight, self.use.bias)
+        return sum(t.numel() for t in tensors if t is not None)
+
+
+def rows_of(call: Call, labels: Labels) -> Labels:
+    """The rows of a recurrent layer, (B, T), trial by trial and step by step.
+
+    Args:
+        call: Its call.
+        labels: Of what it returned.
+
+    Returns:
+        Their numbers, of shape ``(B T,)``.
+    """
+    source, output = recurrent_source(call), call.output[0]
+    return change_all(labels, lambda x: read_rows(source, output, x)[..., 0].flatten())
+
+
+def layer_uses(call: Call) -> Iterator[tuple[str, Use, Tensor | None]]:
+    """The uses of weights in one call of a recurrent layer.
+
+    Args:
+        call: The call.
+
+    Yields:
+        The weight's local name, the use, and which steps there are, for packed sequences.
+    """
+    module = call.module
+    assert isinstance(module, RECURRENT)
+    with torch.no_grad():
+        valid = layer_input(call)[1]
+        seen = layer_activity(call, module)
+    for local, activity in seen.items():
+        bias = getattr(module, local.replace("weight", "bias"), None)
+        yield local, product(activity, getattr(module, local), bias), valid
+
+
+def activity_bytes(use: Use, output: Tensor) -> int:
+    """What the activity of a use takes at most."""
+    rows = prod(use.rows)
+    columns = 1 if use.weight is None else use.weight.numel() // (use.units * use.groups)
+    if use.entries is not None:  # over the entries that occur
+        columns = min(columns, rows)
+    return use.groups * rows * columns * output.element_size()
+
+
+def no_tensor() -> Tensor:
+    """Refuse to read activity in a pass that does not keep it; raises a RuntimeError."""
+    raise RuntimeError("activity is not kept in this pass")
+
+
+def has_copies(tensor: Tensor | None) -> bool:
+    """Whether a tensor is expanded: the same all along an axis."""
+    return tensor is not None and any(
+        size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+
+
+def is_pending(record: Record) -> bool:
+    """Whether it is not yet known which parameters act in an operation."""
+    return any(o is not None and o.pending for o in (record.weight, record.bias))
