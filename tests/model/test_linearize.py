@@ -488,7 +488,7 @@ def test_out_of_memory_halves_the_chunk(
 
 
 def test_chunks_shrink_with_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("ntk_monitor.model.discovery")
+    module = importlib.import_module("ntk_monitor.model.passes")
     monkeypatch.setattr(module, "free_memory", lambda _: 2**17)
     small = linearize(recurrent(nn.GRU), sequences(), dtype=None).jacobian
     assert small.method == "forward-ad"
