@@ -12,6 +12,7 @@ import ntk_monitor
 
 ORDER = (
     "checks",
+    "keywords",
     "uncertainty",
     "ranks",
     "operators",
@@ -22,6 +23,7 @@ ORDER = (
     "snapshot",
     "targets",
     "descent",
+    "probing",
     "probe",
     "metrics",
     "views",
@@ -44,6 +46,7 @@ ROOMS = {
         "sites",
         "step",
         "derivatives",
+        "passes",
         "discovery",
         "second_pass",
         "linearization",
@@ -59,6 +62,7 @@ ROOMS = {
         "score",
         "probe_batch",
         "tracked_state",
+        "settings",
         "measurement",
         "reporting",
         "base",

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::ntk_monitor.monitor.StallWarning",
 )
 PROBES = 200
-probe_module: Any = sys.modules["ntk_monitor.probe"]
+probe_module: Any = sys.modules["ntk_monitor.probing.kernel"]
 METHODS = ("finite-difference", "in-place", "forward-ad", "double-backward", "exact")
 
 

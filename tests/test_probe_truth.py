@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ntk_monitor import Snapshot, linearize, probe
 from ntk_monitor.models import GRURegression
-from ntk_monitor.probe import PULLS
+from ntk_monitor.probing.kernel import PULLS
 from ntk_monitor.tasks import memory_pro_trials
 
 SEEDS = 40

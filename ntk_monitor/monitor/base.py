@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Unpack, get_args
 
-import torch
 from torch import nn
 from torchmetrics import MetricCollection
 
-from ntk_monitor.checks import imported, require, suggesting
+from ntk_monitor.checks import imported, require
 from ntk_monitor.descent import Ahead
-from ntk_monitor.model.batch.reading import ForwardFn, MaskFn, TargetFn
+from ntk_monitor.keywords import with_keywords
 from ntk_monitor.model.isolation.quiet import random_states
-from ntk_monitor.model.parameters.selection import NothingTrainedError, ParameterFilter
+from ntk_monitor.model.parameters.selection import NothingTrainedError
 from ntk_monitor.model.parameters.unwrapping import plain_name
-from ntk_monitor.model.step import LossFn, SkippedBatchError
+from ntk_monitor.model.step import SkippedBatchError
 from ntk_monitor.monitor.failures import Failures, OnError, reading_state
 from ntk_monitor.monitor.host import Host
 from ntk_monitor.monitor.measurement import measure
@@ -24,6 +23,7 @@ from ntk_monitor.monitor.reporting.publisher import Publisher
 from ntk_monitor.monitor.reporting.reporter import Reporter
 from ntk_monitor.monitor.schedule import CHEAP, NONE, Schedule, require_plan
 from ntk_monitor.monitor.score import Score
+from ntk_monitor.monitor.settings import MonitorKeywords, PlanSettings, separated
 from ntk_monitor.monitor.tracked_state import (
     NamedStates,
     TrackedState,
@@ -31,7 +31,8 @@ from ntk_monitor.monitor.tracked_state import (
     named_states,
     paths_of,
 )
-from ntk_monitor.probe import Probe, Tier
+from ntk_monitor.probe import Probe
+from ntk_monitor.probing.settings import ProbeSettings, Tier
 from ntk_monitor.snapshot import Snapshot
 
 STATE_VERSION = 2
@@ -53,7 +54,7 @@ class BaseMonitor:
     maker: ClassVar[str] = "(trainer, module) -> batch"
     """What a function that makes the probe batch takes."""
 
-    @suggesting
+    @with_keywords(PlanSettings, ProbeSettings, dtype="float32")
     def __init__(
         self,
         every_n_steps: int | None = None,
@@ -62,26 +63,8 @@ class BaseMonitor:
         on_error: OnError = "warn",
         figures: bool = True,
         *,
-        max_overhead_seconds: float = 10.0,
-        plan: Literal["steps", "log", "epochs"] | list[int] = "steps",
-        redraw_every_n_epochs: int | None = None,
         state: NamedStates = "auto",
-        parameters: ParameterFilter = None,
-        forward_fn: ForwardFn | None = None,
-        target_fn: TargetFn | None = None,
-        loss_fn: LossFn | None = None,
-        mask_fn: MaskFn | None = None,
-        modes: int = 3,
-        learning_rate: float | None = None,
-        tolerance: float = 0.05,
-        max_products: int = 96,
-        tier: Tier = "kernel",
-        method: str = "auto",
-        dtype: str | torch.dtype | None = "float32",
-        chunk_size: int | None = None,
-        time_limit: float | None = 120.0,
-        max_memory: int | None = None,
-        seed: int = 0,
+        **settings: Unpack[MonitorKeywords],
     ) -> None:
         """Check and keep the settings; one that is out of its range raises a ValueError.
 
@@ -98,80 +81,40 @@ class BaseMonitor:
                 failures in a row, stop probing), ``"disable"`` probing at the first failure, or
                 ``"raise"``. Likewise for each logger.
             figures: Draw figures for loggers that take them.
-            max_overhead_seconds: Seconds that may be spent where that share is less; 0 for the
-                share alone.
-            plan: When to probe: ``"steps"``, every ``every_n_steps``; ``"log"``, twice per doubling
-                of the step; ``"epochs"``, at the start of each; or a list of steps.
-            redraw_every_n_epochs: Draw new random tangents every so many epochs. With fixed ones
-                (None) successive probes share their sampling error, which hides nothing of a
-                trend; the jump at a redraw shows how uncertain the level is.
-            state: See `probe`, as for all that follow. Several states by name,
+            state: Of one state, as in `probe`. Several states by name,
                 ``{"encoder": "encoder.rnn", "decoder": "decoder.rnn"}``, are measured one after the
                 other, each under tags that begin with its name; alerts look at the first.
-            parameters: Which parameters to study.
-            forward_fn: How to call the module on a batch, to probe the forward pass in place of the
-                training step.
-            target_fn: How to read the target off a batch, likewise.
-            loss_fn: ``(module, batch) -> loss``, what training minimises, where it is not found.
-            mask_fn: How to read off a batch what is padding.
-            modes: How many target modes to follow.
-            learning_rate: For steps to learn; read off the first optimizer if left out.
-            tolerance: Wanted relative standard error.
-            max_products: Most products a probe may spend.
-            tier: How far a probe goes; figures need all of it.
-            method: How products are computed.
-            dtype: Arithmetic of the probe.
-            chunk_size: Tangents carried at once.
-            time_limit: Seconds that a probe may take: it then makes do with the samples it has, or
-                fails. A call of a logger that takes longer is the last one of that logger.
-            max_memory: Bytes that activations kept to find the weight sites may take, and then
-                again the samples; by default half of the free memory.
-            seed: Names the random tangents.
+            **settings: Those of `PlanSettings` and `ProbeSettings`.
         """
-        require_plan(every_n_steps, max_overhead, max_overhead_seconds, plan)
+        planned, measured = separated(settings)
+        seconds, draws = planned.max_overhead_seconds, planned.redraw_every_n_epochs
+        require_plan(every_n_steps, max_overhead, seconds, planned.plan)
         probe_batch = imported(probe_batch)
         known = not isinstance(probe_batch, str) or probe_batch in self.batches
-        own = ", ".join(map(repr, self.batches))
-        choices = f"{own}, a batch, or a function {self.maker} (in YAML its import path)"
+        names = ", ".join(map(repr, self.batches))
+        choices = f"{names}, a batch, or a function {self.maker} (in YAML its import path)"
         require(known, "probe_batch", choices, probe_batch)
-        draws = redraw_every_n_epochs is None or redraw_every_n_epochs >= 1
-        require(draws, "redraw_every_n_epochs", "at least 1, or None", redraw_every_n_epochs)
-        ways = get_args(OnError)
-        require(on_error in ways, "on_error", "'warn', 'raise' or 'disable'", on_error)
-        settings: dict[str, Any] = {
-            "parameters": parameters,
-            "forward_fn": forward_fn,
-            "target_fn": target_fn,
-            "loss_fn": loss_fn,
-            "mask_fn": mask_fn,
-            "modes": modes,
-            "learning_rate": learning_rate,
-            "tolerance": tolerance,
-            "max_products": max_products,
-            "tier": tier,
-            "method": method,
-            "dtype": dtype,
-            "chunk_size": chunk_size,
-            "time_limit": time_limit,
-            "max_memory": max_memory,
-            "seed": seed,
-        }
+        good = draws is None or draws >= 1
+        require(good, "redraw_every_n_epochs", "at least 1, or None", draws)
+        require(on_error in get_args(OnError), "on_error", "'warn', 'raise' or 'disable'", on_error)
+        paths = named_states(state)
+        probes = {name: Probe(state=path, **measured) for name, path in paths.items()}
         self.states = [
-            TrackedState(name, Probe(state=path, **settings), metrics_by_tag(modes, tier))
-            for name, path in named_states(state).items()
+            TrackedState(name, probe, metrics_by_tag(probe.modes, probe.tier))
+            for name, probe in probes.items()
         ]
         self.schedule = Schedule(
             every_n_steps,
             max_overhead,
-            plan,
-            max_overhead_seconds=max_overhead_seconds,
-            two_kinds=tier == "kernel",
+            planned.plan,
+            max_overhead_seconds=seconds,
+            two_kinds=self.probe.tier == "kernel",
         )
-        self.redraw_every_n_epochs = redraw_every_n_epochs
+        self.redraw_every_n_epochs = draws
         self.kept = ProbeBatch(probe_batch)
         self.on_error = on_error
         self.figures = figures
-        self.time_limit = time_limit
+        self.time_limit = self.probe.time_limit
         self._wanted_state = state
         self._begin()
 

@@ -52,6 +52,7 @@ linearize_module = sys.modules["ntk_monitor.model.linearize"]
 discovery_module = sys.modules["ntk_monitor.model.discovery"]
 passes_module = sys.modules["ntk_monitor.model.passes"]
 probe_module = sys.modules["ntk_monitor.probe"]
+kernel_module = sys.modules["ntk_monitor.probing.kernel"]
 
 
 class Listener(Callback):
@@ -92,7 +93,7 @@ STAGES: dict[str, Patch] = {
     "target": (probe_module, "pull_back"),
     "tangent product": (Derivative, "_products"),
     "adjoint product": (ParameterJacobian, "pulls_apart"),
-    "sampling": (probe_module, "sample_kernel"),
+    "sampling": (kernel_module, "sample_kernel"),
     "snapshot": (Probe, "_snapshot"),
     "introduction": (publisher_module, "introduction"),
     "metrics": (TrackedState, "scalars"),

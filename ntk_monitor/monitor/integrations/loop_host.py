@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ntk_monitor.checks import require
 from ntk_monitor.descent import Clipping, Scheduled, plain_optimizer
+from ntk_monitor.keywords import with_keywords
 from ntk_monitor.model.parameters.sharding import of_batches
 from ntk_monitor.model.parameters.unwrapping import plain_module
 from ntk_monitor.monitor.alerts.service import StallDetector
 from ntk_monitor.monitor.base import BaseMonitor
 from ntk_monitor.monitor.host import Host, world
 from ntk_monitor.monitor.reporting.user_loggers import folder_of
+from ntk_monitor.monitor.settings import LoopKeywords
 from ntk_monitor.ranks import Ranks
 from ntk_monitor.snapshot import Snapshot
 
@@ -38,23 +40,26 @@ class LoopMonitor(BaseMonitor):
     batches: ClassVar[tuple[str, ...]] = ("train",)
     maker: ClassVar[str] = "module -> batch"
 
+    @with_keywords(BaseMonitor.__init__)
     def __init__(
         self,
         every_n_steps: int | None = None,
         *,
         alert: StallDetector | None = None,
         on_probe: OnProbe | None = None,
-        **settings: Any,  # noqa: ANN401
+        **settings: Unpack[LoopKeywords],
     ) -> None:
         """Check and keep the settings; one that is out of its range raises a ValueError.
+
+        A function for ``probe_batch`` is one of the module alone here, ``module -> batch``, and
+        ``"train"`` is the only batch by name.
 
         Args:
             every_n_steps: Optimizer steps from probe to probe; by default 60 probes are spread over
                 the training, if its end is known, or else there is one every 100 steps.
             alert: A `StallAlert`, to be told when a part of the target is out of reach.
             on_probe: Called with each snapshot and its step.
-            **settings: Those of `NTKMonitor`; ``probe_batch`` is ``"train"``, the first batch that
-                comes, a batch, or a function ``module -> batch``.
+            **settings: Those of `NTKMonitor`.
         """
         super().__init__(every_n_steps, **settings)
         known = alert is None or isinstance(alert, StallDetector)

@@ -7,19 +7,22 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 from torch.utils.tensorboard import SummaryWriter
 
+from ntk_monitor.keywords import with_keywords
 from ntk_monitor.model.isolation.quiet import random_states
 from ntk_monitor.model.step.standins import nothing
 from ntk_monitor.monitor.alerts.service import StallDetector
+from ntk_monitor.monitor.base import BaseMonitor
 from ntk_monitor.monitor.host import require_known
 from ntk_monitor.monitor.integrations.loop_host import LoopHost, LoopMonitor, OnProbe
 from ntk_monitor.monitor.reporting.user_loggers import SummaryWriterLogger, loggers_of
+from ntk_monitor.monitor.settings import LoopKeywords
 
 try:
     import accelerate  # noqa: F401 (the Trainer needs it)
@@ -53,6 +56,7 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
 
     who: ClassVar[str] = "NTKTrainerCallback"
 
+    @with_keywords(BaseMonitor.__init__)
     def __init__(
         self,
         every_n_steps: int | None = None,
@@ -61,9 +65,12 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
         on_probe: OnProbe | None = None,
         log_dir: str | os.PathLike[str] | None = None,
         logger: Any = None,  # noqa: ANN401
-        **settings: Any,  # noqa: ANN401
+        **settings: Unpack[LoopKeywords],
     ) -> None:
         """Check and keep the settings; one that is out of its range raises a ValueError.
+
+        A function for ``probe_batch`` is one of the module alone here, ``module -> batch``, and
+        ``"train"`` is the only batch by name.
 
         Args:
             every_n_steps: Optimizer steps from probe to probe; by default 60 probes are spread over
@@ -75,8 +82,7 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
             logger: In place of event files: a ``SummaryWriter``, the Trainer's own
                 ``TensorBoardCallback`` (to be listed before this one), a logger of Lightning, or a
                 list of these.
-            **settings: Those of `NTKMonitor`; ``probe_batch`` is ``"train"``, the first batch of
-                the training, a batch, or a function ``module -> batch``.
+            **settings: Those of `NTKMonitor`.
         """
         super().__init__(every_n_steps, alert=alert, on_probe=on_probe, **settings)
         self.log_dir = log_dir
