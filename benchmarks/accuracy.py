@@ -18,7 +18,7 @@ from results import save
 from workloads import ACCURACY, Workload
 
 from ntk_monitor import Snapshot, probe
-from ntk_monitor.estimators import adaptive
+from ntk_monitor.estimators.kernel import adaptive
 from ntk_monitor.model.derivatives import trial_gradients
 
 METRICS = (

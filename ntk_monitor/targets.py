@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.estimators import CoreGram, Estimate
-from ntk_monitor.estimators.tall import tall_svd
+from ntk_monitor.estimators.kernel.tsqr import tall_svd
 from ntk_monitor.model import Linearization
 from ntk_monitor.model.linearization import squared_norm
 from ntk_monitor.model.step import Comparison

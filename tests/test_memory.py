@@ -11,7 +11,7 @@ from monitor.helpers import fit
 from torch import Tensor, nn
 
 from ntk_monitor import NTKMonitor, Snapshot, probe
-from ntk_monitor.estimators.sketch import TangentSketch
+from ntk_monitor.estimators.kernel.tangent_sketch import TangentSketch
 from ntk_monitor.model.isolation.memory import free_memory
 from ntk_monitor.probe import Probe
 

@@ -10,14 +10,16 @@ cosines, ranks and leading eigenpairs; each counts its budget in products, draws
 generator and returns an `Estimate`.
 """
 
-from ntk_monitor.estimators.adaptive import Measured, sample_kernel
-from ntk_monitor.estimators.core import Activities, CoreGram
 from ntk_monitor.estimators.effective_ranks import correction_rank, effective_rank
-from ntk_monitor.estimators.exact import ExactKernel
 from ntk_monitor.estimators.formulas import cosine, participation_ratio
 from ntk_monitor.estimators.hutchinson import hutch_plus_plus, hutchinson
+from ntk_monitor.estimators.kernel.adaptive import Measured, sample_kernel
+from ntk_monitor.estimators.kernel.core import Activities, CoreGram
+from ntk_monitor.estimators.kernel.exact import ExactKernel
+from ntk_monitor.estimators.kernel.statistics import KernelStatistics
+from ntk_monitor.estimators.kernel.tangent_sketch import TangentSketch
+from ntk_monitor.estimators.kernel.tangents import draw_tangents
 from ntk_monitor.estimators.norms import frobenius_norm, inner_product, operator_cosine
-from ntk_monitor.estimators.sketch import TangentSketch
 from ntk_monitor.estimators.spectrum import (
     CumulativeVariance,
     Eigenpairs,
@@ -25,8 +27,6 @@ from ntk_monitor.estimators.spectrum import (
     leading_eigenpairs,
     operator_norm,
 )
-from ntk_monitor.estimators.statistics import KernelStatistics
-from ntk_monitor.estimators.tangents import draw_tangents
 from ntk_monitor.estimators.xtrace import xnystrace, xtrace
 from ntk_monitor.uncertainty import Estimate
 

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ntk_monitor.estimators.adaptive import ROUND
-from ntk_monitor.estimators.core import CoreGram
-from ntk_monitor.estimators.sampling import JacobianSampler
+from ntk_monitor.estimators.kernel.adaptive import ROUND
+from ntk_monitor.estimators.kernel.core import CoreGram
+from ntk_monitor.estimators.kernel.sampling import JacobianSampler
 from ntk_monitor.model.batch.structure import main_output
 from ntk_monitor.model.derivatives.derivative import Derivative, differentiate
 from ntk_monitor.model.derivatives.forward_map import ForwardMap

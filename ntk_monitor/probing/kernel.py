@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ntk_monitor.estimators import CoreGram, ExactKernel, Measured, sample_kernel
 from ntk_monitor.estimators.formulas import relative_gap
-from ntk_monitor.estimators.sampling import JacobianSampler
+from ntk_monitor.estimators.kernel.sampling import JacobianSampler
 from ntk_monitor.model import Linearization
 from ntk_monitor.model.derivatives.derivative import Derivative
 from ntk_monitor.model.derivatives.products import IN_PLACE, ProductMethod

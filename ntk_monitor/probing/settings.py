@@ -8,7 +8,7 @@ from typing import Literal, TypedDict, get_args
 import torch
 
 from ntk_monitor.checks import imported, require
-from ntk_monitor.estimators.sketch import MIN_SAMPLES
+from ntk_monitor.estimators.kernel.tangent_sketch import MIN_SAMPLES
 from ntk_monitor.model.batch.reading import ForwardFn, MaskFn, TargetFn
 from ntk_monitor.model.derivatives.products import METHODS
 from ntk_monitor.model.parameters.selection import ParameterFilter

@@ -8,7 +8,7 @@ import torch
 from operator_suite import random
 from torch import Tensor
 
-import ntk_monitor.estimators.sketch as sketch_module
+import ntk_monitor.estimators.kernel.tangent_sketch as sketch_module
 from ntk_monitor.estimators import (
     CoreGram,
     Estimate,
@@ -16,9 +16,8 @@ from ntk_monitor.estimators import (
     TangentSketch,
     draw_tangents,
 )
-from ntk_monitor.estimators import rows as rows_module
-from ntk_monitor.estimators.pairs import PairMoments, Views
-from ntk_monitor.estimators.rows import (
+from ntk_monitor.estimators.kernel import row_sketch as rows_module
+from ntk_monitor.estimators.kernel.row_sketch import (
     COPIES,
     LEADING_ROWS,
     SKETCHED_ROWS,
@@ -26,6 +25,7 @@ from ntk_monitor.estimators.rows import (
     Rows,
     choose_rows,
 )
+from ntk_monitor.estimators.pairs import PairMoments, Views
 from ntk_monitor.estimators.subspace import starting_block, subspace_iteration
 from ntk_monitor.uncertainty import (
     jackknife,

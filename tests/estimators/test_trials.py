@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ntk_monitor.estimators.trials import Gradients, Products, SpatialMoments, TrialMoments
+from ntk_monitor.estimators.kernel.trials import Gradients, Products, SpatialMoments, TrialMoments
 from ntk_monitor.uncertainty import (
     Estimate,
     additive_deletes,

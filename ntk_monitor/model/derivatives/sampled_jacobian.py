@@ -18,7 +18,7 @@ class SampledJacobian:
 
     Every process draws the same tangents, of sharded parameters its own part, and computes its own
     rows of their images; what is pulled back is the sum over processes. Directions are a tensor for
-    each parameter. An `ntk_monitor.estimators.sampling.JacobianSampler`.
+    each parameter. An `ntk_monitor.estimators.kernel.sampling.JacobianSampler`.
 
     Attributes:
         shape_out: ``(B, T, n)`` of this process's rows.

@@ -18,8 +18,8 @@ from weakref import proxy
 import torch
 from torch import Tensor
 
+from ntk_monitor.estimators.kernel.tangents import Drawing, Tangent
 from ntk_monitor.estimators.pairs import inner_products
-from ntk_monitor.estimators.tangents import Drawing, Tangent
 from ntk_monitor.model.derivatives.differences import SMALLEST_POINT, Differences
 from ntk_monitor.model.derivatives.forward_map import ForwardMap
 from ntk_monitor.model.derivatives.intervention import Intervention
@@ -155,7 +155,7 @@ class SiteSampler:
 
     Samples have the law of those with a Gaussian tangent for each parameter. Products are finite
     differences of passes in which something is added to the sites' results; adjoint ones go
-    backward as far as these. An `ntk_monitor.estimators.sampling.JacobianSampler`.
+    backward as far as these. An `ntk_monitor.estimators.kernel.sampling.JacobianSampler`.
 
     Attributes:
         shape_out: ``(B, T, n)``.

@@ -20,9 +20,9 @@ from weakref import proxy
 import torch
 from torch import Tensor
 
-from ntk_monitor.estimators.core import CoreGram
-from ntk_monitor.estimators.tangents import Drawing, Tangent, draw_tangents
-from ntk_monitor.estimators.trials import Gradients, Products
+from ntk_monitor.estimators.kernel.core import CoreGram
+from ntk_monitor.estimators.kernel.tangents import Drawing, Tangent, draw_tangents
+from ntk_monitor.estimators.kernel.trials import Gradients, Products
 from ntk_monitor.model.derivatives.derivative import Derivative
 from ntk_monitor.model.derivatives.differences import SMALLEST_POINT, Differences
 from ntk_monitor.model.derivatives.forward_map import ForwardMap
@@ -108,7 +108,7 @@ def trial_sites(
 
 
 class TrialGradients:
-    """``J`` by groups of trials; an `ntk_monitor.estimators.trials.TrialFactor`.
+    """``J`` by groups of trials; an `ntk_monitor.estimators.kernel.trials.TrialFactor`.
 
     Attributes:
         groups: How many groups of trials there are.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ntk_monitor.estimators.tangents import OTHER_BLOCK, Drawing, Tangent
+from ntk_monitor.estimators.kernel.tangents import OTHER_BLOCK, Drawing, Tangent
 from ntk_monitor.model.parameters.sharding import Place, Sharding, place_of
 
 PIECE = 2**16

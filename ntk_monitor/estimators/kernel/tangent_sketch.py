@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from ntk_monitor.estimators.core import CoreGram
+from ntk_monitor.estimators.kernel.core import CoreGram
+from ntk_monitor.estimators.kernel.row_sketch import Room, Rows, choose_rows
+from ntk_monitor.estimators.kernel.statistics import KernelStatistics
+from ntk_monitor.estimators.kernel.tsqr import tall_svd
 from ntk_monitor.estimators.pairs import PairMoments
-from ntk_monitor.estimators.rows import Room, Rows, choose_rows
-from ntk_monitor.estimators.statistics import KernelStatistics
 from ntk_monitor.estimators.subspace import starting_block, subspace_iteration
-from ntk_monitor.estimators.tall import tall_svd
 from ntk_monitor.uncertainty import (
     Estimate,
     mean_and_deletes,

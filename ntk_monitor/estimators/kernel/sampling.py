@@ -9,12 +9,12 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ntk_monitor.estimators.core import CoreGram
 from ntk_monitor.estimators.formulas import at_least_float32, relative_gap
+from ntk_monitor.estimators.kernel.core import CoreGram
+from ntk_monitor.estimators.kernel.row_sketch import Room
+from ntk_monitor.estimators.kernel.tangent_sketch import MIN_SAMPLES, TangentSketch
+from ntk_monitor.estimators.kernel.tangents import draw_tangents
 from ntk_monitor.estimators.pairs import inner_products
-from ntk_monitor.estimators.rows import Room
-from ntk_monitor.estimators.sketch import MIN_SAMPLES, TangentSketch
-from ntk_monitor.estimators.tangents import draw_tangents
 
 AGAIN = 4
 """How many products one may take, with those that are done again for it; as many must be left for

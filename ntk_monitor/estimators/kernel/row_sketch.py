@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ntk_monitor.estimators.kernel.tsqr import tall_qr
 from ntk_monitor.estimators.pairs import squared_norms
-from ntk_monitor.estimators.tall import tall_qr
 from ntk_monitor.ranks import ALONE, Ranks
 
 LEADING_ROWS = (48, 128)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ntk_monitor.estimators.core import CoreGram
-from ntk_monitor.estimators.sampling import JacobianSampler, Sampling, X
-from ntk_monitor.estimators.sketch import MIN_SAMPLES, TangentSketch
-from ntk_monitor.estimators.statistics import KernelStatistics
-from ntk_monitor.estimators.trials import SpatialMoments, TrialFactor, TrialMoments
+from ntk_monitor.estimators.kernel.core import CoreGram
+from ntk_monitor.estimators.kernel.sampling import JacobianSampler, Sampling, X
+from ntk_monitor.estimators.kernel.statistics import KernelStatistics
+from ntk_monitor.estimators.kernel.tangent_sketch import MIN_SAMPLES, TangentSketch
+from ntk_monitor.estimators.kernel.trials import SpatialMoments, TrialFactor, TrialMoments
 from ntk_monitor.uncertainty import jackknifed
 
 PILOT, TOP_UP = 12, 4

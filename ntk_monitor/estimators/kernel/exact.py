@@ -8,8 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ntk_monitor.estimators.core import CoreGram
-from ntk_monitor.estimators.statistics import KernelStatistics
+from ntk_monitor.estimators.kernel.core import CoreGram
+from ntk_monitor.estimators.kernel.statistics import KernelStatistics
 from ntk_monitor.estimators.subspace import fix_signs
 from ntk_monitor.uncertainty import Estimate
 

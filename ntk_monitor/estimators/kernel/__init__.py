@@ -1,0 +1,1 @@
+"""The engine that measures a kernel: samples, deflation, trials, and the core beside them."""
