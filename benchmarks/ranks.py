@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ntk_monitor.probe import Probe
-from ntk_monitor.ranks import ALONE, Ranks
+from ntk_monitor.processes import ALONE, Processes
 
 PORT = "29533"
 
@@ -58,7 +58,7 @@ def work(repeats: int, cases: list[str]) -> None:
     """What each process does: probes with all, and the first one alone, in turn."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    together = Ranks(dist.group.WORLD)
+    together = Processes(dist.group.WORLD)
     for name in cases:
         make, shape = CASES[name]
         torch.manual_seed(0)
@@ -69,7 +69,7 @@ def work(repeats: int, cases: list[str]) -> None:
         times: dict[str, list[float]] = {"one": [], "all": []}
         busy: dict[str, list[float]] = {"one": [], "all": []}
         for repeat in range(repeats + 1):
-            for kind, ranks, batch in (
+            for kind, processes, batch in (
                 ("all", together, (x[share], y[share])),
                 ("one", ALONE, (x, y)),
             ):
@@ -78,7 +78,7 @@ def work(repeats: int, cases: list[str]) -> None:
                     continue
                 probe = Probe(method="finite-difference", max_products=64, tolerance=0.03)
                 started, worked = time.perf_counter(), time.process_time()
-                snapshot = probe(module, batch, ranks=ranks)
+                snapshot = probe(module, batch, processes=processes)
                 if repeat:
                     times[kind].append(time.perf_counter() - started)
                     busy[kind].append(time.process_time() - worked)

@@ -26,7 +26,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from ntk_monitor import linearize
 from ntk_monitor.estimators import Activities, CoreGram
 from ntk_monitor.probe import Probe
-from ntk_monitor.ranks import Ranks
+from ntk_monitor.processes import Processes
 
 SIZES = {  # layers, width, heads, vocabulary
     "0.9 M": (2, 128, 4, 4000),
@@ -179,17 +179,17 @@ def wire(size: str, trials: int, steps: int, products: int) -> None:
     """Bytes that a process gives to sums in a probe, and what the model of cost says."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    ranks = Ranks(dist.group.WORLD)
-    share = slice(ranks.index, None, ranks.size)
+    processes = Processes(dist.group.WORLD)
+    share = slice(processes.index, None, processes.size)
     batch = {name: t[share] for name, t in tokens(SIZES[size][3], trials, steps).items()}
     module = model(SIZES[size], steps)
     rows = []
     for tier in ("core", "modes", "kernel"):
-        before = ranks.given
+        before = processes.given
         probe = Probe(tier=tier, method="finite-difference", max_products=products, modes=1)
-        snapshot = probe(module, batch, ranks=ranks)
-        rows.append((tier, ranks.given - before, snapshot.products, snapshot.scheme))
-    if ranks.index == 0:
+        snapshot = probe(module, batch, processes=processes)
+        rows.append((tier, processes.given - before, snapshot.products, snapshot.scheme))
+    if processes.index == 0:
         print("p", count(module), "state", snapshot.state_shape, rows, flush=True)
     dist.barrier()
     dist.destroy_process_group()

@@ -28,7 +28,7 @@ from ntk_monitor.probing.assembly import Findings, assembled, described, idle_un
 from ntk_monitor.probing.kernel import PREFERENCE, KernelMeasurement, key_of
 from ntk_monitor.probing.settings import ProbeKeywords, ProbeSettings, Tier
 from ntk_monitor.probing.warn import warn, warn_non_finite
-from ntk_monitor.ranks import ALONE, RankError, Ranks
+from ntk_monitor.processes import ALONE, ProcessError, Processes
 from ntk_monitor.snapshot import Snapshot
 from ntk_monitor.targets import PulledMode, Target, pull_back, target_like
 
@@ -88,7 +88,7 @@ class Probe(ProbeSettings):
         seed: int | None = None,
         max_products: int | None = None,
         tier: Tier | None = None,
-        ranks: Ranks = ALONE,
+        processes: Processes = ALONE,
         noise: int | None = None,
     ) -> Snapshot:
         """Measure a module on a batch; see `probe`.
@@ -106,27 +106,27 @@ class Probe(ProbeSettings):
             seed: Takes the place of the setting for this call.
             max_products: Likewise, but never fewer than any probe needs.
             tier: Likewise, but never further than the setting.
-            ranks: The processes that make this call together, each on a batch of its own, with the
-                same settings and parameters: they measure the batch that all of these make up.
+            processes: Those that make this call together, each on a batch of its own, with the same
+                settings and parameters: they measure the batch that all of these make up.
             noise: Names what a step draws at random, the same at every probe; None for what it
                 would draw now.
 
         Returns:
             The snapshot, the same in every process. If one process fails, all do, the others with a
-            `RankError`.
+            `ProcessError`.
         """
         deadline = Deadline(self.time_limit)
         wanted: tuple[Tier, Tier] = (tier or self.tier, self.tier)
         reach = min(wanted, key=get_args(Tier).index)
         module = plain_module(module)
         with ExitStack() as stack:
-            stack.enter_context(ranks.together())
+            stack.enter_context(processes.together())
             require_tensors(module, batch)  # in one process, perhaps: the others hear of it
             stack.enter_context(quiet(module, kernels="any"))
             stack.enter_context(deadline.keep())
             if noise is not None:
                 draw_anew(noise)
-            lin, core = self._linearize(module, batch, ranks)
+            lin, core = self._linearize(module, batch, processes)
             if reach != "core":
                 lin = self._kernel.with_sites_that_agree(lin)
             targets, remarks = self._targets(lin)
@@ -142,9 +142,9 @@ class Probe(ProbeSettings):
             outputs = tuple(map(described, lin.comparisons)) if lin.loss is not None else ()
             lin = replace(lin, outputs=None, comparisons=())  # which may be larger than all else
             found = Findings(pulled, outputs, remarks, predicted, *idle_units(lin), deadline, reach)
-            finite = ranks.all(core.is_finite and bool(torch.isfinite(lin.state).all()))
+            finite = processes.all(core.is_finite and bool(torch.isfinite(lin.state).all()))
             if not finite:
-                warn_non_finite("activations", ranks)
+                warn_non_finite("activations", processes)
             if not finite or reach != "kernel" or not lin.parameters:
                 return assembled(lin, core, found, None, self.seed)
             most = self.max_products if max_products is None else max_products
@@ -165,10 +165,10 @@ class Probe(ProbeSettings):
         self,
         module: nn.Module,
         batch: Any,  # noqa: ANN401
-        ranks: Ranks,
+        processes: Processes,
     ) -> tuple[Linearization, CoreGram]:
         """The model's operators and its core; the activity behind the core is not kept."""
-        parts = Activities(ranks)
+        parts = Activities(processes)
         wanted: str | Sequence[str] = self.method
         if not is_sharded(module) and self.method in {"auto", "exact"}:
             wanted = self._kernel.order
@@ -185,7 +185,7 @@ class Probe(ProbeSettings):
             dtype=self.arithmetic,
             chunk_size=self._chunk_size,
             accuracy=max(self.tolerance, 0.01) / 5,
-            ranks=ranks,
+            processes=processes,
             max_memory=self.max_memory,
             consume=parts.add,
             copies=False,
@@ -196,7 +196,7 @@ class Probe(ProbeSettings):
             warn(
                 "the core misses weights, since no operation with them was seen: "
                 f"{', '.join(missed)}; numbers of the core are without them, all others with them",
-                ranks,
+                processes,
             )
         parts.add(lin.state.new_zeros(lin.rows, 0))
         return lin, CoreGram.of(parts)
@@ -205,10 +205,10 @@ class Probe(ProbeSettings):
         """The targets by the number of their comparison, and what cannot be one."""
         found: dict[int, Target] = {}
         remarks: list[str] = []
-        ranks = lin.ranks
+        processes = lin.processes
         for number, comparison in enumerate(lin.comparisons) if self.modes else ():
             output = lin.placed_output(comparison)
-            if not ranks.all(comparison.target is not None and output is not None):
+            if not processes.all(comparison.target is not None and output is not None):
                 continue
             assert output is not None
             try:
@@ -218,11 +218,11 @@ class Probe(ProbeSettings):
                     raise
                 whose = "batch" if comparison.head.loss is None else comparison.head.name
                 remark = f"the {whose}'s target is left aside: {error}"
-                warn(remark, ranks)
+                warn(remark, processes)
                 remarks.append(remark)
                 continue
-            if not ranks.all(bool(torch.isfinite(target.values).all())):
-                warn_non_finite("targets", ranks)
+            if not processes.all(bool(torch.isfinite(target.values).all())):
+                warn_non_finite("targets", processes)
                 continue
             found[number] = target
         return found, tuple(remarks)
@@ -256,10 +256,10 @@ class Probe(ProbeSettings):
             found = predict(lin, targets, pulled, setting)
             self._by_graph[key] = found.by_graph
             return found
-        except (RankError, TimeoutError):
+        except (ProcessError, TimeoutError):
             raise
         except Exception as error:
-            if lin.ranks.everyone.size > 1:  # the others are in the middle of it
+            if lin.processes.everyone.size > 1:  # the others are in the middle of it
                 raise
             logger.info("there is no forecast: %r", error, exc_info=True)
             told = (f"there is no forecast of this training: {error}",)

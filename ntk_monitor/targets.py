@@ -16,7 +16,7 @@ from ntk_monitor.model import Linearization
 from ntk_monitor.model.linearization import squared_norm
 from ntk_monitor.model.step import Comparison
 from ntk_monitor.model.step.losses import Kind, Link, Loss, identity
-from ntk_monitor.ranks import ALONE, Ranks
+from ntk_monitor.processes import ALONE, Processes
 from ntk_monitor.snapshot import PredictedMode, TargetMode
 
 
@@ -65,7 +65,7 @@ class Target(NamedTuple):
     reach: float
 
 
-def decompose(target: Target, modes: int, ranks: Ranks = ALONE) -> Decomposition:
+def decompose(target: Target, modes: int, processes: Processes = ALONE) -> Decomposition:
     """Leading singular triples of a target, read as a (rows x outputs) matrix.
 
     Those of classes are taken class by class: a class has the indicator of its rows less its
@@ -74,7 +74,7 @@ def decompose(target: Target, modes: int, ranks: Ranks = ALONE) -> Decomposition
     Args:
         target: The target, this process's trials of it.
         modes: How many at most; modes that are zero to rounding are left out.
-        ranks: The processes that have its trials.
+        processes: The processes that have its trials.
 
     Returns:
         The triples.
@@ -82,18 +82,18 @@ def decompose(target: Target, modes: int, ranks: Ranks = ALONE) -> Decomposition
     values = target.values
     matrix = values.flatten(0, 1).double()
     if target.classes is None:
-        U, sigma, Vh = tall_svd(matrix, ranks)
-        rows = ranks.total(len(matrix))
+        U, sigma, Vh = tall_svd(matrix, processes)
+        rows = processes.total(len(matrix))
         noise = torch.finfo(values.dtype).eps * max(rows, matrix.shape[1]) * sigma[:1]
         count = min(modes, int((sigma > noise).sum()))
         U, sigma, directions = U[:, :count], sigma[:count], Vh[:count]
     else:
-        counted = ranks.sum(target.counts.flatten(0, 1).double().sum(0))
-        sizes = ranks.sum(target.given.flatten(0, 1).double().sum(0))
+        counted = processes.sum(target.counts.flatten(0, 1).double().sum(0))
+        sizes = processes.sum(target.given.flatten(0, 1).double().sum(0))
         # Of numbers that are whole for classes, so that no rounding decides the order.
         variances, order = (sizes * (counted - sizes)).sort(descending=True, stable=True)
         order = order[: min(modes, int((variances > 0).sum()))]
-        sigma = ranks.sum(matrix[:, order].square().sum(0)).sqrt()
+        sigma = processes.sum(matrix[:, order].square().sum(0)).sqrt()
         U = matrix[:, order] / sigma
         directions = matrix.new_zeros(len(order), target.outputs)
         directions[torch.arange(len(order)), target.classes[order]] = 1
@@ -137,7 +137,7 @@ def target_like(comparison: Comparison, output: Tensor, lin: Linearization) -> T
     target = target.to(output.device, output.dtype)
     columns = output.shape[2] if classes is None else len(classes)
     placed = lin.in_rows(target, comparison) if target.ndim > 1 else target
-    if not lin.ranks.all(placed.shape == (*output.shape[:2], columns)):
+    if not lin.processes.all(placed.shape == (*output.shape[:2], columns)):
         raise ValueError(
             f"the target must have the shape of the outputs, {tuple(output.shape)} as (B, T, o), "
             f"or hold class indices for it; got {tuple(given.shape)} of {given.dtype}: pass "
@@ -153,9 +153,9 @@ def target_like(comparison: Comparison, output: Tensor, lin: Linearization) -> T
     if by_index and classes is not None:  # a negative index marks what does not count
         counted = counted & placed.any(-1, keepdim=True)
     placed = placed.where(counted, 0)
-    kind, link = _kind_of(loss, classes, placed, output, lin.ranks)
+    kind, link = _kind_of(loss, classes, placed, output, lin.processes)
     return Target(
-        _centred(placed, counted, lin.ranks),
+        _centred(placed, counted, lin.processes),
         placed,
         counted.to(placed.dtype),
         classes,
@@ -179,7 +179,7 @@ def _one_hot(target: Tensor, output: Tensor, lin: Linearization) -> tuple[Tensor
     """Class indices as one-hot vectors over the classes that occur, and which these are."""
     occurring = torch.unique(target[target >= 0]).long()
     fits = not occurring.numel() or int(occurring[-1]) < output.shape[2]
-    if not lin.ranks.all(fits):
+    if not lin.processes.all(fits):
         raise ValueError(
             f"class indices must lie in [0, {output.shape[2]}), or be negative for what does "
             f"not count; got values from {int(target.min())} to {int(target.max())}"
@@ -188,45 +188,45 @@ def _one_hot(target: Tensor, output: Tensor, lin: Linearization) -> tuple[Tensor
         )
     here = torch.zeros(output.shape[2], dtype=torch.int64, device=target.device)
     here[occurring] = 1
-    present = lin.ranks.sum(here).nonzero().flatten()
+    present = lin.processes.sum(here).nonzero().flatten()
     return target.unsqueeze(-1) == present, present.to(output.device)
 
 
-def _centred(placed: Tensor, counted: Tensor, ranks: Ranks) -> Tensor:
+def _centred(placed: Tensor, counted: Tensor, processes: Processes) -> Tensor:
     """A target less each column's mean over what counts."""
     weights = counted.to(placed.dtype)
-    sums = ranks.sum(torch.stack([placed.double().sum((0, 1)), weights.double().sum((0, 1))]))
+    sums = processes.sum(torch.stack([placed.double().sum((0, 1)), weights.double().sum((0, 1))]))
     mean = sums[0] / sums[1].clamp_min(1)
-    size = ranks.sum(placed.double().square().sum((0, 1))) / sums[1].clamp_min(1)
+    size = processes.sum(placed.double().square().sum((0, 1))) / sums[1].clamp_min(1)
     noise = torch.finfo(placed.dtype).eps * size.sqrt()
     mean = mean.where(mean.abs() > 10 * noise, 0)  # a target without a mean stays as it is
     return (placed - mean.to(placed.dtype)) * weights
 
 
 def _kind_of(
-    loss: Loss | None, classes: Tensor | None, placed: Tensor, output: Tensor, ranks: Ranks
+    loss: Loss | None, classes: Tensor | None, placed: Tensor, output: Tensor, processes: Processes
 ) -> tuple[Kind, Link]:
     """What a target is and how outputs become it; without a loss, as the numbers have it."""
     if loss is not None:
         return loss.kind, loss.link
     if classes is not None:
-        return "classes", _guessed_link(ranks)
+        return "classes", _guessed_link(processes)
     y, t = output.detach().double(), placed.double()
-    if not ranks.all(bool(((t == 0) | (t == 1)).all())) or not ranks.total(float(t.sum())):
+    if not processes.all(bool(((t == 0) | (t == 1)).all())) or not processes.total(float(t.sum())):
         return "values", identity
     errors = torch.stack([(y - t).square().sum(), (y.sigmoid() - t).square().sum()])
-    plain, logits = ranks.sum(errors).tolist()
+    plain, logits = processes.sum(errors).tolist()
     return ("bits", torch.sigmoid) if logits < plain else ("values", identity)
 
 
-def _guessed_link(ranks: Ranks) -> Link:
+def _guessed_link(processes: Processes) -> Link:
     """The link of classes without a loss to tell it."""
 
     def link(output: Tensor) -> Tensor:
         """Outputs as probabilities of classes, from these, their logarithms, or logits."""
         total = output.sum(-1)
         close = torch.allclose(total, torch.ones_like(total), atol=1e-3)
-        if ranks.all(bool((output >= 0).all()) and close):
+        if processes.all(bool((output >= 0).all()) and close):
             return output
         return output.softmax(-1)
 
@@ -300,12 +300,12 @@ def pull_back(
     Returns:
         The modes, the largest shares first. The cost is one product a mode.
     """
-    ranks = lin.ranks
+    processes = lin.processes
     chosen: list[tuple[float, int, int]] = []
     decompositions = {}
     for number, target in targets.items():
-        found = decompositions[number] = decompose(target, modes, ranks)
-        size = float(ranks.sum(target.values.double().square().sum()))
+        found = decompositions[number] = decompose(target, modes, processes)
+        size = float(processes.sum(target.values.double().square().sum()))
         shares = (found.singular_values.double().square() / size).tolist() if size else []
         chosen += [(share, number, i) for i, share in enumerate(shares)]
     chosen = sorted(chosen, key=lambda each: -each[0])[:modes]
@@ -314,7 +314,7 @@ def pull_back(
     products = [
         (reached[number] * e.double()).sum() / targets[number].reach for number, e in errors
     ]
-    sums = ranks.sum(torch.stack(products)).tolist() if products else []
+    sums = processes.sum(torch.stack(products)).tolist() if products else []
     pulled = iter(lin.pull_back_outputs(errors) if derivatives else ())
     return tuple(
         _pulled_mode(
@@ -324,7 +324,7 @@ def pull_back(
             (decompositions[number], i),
             total / float(decompositions[number].singular_values[i]),
             core,
-            ranks,
+            processes,
             next(pulled, None),
             rows=lin.state.shape[:2],
         )
@@ -349,7 +349,7 @@ def _pulled_mode(
     mode: tuple[Decomposition, int],
     learned: float,
     core: CoreGram,
-    ranks: Ranks,
+    processes: Processes,
     pulled: tuple[Tensor, dict[str, float]] | None,
     *,
     rows: Sequence[int],
@@ -357,13 +357,13 @@ def _pulled_mode(
     """One mode, with what was pulled back of its error."""
     decomposition, i = mode
     pattern = decomposition.patterns[i]
-    same_rows = ranks.all(pattern.shape == tuple(rows))
+    same_rows = processes.all(pattern.shape == tuple(rows))
     overlap = core.overlap(pattern.flatten()) if same_rows else math.nan
     gain = readout = math.nan
     by_site: list[tuple[str, float]] = []
     if pulled is not None:
         q, squares = pulled
-        readout, squared = float(ranks.sum(squared_norm(q))), sum(squares.values())
+        readout, squared = float(processes.sum(squared_norm(q))), sum(squares.values())
         if squared:
             by_site = [(name, square / squared) for name, square in squares.items()]
             by_site.sort(key=lambda each: -each[1])

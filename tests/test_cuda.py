@@ -20,7 +20,7 @@ from ntk_monitor.estimators import draw_tangents
 from ntk_monitor.model.parameters.pieces import Gaussian, pieces
 from ntk_monitor.model.parameters.sharding import Sharding, place_of
 from ntk_monitor.probe import Probe
-from ntk_monitor.ranks import Ranks
+from ntk_monitor.processes import Processes
 
 DEVICE, BACKEND = "cuda", "nccl"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -156,11 +156,11 @@ def test_tangents_drawn_piece_by_piece_are_those_drawn_at_once() -> None:
 
 
 @pytest.fixture
-def group(tmp_path: Path) -> Iterator[Ranks]:
+def group(tmp_path: Path) -> Iterator[Processes]:
     """The only process of a group."""
     store = dist.FileStore(str(tmp_path / "store"), 1)
     dist.init_process_group(BACKEND, store=store, rank=0, world_size=1)
-    yield Ranks(dist.group.WORLD, DEVICE)
+    yield Processes(dist.group.WORLD, DEVICE)
     dist.destroy_process_group()
 
 
@@ -170,22 +170,22 @@ def mlp() -> tuple[nn.Module, Tensor]:
     return nn.Sequential(*layers).double().to(DEVICE), torch.randn(6, 3).double().to(DEVICE)
 
 
-def test_processes_meet_on_the_device(group: Ranks) -> None:
+def test_processes_meet_on_the_device(group: Processes) -> None:
     riders = torch.tensor([1.5, -2.0], device=DEVICE)
     assert group._meet("here", riders).tolist() == [1.5, -2.0]
     assert group.given > 0
     module, x = mlp()
     measure = Probe(dtype=None, learning_rate=0.1)
-    ours, alone = measure(module, x, ranks=group), measure(module, x)
+    ours, alone = measure(module, x, processes=group), measure(module, x)
     assert ours.trace == alone.trace
 
 
-def test_a_sharded_model_on_one_device_has_the_numbers_of_a_whole_one(group: Ranks) -> None:
+def test_a_sharded_model_on_one_device_has_the_numbers_of_a_whole_one(group: Processes) -> None:
     module, x = mlp()
     wanted = Probe(method="in-place", dtype=None, learning_rate=0.1)(module, x).scalars()
     for part in (module[0], module):
         fully_shard(part, mesh=init_device_mesh(DEVICE, (1,)))
-    found = Probe(dtype=None, learning_rate=0.1)(module, x, ranks=group)
+    found = Probe(dtype=None, learning_rate=0.1)(module, x, processes=group)
     assert found.method == "in-place"
     for tag, number in found.scalars().items():
         if tag != "ntk/probe_seconds":

@@ -14,7 +14,7 @@ ORDER = (
     "checks",
     "keywords",
     "uncertainty",
-    "ranks",
+    "processes",
     "operators",
     "estimators",
     "model",

@@ -84,8 +84,8 @@ def count(curve: np.ndarray, share: float = 0.95) -> int:
 
 def thinned(curve: np.ndarray) -> list[list[float]]:
     """Ranks and shares, at ranks that are even on a logarithmic axis."""
-    ranks = np.unique(np.geomspace(1, len(curve), 40).round().astype(int))
-    return [ranks.tolist(), curve[ranks - 1].tolist()]
+    processes = np.unique(np.geomspace(1, len(curve), 40).round().astype(int))
+    return [processes.tolist(), curve[processes - 1].tolist()]
 
 
 def propagator_spectrum(model: GRURegression, seed: int, samples: int = 64) -> torch.Tensor:
@@ -189,10 +189,10 @@ def draw(results: Sequence[Result]) -> Figure:
     panels[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
     for name, color in COLORS.items():
         for result in results:
-            ranks, curve = result["curves"][name]
+            processes, curve = result["curves"][name]
             label = name if result is results[0] else None
             style = "--" if name == "NTK" else "-"
-            panels[0, 1].plot(ranks, curve, color=color, lw=1.2, ls=style, label=label)
+            panels[0, 1].plot(processes, curve, color=color, lw=1.2, ls=style, label=label)
     panels[0, 1].axhline(0.95, color="0.8", lw=0.8, zorder=0)
     panels[0, 1].set(xscale="log", title="C  cumulative variance", xlabel="temporal modes")
     panels[0, 1].legend(frameon=False, fontsize=8, loc="lower right")

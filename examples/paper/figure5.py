@@ -45,14 +45,14 @@ def measure(seed: int, full: bool) -> Result:
     for what, weight in TRAINED.items():
         temporal, spatial = [], []
         for gain in GAINS:
-            ranks = []
+            processes = []
             for channels in CHANNELS:
                 torch.manual_seed(seed)
                 model = Student(channels, units, {**dict.fromkeys(TRAINED, 1.0), what: gain})
                 x = torch.randn(trials, steps, channels)
-                ranks.append(probe(model, x, state="rnn", parameters=weight, tolerance=0.05))
-            temporal.append([r.temporal_effective_rank.value for r in ranks])
-            spatial.append([r.spatial_effective_rank.value for r in ranks])
+                processes.append(probe(model, x, state="rnn", parameters=weight, tolerance=0.05))
+            temporal.append([r.temporal_effective_rank.value for r in processes])
+            spatial.append([r.spatial_effective_rank.value for r in processes])
         found[f"{what} temporal"], found[f"{what} spatial"] = temporal, spatial
     return found
 
@@ -101,9 +101,9 @@ def draw(results: Sequence[Result]) -> Figure:
     colors = [str(0.75 - 0.15 * i) for i in range(len(CHANNELS))]
     for row, what in zip(panels, TRAINED, strict=True):
         for axes, view in zip(row, ("temporal", "spatial"), strict=True):
-            ranks = values(results, f"{what} {view}")
+            processes = values(results, f"{what} {view}")
             for i, channels in enumerate(CHANNELS):
-                curve = ranks[:, :, i]
+                curve = processes[:, :, i]
                 draw_curve(axes, GAINS, curve, colors[i], marker="o", ms=3, label=str(channels))
             axes.set_title(f"{what} weights trained: {view} rank", fontsize=10)
             axes.set_xlabel(f"gain of the {what} weights", fontsize=9)

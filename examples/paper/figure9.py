@@ -46,9 +46,9 @@ def claims(results: Sequence[Result]) -> list[Claim]:
         )
     ]
     for view in ("spatial", "total"):
-        ranks = values(results, view)
-        rises = [spearmanr(WIDTHS, seed[-1]).statistic for seed in ranks]
-        few, many = (ranks[:, row, -1] / ranks[:, row, 0] for row in (0, -1))
+        processes = values(results, view)
+        rises = [spearmanr(WIDTHS, seed[-1]).statistic for seed in processes]
+        few, many = (processes[:, row, -1] / processes[:, row, 0] for row in (0, -1))
         found.append(
             Claim(
                 f"{view} rank grows strongly with the attention's width, at {DIMENSIONS[-1]} "
@@ -65,14 +65,14 @@ def draw(results: Sequence[Result]) -> Figure:
     """A map for each view, means over seeds."""
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     for axes, view in zip(figure.subplots(1, 3), VIEWS, strict=True):
-        ranks = values(results, view).mean(0)
-        image = axes.imshow(ranks, origin="lower", cmap="viridis", aspect="auto")
+        processes = values(results, view).mean(0)
+        image = axes.imshow(processes, origin="lower", cmap="viridis", aspect="auto")
         axes.set_xticks(range(len(WIDTHS)), [str(w) for w in WIDTHS])
         axes.set_yticks(range(len(DIMENSIONS)), [str(d) for d in DIMENSIONS])
         axes.set(title=f"{view} rank", xlabel="attention width", ylabel="input dimension")
-        for i, row in enumerate(ranks):
+        for i, row in enumerate(processes):
             for j, rank in enumerate(row):
-                light = rank < 0.6 * ranks.max()
+                light = rank < 0.6 * processes.max()
                 text = f"{rank:.3g}" if rank < 1000 else f"{rank / 1000:.2g}k"
                 axes.text(j, i, text, ha="center", va="center", color="w" if light else "k", size=8)
         figure.colorbar(image, ax=axes)

@@ -250,17 +250,17 @@ class Course:
 
     def _small_kernel(self) -> NDArray[np.float64]:
         m = len(self.basis)
-        found = self.loss_map.ranks.sum((self.basis @ self.directions[:m].T).double())
+        found = self.loss_map.processes.sum((self.basis @ self.directions[:m].T).double())
         kernel: NDArray[np.float64] = found.cpu().numpy()
         return (kernel + kernel.T) / 2
 
     def _curvatures(self, p: Vector, vectors: Vector) -> Vector:
         """Second derivatives of the loss at a place, along unit vectors of the basis: columns."""
-        y, ranks = self.outputs(p), self.loss_map.ranks
+        y, processes = self.outputs(p), self.loss_map.processes
         q = torch.as_tensor(vectors.T, dtype=self.basis.dtype, device=self.basis.device)
         q = q @ self.basis
-        size = math.sqrt(float(ranks.sum(y.double().square().sum())))
-        epsilon = 0.01 * (size + 1e-3 * math.sqrt(ranks.total(len(y))))
+        size = math.sqrt(float(processes.sum(y.double().square().sum())))
+        epsilon = 0.01 * (size + 1e-3 * math.sqrt(processes.total(len(y))))
         points = itertools.chain([y], (y + epsilon * direction for direction in q))
         slopes = self.loss_map.evaluate(points, q)[1]  # before they are clipped
         found: Vector = np.maximum((np.diag(slopes[1:]) - slopes[0]) / epsilon, 0.0)
@@ -392,10 +392,10 @@ def grow(
     Returns:
         The space; it ends early where it is invariant.
     """
-    ranks = loss_map.ranks
+    processes = loss_map.processes
 
     def size_of(x: Tensor) -> float:
-        return math.sqrt(float(ranks.sum(x.double().square().sum())))
+        return math.sqrt(float(processes.sum(x.double().square().sum())))
 
     basis: list[Tensor] = []
     response: list[Tensor] = []
@@ -415,7 +415,7 @@ def grow(
         new, reference = moved, size_of(moved)
         for _ in range(2):
             B = torch.stack(basis)
-            new = new - ranks.sum((B @ new).double()).to(new.dtype) @ B
+            new = new - processes.sum((B @ new).double()).to(new.dtype) @ B
         size = size_of(new)
     none = loss_map.outputs.new_zeros(0, len(loss_map.outputs))
     return Grown(

@@ -30,7 +30,7 @@ from ntk_monitor.model.state.graph import extent
 from ntk_monitor.model.step import Comparison
 from ntk_monitor.model.step.comparison import Seen, compared
 from ntk_monitor.model.step.tape import Tape
-from ntk_monitor.ranks import Ranks
+from ntk_monitor.processes import Processes
 
 Vector = NDArray[np.float64]
 NEGLIGIBLE = 1e-3
@@ -111,7 +111,7 @@ class LossMap:
         self._lin, self._guess, self.by_graph = lin, guess, by_graph
         self._others: list[LossMap] = []
         self._forward = lin._forward
-        self.ranks: Ranks = lin.ranks
+        self.processes: Processes = lin.processes
         names = lin._trained
         self.space = ParameterSpace({name: self._forward.tensors[name].shape for name in names})
         own = [self._forward.tensors[name].detach() for name in names]
@@ -204,7 +204,7 @@ class LossMap:
             if loss is None or not loss.requires_grad:
                 raise NoLossError("the loss does not depend on the outputs that it compares")
             (error,) = torch.autograd.grad(loss, given, materialize_grads=True)
-        size = self.ranks.size
+        size = self.processes.size
         return loss.detach().double().reshape(()) / size, error / size
 
     def _raw(self, flat: Tensor) -> dict[int, Tensor]:
@@ -221,22 +221,22 @@ class LossMap:
         Raises:
             NoLossError: If it is.
         """
-        own = float(found.loss.detach().double()) / self.ranks.size
+        own = float(found.loss.detach().double()) / self.processes.size
         gap = abs(self.loss - own)
-        if not self.ranks.all(gap <= AGREES * abs(own) + 1e-12):
+        if not self.processes.all(gap <= AGREES * abs(own) + 1e-12):
             raise NoLossError(
                 f"the loss is {own:.4g} in the step and {self.loss:.4g} when it is computed anew "
                 "from its outputs"
             )
-        self.loss = float(self.ranks.total(self.loss))
+        self.loss = float(self.processes.total(self.loss))
 
     def _total_gradient(self, found: Pass) -> Tensor:
         with self._quiet():
             grads = self._forward.gradients(
-                found.loss.reshape(()), self._leaves, found.loss.new_ones(()) / self.ranks.size
+                found.loss.reshape(()), self._leaves, found.loss.new_ones(()) / self.processes.size
             )
         self._acting = [name for name, g in grads.items() if g is not None]
-        return self.ranks.sum(self._joined(grads))
+        return self.processes.sum(self._joined(grads))
 
     def _joined(self, grads: Mapping[str, Tensor | None]) -> Tensor:
         shapes = self.space.shapes
@@ -258,7 +258,7 @@ class LossMap:
             The losses, shape ``(k,)``, and the derivatives, shape ``(k, m)``; losses are nan where
             they are not defined.
         """
-        joined = self.ranks.sum(torch.stack([self._of_one(point, along) for point in points]))
+        joined = self.processes.sum(torch.stack([self._of_one(point, along) for point in points]))
         found: Vector = joined.cpu().numpy()
         return found[:, 0], found[:, 1:]
 
@@ -283,7 +283,7 @@ class LossMap:
         """
         with self._quiet():
             grads = self._forward.gradients(self._graph, self._leaves, e.to(self._graph.dtype))
-        return self.ranks.sum(self._joined(grads))
+        return self.processes.sum(self._joined(grads))
 
     def push(self, tangents: Sequence[Tensor]) -> Tensor:
         """``J_y w`` for some ``w``; one product each.
@@ -314,7 +314,7 @@ class LossMap:
         def by_differences() -> FiniteDifference:
             spread = Sharding([place_of(t) for t in theta.values()])
             return FiniteDifference(
-                theta, outputs_with, {}, accuracy, spread, lin.ranks, self._acting
+                theta, outputs_with, {}, accuracy, spread, lin.processes, self._acting
             )
 
         def flat(theta: Tensor) -> Tensor:
@@ -334,7 +334,7 @@ class LossMap:
             "finite-difference": by_differences,
             **{name: make_products(name, flat, self.theta, 1) for name in EXACT},
         }
-        if self.by_graph is not False and lin.ranks.size == 1 and self._is_small:
+        if self.by_graph is not False and lin.processes.size == 1 and self._is_small:
             recorded = RecordedDoubleBackward(
                 record, lambda g: list(self.space.split(g).values()), check
             )
@@ -351,7 +351,7 @@ class LossMap:
             context,
             lambda: self.pull,
             (),
-            lin.ranks,
+            lin.processes,
         )
 
     def _sees_all(

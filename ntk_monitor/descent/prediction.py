@@ -99,7 +99,7 @@ class Watched(NamedTuple):
         if not self.numbers:
             return np.zeros((len(by_trial), 0))
         sums = torch.stack([torch.stack([x.sum() for x in each]) for each in by_trial])
-        found: Vector = self.loss_map.ranks.sum(sums).cpu().numpy()
+        found: Vector = self.loss_map.processes.sum(sums).cpu().numpy()
         return found
 
     def _by_trial(self, flat: Tensor) -> list[Tensor]:
@@ -186,7 +186,7 @@ def counterparts(
             except ValueError:
                 return None
         pattern = component(targets[mode.number], mode.direction).double()
-        size = math.sqrt(float(lin.ranks.sum(pattern.square().sum())))
+        size = math.sqrt(float(lin.processes.sum(pattern.square().sum())))
         scale = size if size > 0 else math.inf
         errors.append(pattern[..., None] / scale * mode.direction.double())
         sizes.append(scale * targets[mode.number].reach)
@@ -270,10 +270,10 @@ def _guess(lin: Linearization, targets: Mapping[int, Target]) -> Callable[[Tenso
     if not targets:
         raise NoLossError("no loss is known")
     target, comparison = targets[0], lin.comparisons[0]
-    ranks = lin.ranks
+    processes = lin.processes
     counted = target.counts[..., 0] if target.kind == "classes" else target.counts
     # What every process divides by, so that their mean is that of all rows.
-    each = max(ranks.total(float(counted.sum())) / ranks.size, 1.0 / ranks.size)
+    each = max(processes.total(float(counted.sum())) / processes.size, 1.0 / processes.size)
 
     def loss(output: Tensor) -> Tensor:
         placed = lin.placed_output(comparison, output)
@@ -305,7 +305,7 @@ class _Prediction:
     ) -> None:
         self.source, self.observed, self.modes = source, observed, modes
         self.lin, self.pulled, self.setting = lin, pulled, setting
-        self.ranks = source.ranks
+        self.processes = source.processes
         self.elsewhere = False  # whether steps are made on other batches as well
 
     def predicted(self) -> Predicted:
@@ -357,8 +357,10 @@ class _Prediction:
         """Which part of the batch each output belongs to; -1 for those that no row has."""
         trials = self.source.trials()
         here = int(trials.max()) + 1 if len(trials) else 0
-        everywhere = self.ranks.counts(here)
-        self.before = sum(everywhere[: self.ranks.index])  # so that parts are those of all trials
+        everywhere = self.processes.counts(here)
+        self.before = sum(
+            everywhere[: self.processes.index]
+        )  # so that parts are those of all trials
         self.count = min(PARTS, sum(everywhere))
         if self.count < 3:
             self.count = 1
@@ -443,7 +445,7 @@ class _Prediction:
                         for x in by_trial
                     ])
                 )
-        joined = self.ranks.sum(torch.stack(found)).cpu().numpy()
+        joined = self.processes.sum(torch.stack(found)).cpu().numpy()
         return joined[0], list(joined[1:])
 
     def _transfers(
@@ -470,20 +472,20 @@ class _Prediction:
         trials = loss_map.trials()
         by_trial = torch.zeros(int(trials.max()) + 2, dtype=torch.float64, device=change.device)
         by_trial.index_add_(0, trials + 1, (loss_map.error * change).double())
-        return _summed(by_trial[1:], self.ranks)
+        return _summed(by_trial[1:], self.processes)
 
     def _on_the_second(
         self,
     ) -> tuple[tuple[float, float] | None, list[tuple[float, float] | None]]:
         """What the step on this batch does to another one, or None for what that one lacks."""
-        if not self.ranks.all(self.setting.second is not None):
+        if not self.processes.all(self.setting.second is not None):
             return None, []
         try:
             lin = self.lin.on(self.setting.second)
             guess = _guess(lin, _targets_of(lin))
             second = LossMap(lin, guess, by_graph=self.source.by_graph)
         except (NoLossError, ValueError, RuntimeError):
-            if self.ranks.size > 1:
+            if self.processes.size > 1:
                 raise
             return None, []  # another batch may be of another shape than the step was seen with
         with closing(second):
@@ -500,7 +502,7 @@ class _Prediction:
         if modes is None:
             return self._on(second, change), []
         return self._on(second, change), [
-            _summed(x, self.ranks) if math.isfinite(size) else None
+            _summed(x, self.processes) if math.isfinite(size) else None
             for x, size in zip(modes.moved_by(-change), modes.sizes, strict=True)
         ]
 
@@ -657,7 +659,7 @@ def _moved(observed: LossMap, here: Tensor, p: Vector) -> Tensor:
     return observed.outputs.double() - place @ here
 
 
-def _summed(by_trial: Tensor, ranks: Any) -> tuple[float, float]:  # noqa: ANN401
+def _summed(by_trial: Tensor, processes: Any) -> tuple[float, float]:  # noqa: ANN401
     """The sum over all trials, and its standard error."""
     n = len(by_trial)
     sums = torch.stack([
@@ -665,7 +667,7 @@ def _summed(by_trial: Tensor, ranks: Any) -> tuple[float, float]:  # noqa: ANN40
         by_trial.square().sum(),
         torch.tensor(float(n), dtype=torch.float64, device=by_trial.device),
     ])
-    total, squares, count = ranks.sum(sums).tolist()
+    total, squares, count = processes.sum(sums).tolist()
     if count < 2:
         return total, math.inf
     variance = max(squares / count - (total / count) ** 2, 0.0) * count / (count - 1)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ntk_monitor.ranks import ALONE, Ranks
+from ntk_monitor.processes import ALONE, Processes
 
 Views = Callable[[Tensor], tuple[Tensor, Tensor]]
 WIDE = 4
@@ -49,13 +49,13 @@ class _Pairs:
     What one process finds is summed over processes by whoever asks.
     """
 
-    def __init__(self, ranks: Ranks = ALONE) -> None:
+    def __init__(self, processes: Processes = ALONE) -> None:
         """Start without samples.
 
         Args:
-            ranks: The processes, which all have the same samples.
+            processes: The processes, which all have the same samples.
         """
-        self._ranks = ranks
+        self._processes = processes
         self._kept: list[tuple[Tensor, Tensor]] = []
 
 
@@ -80,11 +80,11 @@ class TemporalPairs(_Pairs):
             ``(all, s)``.
         """
         if A.shape[1] <= WIDE * A.shape[2]:
-            own = self._ranks.share(A.shape[1])
+            own = self._processes.share(A.shape[1])
             new = (A[:, own] @ B.transpose(1, 2)).flatten(1)
             self._kept.append((new, new))
             return torch.cat([inner_products(kept, new) for kept, _ in self._kept])
-        own = self._ranks.share(A.shape[2])
+        own = self._processes.share(A.shape[2])
         one = A[:, :, own]
         self._kept.append((one, one if B is A else B[:, :, own]))
         columns = [
@@ -113,7 +113,7 @@ class SpatialPairs(_Pairs):
             ``(all, s)``.
         """
         if A.shape[2] <= WIDE * A.shape[1]:
-            own = self._ranks.share(A.shape[2])
+            own = self._processes.share(A.shape[2])
             one = (A[:, :, own].transpose(1, 2) @ A).flatten(1)
             two = one if B is A else (B[:, :, own].transpose(1, 2) @ B).flatten(1)
             self._kept.append((one, two))
@@ -121,7 +121,7 @@ class SpatialPairs(_Pairs):
             if B is A:
                 return pairs
             return (pairs + torch.cat([inner_products(kept, one) for _, kept in self._kept])) / 2
-        own = self._ranks.share(A.shape[1])
+        own = self._processes.share(A.shape[1])
         self._kept.append((A[:, own], B[:, own]))
         columns = []
         for a, b in zip(A, B, strict=True):
@@ -163,22 +163,22 @@ class PairMoments:
             ``(2, v, v)``.
     """
 
-    def __init__(self, core: Tensor, views: Views, ranks: Ranks = ALONE) -> None:
+    def __init__(self, core: Tensor, views: Views, processes: Processes = ALONE) -> None:
         """Start without samples.
 
         Args:
             core: ``F`` on the samples' rows, shape ``(d, r)``.
             views: From samples to two views of them, whose noise is independent, or one twice.
-            ranks: The processes, which all have the same samples, and share the work.
+            processes: The processes, which all have the same samples, and share the work.
         """
-        self._ranks = ranks
-        self._views, self._core = views, views(core[:, ranks.share(core.shape[1])])
+        self._processes = processes
+        self._views, self._core = views, views(core[:, processes.share(core.shape[1])])
         self.squares = torch.empty(0, dtype=torch.float64, device="cpu")
         self.core_squares = torch.empty(0, dtype=torch.float64, device="cpu")
         self.pairs = torch.empty(0, 0, dtype=torch.float64, device="cpu")
         self.views = torch.empty(2, 0, 0, dtype=torch.float64, device="cpu")
         self._flat: list[tuple[Tensor, Tensor]] = []
-        self._temporal, self._spatial = TemporalPairs(ranks), SpatialPairs(ranks)
+        self._temporal, self._spatial = TemporalPairs(processes), SpatialPairs(processes)
 
     def extend(self, Y: Tensor, *, with_views: bool = True) -> None:
         """Add samples.
@@ -191,7 +191,7 @@ class PairMoments:
         A, B = self._views(Y)
         squares = squared_norms(A) if A is B else (squared_norms(A) + squared_norms(B)) / 2
         self.squares = torch.cat([self.squares, squares])
-        own = self._ranks.share(A[0].numel())
+        own = self._processes.share(A[0].numel())
         self._flat.append((A.flatten(1)[:, own], B.flatten(1)[:, own]))
         ways = (0,) if A is B else (0, 1)
         shares = [
@@ -200,7 +200,7 @@ class PairMoments:
         if with_views:
             shares += [self._temporal.extend(A, B), self._spatial.extend(A, B)]
         core = self._with_core(A, B)
-        sums = self._ranks.sum(torch.cat([torch.stack(shares).flatten(), core]))
+        sums = self._processes.sum(torch.cat([torch.stack(shares).flatten(), core]))
         self.core_squares = torch.cat([self.core_squares, sums[-len(core) :]])
         products = sums[: -len(core)].reshape(len(shares), -1, len(Y))
         self.pairs = _with_columns(self.pairs, products[0] * products[len(ways) - 1])

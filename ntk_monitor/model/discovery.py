@@ -145,11 +145,11 @@ def _seen(
     kept: Callable[[WeightSite], TrialSite | None],
 ) -> _Seen:
     """Look at all sites, one after the other."""
-    consume, ranks = question.consume, question.ranks
-    if consume is None or ranks.size > 1:
+    consume, processes = question.consume, question.processes
+    if consume is None or processes.size > 1:
         every = tuple(placed.sites())
         sizes = sizes_of(question, reached)
-        common, coverage = in_every_process(every, placed.covered_by(every), sizes, ranks)
+        common, coverage = in_every_process(every, placed.covered_by(every), sizes, processes)
         sites = tuple(every[number].over(entries) for number, entries in common.items())
         if consume is None:
             return _Seen(sites, coverage)
@@ -222,15 +222,15 @@ def _collected(
     watched: Sequence[str],
 ) -> tuple[Tensor, dict[str, list[Tensor]], tuple[WeightSite, ...], Coverage]:
     """The state, outputs that are watched, the sites (none if consumed), and their coverage."""
-    ranks, names = question.ranks, question.names
+    processes, names = question.processes, question.names
     kept: dict[Number, Tensor | None] | None = None
     common: Coverage | None = None
-    if ranks.size > 1:
+    if processes.size > 1:
         shapes = Collector(placed, lambda *_: None)
         question.forward.collect(shapes, names, where)
         every, sizes = shapes.sites, sizes_of(question, reached)
         own, numbers = tuple(every.values()), list(every)
-        found, common = in_every_process(own, placed.covered_by(own), sizes, ranks)
+        found, common = in_every_process(own, placed.covered_by(own), sizes, processes)
         kept = {numbers[i]: entries for i, entries in found.items()}
     seen: dict[Number, WeightSite] = {}
 

@@ -43,7 +43,7 @@ from ntk_monitor.operators import (
     LinearOperator,
     TensorProduct,
 )
-from ntk_monitor.ranks import Ranks
+from ntk_monitor.processes import Processes
 
 X = TypeVar("X", float, Tensor)
 STATE = "the state"
@@ -67,7 +67,7 @@ class Linearization:
         coverage: What the sites account for.
         jacobian: ``J = dh/dtheta`` over the studied parameters that reach the state.
         parameters: Names of those parameters.
-        ranks: The processes.
+        processes: The processes.
     """
 
     state: Tensor
@@ -78,7 +78,7 @@ class Linearization:
     coverage: Coverage
     jacobian: ParameterJacobian
     parameters: tuple[str, ...]
-    ranks: Ranks
+    processes: Processes
     _forward: ForwardMap
     _state: State
     _recurrence: State | None
@@ -153,10 +153,10 @@ class Linearization:
         Yields:
             This process's rows of each, shape ``(B, T, n)``.
         """
-        h, ranks = self.state, self.ranks
+        h, processes = self.state, self.processes
         for i in range(count):
             generator = torch.Generator(device=h.device)
-            generator.manual_seed(seed + i * ranks.size + ranks.index)
+            generator.manual_seed(seed + i * processes.size + processes.index)
             yield torch.randn(h.shape, generator=generator, device=h.device).to(h.dtype)
 
     def sampler(self, seed: int) -> JacobianSampler[Any]:
@@ -170,7 +170,7 @@ class Linearization:
         """
         if self._is_at_sites:
             return self._at_sites(seed)
-        return SampledJacobian(self.jacobian, self.ranks, seed)
+        return SampledJacobian(self.jacobian, self.processes, seed)
 
     @property
     def _is_at_sites(self) -> bool:
@@ -200,7 +200,7 @@ class Linearization:
             The Jacobian; None where there are few trials, no weight site tells them apart, or there
             is no memory for a round of draws.
         """
-        if not self._by_trial or self.ranks.size > 1:
+        if not self._by_trial or self.processes.size > 1:
             return None
         trials = TrialGradients(
             self._forward,

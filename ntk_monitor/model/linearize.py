@@ -49,7 +49,7 @@ from ntk_monitor.model.step import (
     LossFn,
     step_function,
 )
-from ntk_monitor.ranks import ALONE, Ranks, checksum
+from ntk_monitor.processes import ALONE, Processes, checksum
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def linearize(
     chunk_size: int | None = None,
     accuracy: float = 0.01,
     mask_fn: MaskFn | None = None,
-    ranks: Ranks = ALONE,
+    processes: Processes = ALONE,
     max_memory: int | None = None,
     consume: Consumer | None = None,
     copies: bool = True,
@@ -98,8 +98,8 @@ def linearize(
         mask_fn: ``batch -> mask``: which rows of the state there are, (B, T), the others being
             padding, or the lengths, (B,); by default the batch's ``attention_mask``, if it has one
             with the state's rows. Packed sequences need none.
-        ranks: The processes that do the same on batches of their own, all with the same parameters;
-            the products of the result are this process's alone.
+        processes: Those that do the same on batches of their own, all with the same parameters; the
+            products of the result are this process's alone.
         max_memory: Bytes that activations and activity which are kept to find the weight sites may
             take; by default half of the free memory. What needs more is done in further forward
             passes that keep neither. ``"in-place"`` does so always.
@@ -130,7 +130,7 @@ def linearize(
         "chunk_size": chunk_size,
         "accuracy": accuracy,
         "mask_fn": mask_fn,
-        "ranks": ranks,
+        "processes": processes,
         "max_memory": max_memory,
         "consume": consume,
         "copies": copies or share_memory(dict(module.named_parameters())),
@@ -164,7 +164,7 @@ def _linearize(
     chunk_size: int | None,
     accuracy: float,
     mask_fn: MaskFn | None,
-    ranks: Ranks,
+    processes: Processes,
     max_memory: int | None,
     consume: Consumer | None,
     copies: bool,
@@ -206,16 +206,16 @@ def _linearize(
         forward: ForwardMap
         if sharded:
             require_precision(module, dtype)
-            forward = ShardedForwardMap(module, batch_here, step, dtype, ranks)
+            forward = ShardedForwardMap(module, batch_here, step, dtype, processes)
         elif in_place:
             forward = LiveForwardMap(module, batch_here, step, dtype)
         else:
             forward = ForwardMap(module, batch_here, step, dtype, copies=copies)
-        forward.together = ranks.everyone.size > 1 and not sharded
+        forward.together = processes.everyone.size > 1 and not sharded
         mask = (default_mask if mask_fn is None else mask_fn)(batch)
         chosen = parameters is not None
         question = Question(
-            forward, names, chosen, state, mask, mask_fn is not None, ranks, consume
+            forward, names, chosen, state, mask, mask_fn is not None, processes, consume
         )
         found = discover(question, sketched=in_place, room=room(max_memory, reference.device))
         idle = without_match(parameters, found.reached)
@@ -226,14 +226,14 @@ def _linearize(
             )
         outputs, comparisons = second_pass(forward, found, batch, recorded=not in_place)
         if sharded:
-            _require_whole(found, ranks)
+            _require_whole(found, processes)
         if in_place:
             theta = (forward.tensors[name] for name in found.reached)
-            _require_alike([t for t in theta if not isinstance(t, DTensor)], ranks.everyone)
+            _require_alike([t for t in theta if not isinstance(t, DTensor)], processes.everyone)
     chunk_size = found.chunk_size if chunk_size is None else chunk_size
     if in_place and not found.reached:  # a frozen body
         wanted = AUTOMATIC
-    jacobian = _jacobian(forward, found, context, wanted, chunk_size, accuracy, ranks)
+    jacobian = _jacobian(forward, found, context, wanted, chunk_size, accuracy, processes)
     return Linearization(
         state=found.h,
         outputs=outputs,
@@ -243,7 +243,7 @@ def _linearize(
         coverage=found.coverage,
         jacobian=jacobian,
         parameters=found.reached,
-        ranks=ranks,
+        processes=processes,
         _forward=forward,
         _state=found.where,
         _recurrence=found.recurrence,
@@ -299,13 +299,13 @@ def _jacobian(
     wanted: Sequence[str],
     chunk_size: int,
     accuracy: float,
-    ranks: Ranks,
+    processes: Processes,
 ) -> ParameterJacobian:
     """The Jacobian with the methods that are wanted, each made when it is needed."""
     theta = {name: forward.tensors[name] for name in found.reached}
     space = ParameterSpace({name: t.shape for name, t in theta.items()})
     if not isinstance(forward, LiveForwardMap):
-        _require_alike(list(theta.values()), ranks)
+        _require_alike(list(theta.values()), processes)
 
     @cache
     def flat() -> Tensor:
@@ -323,18 +323,18 @@ def _jacobian(
         if name not in {"finite-difference", IN_PLACE} or not theta:
             return lambda: make_products(name, state_at, flat(), chunk_size)
         spread, rows = forward.spread(theta.values()), found.untrained
-        return FiniteDifference(theta, state_with, rows, accuracy, spread, ranks, found.here)
+        return FiniteDifference(theta, state_with, rows, accuracy, spread, processes, found.here)
 
     methods = {name: make(name) for name in wanted}
     return ParameterJacobian(
-        forward, found.reached, found.where, found.h, methods, context, found.untrained, ranks
+        forward, found.reached, found.where, found.h, methods, context, found.untrained, processes
     )
 
 
-def _require_alike(parameters: Sequence[Tensor], ranks: Ranks) -> None:
+def _require_alike(parameters: Sequence[Tensor], processes: Processes) -> None:
     """Refuse parameters that every process has, and not the same."""
-    if ranks.size > 1 and parameters:
-        ranks.require_same(
+    if processes.size > 1 and parameters:
+        processes.require_same(
             "their parameters",
             checksum(*parameters),
             "data-parallel training keeps them the same to the bit; does something change them "
@@ -342,14 +342,14 @@ def _require_alike(parameters: Sequence[Tensor], ranks: Ranks) -> None:
         )
 
 
-def _require_whole(found: Discovered, ranks: Ranks) -> None:
+def _require_whole(found: Discovered, processes: Processes) -> None:
     """Refuse a state of which processes with the same batch have other parts.
 
     Raises:
         ValueError: If they do.
     """
-    everyone = ranks.everyone
-    batches, states = everyone.each(ranks.index), everyone.each(checksum(found.h) % 2**52)
+    everyone = processes.everyone
+    batches, states = everyone.each(processes.index), everyone.each(checksum(found.h) % 2**52)
     if len(set(zip(batches, states, strict=True))) > len(set(batches)):
         raise ValueError(
             f"the state {', '.join(found.where.paths)!r} differs between processes with the same "

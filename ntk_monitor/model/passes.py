@@ -26,7 +26,7 @@ from ntk_monitor.model.state.sources import StateSource
 from ntk_monitor.model.step import StepError, StepFunction
 from ntk_monitor.model.step.heads import Compares, find_heads
 from ntk_monitor.model.step.standins import REMEDY
-from ntk_monitor.ranks import Ranks
+from ntk_monitor.processes import Processes
 
 MAX_CHUNK = 16
 """Most tangents carried at once: beyond, products hardly become cheaper."""
@@ -47,7 +47,7 @@ class Question(NamedTuple):
         state: Where the state is, or ``"auto"``.
         mask: Which rows of it there are.
         must_fit: Whether a mask of another shape is an error.
-        ranks: The processes that ask the same.
+        processes: The processes that ask the same.
         consume: Takes the activity of each site, which is not kept then; None to keep it.
     """
 
@@ -57,7 +57,7 @@ class Question(NamedTuple):
     state: StatePath
     mask: Tensor | None
     must_fit: bool
-    ranks: Ranks
+    processes: Processes
     consume: Consumer | None
 
 
@@ -121,7 +121,7 @@ def found_in(question: Question, recorded: Recorded) -> Found:
     _require_registered(question.forward, graph)
     reaching = recorder.reaching(graph)
     here = torch.tensor([name in reaching for name in names], device="cpu")
-    anywhere = question.ranks.sum(here.long()) > 0  # an expert may have no rows here
+    anywhere = question.processes.sum(here.long()) > 0  # an expert may have no rows here
     reached = tuple(name for name, there in zip(names, anywhere, strict=True) if there)
     others = recorder.reaching(graph_behind(node for end in ends.nodes for node in end))
     if not reached and (question.chosen or not others):
@@ -190,9 +190,9 @@ def recorded_pass(question: Question, room: float) -> Recorded:
     try:
         recorded = question.forward.record(question.names, room=room)
     except TooLargeError:
-        question.ranks.all(False)
+        question.processes.all(False)
         raise
-    if not question.ranks.all(True):
+    if not question.processes.all(True):
         raise TooLargeError("what a pass keeps takes more memory than another process has")
     return recorded
 

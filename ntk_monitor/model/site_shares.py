@@ -30,7 +30,7 @@ def of_entries(lin: Linearization, kernel: ExactKernel) -> dict[str, Tensor]:
     Returns:
         ``||J_l||^2`` by name, shape ``(1,)``.
     """
-    columns = lin.ranks.sum(kernel.rows.flatten(1).square().sum(1, dtype=torch.float64))
+    columns = lin.processes.sum(kernel.rows.flatten(1).square().sum(1, dtype=torch.float64))
     return lin.by_site({n: x.sum().reshape(1) for n, x in lin.jacobian.apart(columns).items()})
 
 
@@ -58,7 +58,7 @@ def of_draws(
     # Of rows of each process by themselves, so that no gradients are sent around.
     draws = list(lin.squares(lin.directions(count, FAMILY + seed), here=True))
     terms = torch.tensor([list(draw.values()) for draw in draws], device="cpu")
-    terms = terms if lin.is_sharded else lin.ranks.sum(terms.double())
+    terms = terms if lin.is_sharded else lin.processes.sum(terms.double())
     return lin.by_site(dict(zip(draws[0], terms.T, strict=True)))
 
 

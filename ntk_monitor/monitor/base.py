@@ -225,8 +225,8 @@ class BaseMonitor:
         started = self.schedule.clock()
         try:
             # Which processes have given up, or would have to wait, is not known to the others.
-            with host.ranks.together():
-                choice = int(host.ranks.everyone.least(self._choice(host, final=final)))
+            with host.processes.together():
+                choice = int(host.processes.everyone.least(self._choice(host, final=final)))
             if choice == NONE:
                 self.schedule.skipped += not first
                 return

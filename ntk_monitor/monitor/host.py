@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ntk_monitor.descent import NO_CLIPPING, Clipping, Scheduled
 from ntk_monitor.monitor.failures import say
-from ntk_monitor.ranks import ALONE, Ranks
+from ntk_monitor.processes import ALONE, Processes
 from ntk_monitor.snapshot import Snapshot
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class Host(Logs, Protocol):
         return NO_CLIPPING
 
     @property
-    def ranks(self) -> Ranks:
+    def processes(self) -> Processes:
         """The processes that train together."""
 
     @property
@@ -111,7 +111,7 @@ class Host(Logs, Protocol):
         Returns:
             The first process's value.
         """
-        if self.ranks.everyone.size == 1:
+        if self.processes.everyone.size == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values)
@@ -126,7 +126,7 @@ class Host(Logs, Protocol):
         Returns:
             The values, by process.
         """
-        values = [value] * self.ranks.everyone.size
+        values = [value] * self.processes.everyone.size
         if len(values) > 1:
             dist.all_gather_object(values, value)
         return values
@@ -149,7 +149,7 @@ class Host(Logs, Protocol):
             logger.info(message)
 
 
-def world(device: Any) -> Ranks:  # noqa: ANN401
+def world(device: Any) -> Processes:  # noqa: ANN401
     """All processes of a training with `torch.distributed`.
 
     Args:
@@ -160,7 +160,7 @@ def world(device: Any) -> Ranks:  # noqa: ANN401
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return ALONE
-    return Ranks(dist.group.WORLD, device)
+    return Processes(dist.group.WORLD, device)
 
 
 def require_known(module: nn.Module) -> None:

@@ -38,15 +38,15 @@ def measure(
 
     Returns:
         A snapshot for each state, the same in all processes; none where there is no batch yet.
-        Whatever fails in one process is raised there, and a `RankError` in the others.
+        Whatever fails in one process is raised there, and a `ProcessError` in the others.
     """
-    batch, ranks = kept.for_probe(host)
+    batch, processes = kept.for_probe(host)
     if batch is None:
         return ()
-    apart = ranks.size < host.ranks.size
-    with ranks.together():
+    apart = processes.size < host.processes.size
+    with processes.together():
         descent = descent_in(states[0].probe, host, ahead)
-        if not ranks.everyone.all(descent is not None):
+        if not processes.everyone.all(descent is not None):
             descent = None
         found = tuple(
             state.probe(
@@ -59,8 +59,8 @@ def measure(
                 seed=state.probe.seed + redraws,
                 max_products=most,
                 tier=tier,
-                ranks=ranks,
-                noise=state.probe.seed + redraws + 2**16 * ranks.index,
+                processes=processes,
+                noise=state.probe.seed + redraws + 2**16 * processes.index,
             )
             for state in states
         )

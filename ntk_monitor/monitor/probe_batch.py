@@ -13,7 +13,7 @@ from ntk_monitor.model import quiet
 from ntk_monitor.model.batch.copies import fingerprint, keep_batch, on_cpu
 from ntk_monitor.model.batch.structure import is_plain, size_of
 from ntk_monitor.monitor.host import Host
-from ntk_monitor.ranks import ALONE, Ranks
+from ntk_monitor.processes import ALONE, Processes
 
 MOST_BYTES = 2**26
 """Size of the batches of all processes up to which a checkpoint keeps them."""
@@ -122,7 +122,7 @@ class ProbeBatch:
             return f"not yet: no validation batch has come so far; wait for the first one, {remedy}"
         return f"not yet: there is no batch to probe on so far; wait for the next one, {remedy}"
 
-    def for_probe(self, host: Host) -> tuple[Any, Ranks]:
+    def for_probe(self, host: Host) -> tuple[Any, Processes]:
         """The batch, and the processes that measure it together.
 
         Args:
@@ -132,15 +132,15 @@ class ProbeBatch:
             The batch, or None where one of the processes has none yet. This process alone where all
             have the same batch: together they would count each of its rows several times.
         """
-        ranks = host.ranks
-        with ranks.together():
+        processes = host.processes
+        with processes.together():
             if self.content is None:
                 self.content = self._found(host)
-            if not ranks.all(self.content is not None):
+            if not processes.all(self.content is not None):
                 return None, ALONE
-            if ranks.size > 1 and self._alike is None:
+            if processes.size > 1 and self._alike is None:
                 self._compare(host)
-        return self.content, ranks.within(None) if self._alike else ranks
+        return self.content, processes.within(None) if self._alike else processes
 
     def _found(self, host: Host) -> Any:  # noqa: ANN401
         """The batch, if it need not come from the training's own."""
@@ -149,7 +149,7 @@ class ProbeBatch:
             raise error
         if self._parts is not None:  # of a checkpoint of as many processes
             parts, self._parts = self._parts, None
-            everyone = host.ranks.everyone
+            everyone = host.processes.everyone
             return parts[everyone.index] if len(parts) == everyone.size else None
         if isinstance(self.choice, str):
             return None
@@ -160,13 +160,13 @@ class ProbeBatch:
 
     def _compare(self, host: Host) -> None:
         """See whether all processes have the same batch; if not, and they are small, share them."""
-        ranks = host.ranks
+        processes = host.processes
         found = fingerprint(self.content)
-        own = torch.tensor([-1 - ranks.index if found is None else found], device="cpu")
-        self._alike = len(set(ranks.join(own).tolist())) == 1
+        own = torch.tensor([-1 - processes.index if found is None else found], device="cpu")
+        self._alike = len(set(processes.join(own).tolist())) == 1
         plain = is_plain(self.content)
-        if not self._alike and self._is("train") and ranks.all(plain):
-            small = ranks.total(size_of(self.content)) <= MOST_BYTES
+        if not self._alike and self._is("train") and processes.all(plain):
+            small = processes.total(size_of(self.content)) <= MOST_BYTES
             self._parts = host.gathered(on_cpu(self.content)) if small else None
 
     def state_dict(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ntk_monitor.model.step import Comparison
 from ntk_monitor.probing.kernel import MeasuredKernel
 from ntk_monitor.probing.settings import Tier
 from ntk_monitor.probing.warn import warn_non_finite
-from ntk_monitor.ranks import Ranks
+from ntk_monitor.processes import Processes
 from ntk_monitor.snapshot import ComparedOutput, Snapshot
 from ntk_monitor.targets import PulledMode, Target, stacked_patterns, target_modes
 
@@ -62,7 +62,7 @@ def assembled(
     Returns:
         The snapshot.
     """
-    n, ranks = lin.state.shape[2], lin.ranks
+    n, processes = lin.state.shape[2], lin.processes
     kernel, adjoint_error, by_site = measured or (None, math.nan, {})
     statistics = _unknown(n) if kernel is None else kernel.statistics
     if kernel is not None and statistics.trace.is_finite:
@@ -70,8 +70,8 @@ def assembled(
     else:
         spectrum, modes = torch.empty(0, device="cpu"), lin.state.new_empty(lin.rows, 0)
         if kernel is not None:
-            warn_non_finite("derivatives", ranks)
-    modes = _whole(modes.T.reshape(-1, *lin.state.shape[:2]), ranks)
+            warn_non_finite("derivatives", processes)
+    modes = _whole(modes.T.reshape(-1, *lin.state.shape[:2]), processes)
     pulled, predicted = found.pulled, found.predicted
     terms = shares(by_site)
     return Snapshot(
@@ -87,12 +87,12 @@ def assembled(
         temporal_spectrum=spectrum.cpu(),
         temporal_modes=modes,
         target_modes=target_modes(pulled, statistics.frobenius_norm, predicted.modes),
-        target_patterns=_whole(stacked_patterns(pulled), ranks) if pulled else modes[:0],
+        target_patterns=_whole(stacked_patterns(pulled), processes) if pulled else modes[:0],
         coverage=lin.coverage,
         state_shape=(*modes.shape[1:], n),
         state=lin.modules,
-        products=int(-ranks.least(-lin.jacobian.products)),
-        seconds=-ranks.everyone.least(-found.deadline.elapsed),
+        products=int(-processes.least(-lin.jacobian.products)),
+        seconds=-processes.everyone.least(-found.deadline.elapsed),
         method="exact" if isinstance(kernel, ExactKernel) else lin.jacobian.method,
         scheme=kernel.scheme if isinstance(kernel, Measured) else "exact",
         tier=found.tier if lin.parameters else _lower(found.tier),
@@ -114,7 +114,7 @@ def assembled(
 
 def idle_units(lin: Linearization) -> tuple[float, float]:
     """The shares of units that are dead, and that are saturated."""
-    h, valid, ranks = lin.state.detach().flatten(0, 1).double(), lin.valid, lin.ranks
+    h, valid, processes = lin.state.detach().flatten(0, 1).double(), lin.valid, lin.processes
     if valid is not None and valid.numel() == len(h):
         h = h[valid.flatten()]
     ends = ((h.abs() - 1).abs() < AT_THE_END) | (h.abs() < AT_THE_END)
@@ -124,8 +124,8 @@ def idle_units(lin: Linearization) -> tuple[float, float]:
         ends.sum(0).double(),
         (h.abs() > 1).sum(0).double(),
     ])
-    count = ranks.total(len(h))
-    mean, square, at_ends, beyond = ranks.sum(moments) / max(count, 1)
+    count = processes.total(len(h))
+    mean, square, at_ends, beyond = processes.sum(moments) / max(count, 1)
     spread = (square - mean.square()).clamp_min(0).sqrt()
     dead = spread <= CONSTANT * mean.abs().clamp_min(1)
     saturated = (at_ends > 1 - AT_THE_END) & (beyond == 0) & ~dead
@@ -166,19 +166,19 @@ def _lower(tier: Tier) -> Tier:
     return "modes" if tier == "kernel" else tier
 
 
-def _whole(patterns: Tensor, ranks: Ranks) -> Tensor:
+def _whole(patterns: Tensor, processes: Processes) -> Tensor:
     """Patterns over the trials of all processes, each with its largest entry positive.
 
     Args:
         patterns: Over this process's, shape ``(m, B, T)``; others may have shorter or longer ones.
-        ranks: The processes.
+        processes: The processes.
 
     Returns:
         Shape ``(m, B, T)``, on the CPU.
     """
-    longest = max(ranks.counts(patterns.shape[2]))
+    longest = max(processes.counts(patterns.shape[2]))
     padded = torch.nn.functional.pad(patterns, (0, longest - patterns.shape[2]))
-    whole = ranks.join(padded, 1)
+    whole = processes.join(padded, 1)
     return fix_signs(whole.flatten(1).T).T.reshape(whole.shape).contiguous().cpu()
 
 

@@ -117,14 +117,14 @@ class KernelMeasurement:
             The kernel. A FloatingPointError is raised if finite differences do not settle, and
             there is no other way; a RuntimeError if both directions of differentiation disagree.
         """
-        J, ranks = lin.jacobian, lin.ranks
+        J, processes = lin.jacobian, lin.processes
         if self._is_exact(lin, most):
             J.defer("finite-difference")
             exact = ExactKernel(
-                dense_jacobian(lin, ranks.total(lin.rows) * lin.state.shape[2]), core
+                dense_jacobian(lin, processes.total(lin.rows) * lin.state.shape[2]), core
             )
             return MeasuredKernel(exact, self._adjoint_error(lin, seed), of_entries(lin, exact))
-        budget = ProductBudget(J, most, deadline, ranks)
+        budget = ProductBudget(J, most, deadline, processes)
         lin, measured, trials = self._sampled(lin, core, seed, budget)
         self._prefer(J.method)
         spared = min(PULLS, budget.left_in_all())
@@ -180,8 +180,8 @@ class KernelMeasurement:
             sampler = lin.sampler(seed)
 
     def _require_same_tangents(self, lin: Linearization, sampler: JacobianSampler[Any]) -> None:
-        if lin.ranks.size > 1:
-            lin.ranks.everyone.require_same(
+        if lin.processes.size > 1:
+            lin.processes.everyone.require_same(
                 "their random tangents",
                 sampler.fingerprint,
                 "give all the same seed, and the same kind of device",
@@ -189,7 +189,7 @@ class KernelMeasurement:
 
     def _is_exact(self, lin: Linearization, max_products: int) -> bool:
         """Whether the kernel is taken as a whole: where that is asked for, or no dearer."""
-        J, rows = lin.jacobian, lin.ranks.total(lin.rows)
+        J, rows = lin.jacobian, lin.processes.total(lin.rows)
         cost = min(math.prod(J.shape_in), rows * lin.state.shape[2]) + 2
         affordable = cost <= max_products - J.products
         whole = J.method != IN_PLACE and rows <= EXACT_ROWS
@@ -236,11 +236,11 @@ class KernelMeasurement:
 
     def _adjoint_error(self, lin: Linearization, seed: int) -> float:
         """Compare both directions of differentiation on one random pair; two products."""
-        sampler, ranks = lin.sampler(seed), lin.ranks
+        sampler, processes = lin.sampler(seed), lin.processes
         y = sampler.sample(range(1))[0]
         (z,) = lin.directions(1, seed)
-        size = math.sqrt(ranks.sum(y.double().square().sum()))
-        forward = float(ranks.sum((y.double() * z.double()).sum()))
+        size = math.sqrt(processes.sum(y.double().square().sum()))
+        forward = float(processes.sum((y.double() * z.double()).sum()))
         error = relative_gap(forward - sampler.inner(0, sampler.pull(z)), size)
         self._require_adjoint(lin.jacobian, error)
         return error
@@ -278,14 +278,16 @@ class KernelMeasurement:
         self, lin: Linearization, sampler: JacobianSampler[Any], own: Tensor, seed: int
     ) -> float:
         """The gap for one product."""
-        ranks, gaps = lin.ranks, []
-        size = math.sqrt(ranks.sum(own.square().sum()))
+        processes, gaps = lin.processes, []
+        size = math.sqrt(processes.sum(own.square().sum()))
         # Of rows of each process by themselves, so that no gradients are sent around.
         every = sampler.pulls(lin.directions(PAIRS, seed), here=True)
         for z, pulled in zip(lin.directions(PAIRS, seed), every, strict=True):
             backward = sampler.inner(0, pulled)
             forward = float((own * z.double()).sum())
-            gap = ranks.sum(torch.tensor([forward, backward], dtype=torch.float64, device="cpu"))
+            gap = processes.sum(
+                torch.tensor([forward, backward], dtype=torch.float64, device="cpu")
+            )
             gap[1] = backward if lin.is_sharded else gap[1]
             gaps.append(relative_gap(float(gap[0] - gap[1]), size))
             del pulled  # before the next one is made

@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import warnings
 
-from ntk_monitor.ranks import Ranks
+from ntk_monitor.processes import Processes
 
 logger = logging.getLogger(__name__)
 
 
-def warn_non_finite(what: str, ranks: Ranks) -> None:
+def warn_non_finite(what: str, processes: Processes) -> None:
     """Say what was not finite in a probe."""
-    warn(f"nan or infinite {what} in this probe; its snapshot is marked non-finite", ranks)
+    warn(f"nan or infinite {what} in this probe; its snapshot is marked non-finite", processes)
 
 
-def warn(what: str, ranks: Ranks) -> None:
+def warn(what: str, processes: Processes) -> None:
     """Give a RuntimeWarning, or a line in the log where warnings are errors."""
-    if ranks.everyone.index:
+    if processes.everyone.index:
         return
     message = f"ntk_monitor: {what}"
     try:

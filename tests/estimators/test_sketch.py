@@ -141,7 +141,9 @@ def temporal_ranks(Y: Tensor, monkeypatch: pytest.MonkeyPatch) -> tuple[Estimate
     found, plain = TangentSketch(V), TangentSketch(V)
     found.extend(Y[:6])
     found.extend(Y[6:])
-    monkeypatch.setattr(sketch_module, "choose_rows", lambda Y, ranks, room: Rows(None, Y.shape[1]))
+    monkeypatch.setattr(
+        sketch_module, "choose_rows", lambda Y, processes, room: Rows(None, Y.shape[1])
+    )
     plain.extend(Y)
     ranks = [s.statistics.temporal_effective_rank for s in (found, plain)]
     return ranks[0], ranks[1], found.rows.W is not None
@@ -454,7 +456,9 @@ def test_deflation_twice_keeps_its_accuracy_in_compressed_rows(
 
     found = twice()
     assert found.rows.W is not None
-    monkeypatch.setattr(sketch_module, "choose_rows", lambda Y, ranks, room: Rows(None, Y.shape[1]))
+    monkeypatch.setattr(
+        sketch_module, "choose_rows", lambda Y, processes, room: Rows(None, Y.shape[1])
+    )
     plain = twice()
     assert plain.atoms == found.atoms == 4
     for name in ("trace", "effective_rank", "spatial_effective_rank", "core_cosine"):

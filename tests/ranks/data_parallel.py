@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ntk_monitor.descent import lossmap
 from ntk_monitor.model.derivatives import trial_gradients
 from ntk_monitor.probe import Probe
-from ntk_monitor.ranks import ALONE, RankError, Ranks
+from ntk_monitor.processes import ALONE, ProcessError, Processes
 
 METHODS = ("finite-difference", "forward-ad", "double-backward", "exact")
 
@@ -117,9 +117,9 @@ def edges(count: int, size: int) -> list[int]:
     return [round(count * (i / size) ** 1.5) for i in range(size + 1)]
 
 
-def part(batch: tuple[Tensor, Tensor], ranks: Ranks) -> tuple[Tensor, Tensor]:
+def part(batch: tuple[Tensor, Tensor], processes: Processes) -> tuple[Tensor, Tensor]:
     """The trials of this process."""
-    own = slice(*edges(len(batch[0]), ranks.size)[ranks.index : ranks.index + 2])
+    own = slice(*edges(len(batch[0]), processes.size)[processes.index : processes.index + 2])
     x, y = batch
     return x[own], y[own]
 
@@ -128,10 +128,10 @@ def numbers(
     probe: Probe,
     module: nn.Module,
     batch: Any,
-    ranks: Ranks = ALONE,
+    processes: Processes = ALONE,
     learning_rate: float | None = 0.1,
 ) -> dict[str, Any]:
-    snapshot = probe(module, batch, learning_rate=learning_rate, ranks=ranks)
+    snapshot = probe(module, batch, learning_rate=learning_rate, processes=processes)
     return {
         **snapshot.scalars(),
         "core spectrum": snapshot.core_spectrum.tolist(),
@@ -149,12 +149,12 @@ def numbers(
     }
 
 
-def compare(ranks: Ranks) -> dict[str, Any]:
+def compare(processes: Processes) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, (make, draw_batch, settings) in CASES.items():
-        if ranks.size > 2 and name not in OF_THREE:
+        if processes.size > 2 and name not in OF_THREE:
             continue
-        for method in METHODS if ranks.size == 2 else METHODS[:2]:
+        for method in METHODS if processes.size == 2 else METHODS[:2]:
             if method == "exact" and name not in DENSE:
                 continue
             if method == "double-backward" and name not in ANY_METHOD:
@@ -164,29 +164,29 @@ def compare(ranks: Ranks) -> dict[str, Any]:
             batch = tuple(t.double() if t.is_floating_point() else t for t in draw_batch())
             probe = Probe(method=method, dtype=torch.float64, modes=2, **settings)
             # A forecast has products of its own, whatever the method, and many small messages.
-            wanted = ranks.size == 2 or name in DENSE
+            wanted = processes.size == 2 or name in DENSE
             rate = 0.1 if method == METHODS[0] and wanted else None
-            together = numbers(probe, module, part(batch, ranks), ranks, rate)
-            alone = numbers(probe, module, batch, ALONE, rate) if ranks.index == 0 else None
+            together = numbers(probe, module, part(batch, processes), processes, rate)
+            alone = numbers(probe, module, batch, ALONE, rate) if processes.index == 0 else None
             found[f"{name}, {method}"] = {"together": together, "alone": alone}
     return found
 
 
-def lengths(ranks: Ranks) -> dict[str, Any]:
+def lengths(processes: Processes) -> dict[str, Any]:
     """Processes whose sequences are of other lengths, as padding to the longest gives them."""
     torch.manual_seed(3)
     module = Gru().double()
     x = draw(4, 9, 2).double()
-    T = 9 - 2 * ranks.index
+    T = 9 - 2 * processes.index
     probe = Probe(method="forward-ad", dtype=torch.float64)
-    found = numbers(probe, module, (x[:, :T], x[:, :T]), ranks)
+    found = numbers(probe, module, (x[:, :T], x[:, :T]), processes)
     return {"together": found}
 
 
-def failures(ranks: Ranks) -> dict[str, Any]:
+def failures(processes: Processes) -> dict[str, Any]:
     """One process fails, at several places; what each of them raises."""
     found: dict[str, Any] = {}
-    last = ranks.index == ranks.size - 1
+    last = processes.index == processes.size - 1
 
     def attempt(name: str, act: Callable[[], object]) -> None:
         try:
@@ -196,17 +196,17 @@ def failures(ranks: Ranks) -> dict[str, Any]:
             found[name] = f"{type(error).__name__}: {error}"
         mine = torch.ones(3)
         dist.all_reduce(mine)  # as training does: nothing of the probe's must be in its way
-        assert mine.tolist() == [ranks.size] * 3, name
+        assert mine.tolist() == [processes.size] * 3, name
 
     torch.manual_seed(3)
     module, batch = mlp(), (draw(12, 3), draw(12, 4))
-    mine = part(batch, ranks)
+    mine = part(batch, processes)
 
     def measure(batch: Any = mine, method: str = "finite-difference", **changes: Any) -> object:
         probe = Probe(method=method, max_products=60, **changes)
-        return probe(module, batch, ranks=ranks)
+        return probe(module, batch, processes=processes)
 
-    for calls in (0, 1, 2, 3, 12, 30) if ranks.size == 2 else (1, 12):
+    for calls in (0, 1, 2, 3, 12, 30) if processes.size == 2 else (1, 12):
         left = [calls if last else 10**9]
 
         def fail(module: nn.Module, batch: Any, left: list[int] = left) -> Any:
@@ -264,10 +264,14 @@ def main(folder: Path) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    ranks = Ranks(dist.group.WORLD)
-    assert issubclass(RankError, RuntimeError)
-    found = {"compare": compare(ranks), "lengths": lengths(ranks), "failures": failures(ranks)}
-    (folder / f"{ranks.index}.json").write_text(json.dumps(found))
+    processes = Processes(dist.group.WORLD)
+    assert issubclass(ProcessError, RuntimeError)
+    found = {
+        "compare": compare(processes),
+        "lengths": lengths(processes),
+        "failures": failures(processes),
+    }
+    (folder / f"{processes.index}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
 

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from ntk_monitor import Monitor
 from ntk_monitor.model.parameters.pieces import local
 from ntk_monitor.probe import Probe
-from ntk_monitor.ranks import Ranks
+from ntk_monitor.processes import Processes
 from ranks.data_parallel import by_samples_alone, draw, part
 from ranks.sharded import made, shard
 
@@ -40,7 +40,7 @@ def train(fabric: Fabric, *, watched: bool) -> dict[str, Any]:
     model = fabric.setup_module(made(net))
     optimizer = fabric.setup_optimizers(torch.optim.Adam(model.parameters(), lr=0.01))
     every = draw(13, 3).double(), draw(13, 4).double()
-    batch = part(every, Ranks(dist.group.WORLD))
+    batch = part(every, Processes(dist.group.WORLD))
     heard: list[Any] = []
 
     def hear(snapshot: Any, step: int) -> None:

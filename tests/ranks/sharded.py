@@ -24,7 +24,7 @@ from torch.distributed.tensor.parallel import (
 from ntk_monitor.descent import descent_of
 from ntk_monitor.model import linearize
 from ntk_monitor.probe import Probe
-from ntk_monitor.ranks import ALONE, Ranks
+from ntk_monitor.processes import ALONE, Processes
 from ranks.data_parallel import CASES, by_samples_alone, draw, mlp, numbers, part
 
 SHARDED = (
@@ -66,30 +66,30 @@ def state_of(module: nn.Module) -> list[Any]:
         ]
 
 
-def compare(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
+def compare(processes: Processes, mesh: DeviceMesh) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name in SHARDED if ranks.size == 2 else ("mlp", "gru"):
+    for name in SHARDED if processes.size == 2 else ("mlp", "gru"):
         make, draw_batch, settings = CASES[name]
         batch = tuple(t.double() if t.is_floating_point() else t for t in draw_batch())
         probe = Probe(dtype=torch.float64, modes=2, **settings)
         module = shard(made(make), mesh)
         before = state_of(module)
-        together = numbers(probe, module, part(batch, ranks), ranks)
+        together = numbers(probe, module, part(batch, processes), processes)
         assert state_of(module) == before
         alone = None
-        if ranks.index == 0:
+        if processes.index == 0:
             probe = Probe(method="in-place", dtype=torch.float64, modes=2, **settings)
             alone = numbers(probe, made(make), batch)
         found[f"{name}, in-place"] = {"together": together, "alone": alone}
     return found
 
 
-def tensor_parallel(world: Ranks) -> dict[str, Any]:
+def tensor_parallel(world: Processes) -> dict[str, Any]:
     """Processes with the same batch that have parts of each layer, and pairs of such."""
     pairs = world.size // 2
     names = ("data_parallel", "tensor_parallel")
     mesh = init_device_mesh("cpu", (pairs, 2), mesh_dim_names=names)
-    ranks = world.within(mesh["data_parallel"].get_group())
+    processes = world.within(mesh["data_parallel"].get_group())
 
     def make() -> nn.Module:
         layers = [nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 4)]
@@ -103,10 +103,10 @@ def tensor_parallel(world: Ranks) -> dict[str, Any]:
     batch = draw(13, 3).double(), draw(13, 4).double()
     settings: Any = {"state": "2", "dtype": torch.float64, "modes": 2}
     before = state_of(module)
-    together = numbers(Probe(**settings), module, part(batch, ranks), ranks)
+    together = numbers(Probe(**settings), module, part(batch, processes), processes)
     assert state_of(module) == before
     try:
-        Probe(**{**settings, "state": "0"})(module, part(batch, ranks), ranks=ranks)
+        Probe(**{**settings, "state": "0"})(module, part(batch, processes), processes=processes)
         together["in parts"] = "nothing"
     except ValueError as error:
         together["in parts"] = str(error)
@@ -116,10 +116,10 @@ def tensor_parallel(world: Ranks) -> dict[str, Any]:
     return {"together": together, "alone": alone}
 
 
-def training(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
+def training(processes: Processes, mesh: DeviceMesh) -> dict[str, Any]:
     """Weights after training with probes and without, and gradients of errors."""
     batch = draw(12, 3).double(), draw(12, 4).double()
-    x, y = part(batch, ranks)
+    x, y = part(batch, processes)
     found: dict[str, Any] = {}
     for watched in (False, True):
         module = shard(made(mlp), mesh)
@@ -130,7 +130,9 @@ def training(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
             if watched and step == 2:  # between the backward pass and the step
                 descent = descent_of([optimizer], module)
                 probe = Probe(max_products=40, dtype=None)
-                found["remarks"] = probe(module, (x, y), descent=descent, ranks=ranks).remarks
+                found["remarks"] = probe(
+                    module, (x, y), descent=descent, processes=processes
+                ).remarks
             optimizer.step()
         found["watched" if watched else "plain"] = [local(p).tolist() for p in module.parameters()]
     module = shard(made(mlp), mesh)
@@ -139,8 +141,8 @@ def training(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
             if factor is not None and isinstance(part_of, FSDPModule):
                 part_of.set_gradient_divide_factor(factor)
         for alike in (False, True):  # as where all processes have the same batch
-            inputs, several = (batch[0][:2], ranks.within(None)) if alike else (x, ranks)
-            lin = linearize(module, inputs, dtype=torch.float64, ranks=several)
+            inputs, several = (batch[0][:2], processes.within(None)) if alike else (x, processes)
+            lin = linearize(module, inputs, dtype=torch.float64, processes=several)
             errors = [(0, torch.ones(len(inputs), 1, 4, dtype=torch.float64))]
             pulled = next(iter(lin.pull_back_outputs(errors)))
             found[f"divided by {factor}, alike {alike}"] = [sum(pulled[1].values())]
@@ -150,23 +152,23 @@ def training(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
             module.set_requires_gradient_sync(i == 1)  # type: ignore[operator]
             nn.functional.mse_loss(module(x[half]), y[half]).backward()
             if watched and i == 0:
-                Probe(max_products=40, dtype=None)(module, (x, y), ranks=ranks)
+                Probe(max_products=40, dtype=None)(module, (x, y), processes=processes)
         grads = [local(p.grad).tolist() for p in module.parameters() if p.grad is not None]
         found["watched gradients" if watched else "gradients"] = grads
     return found
 
 
-def failures(ranks: Ranks, mesh: DeviceMesh) -> dict[str, Any]:
+def failures(processes: Processes, mesh: DeviceMesh) -> dict[str, Any]:
     """What each process raises where one fails between calls of the model, or asks in vain."""
     found: dict[str, Any] = {}
-    last = ranks.index == ranks.size - 1
-    batch = part((draw(12, 3), draw(12, 4)), ranks)
+    last = processes.index == processes.size - 1
+    batch = part((draw(12, 3), draw(12, 4)), processes)
     torch.manual_seed(3)
     module = shard(mlp(), mesh)
 
     def attempt(name: str, **settings: Any) -> None:
         try:
-            Probe(max_products=60, **settings)(module, batch, ranks=ranks)
+            Probe(max_products=60, **settings)(module, batch, processes=processes)
             found[name] = "nothing"
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}"
@@ -192,16 +194,16 @@ def main(folder: Path) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    ranks = Ranks(dist.group.WORLD)
-    mesh = init_device_mesh("cpu", (ranks.size,))
+    processes = Processes(dist.group.WORLD)
+    mesh = init_device_mesh("cpu", (processes.size,))
     found = {
-        "compare": compare(ranks, mesh),
-        "tensor parallel": tensor_parallel(ranks),
-        "training": training(ranks, mesh),
-        "failures": failures(ranks, mesh),
+        "compare": compare(processes, mesh),
+        "tensor parallel": tensor_parallel(processes),
+        "training": training(processes, mesh),
+        "failures": failures(processes, mesh),
     }
     assert ALONE.size == 1
-    (folder / f"{ranks.index}.json").write_text(json.dumps(found))
+    (folder / f"{processes.index}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
 

@@ -78,7 +78,7 @@ def test_one_that_fails_is_heard_of_wherever_it_fails(found: Found) -> None:
     for process in found[:-1]:
         for name, error in process["failures"].items():
             if name.startswith("at forward pass"):
-                assert error.startswith("RankError: another process"), name
+                assert error.startswith("ProcessError: another process"), name
     for name, error in found[-1]["failures"].items():
         if name.startswith("at forward pass"):
             assert error == "OSError: no luck today", name
@@ -87,7 +87,7 @@ def test_one_that_fails_is_heard_of_wherever_it_fails(found: Found) -> None:
 def test_a_batch_that_one_cannot_use_is_heard_of(found: Found) -> None:
     errors = [process["failures"]["arrays"] for process in found]
     assert errors[-1].startswith("ValueError: batch must have tensors")
-    assert all(error.startswith("RankError: another process") for error in errors[:-1])
+    assert all(error.startswith("ProcessError: another process") for error in errors[:-1])
 
 
 def test_a_method_that_fails_in_one_process_is_left_by_all_or_ends_the_probe(found: Found) -> None:
@@ -99,7 +99,7 @@ def test_a_method_that_fails_in_one_process_is_left_by_all_or_ends_the_probe(fou
         if "nothing" in ends:  # another method took its place, in all
             assert ends == {"nothing"}, name
         else:
-            assert all(process["failures"][name].startswith("RankError: another process")
+            assert all(process["failures"][name].startswith("ProcessError: another process")
                        or process["failures"][name].startswith("RuntimeError: method=")
                        for process in found[:-1]), name  # fmt: skip
             assert "no luck today" in found[-1]["failures"][name], name

@@ -82,5 +82,5 @@ def test_failures_and_refusals_are_everybodys(found: Found) -> None:
         assert "differ in their random tangents" in failures["seeds"]
         assert failures["alone"] == "nothing"
         assert failures["unchanged"]
-    assert found[0]["failures"]["target"].startswith("RankError: another process")
+    assert found[0]["failures"]["target"].startswith("ProcessError: another process")
     assert found[-1]["failures"]["target"] == "OSError: no luck today"

@@ -209,12 +209,12 @@ def _missing(draws: int, error: float, tolerance: float, most: int) -> float:
 def _by_samples(sampling: Sampling[X], tolerance: float) -> Measured:
     """By samples alone."""
     sampling.extend(min(PILOT - len(sampling.sketch), sampling.spare()))
-    sketch, left, ranks = sampling.sketch, sampling.left, sampling.core.ranks
+    sketch, left, processes = sampling.sketch, sampling.left, sampling.core.processes
     while True:
         statistics, samples = sketch.statistics, len(sketch)
         # The same to the last bit in all processes.
-        error = _cautious(ranks.least(statistics.relative_error), samples)
-        views = _cautious(ranks.least(statistics.relative_error_of_views), samples)
+        error = _cautious(processes.least(statistics.relative_error), samples)
+        views = _cautious(processes.least(statistics.relative_error_of_views), samples)
         if views <= SETTLED * tolerance:
             sketch.settle_views()
         met = error <= tolerance
@@ -222,7 +222,7 @@ def _by_samples(sampling: Sampling[X], tolerance: float) -> Measured:
             return Measured(sketch, _scheme(sketch), met, sampling.krylov.compare())
         missing = _missing(samples, error, tolerance, left())
         directions = min(DIRECTIONS, left() // 2)
-        few = ranks.least(sketch.residual_effective_rank) < (samples + missing) / 2
+        few = processes.least(sketch.residual_effective_rank) < (samples + missing) / 2
         deeper = few and sketch.atoms < samples and not sketch.drowned
         if directions and deeper and missing >= 2 * directions:
             sampling.krylov.extend(directions, left)

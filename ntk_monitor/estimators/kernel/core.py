@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.estimators.formulas import at_least_float32, participation_ratio
-from ntk_monitor.ranks import ALONE, Ranks
+from ntk_monitor.processes import ALONE, Processes
 
 PIECE, NARROWEST = 2**20, 64
 """Numbers of site activity that are converted to float64 at a time, and the fewest rows or columns
@@ -25,7 +25,7 @@ class Activities:
     at most the memory of a matrix of rows by rows.
 
     Attributes:
-        ranks: The processes over which the rows are spread.
+        processes: The processes over which the rows are spread.
         kept: The columns, in float32 at least; none once there is a matrix.
         gram: This process's share of the rows of ``V V*``, in float64; None while columns are kept.
         own: Where this process's rows are among all.
@@ -35,13 +35,13 @@ class Activities:
     own: slice
     dtype: torch.dtype
 
-    def __init__(self, ranks: Ranks = ALONE) -> None:
+    def __init__(self, processes: Processes = ALONE) -> None:
         """Start without columns.
 
         Args:
-            ranks: The processes over which the rows are spread.
+            processes: The processes over which the rows are spread.
         """
-        self.ranks = ranks
+        self.processes = processes
         self.kept: list[Tensor] = []
         self.gram: Tensor | None = None
         self._counts: list[int] = []
@@ -56,11 +56,11 @@ class Activities:
         """
         V = at_least_float32(V)
         if not self._rows:
-            self._counts, self.dtype = self.ranks.counts(len(V)), V.dtype
-            self.own, self._rows = self.ranks.own(self._counts), sum(self._counts)
+            self._counts, self.dtype = self.processes.counts(len(V)), V.dtype
+            self.own, self._rows = self.processes.own(self._counts), sum(self._counts)
         self._columns += V.shape[1]
         if self.gram is None and self._columns > self._rows:
-            share = self.ranks.share(self._rows)
+            share = self.processes.share(self._rows)
             self.gram = V.new_zeros(share.stop - share.start, self._rows, dtype=torch.float64)
             for earlier in self.kept:
                 self._multiply(self.gram, earlier)
@@ -74,8 +74,8 @@ class Activities:
 
     def _multiply(self, gram: Tensor, V: Tensor) -> None:
         for piece in torch.split(V, max(PIECE // self._rows, NARROWEST), dim=1):
-            wide = self.ranks.join(piece, counts=self._counts).double()
-            gram += wide[self.ranks.share(self._rows)] @ wide.T
+            wide = self.processes.join(piece, counts=self._counts).double()
+            gram += wide[self.processes.share(self._rows)] @ wide.T
 
 
 class CoreGram:
@@ -94,17 +94,17 @@ class CoreGram:
         norm_squared: ``||G||_F^2``.
         trace: ``tr G``.
         is_finite: Whether the activity is.
-        ranks: The processes.
+        processes: The processes.
     """
 
-    def __init__(self, *activities: Tensor, ranks: Ranks = ALONE) -> None:
+    def __init__(self, *activities: Tensor, processes: Processes = ALONE) -> None:
         """Take the Gram matrix.
 
         Args:
             activities: The columns of ``V``, site by site, each of shape ``(k_r, m_l)``.
-            ranks: The processes over which the rows are spread.
+            processes: The processes over which the rows are spread.
         """
-        parts = Activities(ranks)
+        parts = Activities(processes)
         for V in activities:
             parts.add(V)
         self._take(parts)
@@ -124,18 +124,18 @@ class CoreGram:
         return gram
 
     def _take(self, parts: Activities) -> None:
-        self.ranks = ranks = parts.ranks
+        self.processes = processes = parts.processes
         by_columns = parts.gram is None
         if parts.gram is None:
-            small = ranks.sum(_columns_gram(parts.kept))
+            small = processes.sum(_columns_gram(parts.kept))
         else:
-            small = ranks.join(parts.gram)
+            small = processes.join(parts.gram)
         self.norm_squared = small.square().sum()
         self.is_finite = bool(torch.isfinite(self.norm_squared))
         self.trace = small.trace()
         dtype = parts.dtype
         if self.is_finite:
-            values, vectors = ranks.first(*_eigh(small.to(dtype)))
+            values, vectors = processes.first(*_eigh(small.to(dtype)))
         else:
             vectors = torch.full_like(small, torch.nan)
             values = vectors.diagonal()
@@ -167,7 +167,7 @@ class CoreGram:
         Returns:
             The overlap; nan when ``V`` or ``q`` is zero.
         """
-        image, size = self.ranks.sums(
+        image, size = self.processes.sums(
             self.factor.double().T @ q.double(), q.double().square().sum()
         )
         largest = self.spectrum[0].to(q.device) if len(self.spectrum) else q.new_zeros(())

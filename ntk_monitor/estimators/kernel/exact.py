@@ -30,7 +30,7 @@ class ExactKernel:
     @cached_property
     def J(self) -> Tensor:
         """All rows, shape ``(p, k, n)``."""
-        return self.core.ranks.join(self.rows, 1)
+        return self.core.processes.join(self.rows, 1)
 
     @property
     def statistics(self) -> KernelStatistics:
@@ -38,7 +38,7 @@ class ExactKernel:
         flat = self.J.flatten(1).double()
         small = flat @ flat.T if len(flat) <= flat.shape[1] else flat.T @ flat
         trace = small.trace()
-        factor = self.core.ranks.join(self.core.factor)
+        factor = self.core.processes.join(self.core.factor)
         return KernelStatistics(
             trace=Estimate(float(trace)),
             trace_squared=trace.square().reshape(1),
@@ -74,8 +74,8 @@ class ExactKernel:
             ``r = min(count, k)``.
         """
         del seed
-        ranks = self.core.ranks
+        processes = self.core.processes
         values, vectors = torch.linalg.eigh(self._temporal / self.J.shape[2])
-        values, vectors = ranks.first(values, vectors)
-        order, own = slice(0, count), ranks.own(ranks.counts(self.rows.shape[1]))
+        values, vectors = processes.first(values, vectors)
+        order, own = slice(0, count), processes.own(processes.counts(self.rows.shape[1]))
         return values.flip(0)[order].clamp(min=0), fix_signs(vectors.flip(1)[:, order])[own]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ntk_monitor.estimators.kernel.tsqr import tall_qr
 from ntk_monitor.estimators.pairs import squared_norms
-from ntk_monitor.ranks import ALONE, Ranks
+from ntk_monitor.processes import ALONE, Processes
 
 LEADING_ROWS = (48, 128)
 """Leading directions that may be kept as they are: the fewest that suffice."""
@@ -57,7 +57,7 @@ class Rows:
         leading: How many rows of ``W`` are orthonormal leading directions, or all rows there are.
         twofold: Whether the others are two sketches.
         noise: Relative noise that the sketches bring into numbers of second order.
-        ranks: The processes.
+        processes: The processes.
         counts: How many of all rows each process has; used where all are kept.
 
     References:
@@ -68,7 +68,7 @@ class Rows:
     leading: int
     twofold: bool = False
     noise: float = 0.0
-    ranks: Ranks = ALONE
+    processes: Processes = ALONE
     counts: Sequence[int] = ()
 
     def keep(self, Y: Tensor) -> Tensor:
@@ -81,8 +81,8 @@ class Rows:
             Shape ``(..., d, n)``.
         """
         if self.W is None:
-            return self.ranks.join(Y, -2, self.counts)
-        return self.ranks.sum(self.W @ Y)
+            return self.processes.join(Y, -2, self.counts)
+        return self.processes.sum(self.W @ Y)
 
     def lead(self, kept: Tensor) -> Tensor:
         """Coordinates in the leading directions.
@@ -121,7 +121,7 @@ class Rows:
         """
         if self.W is not None:
             return self.W[: self.leading].T @ X
-        return X if self.ranks.size == 1 else X[..., self.ranks.own(self.counts), :]
+        return X if self.processes.size == 1 else X[..., self.processes.own(self.counts), :]
 
 
 class Room(NamedTuple):
@@ -167,12 +167,12 @@ class Room(NamedTuple):
         return k if fits else min(max(sketched, least), k * each / (each + COPIES * own))
 
 
-def choose_rows(Y: Tensor, ranks: Ranks = ALONE, room: Room | None = None) -> Rows:
+def choose_rows(Y: Tensor, processes: Processes = ALONE, room: Room | None = None) -> Rows:
     """Rows for samples like these.
 
     Args:
         Y: The first samples, this process's rows of them, shape ``(s, k_r, n)``.
-        ranks: The processes.
+        processes: The processes.
         room: How much memory there is; two sketches of `SKETCHED_ROWS` are kept in any case, unless
             they take more than all rows.
 
@@ -180,50 +180,52 @@ def choose_rows(Y: Tensor, ranks: Ranks = ALONE, room: Room | None = None) -> Ro
         As few as leave at most `MAX_REMAINDER` of the energy to one sketch; else all; or, where
         those are too many, as many as may be kept.
     """
-    counts = ranks.counts(Y.shape[1])
-    own = ranks.own(counts)
+    counts = processes.counts(Y.shape[1])
+    own = processes.own(counts)
     most = (room or Room()).rows(sum(counts), max(counts), Y.shape[2])
-    k, energy = sum(counts), ranks.sum(squared_norms(Y).sum())
+    k, energy = sum(counts), processes.sum(squared_norms(Y).sum())
     choices = [count for count in LEADING_ROWS if k > 2 * (count + SKETCHED_ROWS)]
     few = room is not None and k <= most and room.are_few(len(Y), Y.shape[2])
     if not choices or few or not bool(torch.isfinite(energy)):
-        return Rows(None, k, ranks=ranks, counts=counts)
+        return Rows(None, k, processes=processes, counts=counts)
     generator = torch.Generator(device=Y.device).manual_seed(SEED)
     start = _noise(k, choices[-1], generator, Y)[own]
     half = len(Y) // 2
-    left = _left(_leading(Y[:half], start, ranks), Y[half:], ranks)  # of samples not yet seen
+    left = _left(
+        _leading(Y[:half], start, processes), Y[half:], processes
+    )  # of samples not yet seen
     remainders = {c: float(left[min(c, len(left)) - 1]) for c in choices}
     count = next((c for c, rest in remainders.items() if rest <= MAX_REMAINDER), choices[-1])
     twofold = remainders[count] > MAX_REMAINDER
     if twofold and k <= most:
-        return Rows(None, k, ranks=ranks, counts=counts)
-    U = _leading(Y, start, ranks)[:, :count]
+        return Rows(None, k, processes=processes, counts=counts)
+    U = _leading(Y, start, processes)[:, :count]
     each = max(int(most - U.shape[1]) // 2, SKETCHED_ROWS) if twofold else SKETCHED_ROWS
     sketches = [_noise(k, each, generator, Y)[own] / math.sqrt(each) for _ in range(1 + twofold)]
-    rest = [sketch - U @ ranks.sum(U.T @ sketch) for sketch in sketches]
+    rest = [sketch - U @ processes.sum(U.T @ sketch) for sketch in sketches]
     noise = 2 * remainders[count] / math.sqrt(each) if twofold else 0.0
-    return Rows(torch.cat([U, *rest], dim=1).T, U.shape[1], twofold, noise, ranks, counts)
+    return Rows(torch.cat([U, *rest], dim=1).T, U.shape[1], twofold, noise, processes, counts)
 
 
-def _leading(Y: Tensor, start: Tensor, ranks: Ranks) -> Tensor:
+def _leading(Y: Tensor, start: Tensor, processes: Processes) -> Tensor:
     """Leading directions of samples, as many as they have at most; this process's rows."""
     U = start
     for _ in range(2):
-        images = ranks.sum(torch.stack([y.T @ U for y in Y]))
-        U = tall_qr(sum(y @ image for y, image in zip(Y, images, strict=True)), ranks)
-    images = ranks.sum(torch.stack([U.T @ y for y in Y]))
+        images = processes.sum(torch.stack([y.T @ U for y in Y]))
+        U = tall_qr(sum(y @ image for y, image in zip(Y, images, strict=True)), processes)
+    images = processes.sum(torch.stack([U.T @ y for y in Y]))
     shares = torch.linalg.svd(torch.cat([*images], dim=1), full_matrices=False)
-    rotation, sizes = ranks.first(shares.U, shares.S)
+    rotation, sizes = processes.first(shares.U, shares.S)
     U = U @ rotation
     return U[:, sizes > RANK * torch.finfo(sizes.dtype).eps * sizes[0]]
 
 
-def _left(U: Tensor, Y: Tensor, ranks: Ranks) -> Tensor:
+def _left(U: Tensor, Y: Tensor, processes: Processes) -> Tensor:
     """The share of samples' energy that the first one, two, ... directions leave."""
-    energy = ranks.sum(squared_norms(Y).sum())
-    shares = ranks.sum(torch.stack([U.T @ y for y in Y]))
+    energy = processes.sum(squared_norms(Y).sum())
+    shares = processes.sum(torch.stack([U.T @ y for y in Y]))
     captured = shares.double().square().sum((0, 2)).cumsum(0).cpu()
-    return ranks.first(1 - captured / energy)[0]
+    return processes.first(1 - captured / energy)[0]
 
 
 def _noise(rows: int, columns: int, generator: torch.Generator, like: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ class Sampling(Generic[X]):
         """
         self.J, self.core, self.left, self._seed = J, core, left, seed
         itemsize = torch.promote_types(J.dtype, torch.float32).itemsize
-        self._numbers = core.ranks.least(max_memory) / itemsize
+        self._numbers = core.processes.least(max_memory) / itemsize
         self.used = 0
         self._viewed = viewed
         self._images: list[Tensor] | None = None if viewed is None else []
@@ -201,7 +201,7 @@ class Krylov(Generic[X]):
             image = at_least_float32(self._J.push(self._pull())).flatten(0, 1)
             self._sketch.deflate(self._direction, image[None])
             rows = self._sketch.rows
-            size = rows.ranks.sum(image.double().square().sum()).sqrt()
+            size = rows.processes.sum(image.double().square().sum()).sqrt()
             further = self._sketch.outside(rows.lead(rows.keep(image)))
             exhausted = torch.linalg.vector_norm(further) <= EXHAUSTED * size
             self._direction = self._random() if bool(exhausted) else _unit(further)[None]
@@ -232,7 +232,7 @@ class Krylov(Generic[X]):
         trials, T, n = self._J.shape_out
         rows, self._seed = self._sketch.rows, self._seed + 1
         # Trial by trial, so that it does not depend on which process has which.
-        own = rows.ranks.own(rows.ranks.counts(trials))
+        own = rows.processes.own(rows.processes.counts(trials))
         indices, device = range(own.start, own.stop), self._J.device
         noise = draw_tangents(T * n, indices, self._seed, device=device, family=STARTS)
         kept = rows.lead(rows.keep(noise.reshape(trials * T, n).to(self._first)))

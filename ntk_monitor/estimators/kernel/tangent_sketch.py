@@ -106,7 +106,7 @@ class TangentSketch:
                 what is kept.
         """
         if not self._samples:
-            self.rows = choose_rows(Y, self._gram.ranks, self._room)
+            self.rows = choose_rows(Y, self._gram.processes, self._room)
         kept = self.rows.keep(Y)
         if self.rows.W is not None and not self.atoms and not self._settled:
             images = sum(y @ x.T for y, x in zip(Y, kept, strict=True))
@@ -222,7 +222,7 @@ class TangentSketch:
         """Of atoms and samples, in this order; kept until the samples change by deflation."""
         if self._moments is None:
             core = self.rows.keep(self._gram.factor)
-            self._moments = PairMoments(core, self.rows.views, self._gram.ranks)
+            self._moments = PairMoments(core, self.rows.views, self._gram.processes)
             if self.atoms:
                 self._moments.extend(self._atoms)
             for kept, viewed in zip(self._samples, self._viewed, strict=True):
@@ -290,29 +290,31 @@ class TangentSketch:
             Eigenvalues ``(r,)`` and this process's rows of the modes, of either sign, ``(k_r, r)``,
             with ``r = min(count, k)``.
         """
-        like, ranks = self._samples[0], self._gram.ranks
+        like, processes = self._samples[0], self._gram.processes
         n = like.shape[2]
         if self.rows.W is not None and not self.atoms:
             C = self._images.double() / (n * self._imaged)
-            within, rotation = ranks.first(*torch.linalg.eigh(ranks.sum(self.rows.W.double() @ C)))
+            within, rotation = processes.first(
+                *torch.linalg.eigh(processes.sum(self.rows.W.double() @ C))
+            )
             large = within > torch.finfo(like.dtype).eps * within[-1]
             root = C @ (rotation[:, large] / within[large].sqrt())
-            vectors, values, _ = tall_svd(root, ranks)
+            vectors, values, _ = tall_svd(root, processes)
             return values[:count].square().to(like), vectors[:, :count].to(like)
         weighted = [(1 / n, self._atoms)] if self.atoms else []
         weighted += [(1 / (n * len(self)), self._rest(kept)) for kept in self._samples]
 
         every = [(weight, Y) for weight, kept in weighted for Y in self.rows.lead(kept)]
-        own = every[ranks.share(len(every))]
+        own = every[processes.share(len(every))]
 
         def apply(Q: Tensor) -> Tensor:
             total = torch.zeros_like(Q)
             for weight, Y in own:
                 total += weight * (Y @ (Y.T @ Q))
-            return ranks.sum(total)
+            return processes.sum(total)
 
         generator = torch.Generator(device=like.device).manual_seed(seed)
         start = starting_block(self.rows.leading, count, generator, dtype=like.dtype)
         pairs = subspace_iteration(apply, start, min(count, self.rows.leading))
-        values, modes = ranks.first(*pairs)
+        values, modes = processes.first(*pairs)
         return values, self.rows.lift(modes)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ntk_monitor.ranks import checksum
+from ntk_monitor.processes import checksum
 
 CPU_BLOCK, OTHER_BLOCK = 2**16, 2**22
 """Entries with a generator of their own, whose seeding takes as long as some thousand of them; a

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ntk_monitor.ranks import Ranks
+from ntk_monitor.processes import Processes
 
 
-def tall_qr(X: Tensor, ranks: Ranks) -> Tensor:
+def tall_qr(X: Tensor, processes: Processes) -> Tensor:
     """An orthonormal basis of the columns of a matrix.
 
     Each process takes the QR decomposition of its own rows, and all take that of the triangles,
@@ -16,7 +16,7 @@ def tall_qr(X: Tensor, ranks: Ranks) -> Tensor:
 
     Args:
         X: This process's rows, shape ``(k_r, d)``.
-        ranks: The processes.
+        processes: The processes.
 
     Returns:
         This process's rows of the basis, shape ``(k_r, min(k, d))``.
@@ -25,34 +25,34 @@ def tall_qr(X: Tensor, ranks: Ranks) -> Tensor:
         Demmel, Grigori, Hoemmen and Langou, Communication-optimal parallel and sequential QR and
         LU factorizations, SIAM J. Sci. Comput. 34 (2012).
     """
-    return _tall_qr(X, ranks)[0]
+    return _tall_qr(X, processes)[0]
 
 
-def tall_svd(X: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
+def tall_svd(X: Tensor, processes: Processes) -> tuple[Tensor, Tensor, Tensor]:
     """The singular triples of a matrix.
 
     Args:
         X: This process's rows, shape ``(k_r, d)``.
-        ranks: The processes.
+        processes: The processes.
 
     Returns:
         This process's rows of ``U``, the singular values, descending, and ``V*``; with
         ``r = min(k, d)`` of shapes ``(k_r, r)``, ``(r,)`` and ``(r, d)``.
     """
-    if ranks.size == 1:
+    if processes.size == 1:
         U, sigma, Vh = torch.linalg.svd(X, full_matrices=False)
         return U, sigma, Vh
-    Q, R = _tall_qr(X, ranks)
-    U, sigma, Vh = ranks.first(*torch.linalg.svd(R, full_matrices=False))
+    Q, R = _tall_qr(X, processes)
+    U, sigma, Vh = processes.first(*torch.linalg.svd(R, full_matrices=False))
     return Q @ U, sigma, Vh
 
 
-def _tall_qr(X: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
+def _tall_qr(X: Tensor, processes: Processes) -> tuple[Tensor, Tensor]:
     """This process's rows of ``Q``, and ``R``."""
     Q, R = torch.linalg.qr(X)
-    if ranks.size == 1:
+    if processes.size == 1:
         return Q, R
-    counts = ranks.counts(len(R))
+    counts = processes.counts(len(R))
     # The decomposition of one process: others might come to other signs.
-    outer, R = ranks.first(*torch.linalg.qr(ranks.join(R, counts=counts)))
-    return Q @ outer[ranks.own(counts)], R
+    outer, R = processes.first(*torch.linalg.qr(processes.join(R, counts=counts)))
+    return Q @ outer[processes.own(counts)], R

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.model.batch.structure import copy_batch, tensors_of
-from ntk_monitor.ranks import checksum
+from ntk_monitor.processes import checksum
 
 
 def keep_batch(batch: Any) -> Any:  # noqa: ANN401

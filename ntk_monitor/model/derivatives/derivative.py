@@ -20,7 +20,7 @@ from ntk_monitor.model.isolation.kernels import Kernels
 from ntk_monitor.model.isolation.memory import is_out_of_memory, release_memory
 from ntk_monitor.operators import LinearOperator
 from ntk_monitor.operators.base import Shape
-from ntk_monitor.ranks import ALONE, Ranks
+from ntk_monitor.processes import ALONE, Processes
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Derivative(LinearOperator):
         quiet: Quiet,
         evaluate: Evaluate,
         untrained: Sequence[slice] = (),
-        ranks: Ranks = ALONE,
+        processes: Processes = ALONE,
     ) -> None:
         """Make the operator.
 
@@ -73,7 +73,7 @@ class Derivative(LinearOperator):
                 several times.
             untrained: Inputs that the function depends on, and whose derivative is taken as zero,
                 as training takes it (an embedding's padding).
-            ranks: The processes that take the same products, each with values of its own; they
+            processes: The processes that take the same products, each with values of its own; they
                 stay with the same method.
         """
         super().__init__(shape_in, tuple(value.shape), value.dtype, value.device)
@@ -83,7 +83,7 @@ class Derivative(LinearOperator):
         self._methods: dict[str, Products] = dict(methods)
         self.quiet, self._evaluate = quiet, evaluate
         self._untrained = tuple(untrained)
-        self._ranks = ranks
+        self._processes = processes
         self._settled = len(methods) == 1
 
     @property
@@ -187,16 +187,16 @@ class Derivative(LinearOperator):
         Returns:
             True if the same is to be tried in another way.
         """
-        if self._ranks.size == 1:
+        if self._processes.size == 1:
             return error is not None
         asked = self.method not in COMMON and not self._settled
         if error is not None and not asked and not isinstance(error, FloatingPointError):
             raise error
-        return not self._ranks.all(error is None) if asked else error is not None
+        return not self._processes.all(error is None) if asked else error is not None
 
     def _go_on_after(self, error: Exception | None, products: TangentProducts) -> None:
         """Carry fewer tangents, or take another method; raise the error where there is none."""
-        alone = self._ranks.size == 1
+        alone = self._processes.size == 1
         if alone and error is not None and is_out_of_memory(error):
             if products.chunk_size == 1 or self.halved:
                 raise error

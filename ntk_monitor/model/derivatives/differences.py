@@ -9,7 +9,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ntk_monitor.ranks import ALONE, Ranks
+from ntk_monitor.processes import ALONE, Processes
 
 REACH = 3.0
 """How many times the checked change of the function a finite difference may make."""
@@ -77,7 +77,7 @@ class Differences(Generic[Direction]):
         value: Callable[[], Tensor],
         dtype: torch.dtype,
         accuracy: float,
-        ranks: Ranks = ALONE,
+        processes: Processes = ALONE,
     ) -> None:
         """Keep what is differentiated.
 
@@ -88,11 +88,11 @@ class Differences(Generic[Direction]):
             value: The function's value at the point itself.
             dtype: Arithmetic in which the point is moved.
             accuracy: The relative agreement of two steps.
-            ranks: The processes over which the function's values are spread.
+            processes: The processes over which the function's values are spread.
         """
         self._difference, self._value = difference, value
         self._rounding = torch.finfo(dtype).eps
-        self._accuracy, self._ranks = accuracy, ranks
+        self._accuracy, self._processes = accuracy, processes
         self._ways: dict[bool, Way] = {}
         self._one_sided = self._rounding >= torch.finfo(torch.float32).eps
         self.extra = 0
@@ -127,7 +127,7 @@ class Differences(Generic[Direction]):
     def _norms(self, *values: Tensor) -> list[float]:
         """The norms of function values, whose parts all processes have."""
         norms = [torch.linalg.vector_norm(v, dtype=torch.float64) for v in values]
-        return self._ranks.sum(torch.stack(norms).square()).sqrt().tolist()
+        return self._processes.sum(torch.stack(norms).square()).sqrt().tolist()
 
     def _within_reach(
         self, directions: Sequence[Direction], which: range, way: Way

@@ -13,7 +13,7 @@ from ntk_monitor.model.derivatives.substitution import MovedPasses, Substitution
 from ntk_monitor.model.parameters.pieces import Direction, Given, norm, require_separate
 from ntk_monitor.model.parameters.selection import ParameterSpace
 from ntk_monitor.model.parameters.sharding import Sharding
-from ntk_monitor.ranks import ALONE, Ranks
+from ntk_monitor.processes import ALONE, Processes
 
 
 class FiniteDifference(TangentProducts):
@@ -34,7 +34,7 @@ class FiniteDifference(TangentProducts):
         untrained: Mapping[str, int],
         accuracy: float,
         spread: Sharding,
-        ranks: Ranks = ALONE,
+        processes: Processes = ALONE,
         used: Collection[str] | None = None,
     ) -> None:
         """Keep what the method needs.
@@ -45,7 +45,7 @@ class FiniteDifference(TangentProducts):
             untrained: Rows whose derivative is taken as zero, by the parameter's name.
             accuracy: The relative agreement of two steps.
             spread: How the parameters are spread.
-            ranks: The processes over which the function's values are spread.
+            processes: The processes over which the function's values are spread.
             used: Names of those on which the function depends; None for all.
         """
         require_separate(parameters)
@@ -67,7 +67,7 @@ class FiniteDifference(TangentProducts):
 
         dtype = self._parameters[0].dtype
         self._differences = Differences[Direction](
-            difference, lambda: evaluated(value, None, 0.0), dtype, accuracy, ranks
+            difference, lambda: evaluated(value, None, 0.0), dtype, accuracy, processes
         )
 
     @property

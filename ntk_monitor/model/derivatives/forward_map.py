@@ -40,7 +40,7 @@ from ntk_monitor.model.step.discovery import Discovery
 from ntk_monitor.model.step.standins import WithoutMessages, WithoutWrites
 from ntk_monitor.model.step.tape import Tape
 from ntk_monitor.model.step.watch import Following, LossWatch, Reading
-from ntk_monitor.ranks import Ranks
+from ntk_monitor.processes import Processes
 
 PLAIN = Intervention()
 """A forward pass as it is."""
@@ -219,24 +219,26 @@ class ForwardMap:
         )
         return dict(zip(inputs, found, strict=True))
 
-    def summed(self, gradients: Mapping[str, Tensor | None], ranks: Ranks) -> dict[str, Tensor]:
+    def summed(
+        self, gradients: Mapping[str, Tensor | None], processes: Processes
+    ) -> dict[str, Tensor]:
         """Gradients summed over processes.
 
         Args:
             gradients: This process's, by the parameters' names.
-            ranks: The processes.
+            processes: The processes.
 
         Returns:
             The sums; of what no process has a gradient there is none.
         """
         here = torch.tensor([g is not None for g in gradients.values()], device="cpu")
-        anywhere = ranks.sum(here.double()) > 0
+        anywhere = processes.sum(here.double()) > 0
         found = {
             name: torch.zeros_like(self.tensors[name]) if g is None else g
             for (name, g), there in zip(gradients.items(), anywhere, strict=True)
             if there
         }
-        return dict(zip(found, ranks.sums(*found.values()), strict=True))
+        return dict(zip(found, processes.sums(*found.values()), strict=True))
 
     def squares(self, direction: Mapping[str, Tensor]) -> dict[str, float]:
         """The squared norm of a direction in parameter space, parameter by parameter.

@@ -14,7 +14,7 @@ from ntk_monitor.model.derivatives.products import TangentProducts
 from ntk_monitor.model.parameters.pieces import Direction
 from ntk_monitor.model.parameters.selection import ParameterSpace
 from ntk_monitor.model.state.finding import State
-from ntk_monitor.ranks import ALONE, Ranks
+from ntk_monitor.processes import ALONE, Processes
 
 
 class ParameterJacobian(Derivative):
@@ -37,7 +37,7 @@ class ParameterJacobian(Derivative):
         methods: Mapping[str, Products],
         quiet: Quiet,
         untrained: Mapping[str, int],
-        ranks: Ranks = ALONE,
+        processes: Processes = ALONE,
     ) -> None:
         """Make the operator.
 
@@ -49,7 +49,7 @@ class ParameterJacobian(Derivative):
             methods: Tangent products by the name of their method; see `Derivative`.
             quiet: Makes the context to compute in.
             untrained: Rows of parameters whose derivative is taken as zero.
-            ranks: The processes over which the state is spread.
+            processes: The processes over which the state is spread.
         """
         self.parameters = {name: forward.tensors[name] for name in names}
         self.spread = forward.spread(self.parameters.values())
@@ -61,7 +61,7 @@ class ParameterJacobian(Derivative):
         rows = [] if forward.is_sharded else space.rows(untrained)
         evaluate = _flat(self._record, self.parameters, space)
         size = self.spread.offsets[-1]
-        super().__init__("J", (size,), value, methods, quiet, evaluate, rows, ranks)
+        super().__init__("J", (size,), value, methods, quiet, evaluate, rows, processes)
 
     def along(self, directions: Sequence[Direction], *, sampled: bool = False) -> Tensor:
         """``J g`` for directions in any form; a product each.
@@ -113,14 +113,14 @@ class ParameterJacobian(Derivative):
         Yields:
             The gradients of ``<u, h>``, summed over processes, in the order of the parameters.
         """
-        ranks = ALONE if here and not self._forward.is_sharded else self._ranks
+        processes = ALONE if here and not self._forward.is_sharded else self._processes
         go_back: Callable[[Tensor], dict[str, Tensor | None]] | None = None
         for u in several:
             self.products += 1
             with self.quiet("reversible"):
                 if go_back is None or not self._forward.keeps_graph:
                     go_back = self._record()
-                summed = self._forward.summed(go_back(u), ranks)
+                summed = self._forward.summed(go_back(u), processes)
             yield [
                 summed.pop(name) if name in summed else torch.zeros_like(p)
                 for name, p in self.parameters.items()

@@ -20,7 +20,7 @@ from ntk_monitor.model.sites.recorder import Recorder
 from ntk_monitor.model.state.finding import State
 from ntk_monitor.model.step import StepFunction
 from ntk_monitor.model.step.discovery import Discovery
-from ntk_monitor.ranks import Ranks
+from ntk_monitor.processes import Processes
 
 
 class LiveForwardMap(ForwardMap):
@@ -193,7 +193,7 @@ class ShardedForwardMap(LiveForwardMap):
         batch: Any,  # noqa: ANN401
         step: StepFunction,
         dtype: torch.dtype,
-        ranks: Ranks,
+        processes: Processes,
     ) -> None:
         """Keep what is called.
 
@@ -202,15 +202,15 @@ class ShardedForwardMap(LiveForwardMap):
             batch: What to call it on.
             step: How to call it.
             dtype: Arithmetic of the parameters.
-            ranks: The processes over which batches and parameters are spread.
+            processes: The processes over which batches and parameters are spread.
         """
         super().__init__(module, batch, step, dtype)
-        self._ranks = ranks
-        self._averaged = averaged_by(module, ranks.size)
+        self._processes = processes
+        self._averaged = averaged_by(module, processes.size)
 
     def spread(self, parameters: Iterable[Tensor]) -> Sharding:
         """How parameters are spread over processes; see `LiveForwardMap.spread`."""
-        everyone = self._ranks.everyone
+        everyone = self._processes.everyone
         return Sharding([place_of(p, everyone.size) for p in parameters], everyone)
 
     def gradients(
@@ -227,7 +227,7 @@ class ShardedForwardMap(LiveForwardMap):
             The gradients; of sharded parameters summed over processes.
         """
         try:
-            self._ranks.meet("a backward pass")
+            self._processes.meet("a backward pass")
             with _without_hooks(self.module):
                 torch.autograd.backward(value, u)
             found: dict[str, Tensor | None] = {}
@@ -247,15 +247,17 @@ class ShardedForwardMap(LiveForwardMap):
         spread = self.spread(self.tensors[name] for name in direction)
         return dict(zip(direction, spread.totals(own.values()), strict=True))
 
-    def summed(self, gradients: Mapping[str, Tensor | None], ranks: Ranks) -> dict[str, Tensor]:
+    def summed(
+        self, gradients: Mapping[str, Tensor | None], processes: Processes
+    ) -> dict[str, Tensor]:
         """Gradients summed over processes; see `ForwardMap.summed`."""
         whole = {n: g for n, g in gradients.items() if not isinstance(self.tensors[n], DTensor)}
         parts = {n: g for n, g in gradients.items() if n not in whole and g is not None}
-        return {**super().summed(whole, ranks), **parts}
+        return {**super().summed(whole, processes), **parts}
 
     def _call(self, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
         reshard(self.module)
-        self._ranks.meet("a call of the model")  # in which nobody could hear of a failure
+        self._processes.meet("a call of the model")  # in which nobody could hear of a failure
         try:
             return super()._call(tensors)
         finally:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ntk_monitor.model.derivatives.jacobian import ParameterJacobian
 from ntk_monitor.model.parameters.pieces import Gaussian, Given, inner
-from ntk_monitor.ranks import Ranks
+from ntk_monitor.processes import Processes
 
 
 class SampledJacobian:
@@ -26,23 +26,23 @@ class SampledJacobian:
         device: Of images.
     """
 
-    def __init__(self, jacobian: ParameterJacobian, ranks: Ranks, seed: int) -> None:
+    def __init__(self, jacobian: ParameterJacobian, processes: Processes, seed: int) -> None:
         """Keep what makes it up.
 
         Args:
             jacobian: This process's rows.
-            ranks: The processes.
+            processes: The processes.
             seed: Names the tangents.
         """
         self.shape_out = jacobian.shape_out
         self.dtype: torch.dtype = jacobian.dtype
         self.device: torch.device = jacobian.device
-        self._jacobian, self._ranks, self._seed = jacobian, ranks, seed
+        self._jacobian, self._processes, self._seed = jacobian, processes, seed
 
     @cached_property
     def at_once(self) -> int:
         """Tangents that are best carried at once, in all processes."""
-        return int(self._ranks.least(self._jacobian.at_once))
+        return int(self._processes.least(self._jacobian.at_once))
 
     def sample(self, indices: range) -> Tensor:
         """``J g_i``, shape ``(len, B, T, n)``; a product each."""

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from ntk_monitor.ranks import ALONE, Ranks
+from ntk_monitor.processes import ALONE, Processes
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -45,7 +45,7 @@ def reshard(module: nn.Module) -> None:
             part.reshard()
 
 
-def of_batches(module: nn.Module, everyone: Ranks) -> Ranks:
+def of_batches(module: nn.Module, everyone: Processes) -> Processes:
     """The processes that have batches of their own.
 
     Those that share the parts of one layer by tensor parallelism have the same batch.
@@ -257,11 +257,11 @@ class Sharding:
 
     Attributes:
         places: Where this process's part of each parameter is, in order.
-        ranks: The processes that have parts.
+        processes: The processes that have parts.
     """
 
     places: Sequence[Place]
-    ranks: Ranks = ALONE
+    processes: Processes = ALONE
 
     @cached_property
     def offsets(self) -> list[int]:
@@ -279,7 +279,7 @@ class Sharding:
         """
         pairs = zip(numbers, self.places, strict=True)
         own = [number / place.copies for number, place in pairs]
-        found: list[float] = self.ranks.sum(
+        found: list[float] = self.processes.sum(
             torch.tensor(own, dtype=torch.float64, device="cpu")
         ).tolist()
         return found

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.model.sites.weight_sites import Coverage, WeightSite
-from ntk_monitor.ranks import Ranks
+from ntk_monitor.processes import Processes
 
 
 def in_every_process(
-    sites: Sequence[WeightSite], coverage: Coverage, sizes: Mapping[str, int], ranks: Ranks
+    sites: Sequence[WeightSite], coverage: Coverage, sizes: Mapping[str, int], processes: Processes
 ) -> tuple[dict[int, Tensor | None], Coverage]:
     """The sites that all processes have, in the same order.
 
@@ -25,13 +25,13 @@ def in_every_process(
         sites: Those of this process.
         coverage: What they cover.
         sizes: Of parameters, by name.
-        ranks: The processes.
+        processes: The processes.
 
     Returns:
         The sites' numbers, each with the entries over which all processes have it (see
         `WeightSite.over`), and what the sites cover.
     """
-    if ranks.size == 1:
+    if processes.size == 1:
         return dict.fromkeys(range(len(sites))), coverage
     times: Counter[str] = Counter()
     names = []
@@ -40,10 +40,10 @@ def in_every_process(
         name = f"{site.name} {width} {site.units}"
         times[name] += 1
         names.append(f"{name} {times[name]}")
-    found = zip(names, range(len(sites)), ranks.in_all(names), strict=True)
+    found = zip(names, range(len(sites)), processes.in_all(names), strict=True)
     numbers = [number for _, number, common in sorted(found) if common]
     kept = [sites[number] for number in numbers]
-    entries = [None if s.entries is None else torch.unique(ranks.join(s.entries)) for s in kept]
+    entries = [None if s.entries is None else torch.unique(processes.join(s.entries)) for s in kept]
     lost = {n for s in sites for n in s.parameters} - {n for s in kept for n in s.parameters}
     reason = "in another process it has no site on the state's rows"
     left_out = {**coverage.left_out, **dict.fromkeys(sorted(lost), reason)}

@@ -19,7 +19,7 @@ from ntk_monitor.monitor.base import BaseMonitor
 from ntk_monitor.monitor.host import Host, world
 from ntk_monitor.monitor.reporting.user_loggers import folder_of
 from ntk_monitor.monitor.settings import LoopKeywords
-from ntk_monitor.ranks import Ranks
+from ntk_monitor.processes import Processes
 from ntk_monitor.snapshot import Snapshot
 
 OnProbe = Callable[[Snapshot, int], object]
@@ -124,7 +124,7 @@ class LoopHost(Host):
         self._optimizers = [plain_optimizer(optimizer) for optimizer in optimizers]
         parameter = next(self.module.parameters(), None)
         own = "cpu" if parameter is None else parameter.device
-        self._ranks = of_batches(self.module, world(own if device is None else device))
+        self._processes = of_batches(self.module, world(own if device is None else device))
         self._loggers = list(loggers) if self.is_global_zero else []
         self._log_dir = log_dir
 
@@ -162,11 +162,11 @@ class LoopHost(Host):
 
     @property
     def is_global_zero(self) -> bool:  # noqa: D102
-        return self._ranks.everyone.index == 0
+        return self._processes.everyone.index == 0
 
     @property
-    def ranks(self) -> Ranks:  # noqa: D102
-        return self._ranks
+    def processes(self) -> Processes:  # noqa: D102
+        return self._processes
 
     @property
     def run_folder(self) -> str | None:  # noqa: D102

@@ -22,7 +22,7 @@ from ntk_monitor.model.parameters.sharding import of_batches
 from ntk_monitor.model.step.standins import Training
 from ntk_monitor.monitor.alerts.delivery import run_folder
 from ntk_monitor.monitor.host import Host, world
-from ntk_monitor.ranks import ALONE, Ranks
+from ntk_monitor.processes import ALONE, Processes
 from ntk_monitor.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class TrainerHost(Host):
         return self.trainer.is_global_zero
 
     @cached_property
-    def ranks(self) -> Ranks:  # noqa: D102
+    def processes(self) -> Processes:  # noqa: D102
         if self.trainer.world_size == 1:
             return ALONE
         return of_batches(self.module, world(self.trainer.strategy.root_device))

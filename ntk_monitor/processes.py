@@ -18,11 +18,11 @@ PIECE = 2**20
 """Entries that a checksum looks at, or a sum of several tensors takes, together."""
 
 
-class RankError(RuntimeError):
+class ProcessError(RuntimeError):
     """Another process could not go on, or is at another place; all of them stop together."""
 
 
-class Ranks:
+class Processes:
     """The processes that measure together: every rank is the same, and all meet in sums.
 
     A measurement runs inside `together`, in which all processes do the same sums in the same order.
@@ -55,7 +55,7 @@ class Ranks:
         self._met = 0
         self._together = False
 
-    def within(self, group: dist.ProcessGroup | None) -> Ranks:
+    def within(self, group: dist.ProcessGroup | None) -> Processes:
         """Some of these processes, who have sums of their own while all of these keep together.
 
         With tensor parallelism several processes have the same batch. Those with the same part of
@@ -68,7 +68,7 @@ class Ranks:
         Returns:
             The processes of the group.
         """
-        some = Ranks(group, self._device)
+        some = Processes(group, self._device)
         some.everyone = self
         return some
 
@@ -82,7 +82,7 @@ class Ranks:
             Nothing.
 
         Raises:
-            RankError: If another process failed, or does something else.
+            ProcessError: If another process failed, or does something else.
         """
         if self.everyone is not self:
             with self.everyone.together():
@@ -95,7 +95,7 @@ class Ranks:
         try:
             yield
             self._meet("the end")
-        except RankError:  # all have it
+        except ProcessError:  # all have it
             raise
         except BaseException:
             with suppress(RuntimeError):  # the others may be gone
@@ -260,7 +260,7 @@ class Ranks:
         return [int((every == digest).sum()) == self.size for digest in mine]
 
     def meet(self, what: str) -> None:
-        """Make sure that all processes are here; one that is not makes all raise a `RankError`.
+        """Make sure that all processes are here; one that is not makes all raise a `ProcessError`.
 
         Args:
             what: What is about to be done.
@@ -277,12 +277,12 @@ class Ranks:
             remedy: What to do about a difference.
 
         Raises:
-            RankError: In all processes, if they differ.
+            ProcessError: In all processes, if they differ.
         """
         halves = torch.tensor(divmod(checksum, 2**31), dtype=torch.float64, device="cpu")
         every = self.join(halves[None], counts=[1] * self.size)
         if bool((every != halves).any()):
-            raise RankError(
+            raise ProcessError(
                 f"the processes that measure together differ in {what}, so that their sums would "
                 f"mean nothing: {remedy}"
             )
@@ -314,7 +314,7 @@ class Ranks:
             The sums.
 
         Raises:
-            RankError: If another process will not go on, or is at another place.
+            ProcessError: If another process will not go on, or is at another place.
         """
         self._met += 1
         place = zlib.crc32(f"{self._met} {what}".encode()) % 2**20
@@ -327,9 +327,9 @@ class Ranks:
         dist.all_reduce(said, group=self._group)
         failures, places, squares = (int(n) for n in said[:3].tolist())
         if failures and not failed:
-            raise RankError("another process that takes part in this measurement failed")
+            raise ProcessError("another process that takes part in this measurement failed")
         if places**2 != self.size * squares and not failed:  # equal if all places are
-            raise RankError(
+            raise ProcessError(
                 f"the processes that measure together do different things (here: {what}); do they "
                 "have the same settings, and batches of the same kind?"
             )
@@ -376,5 +376,5 @@ def checksum(*tensors: Tensor) -> int:
     return total
 
 
-ALONE = Ranks()
+ALONE = Processes()
 """One process that measures for itself."""
