@@ -11,6 +11,7 @@ import pytest
 import ntk_monitor
 
 ORDER = (
+    "compat",
     "checks",
     "keywords",
     "uncertainty",

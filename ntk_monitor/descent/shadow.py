@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
+
+from ntk_monitor.compat import tree_map
 
 HOOKS = (
     "_optimizer_step_pre_hooks",

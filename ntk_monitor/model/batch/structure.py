@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from ntk_monitor.compat import is_traceable_wrapper_subclass
 
 
 def described(batch: Any) -> str:  # noqa: ANN401

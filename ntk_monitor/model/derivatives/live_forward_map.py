@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
+from ntk_monitor.compat import hooks_of
 from ntk_monitor.model.derivatives.forward_map import PLAIN, ForwardMap
 from ntk_monitor.model.derivatives.intervention import Intervention
 from ntk_monitor.model.derivatives.substitution import Substitution
@@ -124,12 +125,7 @@ class LiveForwardMap(ForwardMap):
 @contextmanager
 def _without_hooks(module: nn.Module) -> Iterator[None]:
     """Take the hooks of parameters away for a while."""
-    found = [
-        hooks
-        for p in module.parameters()
-        for hooks in (p._backward_hooks, getattr(p, "_post_accumulate_grad_hooks", None))
-        if hooks
-    ]
+    found = [hooks for p in module.parameters() for hooks in hooks_of(p)]
     before = [dict(hooks) for hooks in found]
     try:
         for hooks in found:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.utils._pytree import tree_map_only
 
+from ntk_monitor.compat import tree_map_only, without_torch_function
 from ntk_monitor.model.isolation.interception import FunctionMode
 from ntk_monitor.model.isolation.memory import address_of
 from ntk_monitor.model.parameters.pieces import Direction, local, piece_size, pieces
@@ -162,7 +162,7 @@ class Substitution(FunctionMode):
         if isinstance(weight, DTensor) or not weight.is_contiguous():
             return None
         del padding_idx  # concerns gradients alone
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        with without_torch_function(), torch.no_grad():
             rows, which = torch.unique(input, return_inverse=True)
             if 2 * len(rows) > len(weight):
                 return None
@@ -229,7 +229,7 @@ class Substitution(FunctionMode):
         """A parameter where it is to be, for one use of it."""
         moved = self._made.pop(number, None)
         if moved is None:
-            with torch._C.DisableTorchFunction(), torch.no_grad():
+            with without_torch_function(), torch.no_grad():
                 moved = self._make(number, parameter, direction)
         if self._is_kept(number, moved):
             self._made[number] = moved

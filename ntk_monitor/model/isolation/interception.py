@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from ntk_monitor.compat import TorchDispatchMode, tree_leaves
 
 
 class FunctionMode(TorchFunctionMode):

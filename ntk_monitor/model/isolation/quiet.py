@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules import module as _hooks
-from torch.nn.modules.batchnorm import _NormBase
 
+from ntk_monitor.compat import NormWithStatistics, default_device
 from ntk_monitor.model.isolation.kernels import Kernels, enable_mkldnn, kernels_for
 from ntk_monitor.model.isolation.object_state import ObjectState
 from ntk_monitor.model.parameters.sharding import reshard, waiting_gradients
@@ -72,7 +72,7 @@ def batch_statistics(module: nn.Module) -> Iterator[tuple[str, ...]]:
     found = [
         (name, submodule)
         for name, submodule in module.named_modules()
-        if isinstance(submodule, _NormBase)
+        if isinstance(submodule, NormWithStatistics)
         and not isinstance(submodule, nn.SyncBatchNorm)  # which waits for other processes
         and id(submodule) in _was_training.get()
     ]
@@ -251,11 +251,6 @@ def flags(module: nn.Module) -> Iterator[None]:
                 write(before[name])
 
 
-def _default_device() -> torch.device | None:
-    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
-    return None if context is None else context.device
-
-
 def _determinism() -> tuple[bool, bool]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     return torch.are_deterministic_algorithms_enabled(), warn_only
@@ -272,7 +267,7 @@ def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any]
 _cuda, _cudnn, _mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
 FLAGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "default device": (_default_device, torch.set_default_device),
+    "default device": (default_device, torch.set_default_device),
     "deterministic algorithms": (_determinism, _set_determinism),
     "number of threads": (torch.get_num_threads, torch.set_num_threads),
     "cuDNN enabled": _attribute(_cudnn, "enabled"),

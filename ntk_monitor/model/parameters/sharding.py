@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
-from torch.distributed.tensor.placement_types import _StridedShard
 
+from ntk_monitor.compat import StridedShard
 from ntk_monitor.processes import ALONE, Processes
 
 
@@ -231,12 +231,12 @@ def place_of(parameter: Tensor, processes: int = 1) -> Place:
     copies = max(processes // mesh.size(), 1)
     offsets, lengths = [0] * parameter.ndim, list(parameter.shape)
     # What was sharded first is so in a way that takes account of it, and comes after the others.
-    axes = sorted(enumerate(parameter.placements), key=lambda a: isinstance(a[1], _StridedShard))
+    axes = sorted(enumerate(parameter.placements), key=lambda a: isinstance(a[1], StridedShard))
     for axis, placement in axes:
         size, index = mesh.size(axis), mesh.get_local_rank(axis)
         if placement.is_replicate():
             copies *= size
-        elif isinstance(placement, (Shard, _StridedShard)):
+        elif isinstance(placement, (Shard, StridedShard)):
             dim = placement.dim
             each = -(-lengths[dim] // size)  # as torch.chunk has it
             begin = min(index * each, lengths[dim])

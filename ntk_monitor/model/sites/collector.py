@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ntk_monitor.compat import without_torch_function
 from ntk_monitor.model.batch.structure import first_tensor
 from ntk_monitor.model.sites.operations.table import READERS, uses_in
 from ntk_monitor.model.sites.operations.use import Use
@@ -77,7 +77,7 @@ class Collector(Watch):
         """Call an operation, and read what is wanted of it."""
         output = func(*args, **kwargs)
         if name in READERS and number in self._numbers:
-            with torch._C.DisableTorchFunction():
+            with without_torch_function():
                 for i, use in enumerate(uses_in(name, args, kwargs)):
                     self._take((number, i), use, None)
         return output
@@ -95,7 +95,7 @@ class Collector(Watch):
         self._calls[call.path] += 1
         if call.path not in self._numbers:
             return
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             if isinstance(call.module, RECURRENT):
                 for local, use, valid in layer_uses(call):
                     self._take((call.path, number, local), use, valid)

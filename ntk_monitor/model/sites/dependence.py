@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ntk_monitor.compat import without_torch_function
 from ntk_monitor.model.sites.operations.table import READERS
 from ntk_monitor.model.sites.placement import Rows
 from ntk_monitor.model.sites.records import REGISTERED, Record
@@ -148,7 +149,7 @@ class _Shaker(Watch):
         for record, which in self._rows.get(number, []) if name in READERS else ():
             several = isinstance(output, tuple)
             first = output[0] if several else output
-            with torch._C.DisableTorchFunction():
+            with without_torch_function():
                 shaken = first + _noise(first, _mask(record, name, which.to(first.device)))
             output = (shaken, *output[1:]) if several else shaken
         return output

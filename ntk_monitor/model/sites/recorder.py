@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ntk_monitor.compat import tree_leaves, tree_map, without_torch_function
 from ntk_monitor.model.batch.structure import first_tensor, tensors_of
 from ntk_monitor.model.isolation.memory import address_of
 from ntk_monitor.model.sites.operations.table import READERS, uses_in
@@ -179,7 +179,7 @@ class Recorder(Watch):
         output = func(*args, **kwargs)
         outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
         written = [args[0]] if name == "__setitem__" else outputs
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        with without_torch_function(), torch.no_grad():
             is_data = partial(self._is_data, constants=name in READERS)
             self.rows.see(Operation(name, func, args, kwargs, written, is_data))
         if not outputs or name == "__get__":
@@ -232,7 +232,7 @@ class Recorder(Watch):
         """Whether a copied parameter is one that could be expanded; it is read as such."""
         if len(inputs) != 1:
             return False
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             if not fits(inputs[0].shape, output.shape):
                 return False
             self._expansions[output] = inputs[0].expand(output.shape)
@@ -246,7 +246,7 @@ class Recorder(Watch):
         """A parameter times a number; None where an operation does something else."""
         if name not in SCALING:
             return None
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             factor, found = 1.0 if SCALING[name] else -1.0, []
             for i, each in enumerate(args):
                 origin = self.origin(each) if isinstance(each, Tensor) else None
@@ -322,7 +322,7 @@ class Recorder(Watch):
         Args:
             call: The call.
         """
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             kept = call if self.sketch is None else self.sketch.of(call)
             found = tensors_of(call.output)
             first = first_tensor(call.output)
@@ -354,7 +354,7 @@ class Recorder(Watch):
         address = address_of(tensor) if isinstance(tensor, Tensor) else None
         if not address:
             return
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             for activity in self._unread.pop(address, ()):
                 activity.read_now()
             for number in self._returned.pop(address, ()):
@@ -435,7 +435,7 @@ class Recorder(Watch):
         """The uses of studied parameters in one operation."""
         if name not in READERS:
             return []
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             args, kwargs = tree_map(self._as_expanded, (args, kwargs))
             uses = uses_in(name, args, kwargs)
         found: list[Record] = []

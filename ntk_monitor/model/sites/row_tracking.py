@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ntk_monitor.compat import tree_leaves
 from ntk_monitor.model.sites.operations.contractions import contraction_of
 from ntk_monitor.model.sites.operations.convolutions import convolution_of
 from ntk_monitor.model.sites.operations.signatures import in_order

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ntk_monitor.compat import without_torch_function
 from ntk_monitor.model.isolation.interception import FunctionMode
 from ntk_monitor.model.sites.operations.table import READERS, perturbed
 from ntk_monitor.model.sites.records import Tap
@@ -78,7 +78,7 @@ class Injector(Watch):
         if name not in READERS or number not in self._added:
             return output
         added: dict[int, Tensor] = {}
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             for tap, i, make in self._added[number]:
                 assert isinstance(tap.place, int)
                 u = tap.write(make(), i)

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ntk_monitor.compat import tree_leaves, without_torch_function
 from ntk_monitor.model.isolation.memory import address_of
 from ntk_monitor.model.state.row_labels import NOTHING, Labels
 from ntk_monitor.model.step.losses import BY_HAND, LOSSES, RATES
@@ -231,7 +230,7 @@ class Discovery(LossWatch):
             return None
         if y not in self._logarithms and y not in self._probabilities:
             return None
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             if not bool(((t >= 0) & (t <= 1)).all()):
                 return None
         is_logarithm = y in self._logarithms

@@ -6,10 +6,9 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from ntk_monitor.compat import as_strided, tree_flatten, tree_leaves, tree_unflatten
 from ntk_monitor.model.isolation.interception import OperationMode, written_to
 from ntk_monitor.model.isolation.memory import address_of
 
@@ -124,9 +123,10 @@ class Tape(OperationMode):
             if root is None or leaf.dtype != self._known[root].dtype:
                 continue
             how = (tuple(leaf.shape), leaf.stride(), leaf.storage_offset())
-            view = torch.ops.aten.as_strided.default
             arguments = [_Slot(root), *how]
-            self._entries.append(_Entry(view, arguments, None, (self._slot(leaf),), writes=False))
+            self._entries.append(
+                _Entry(as_strided, arguments, None, (self._slot(leaf),), writes=False)
+            )
 
     def replay(self, starts: Mapping[int, Tensor], end: Tensor) -> Tensor | None:
         """Compute again.

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ntk_monitor.compat import tree_leaves, without_torch_function
 from ntk_monitor.model.batch.structure import of_the_class, plain_tensor
 from ntk_monitor.model.isolation.interception import FunctionMode
 from ntk_monitor.model.step.comparison import Seen
@@ -183,7 +183,7 @@ class Following(LossWatch):
         if reading is None:
             return func(*args, **kwargs)
         y, t = argument_at(args, kwargs, reading.output), argument_at(args, kwargs, reading.target)
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             whole, y, t = y, plain_tensor(y), plain_tensor(t)
             target, reach = reading.loss.target(t, kwargs, y), reading.loss.reach(kwargs)
             self.seen[number] = Seen(y, target, reach=reach)
@@ -211,7 +211,7 @@ def sums_of(y: Tensor, t: Tensor) -> Tensor:
     Returns:
         The norm of floating numbers, the sum of others.
     """
-    with torch._C.DisableTorchFunction():
+    with without_torch_function():
         found = []
         for x in (plain_tensor(y).detach(), plain_tensor(t).detach()):
             size = torch.linalg.vector_norm(x) if x.is_floating_point() else x.sum()

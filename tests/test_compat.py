@@ -1,0 +1,85 @@
+"""What PyTorch does not promise, and we use, is as it was."""
+
+import ast
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import ntk_monitor
+from ntk_monitor.compat import (
+    NormWithStatistics,
+    as_strided,
+    default_device,
+    hooks_of,
+    tree_leaves,
+    without_torch_function,
+)
+
+ROOT = Path(ntk_monitor.__file__).parent
+
+
+def test_nothing_else_uses_private_names_of_torch() -> None:
+    private = re.compile(r"torch(?:\.\w+)*\._[A-Za-z]")
+    for path in ROOT.rglob("*.py"):
+        if path == ROOT / "compat.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                found = [name for name in names if private.match(name)]
+            elif isinstance(node, ast.Attribute):
+                found = [name] if private.match(name := ast.unparse(node)) else []
+            else:
+                continue
+            assert not found, f"{path.relative_to(ROOT)} uses {found[0]}: add it to compat.py"
+
+
+def test_the_default_device_is_told() -> None:
+    assert default_device() is None
+    try:
+        torch.set_default_device("meta")
+        assert default_device() == torch.device("meta")
+    finally:
+        torch.set_default_device(None)
+    assert default_device() is None
+
+
+def test_functions_pass_modes_unseen() -> None:
+    class Seen(torch.overrides.TorchFunctionMode):
+        count = 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
+            Seen.count += 1
+            return func(*args, **(kwargs or {}))
+
+    x = torch.ones(2)
+    with Seen():
+        torch.sin(x)
+        with without_torch_function():
+            torch.sin(x)
+    assert Seen.count == 1
+
+
+def test_normalisations_with_statistics_share_a_class() -> None:
+    assert isinstance(nn.BatchNorm1d(2), NormWithStatistics)
+    assert isinstance(nn.InstanceNorm1d(2), NormWithStatistics)
+    assert not isinstance(nn.LayerNorm(2), NormWithStatistics)
+
+
+def test_hooks_of_a_parameter_are_found() -> None:
+    p = nn.Parameter(torch.ones(2))
+    assert hooks_of(p) == []
+    p.register_hook(lambda g: g)
+    p.register_post_accumulate_grad_hook(lambda t: None)
+    assert [len(hooks) for hooks in hooks_of(p)] == [1, 1]
+
+
+def test_memory_is_viewed() -> None:
+    x = torch.arange(6.0)
+    assert as_strided(x, (2, 2), (3, 1), 1).tolist() == [[1.0, 2.0], [4.0, 5.0]]
+
+
+def test_leaves_are_those_of_nested_containers() -> None:
+    assert tree_leaves({"a": [1, (2, None)], "b": 3}) == [1, 2, None, 3]
