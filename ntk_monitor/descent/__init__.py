@@ -1,19 +1,19 @@
 """What the coming steps of a training do: the update, its rates, its forecast, its transfer."""
 
 from ntk_monitor.descent.forecast import Course
+from ntk_monitor.descent.group_updates import Part
 from ntk_monitor.descent.lossmap import LossMap
 from ntk_monitor.descent.optimizers import (
     NO_CLIPPING,
     Clipping,
     Descent,
-    Part,
-    Velocity,
     descent_of,
     plain_descent,
     plain_optimizer,
 )
 from ntk_monitor.descent.prediction import Predicted, Setting, predict
 from ntk_monitor.descent.schedules import Ahead, Scheduled, read_ahead
+from ntk_monitor.descent.velocity import Velocity
 
 __all__ = [
     "NO_CLIPPING",

@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ntk_monitor.descent.group_updates import Part
 from ntk_monitor.descent.lossmap import LossMap, Vector
-from ntk_monitor.descent.optimizers import Descent, Part, Velocity
+from ntk_monitor.descent.optimizers import Descent
+from ntk_monitor.descent.velocity import Velocity
 
 DEPTH = 6
 """Krylov directions."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.descent.forecast import Course, Path, grow, scaling
+from ntk_monitor.descent.group_updates import Part
 from ntk_monitor.descent.lossmap import LossMap
-from ntk_monitor.descent.optimizers import Descent, Part
+from ntk_monitor.descent.optimizers import Descent
 
 
 class Leg:

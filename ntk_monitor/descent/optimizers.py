@@ -1,31 +1,30 @@
-"""What optimizers do with a gradient: the step itself, and how it goes on."""
+"""How a training steps: from its optimizers to updates."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
+from torch.optim import SGD, NAdam, Optimizer, RMSprop
 
-from ntk_monitor.descent.shadow import real_update, shadow_of, stepped
+from ntk_monitor.descent.group_updates import (
+    KNOWN,
+    Gradients,
+    Part,
+    entrywise,
+    factors_after,
+    part_of,
+)
+from ntk_monitor.descent.shadow import real_update, shadow_of
+from ntk_monitor.descent.velocity import AVERAGING, Velocity, advance
 from ntk_monitor.model.parameters.unwrapping import plain_name
 
-Map = Callable[[Tensor], Tensor]
-Place = NDArray[np.float64]
-Gradients = Mapping[str, Tensor]
 Clip = Callable[[Optimizer], None]
-AVERAGING = (Adam, AdamW, NAdam)
-"""Optimizers whose momentum is an average, of a gain of one."""
-KNOWN = {SGD, Adam, AdamW, NAdam, RMSprop, Adagrad}
-"""Optimizers whose next step is known from their state."""
 
 
 def plain_optimizer(optimizer: Optimizer) -> Optimizer:
@@ -57,87 +56,6 @@ class Clipping(NamedTuple):
 
 
 NO_CLIPPING = Clipping()
-
-
-class Velocity(NamedTuple):
-    """How an optimizer carries steps on from one to the next.
-
-    Attributes:
-        beta: What is kept of it at each step.
-        gain: With what a new gradient comes in.
-        nesterov: Whether the step looks one ahead.
-        taken: Steps taken so far, for a mean that is corrected for its beginning; None for one that
-            is not.
-        growing: For NAdam, whose momentum comes in by and by, its ``momentum_decay``.
-        product: Of its momenta so far.
-    """
-
-    beta: float = 0.0
-    gain: float = 1.0
-    nesterov: bool = False
-    taken: int | None = None
-    growing: float | None = None
-    product: float = 1.0
-
-    def step(self, momentum: Place, gradient: Place, k: int) -> Place:
-        """What is stepped by.
-
-        Args:
-            momentum: With the present gradient in it.
-            gradient: The present gradient.
-            k: Which of the coming steps, from 0.
-
-        Returns:
-            A combination of both.
-        """
-        if self.growing is not None:
-            done = self.product * math.prod(self._grown(j) for j in range(k + 1))
-            now, then = self._grown(k), self._grown(k + 1)
-            return (1 - now) / (1 - done) * gradient + then / (1 - done * then) * momentum
-        if self.nesterov:
-            return gradient + self.beta * momentum
-        if self.taken is not None and self.beta:
-            return momentum / (1 - self.beta ** (self.taken + k + 1))
-        return momentum.copy()
-
-    def _grown(self, k: int) -> float:
-        """NAdam's momentum at one of the coming steps."""
-        step = (self.taken or 0) + k + 1
-        return self.beta * (1 - 0.5 * math.pow(0.96, step * (self.growing or 0.0)))
-
-    @property
-    def total(self) -> float:
-        """What one gradient comes to over all later steps."""
-        return self.gain / (1 - self.beta) if self.beta < 1 else math.inf
-
-    @property
-    def stable(self) -> float:
-        """By how much of its slope a gradient may change at a step along it, at most.
-
-        With more, steps swing ever farther: ``2 (1 + beta) / gain``, of Nesterov's kind
-        ``2 (1 + beta) / (1 + 2 beta)``.
-        """
-        return 2 * (1 + self.beta) / (1 + 2 * self.beta if self.nesterov else self.gain)
-
-
-class Part(NamedTuple):
-    """How one parameter is stepped.
-
-    Attributes:
-        scale: The gradient times the learning rate and ``D``, a linear map.
-        decay: Coefficient of the parameter itself that is added to its gradient, or, where it is
-            decoupled, what is taken off it at a step.
-        decoupled: Which of both.
-        held: What the momentum holds, in the gradient's place; None for nothing.
-        steady: What it moves by at each step whatever the gradient, by an optimizer that is not
-            known; None by one that is.
-    """
-
-    scale: Map
-    decay: float = 0.0
-    decoupled: bool = False
-    held: Tensor | None = None
-    steady: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -290,9 +208,7 @@ class Descent:
     def _known(self, optimizer: Optimizer, gradient: Gradients) -> dict[str, Part] | None:
         """The parts of an optimizer that is known, or None."""
         found = {}
-        after = (
-            None if type(optimizer) in KNOWN else _factors_after(optimizer, self.names, gradient)
-        )
+        after = None if type(optimizer) in KNOWN else factors_after(optimizer, self.names, gradient)
         for group in optimizer.param_groups:
             rate = self.references.get(id(group), _number(group.get("lr")))
             if rate is None or group.get("maximize") or isinstance(group.get("lr"), Mapping):
@@ -302,7 +218,7 @@ class Descent:
                 if name is None or name not in gradient:
                     continue
                 factors = None if after is None else after.get(name)
-                part = _part(optimizer, group, parameter, gradient[name], rate, factors)
+                part = part_of(optimizer, group, parameter, gradient[name], rate, factors)
                 if part is None:
                     return None
                 found[name] = part
@@ -318,7 +234,7 @@ class Descent:
         for name, g in some.items():
             moved = there[name].to(g) - without[name].to(g)
             ratio = torch.where(g == 0, 0.0, -moved / torch.where(g == 0, 1.0, g)).clamp_min(0)
-            found[name] = Part(partial(_entrywise, ratio), steady=without[name])
+            found[name] = Part(partial(entrywise, ratio), steady=without[name])
         return found
 
     def later(
@@ -354,7 +270,7 @@ class Descent:
             for name, p in ((names[id(p)], p) for g in shadow.param_groups for p in g["params"]):
                 if name in first:
                     mean = (first[name].square() + last[name].square()) / 2
-                    _advance(shadow, p, steps, held[name], mean)
+                    advance(shadow, p, steps, held[name], mean)
             for before, after in zip(optimizer.param_groups, shadow.param_groups, strict=True):
                 if id(before) in self.references:
                     references[id(after)] = self.references[id(before)]
@@ -419,136 +335,3 @@ def plain_descent(module: nn.Module, learning_rate: float) -> Descent:
 
 def _number(value: Any) -> float | None:  # noqa: ANN401
     return None if value is None else float(value)
-
-
-def _part(
-    optimizer: Optimizer,
-    group: Mapping[str, Any],
-    parameter: Tensor,
-    gradient: Tensor,
-    rate: float,
-    factors: Sequence[Tensor] | None,
-) -> Part | None:
-    """How one parameter is stepped, or None if that is not known."""
-    state = optimizer.state.get(parameter, {})
-    decay = float(group.get("weight_decay") or 0.0)
-    if isinstance(optimizer, SGD):
-        held = state.get("momentum_buffer") if group.get("momentum") else None
-        return Part(partial(_multiplied, rate, []), decay, held=held)
-    whole = gradient + decay * parameter.detach().to(gradient) if decay else gradient
-    if type(optimizer) in KNOWN:
-        decoupled = isinstance(optimizer, AdamW) or bool(group.get("decoupled_weight_decay"))
-        factor = _adaptive(optimizer, group, state, gradient if decoupled else whole, rate)
-        amount = decay * rate if decoupled else decay
-        held = state.get("exp_avg")
-        if group.get("momentum") and "momentum_buffer" in state and rate:
-            held = state["momentum_buffer"] / (factor / rate)  # RMSprop's is of scaled gradients
-        return Part(partial(_entrywise, factor), amount, decoupled, held)
-    if factors and not group.get("momentum"):
-        return Part(partial(_multiplied, rate, factors), decay)
-    return None
-
-
-def _adaptive(
-    optimizer: Optimizer,
-    group: Mapping[str, Any],
-    state: Mapping[str, Any],
-    gradient: Tensor,
-    rate: float,
-) -> Tensor:
-    """The scaling of an optimizer with second moments, at its next step."""
-    square = gradient.square()
-    steps = float(state.get("step", 0)) + 1
-    mean: Tensor | None = None
-    if isinstance(optimizer, AVERAGING):
-        beta = float(group["betas"][1])
-        second = beta * state["exp_avg_sq"].to(square) if "exp_avg_sq" in state else 0.0
-        second = second + (1 - beta) * square
-        if group.get("amsgrad") and "max_exp_avg_sq" in state:
-            second = torch.maximum(second, state["max_exp_avg_sq"].to(square))
-        second = second / (1 - beta**steps)
-    elif isinstance(optimizer, RMSprop):
-        alpha = float(group["alpha"])
-        second = alpha * state["square_avg"].to(square) if "square_avg" in state else 0.0
-        second = second + (1 - alpha) * square
-        if group["centered"]:
-            mean = alpha * state["grad_avg"].to(square) if "grad_avg" in state else 0.0 * square
-            mean = mean + (1 - alpha) * gradient
-    else:
-        first = torch.full_like(square, float(group.get("initial_accumulator_value", 0.0)))
-        second = state["sum"].to(square) if "sum" in state else first
-        second = second + square
-        rate = rate / (1 + (steps - 1) * group["lr_decay"])
-    if mean is not None:
-        second = second - mean.square()
-    factor: Tensor = rate / (second.clamp_min(0).sqrt() + group["eps"])
-    return factor
-
-
-def _advance(
-    optimizer: Optimizer, parameter: Tensor, steps: int, held: Tensor, square: Tensor
-) -> None:
-    """Bring what a known optimizer keeps of one parameter to where it is some steps later."""
-    state = optimizer.state[parameter]
-    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
-    if isinstance(optimizer, SGD):
-        if group.get("momentum"):
-            state["momentum_buffer"] = held.clone()
-        return
-    if type(optimizer) not in {Adam, AdamW, NAdam, RMSprop, Adagrad}:
-        return
-    state["step"] = torch.tensor(float(state.get("step", 0)) + steps)
-    if isinstance(optimizer, AVERAGING):
-        kept = float(group["betas"][1]) ** steps
-        state["exp_avg"] = held.clone()
-        state["exp_avg_sq"] = kept * state.get("exp_avg_sq", 0.0) + (1 - kept) * square
-        if "mu_product" in state or isinstance(optimizer, NAdam):
-            begun = int(float(state["step"])) - steps
-            growing = float(group["momentum_decay"])
-            velocity = Velocity(float(group["betas"][0]), taken=begun, growing=growing)
-            momenta = math.prod(velocity._grown(k) for k in range(steps))
-            state["mu_product"] = torch.tensor(float(state.get("mu_product", 1.0)) * momenta)
-    elif isinstance(optimizer, RMSprop):
-        kept = float(group["alpha"]) ** steps
-        state["square_avg"] = kept * state.get("square_avg", 0.0) + (1 - kept) * square
-        if group.get("momentum"):  # whose buffer is scaled already
-            state["momentum_buffer"] = held / (state["square_avg"].sqrt() + group["eps"])
-    elif isinstance(optimizer, Adagrad):
-        state["sum"] = state.get("sum", 0.0) + steps * square
-
-
-def _entrywise(factor: Tensor, gradient: Tensor) -> Tensor:
-    return gradient * factor.to(gradient)
-
-
-def _multiplied(rate: float, factors: Sequence[Tensor], gradient: Tensor) -> Tensor:
-    """Axis by axis, with a symmetric matrix each."""
-    gradient = rate * gradient
-    for axis, factor in enumerate(factors):
-        gradient = (gradient.movedim(axis, -1) @ factor.to(gradient)).movedim(-1, axis)
-    return gradient
-
-
-def _factors_after(
-    optimizer: Optimizer, names: Mapping[int, str], gradient: Gradients
-) -> dict[str, list[Tensor]]:
-    """Shampoo's matrices at its next step, in which it has the gradient of it."""
-    try:
-        after, copies = stepped(optimizer, names, gradient)
-    except Exception:  # an optimizer that needs more than gradients
-        return {}
-    return {
-        names[key]: _factors(after.state.get(p, {}), p) for key, p in copies.items() if key in names
-    }
-
-
-def _factors(state: Mapping[str, Any], parameter: Tensor) -> list[Tensor]:
-    """Shampoo's matrices, one for each axis of a parameter; empty where they are not all there."""
-    found = []
-    for axis in range(parameter.ndim):
-        keys = (f"inv_pre_cond_{axis}", f"inv_precond_{axis}")
-        factor = next((state[key] for key in keys if key in state), None)
-        if not isinstance(factor, Tensor) or factor.shape != (parameter.shape[axis],) * 2:
-            return []
-        found.append(factor)
-    return found

@@ -1,10 +1,10 @@
-"""Rates, forecast and transfer of one training on one batch."""
+"""What the coming steps of a training do: rates, the forecast, transfer, instruments."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -13,16 +13,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ntk_monitor.descent.curves import (
+    Changed,
+    Curves,
+    agree_until,
+    as_tensor,
+    band,
+    outputs_at,
+    summed,
+    total_of,
+)
 from ntk_monitor.descent.forecast import BELIEVED, DEPTH, Course, Path, Vector
 from ntk_monitor.descent.leg import Leg
 from ntk_monitor.descent.lossmap import LossMap, NoLossError
 from ntk_monitor.descent.optimizers import Descent
-from ntk_monitor.descent.times import Times, times
+from ntk_monitor.descent.times import times
 from ntk_monitor.descent.transfer import Effects, over_own, shared
+from ntk_monitor.descent.watched import Watched, counterparts, watched
 from ntk_monitor.estimators import Estimate
 from ntk_monitor.model import Linearization
 from ntk_monitor.snapshot import Forecast, Instruments, PredictedMode
-from ntk_monitor.targets import PulledMode, Target, component, target_like
+from ntk_monitor.targets import PulledMode, Target, target_like
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +53,6 @@ SAME = 1e-5
 """Relative difference below which a second batch holds the same data as the first."""
 BEYOND = 10.0
 """How many times the steps that remain a forecast goes, so that a trend can be seen in it."""
-LOSS_AGREES = 0.25
-"""Relative difference of two forecasts of a loss up to which they agree."""
 AS_IT_IS = "as it is"
 """The change that is none."""
 ADAM_RATE = 1e-3
@@ -71,126 +80,6 @@ class Predicted:
     modes: tuple[PredictedMode, ...] = ()
     remarks: tuple[str, ...] = ()
     by_graph: bool | None = None
-
-
-class Watched(NamedTuple):
-    """The target modes of a batch, as functions of its outputs.
-
-    Attributes:
-        loss_map: The batch's.
-        targets: By the number of the comparison.
-        numbers: Of each mode.
-        errors: ``e_i`` of each mode, this process's rows, (B, T, o) in float64.
-        sizes: ``sigma_i`` of each mode, times what the loss asks of it.
-    """
-
-    loss_map: LossMap
-    targets: Mapping[int, Target]
-    numbers: tuple[int, ...]
-    errors: tuple[Tensor, ...]
-    sizes: tuple[float, ...]
-
-    def learned(self, points: Iterable[Tensor]) -> Vector:
-        """The learned fraction of each mode in some outputs, shape ``(points, modes)``."""
-        return self._of_all([self._by_trial(flat) for flat in points])
-
-    def _of_all(self, by_trial: Sequence[Sequence[Tensor]]) -> Vector:
-        """Numbers of all trials together, for each of some sets of them, shape ``(k, modes)``."""
-        if not self.numbers:
-            return np.zeros((len(by_trial), 0))
-        sums = torch.stack([torch.stack([x.sum() for x in each]) for each in by_trial])
-        found: Vector = self.loss_map.processes.sum(sums).cpu().numpy()
-        return found
-
-    def _by_trial(self, flat: Tensor) -> list[Tensor]:
-        """What each trial of this process adds to the learned fractions, (B,) for each mode."""
-        linked: dict[int, Tensor] = {}
-        for number in self.numbers:
-            if number not in linked:
-                placed = self.loss_map.placed(number, flat.double())
-                assert placed is not None
-                linked[number] = self.targets[number].link(placed)
-        return [
-            (linked[number] * e).sum((1, 2)) / size
-            for number, e, size in zip(self.numbers, self.errors, self.sizes, strict=True)
-        ]
-
-    def moved_by(self, change: Tensor) -> list[Tensor]:
-        """What a small change of the outputs makes of them, trial by trial.
-
-        Args:
-            change: Of the outputs, shape ``(N,)``.
-
-        Returns:
-            The derivative along it, (B,) for each mode, in float64.
-        """
-        y, change = self.loss_map.outputs.double(), change.double()
-        longest = float(change.abs().max()) if len(change) else 0.0
-        if not longest or not math.isfinite(longest):
-            return [x * longest for x in self._by_trial(y)]
-        epsilon = 1e-4 / longest
-        ahead, behind = (self._by_trial(y + s * epsilon * change) for s in (1, -1))
-        return [(a - b) / (2 * epsilon) for a, b in zip(ahead, behind, strict=True)]
-
-    def rates(self, change: Tensor) -> Vector:
-        """The same, of all trials together, shape ``(modes,)``."""
-        found: Vector = self._of_all([self.moved_by(change)])[0]
-        return found
-
-
-def watched(
-    loss_map: LossMap, targets: Mapping[int, Target], pulled: Sequence[PulledMode]
-) -> Watched:
-    """The target modes of the batch that is probed.
-
-    Args:
-        loss_map: The batch's.
-        targets: Its targets.
-        pulled: Its modes.
-
-    Returns:
-        Them as functions of the outputs.
-    """
-    return Watched(
-        loss_map,
-        targets,
-        tuple(mode.number for mode in pulled),
-        tuple((m.pattern[..., None] * m.direction).double() for m in pulled),
-        tuple(m.singular_value * targets[m.number].reach for m in pulled),
-    )
-
-
-def counterparts(
-    loss_map: LossMap, lin: Linearization, pulled: Sequence[PulledMode]
-) -> Watched | None:
-    """The same modes in another batch: its target along the same directions of the outputs.
-
-    Args:
-        loss_map: The other batch's.
-        lin: The model on it.
-        pulled: The modes.
-
-    Returns:
-        Them as functions of its outputs; None where its targets do not fit.
-    """
-    targets: dict[int, Target] = {}
-    errors, sizes = [], []
-    for mode in pulled:
-        if mode.number not in targets:
-            comparison = lin.comparisons[mode.number]
-            output = lin.placed_output(comparison)
-            if comparison.target is None or output is None:
-                return None
-            try:
-                targets[mode.number] = target_like(comparison, output, lin)
-            except ValueError:
-                return None
-        pattern = component(targets[mode.number], mode.direction).double()
-        size = math.sqrt(float(lin.processes.sum(pattern.square().sum())))
-        scale = size if size > 0 else math.inf
-        errors.append(pattern[..., None] / scale * mode.direction.double())
-        sizes.append(scale * targets[mode.number].reach)
-    return Watched(loss_map, targets, tuple(m.number for m in pulled), tuple(errors), tuple(sizes))
 
 
 class Setting(NamedTuple):
@@ -317,8 +206,8 @@ class _Prediction:
             return Predicted(loss=self.observed.loss, instruments=instruments)
         self.leg = Leg(source, descent)
         pieces = self._pieces(self._labels())
-        self.through = _total([g for _, g, _ in pieces])
-        leg = self.leg.grown(DEPTH, self.through, _total([change for *_, change in pieces]))
+        self.through = total_of([g for _, g, _ in pieces])
+        leg = self.leg.grown(DEPTH, self.through, total_of([change for *_, change in pieces]))
         course, course_here = leg.course, self._here(leg, self.observed)
         transfer, mode_transfers = self._transfers(*self._effects(pieces))
         reach = self.setting.horizon
@@ -329,7 +218,7 @@ class _Prediction:
         rates = self.modes.rates(first)
         found = [times(full.steps, c, LEARNED, descent.rates_until) for c in full.learned.T]
         steps = [each.steps for each in found]
-        bands = [_band(*pair) for pair in zip(found, mode_transfers, strict=True)]
+        bands = [band(*pair) for pair in zip(found, mode_transfers, strict=True)]
         others = self._with_changes(course, course_here, steps, full)
         predicted = tuple(
             PredictedMode(
@@ -345,9 +234,11 @@ class _Prediction:
                 zip(steps, bands, mode_transfers, others, strict=True)
             )
         )
-        valid = _agree_until(full, less)
+        valid = agree_until(full, less)
         losses = self._among_others(full, transfer)
-        forecast = Forecast(_tensor(full.steps), _tensor(losses), _tensor(full.learned), valid)
+        forecast = Forecast(
+            as_tensor(full.steps), as_tensor(losses), as_tensor(full.learned), valid
+        )
         instruments = Instruments(
             norm, self._signal_to_noise(pieces), self._relative_update(), course.headroom()
         )
@@ -382,7 +273,7 @@ class _Prediction:
             return leg.course.directions
         return observed.push(leg.tangents)
 
-    def _forecast(self, leg: Leg, here: Tensor, horizon: float) -> _Curves:
+    def _forecast(self, leg: Leg, here: Tensor, horizon: float) -> Curves:
         """The curves, with the model linearised anew after some steps."""
         whole, gone, observed = None, 0, self.observed
         for until in LEGS:
@@ -402,7 +293,7 @@ class _Prediction:
         rest = self._curves(leg.course, here, horizon - gone, observed, BELIEVED - gone)
         return rest if whole is None else whole.followed_by(rest)
 
-    def _among_others(self, curves: _Curves, transfer: Estimate | None) -> Vector:
+    def _among_others(self, curves: Curves, transfer: Estimate | None) -> Vector:
         """The losses where other batches' steps do to this one what transfer leaves of its own.
 
         So much is learned later: time, counted in learning rates, goes by more slowly. Transfer
@@ -472,7 +363,7 @@ class _Prediction:
         trials = loss_map.trials()
         by_trial = torch.zeros(int(trials.max()) + 2, dtype=torch.float64, device=change.device)
         by_trial.index_add_(0, trials + 1, (loss_map.error * change).double())
-        return _summed(by_trial[1:], self.processes)
+        return summed(by_trial[1:], self.processes)
 
     def _on_the_second(
         self,
@@ -502,7 +393,7 @@ class _Prediction:
         if modes is None:
             return self._on(second, change), []
         return self._on(second, change), [
-            _summed(x, self.processes) if math.isfinite(size) else None
+            summed(x, self.processes) if math.isfinite(size) else None
             for x, size in zip(modes.moved_by(-change), modes.sizes, strict=True)
         ]
 
@@ -513,20 +404,20 @@ class _Prediction:
         horizon: float,
         observed: LossMap | None = None,
         single: int = BELIEVED,
-    ) -> _Curves:
+    ) -> Curves:
         path = course.run(horizon, single)
         return self._curves_along(path, here, self.observed if observed is None else observed)
 
-    def _curves_along(self, path: Path, here: Tensor, observed: LossMap) -> _Curves:
+    def _curves_along(self, path: Path, here: Tensor, observed: LossMap) -> Curves:
         losses, here = self._losses_along(path, here, observed), here.double()
-        learned = self.modes.learned(_moved(observed, here, p) for p in path.places)
-        return _Curves(path.steps, losses, learned)
+        learned = self.modes.learned(outputs_at(observed, here, p) for p in path.places)
+        return Curves(path.steps, losses, learned)
 
     def _losses_along(self, path: Path, here: Tensor, observed: LossMap) -> Vector:
         if self.observed is self.source:
             return path.losses
         here = here.double()
-        moved = (_moved(observed, here, p).to(observed.outputs.dtype) for p in path.places)
+        moved = (outputs_at(observed, here, p).to(observed.outputs.dtype) for p in path.places)
         return observed.evaluate(moved)[0]
 
     def _without_the_last(self, course: Course, here: Tensor) -> Vector:
@@ -552,12 +443,12 @@ class _Prediction:
         course: Course,
         here: Tensor,
         steps: Sequence[float],
-        known: _Curves,
-    ) -> list[_Changed]:
+        known: Curves,
+    ) -> list[Changed]:
         """Steps to learn, and rates, with one thing changed, of modes that are out of reach."""
         reach = self.setting.horizon
         stuck = [i for i, s in enumerate(steps) if s > reach >= BELIEVED]
-        found = [_Changed({}, {}) for _ in steps]
+        found = [Changed({}, {}) for _ in steps]
         if not stuck:
             return found
         for name, changed in self._changes(course).items():
@@ -621,82 +512,3 @@ class _Prediction:
         moved = sum(float(u.double().square().sum()) for n, u in update.items() if n in own)
         size = sum(float(own[n].double().square().sum()) for n in update if n in own)
         return math.sqrt(moved / size) if size else math.nan
-
-
-class _Changed(NamedTuple):
-    """What becomes of a mode with one thing changed, by what that is."""
-
-    steps: dict[str, float]
-    rates: dict[str, float]
-
-
-class _Curves(NamedTuple):
-    """Steps ahead, the loss and the learned fractions at each."""
-
-    steps: Vector
-    losses: Vector
-    learned: Vector
-
-    def followed_by(self, other: _Curves) -> _Curves:
-        """These as far as the others begin, and then those.
-
-        Args:
-            other: From the last of these steps on.
-
-        Returns:
-            All of them.
-        """
-        return _Curves(
-            np.concatenate([self.steps[:-1], self.steps[-1] + other.steps]),
-            np.concatenate([self.losses[:-1], other.losses]),
-            np.concatenate([self.learned[:-1], other.learned]),
-        )
-
-
-def _moved(observed: LossMap, here: Tensor, p: Vector) -> Tensor:
-    """The outputs at a place of a small space, where a step may be below their own rounding."""
-    place = torch.as_tensor(p, dtype=torch.float64, device=here.device)
-    return observed.outputs.double() - place @ here
-
-
-def _summed(by_trial: Tensor, processes: Any) -> tuple[float, float]:  # noqa: ANN401
-    """The sum over all trials, and its standard error."""
-    n = len(by_trial)
-    sums = torch.stack([
-        by_trial.sum(),
-        by_trial.square().sum(),
-        torch.tensor(float(n), dtype=torch.float64, device=by_trial.device),
-    ])
-    total, squares, count = processes.sum(sums).tolist()
-    if count < 2:
-        return total, math.inf
-    variance = max(squares / count - (total / count) ** 2, 0.0) * count / (count - 1)
-    return total, math.sqrt(count * variance)
-
-
-def _band(found: Times, transfer: Estimate | None) -> tuple[float, float]:
-    """Between which numbers steps to learn lie, what another batch leaves of the rate included."""
-    latest = found.latest
-    if transfer is not None and math.isfinite(transfer.stderr):
-        share = transfer.value - 2 * transfer.stderr
-        if share < 1:
-            latest = max(latest, found.steps / share if share > 0 else math.inf)
-    return found.soonest, latest
-
-
-def _agree_until(full: _Curves, less: Vector) -> float:
-    """Steps ahead up to which two forecasts of the loss agree; all that are believed if they do."""
-    count = min(len(full.steps), len(less))
-    a, b = full.losses[:count], less[:count]
-    apart = np.flatnonzero(~(np.abs(a - b) <= LOSS_AGREES * np.abs(a) + 1e-12))
-    if len(apart):
-        return float(full.steps[max(int(apart[0]) - 1, 0)])
-    return float(min(full.steps[-1], BELIEVED))
-
-
-def _tensor(values: Vector) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
-
-
-def _total(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(tensors)).sum(0)

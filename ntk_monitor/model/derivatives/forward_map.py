@@ -5,21 +5,26 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import copy
-from functools import wraps
 from traceback import clear_frames
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 
 from ntk_monitor.model.batch.copies import FreshBatch, cast_batch
 from ntk_monitor.model.derivatives.intervention import Intervention
+from ntk_monitor.model.derivatives.recording import (
+    Hook,
+    instead_of_forward,
+    recording,
+    watched,
+    without_gradient,
+)
 from ntk_monitor.model.derivatives.substitution import Substitution
 from ntk_monitor.model.isolation.deadline import require_time
 from ntk_monitor.model.isolation.kernels import open_checkpoints
@@ -443,12 +448,12 @@ class ForwardMap:
             if intervention.given is not None and not intervention.through_time:
                 # What computes the state in vain need not be recorded for derivatives.
                 for path in state.paths:
-                    stack.enter_context(_without_gradient(self.module.get_submodule(path)))
+                    stack.enter_context(without_gradient(self.module.get_submodule(path)))
             for path in intervention.paths(state):
                 submodule = self.module.get_submodule(path)
                 instead = intervention.instead(path, submodule)
                 if instead is not None:
-                    stack.enter_context(_instead_of_forward(submodule, instead))
+                    stack.enter_context(instead_of_forward(submodule, instead))
                 stack.enter_context(watched(submodule, follow(path)))
             if at_operations := intervention.at_operations:
                 stack.enter_context(Injector(at_operations))
@@ -507,98 +512,3 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-@contextmanager
-def _without_gradient(module: nn.Module) -> Iterator[None]:
-    """Switch gradients off during the calls of a submodule."""
-    inner = module.forward
-
-    @wraps(inner)
-    def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        with torch.no_grad():
-            return inner(*args, **kwargs)
-
-    with _instead_of_forward(module, forward):
-        yield
-
-
-Hook = Callable[[nn.Module, Any, Any, Any], Any]
-"""Sees a call of a module, its arguments by position and by name, and what it returned; what the
-hook itself returns, unless None, takes the place of that."""
-
-
-@contextmanager
-def watched(module: nn.Module, hook: Hook, *, first: bool = False) -> Iterator[None]:
-    """Let a hook see the calls of a module, those of its ``forward`` by name among them.
-
-    Args:
-        module: The module.
-        hook: Sees each call.
-        first: Whether the hook comes before those that are there.
-
-    Yields:
-        Nothing.
-    """
-    inner, called = module.forward, [0]
-
-    def enter(*_: Any) -> None:  # noqa: ANN401
-        called[0] += 1
-
-    @wraps(inner)
-    def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        if called[0]:  # a call of the module, whose hooks come later
-            called[0] -= 1
-            return inner(*args, **kwargs)
-        output = inner(*args, **kwargs)
-        instead = hook(module, args, kwargs, output)
-        return output if instead is None else instead
-
-    before = module.register_forward_pre_hook(enter)
-    after = module.register_forward_hook(hook, with_kwargs=True, prepend=first)
-    try:
-        with _instead_of_forward(module, forward):
-            yield
-    finally:
-        before.remove()
-        after.remove()
-
-
-@contextmanager
-def _instead_of_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = vars(module)
-    before = own.get("forward", _instead_of_forward)
-    own["forward"] = forward
-    try:
-        yield
-    finally:
-        del own["forward"]
-        if before is not _instead_of_forward:
-            own["forward"] = before
-
-
-@contextmanager
-def recording(module: nn.Module, recorder: Recorder | Collector) -> Iterator[None]:
-    """Tell a recorder of every call of a submodule.
-
-    Args:
-        module: The module.
-        recorder: Who is told.
-
-    Yields:
-        Nothing.
-    """
-
-    def tell(path: str) -> Hook:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401
-            recorder.record_call(Call(path, module, args, kwargs, output))
-
-        return hook
-
-    with ExitStack() as stack:
-        for path, submodule in module.named_modules():
-            if path:
-                # Before the parameters that were gathered for the call are let go of.
-                first = isinstance(submodule, FSDPModule)
-                stack.enter_context(watched(submodule, tell(path), first=first))
-        yield
