@@ -29,8 +29,9 @@ from ntk_monitor.probing.kernel import PREFERENCE, KernelMeasurement, key_of
 from ntk_monitor.probing.settings import ProbeKeywords, ProbeSettings, Tier
 from ntk_monitor.probing.warn import warn, warn_non_finite
 from ntk_monitor.processes import ALONE, ProcessError, Processes
+from ntk_monitor.pulled_modes import PulledMode, pull_back
 from ntk_monitor.snapshot import Snapshot
-from ntk_monitor.targets import PulledMode, Target, pull_back, target_like
+from ntk_monitor.targets import Target, target_like
 
 logger = logging.getLogger(__name__)
 

@@ -1,23 +1,18 @@
-"""The target's modes, and how visible each of them is to gradient descent."""
+"""Targets as matrices, and their decomposition into modes."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ntk_monitor.estimators import CoreGram, Estimate
 from ntk_monitor.estimators.kernel.tsqr import tall_svd
 from ntk_monitor.model import Linearization
-from ntk_monitor.model.linearization import squared_norm
 from ntk_monitor.model.step import Comparison
 from ntk_monitor.model.step.losses import Kind, Link, Loss, identity
 from ntk_monitor.processes import ALONE, Processes
-from ntk_monitor.snapshot import PredictedMode, TargetMode
 
 
 @dataclass(frozen=True)
@@ -245,195 +240,3 @@ def component(target: Target, direction: Tensor) -> Tensor:
     """
     chosen = direction if target.classes is None else direction[target.classes]
     return target.values @ chosen.to(target.values.dtype)
-
-
-@dataclass(frozen=True)
-class PulledMode:
-    """One mode of a target, and what the model does with its unit error; see `pull_back`.
-
-    Attributes:
-        number: Which of the comparisons it belongs to.
-        output: The head of that.
-        singular_value: ``sigma``.
-        share: Of its target's squared size.
-        pattern: ``u``, of this process's trials, shape ``(B, T)``.
-        direction: ``v``, shape ``(o,)``.
-        learned: ``<y, e> / sigma``.
-        gain: ``||J* q||^2 / ||q||^2``.
-        core_overlap: ``||V* u||^2 / ||V||_op^2``.
-        readout: ``||q||^2``.
-        by_site: What each weight site, and each parameter without one, has of the gain.
-    """
-
-    number: int
-    output: str
-    singular_value: float
-    share: float
-    pattern: Tensor
-    direction: Tensor
-    learned: float
-    gain: float
-    core_overlap: float
-    readout: float
-    by_site: tuple[tuple[str, float], ...] = ()
-
-
-def pull_back(
-    targets: Mapping[int, Target],
-    modes: int,
-    lin: Linearization,
-    core: CoreGram,
-    *,
-    derivatives: bool = True,
-) -> tuple[PulledMode, ...]:
-    r"""Everything about the modes of targets that is exact.
-
-    Args:
-        targets: Targets by the number of the comparison; what has been learned of them is told by
-            what their link makes of the outputs.
-        modes: How many modes at most, of all targets together: those with the largest shares.
-        lin: The model.
-        core: Its core.
-        derivatives: Whether to take derivatives; without them gains are nan, and so are core
-            overlaps where the target's rows are not the state's.
-
-    Returns:
-        The modes, the largest shares first. The cost is one product a mode.
-    """
-    processes = lin.processes
-    chosen: list[tuple[float, int, int]] = []
-    decompositions = {}
-    for number, target in targets.items():
-        found = decompositions[number] = decompose(target, modes, processes)
-        size = float(processes.sum(target.values.double().square().sum()))
-        shares = (found.singular_values.double().square() / size).tolist() if size else []
-        chosen += [(share, number, i) for i, share in enumerate(shares)]
-    chosen = sorted(chosen, key=lambda each: -each[0])[:modes]
-    reached = {number: _reached(targets[number], lin, number) for _, number, _ in chosen}
-    errors = [(number, decompositions[number].error(i)) for _, number, i in chosen]
-    products = [
-        (reached[number] * e.double()).sum() / targets[number].reach for number, e in errors
-    ]
-    sums = processes.sum(torch.stack(products)).tolist() if products else []
-    pulled = iter(lin.pull_back_outputs(errors) if derivatives else ())
-    return tuple(
-        _pulled_mode(
-            number,
-            lin.comparisons[number].head.name,
-            share,
-            (decompositions[number], i),
-            total / float(decompositions[number].singular_values[i]),
-            core,
-            processes,
-            next(pulled, None),
-            rows=lin.state.shape[:2],
-        )
-        for (share, number, i), total in zip(chosen, sums, strict=True)
-    )
-
-
-def _reached(target: Target, lin: Linearization, number: int) -> Tensor:
-    """What should equal the target, (B, T, o) in float64."""
-    comparison = lin.comparisons[number]
-    output = lin.placed_output(comparison)
-    assert output is not None
-    reached = target.link(output.detach().double())
-    counts = lin.counted(comparison)
-    return reached if counts is None else reached * counts
-
-
-def _pulled_mode(
-    number: int,
-    output: str,
-    share: float,
-    mode: tuple[Decomposition, int],
-    learned: float,
-    core: CoreGram,
-    processes: Processes,
-    pulled: tuple[Tensor, dict[str, float]] | None,
-    *,
-    rows: Sequence[int],
-) -> PulledMode:
-    """One mode, with what was pulled back of its error."""
-    decomposition, i = mode
-    pattern = decomposition.patterns[i]
-    same_rows = processes.all(pattern.shape == tuple(rows))
-    overlap = core.overlap(pattern.flatten()) if same_rows else math.nan
-    gain = readout = math.nan
-    by_site: list[tuple[str, float]] = []
-    if pulled is not None:
-        q, squares = pulled
-        readout, squared = float(processes.sum(squared_norm(q))), sum(squares.values())
-        if squared:
-            by_site = [(name, square / squared) for name, square in squares.items()]
-            by_site.sort(key=lambda each: -each[1])
-        gain = float(squared) / readout if readout else math.nan
-        overlap = overlap if same_rows else core.overlap(q.flatten(0, 1))
-    return PulledMode(
-        number,
-        output,
-        float(decomposition.singular_values[i]),
-        share,
-        pattern,
-        decomposition.directions[i],
-        learned,
-        gain,
-        overlap,
-        readout,
-        tuple(by_site),
-    )
-
-
-def target_modes(
-    pulled: Sequence[PulledMode], norm: Estimate, predicted: Sequence[PredictedMode] = ()
-) -> tuple[TargetMode, ...]:
-    """Put the exact numbers, the sampled norm and what is to come together.
-
-    Args:
-        pulled: The exact numbers.
-        norm: ``||A||_F``.
-        predicted: What becomes of each mode in the coming steps; none where that is not known.
-
-    Returns:
-        The target modes, from 1.
-    """
-    modes = []
-    for i, mode in enumerate(pulled, start=1):
-        alignment = mode.gain / norm.value if norm.value else float("nan")
-        coming = predicted[i - 1] if predicted else None
-        modes.append(
-            TargetMode(
-                index=i,
-                singular_value=mode.singular_value,
-                alignment=Estimate(alignment, alignment * norm.relative_error),
-                gain=mode.gain,
-                learned=mode.learned if coming is None else coming.learned,
-                core_overlap=mode.core_overlap,
-                output=mode.output,
-                share=mode.share,
-                rate=math.nan if coming is None else coming.rate,
-                steps_to_learn=None if coming is None else coming.steps,
-                steps_band=None if coming is None else coming.band,
-                transfer=None if coming is None else coming.transfer,
-                steps_if=() if coming is None else coming.steps_if,
-                rate_if=() if coming is None else coming.rate_if,
-                readout=mode.readout,
-                by_site=mode.by_site,
-            )
-        )
-    return tuple(modes)
-
-
-def stacked_patterns(pulled: Sequence[PulledMode]) -> Tensor:
-    """The patterns of some modes in one tensor.
-
-    Args:
-        pulled: The modes, one at least.
-
-    Returns:
-        Shape ``(modes, B, T)``, zero beyond the rows of targets that have fewer.
-    """
-    patterns = [mode.pattern for mode in pulled]
-    B, T = (max(pattern.shape[axis] for pattern in patterns) for axis in (0, 1))
-    pad = torch.nn.functional.pad
-    return torch.stack([pad(p, (0, T - p.shape[1], 0, B - p.shape[0])) for p in patterns])

@@ -23,6 +23,7 @@ ORDER = (
     "plots",
     "snapshot",
     "targets",
+    "pulled_modes",
     "descent",
     "probing",
     "probe",

@@ -32,8 +32,9 @@ from ntk_monitor.descent.transfer import Effects, over_own, shared
 from ntk_monitor.descent.watched import Watched, counterparts, watched
 from ntk_monitor.estimators import Estimate
 from ntk_monitor.model import Linearization
+from ntk_monitor.pulled_modes import PulledMode
 from ntk_monitor.snapshot import Forecast, Instruments, PredictedMode
-from ntk_monitor.targets import PulledMode, Target, target_like
+from ntk_monitor.targets import Target, target_like
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from ntk_monitor.descent.forecast import Vector
 from ntk_monitor.descent.lossmap import LossMap
 from ntk_monitor.model import Linearization
-from ntk_monitor.targets import PulledMode, Target, component, target_like
+from ntk_monitor.pulled_modes import PulledMode
+from ntk_monitor.targets import Target, component, target_like
 
 
 class Watched(NamedTuple):

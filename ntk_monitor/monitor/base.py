@@ -14,7 +14,7 @@ from ntk_monitor.model.isolation.quiet import random_states
 from ntk_monitor.model.parameters.selection import NothingTrainedError
 from ntk_monitor.model.parameters.unwrapping import plain_name
 from ntk_monitor.model.step import SkippedBatchError
-from ntk_monitor.monitor.failures import Failures, OnError, reading_state
+from ntk_monitor.monitor.failures import Failures, OnError, read_state
 from ntk_monitor.monitor.host import Host
 from ntk_monitor.monitor.measurement import measure
 from ntk_monitor.monitor.plan_messages import intentions, shortcomings
@@ -181,17 +181,16 @@ class BaseMonitor:
         A monitor that had switched itself off tries again.
 
         Args:
-            state_dict: What `state_dict` gave, now or in another version.
+            state_dict: What `state_dict` gave.
         """
-        with reading_state(self.who, state_dict, STATE_VERSION, self._begin):
-            self._restore(_upgraded(state_dict))
+        read_state(self.who, state_dict, STATE_VERSION, self._restore, self._begin)
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state of this version, or raise an error."""
+        """Take over a state, or raise an error."""
         self.schedule.load_state_dict(state_dict["schedule"])
         for state, order in zip(self.states, state_dict["methods"], strict=False):
             state.probe.prefer(order)
-        self._score.load_state_dict(state_dict.get("score", {}))
+        self._score.load_state_dict(state_dict["score"])
         self.kept.load_state_dict(state_dict)
 
     def _require_states(self, module: nn.Module) -> None:
@@ -332,11 +331,3 @@ class BaseMonitor:
             step, epoch = host.global_step, host.current_epoch
             self.schedule.record_probe(seconds, step, epoch, choice, products)
             self._announce(host)
-
-
-def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
-    """A state of another version, with what is known of it."""
-    if state.get("version") == STATE_VERSION or "schedule" in state:
-        return state
-    known = {name: state[name] for name in ("seen", "spent", "last") if name in state}
-    return {"schedule": known, "methods": [], "batch": state.get("batch")}

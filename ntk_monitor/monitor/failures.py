@@ -6,8 +6,7 @@ import logging
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -103,29 +102,32 @@ def _is_first_process() -> bool:
     return not int(os.environ.get("RANK", "0"))  # as torchrun has it
 
 
-@contextmanager
-def reading_state(
-    who: str, state: Mapping[str, Any], version: int, begin: Callable[[], None]
-) -> Iterator[None]:
-    """Read a state from a checkpoint; another version is told of, and one that fails begins anew.
+def read_state(
+    who: str,
+    state: Any,  # noqa: ANN401
+    version: int,
+    restore: Callable[[Any], None],
+    begin: Callable[[], None],
+) -> None:
+    """Take over a state from a checkpoint; of another version, or damaged, it is told of instead.
 
     Args:
         who: Whose state.
         state: The state.
         version: The present version.
+        restore: Takes it over.
         begin: Begins anew.
-
-    Yields:
-        Nothing.
     """
-    found = state.get("version", 0) if isinstance(state, Mapping) else None
+    found = state.get("version") if isinstance(state, Mapping) else None
     if not (isinstance(found, int) and found == version):
+        begin()
         say(
             f"{who}: the checkpoint holds a state of version {found}, and this is version "
-            f"{version}; what both know is taken over"
+            f"{version}: it begins anew"
         )
+        return
     try:
-        yield
+        restore(state)
     except Exception as error:
         begin()
-        say(f"{who}: its state in the checkpoint cannot be read ({error!r}); it is anew")
+        say(f"{who}: its state in the checkpoint cannot be read ({error!r}): it begins anew")

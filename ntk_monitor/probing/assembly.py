@@ -19,8 +19,9 @@ from ntk_monitor.probing.kernel import MeasuredKernel
 from ntk_monitor.probing.settings import Tier
 from ntk_monitor.probing.warn import warn_non_finite
 from ntk_monitor.processes import Processes
+from ntk_monitor.pulled_modes import PulledMode, stacked_patterns, target_modes
 from ntk_monitor.snapshot import ComparedOutput, Snapshot
-from ntk_monitor.targets import PulledMode, Target, stacked_patterns, target_modes
+from ntk_monitor.targets import Target
 
 TEMPORAL_MODES = 20
 """How many temporal modes a snapshot keeps."""

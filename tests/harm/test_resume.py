@@ -84,14 +84,14 @@ def test_checkpoints_hold_plain_types_alone(tmp_path: Path) -> None:
         assert callback.state_key in stored
 
 
-OLD = {"version": 1, "seen": 3, "spent": 1.5, "last": 0.5, "enabled": True, "batch": None}
-
-
-def test_a_state_of_an_older_version_is_taken_over_with_a_warning() -> None:
-    monitor = NTKMonitor()
-    with pytest.warns(UserWarning, match="state of version 1, and this is version 2"):
-        monitor.load_state_dict(OLD)
-    assert (monitor.schedule.seen, monitor.schedule.spent) == (3, 1.5)
+def test_a_state_of_another_version_is_told_of_and_begins_anew() -> None:
+    monitor, other = NTKMonitor(), NTKMonitor()
+    other.schedule.seen = 3
+    with pytest.warns(UserWarning, match="version 1, and this is version 2: it begins anew"):
+        monitor.load_state_dict({**other.state_dict(), "version": 1})
+    assert monitor.schedule.seen == 0
+    monitor.load_state_dict(other.state_dict())
+    assert monitor.schedule.seen == 3
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from ntk_monitor.monitor.alerts.rule import ModeState, ModeWatch, Reading, Stall
 from ntk_monitor.monitor.alerts.trends import FEWEST_PROBES
 from ntk_monitor.monitor.alerts.watch import StallWatch
 from ntk_monitor.monitor.base import BaseMonitor
-from ntk_monitor.monitor.failures import reading_state, say
+from ntk_monitor.monitor.failures import read_state, say
 from ntk_monitor.monitor.host import Host
 from ntk_monitor.snapshot import Snapshot
 from ntk_monitor.views.record import CHANGES_TAG, write_record
@@ -281,23 +281,23 @@ class StallDetector:
         """Go on where a checkpoint was written; what cannot be read is warned of and begins anew.
 
         Args:
-            state_dict: What `state_dict` gave, now or in another version.
+            state_dict: What `state_dict` gave.
         """
-        with reading_state("StallAlert", state_dict, STATE_VERSION, self._begin):
-            if state_dict.get("version", 0) < STATE_VERSION:
-                return  # its watches knew another rule's numbers
-            watches = {
-                int(i): ModeWatch.from_state(watch)
-                for i, watch in state_dict.get("watches", {}).items()
-            }
-            history = {
-                int(i): [(int(step), str(state)) for step, state in past]
-                for i, past in state_dict.get("history", {}).items()
-            }
-            last = state_dict.get("last_step")
-            alerts = [Alert(**alert) for alert in state_dict.get("alerts", [])]
-            self._last_step = None if last is None else int(last)
-            self._watch.watches, self.alerts, self._history = watches, alerts, history
+        read_state("StallAlert", state_dict, STATE_VERSION, self._restore, self._begin)
+
+    def _restore(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state, or raise an error."""
+        watches = {
+            int(i): ModeWatch.from_state(watch) for i, watch in state_dict["watches"].items()
+        }
+        history = {
+            int(i): [(int(step), str(state)) for step, state in past]
+            for i, past in state_dict["history"].items()
+        }
+        last = state_dict["last_step"]
+        alerts = [Alert(**alert) for alert in state_dict["alerts"]]
+        self._last_step = None if last is None else int(last)
+        self._watch.watches, self.alerts, self._history = watches, alerts, history
 
 
 def readings_of(snapshot: Snapshot, remaining: float) -> list[Reading]:

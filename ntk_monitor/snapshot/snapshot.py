@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
@@ -22,156 +21,20 @@ from ntk_monitor.model import Coverage
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMAT = 2
-"""Version of the file format of `Snapshot.save`."""
+from ntk_monitor.snapshot.parts import ComparedOutput, Forecast, Instruments, TargetMode
+from ntk_monitor.snapshot.saving import (
+    FORMAT,
+    KINDS,
+    is_count,
+    is_estimate,
+    is_number,
+    plain,
+    revive,
+    with_forecast,
+)
+
 AHEAD = (10, 30)
 """Steps ahead for which the loss is logged."""
-
-
-@dataclass(frozen=True)
-class TargetMode:
-    r"""One component of the target, and what gradient descent can do about it.
-
-    The target, read as a (rows x outputs) matrix, is :math:`\sum_i \sigma_i u_i v_i^*`; mode i is
-    the unit error :math:`e_i = u_i v_i^*` on the outputs, and :math:`q_i = (dy/dh)^* e_i` its
-    pull-back to the state.
-
-    Attributes:
-        index: Which mode, from 1.
-        singular_value: ``sigma_i``, in units of the target.
-        alignment: The paper's cosine ``gain / ||A||_F``, in [0, 1]. Its denominator is sampled;
-            it does not compare across networks.
-        gain: ``||J* q_i||^2 / ||q_i||^2``: how fast the state moves along ``q_i`` per unit of
-            error and learning rate. Exact. Nan if the outputs do not depend on the state.
-        learned: ``<y, e_i> / sigma_i``: 0 for the best constant output, 1 solved; ``y`` is what
-            should equal the target (probabilities of classes, say).
-        core_overlap: ``||V* u_i||^2 / ||V||_op^2``, in [0, 1]: whether site activity has the
-            mode's time course at all. Where the target's rows are not the state's, ``q_i`` takes
-            the place of ``u_i``.
-        output: The module whose output the target is compared with, where there are several.
-        share: ``sigma_i^2`` of the squared size of its target.
-        rate: ``d learned / d step`` at the next step of the optimizer in use, of the studied
-            parameters alone, the others being held. Nan without one.
-        steps_to_learn: Optimizer steps until ``learned`` is 0.9, by the forecast; inf where it
-            never is. None without an optimizer or learning rate.
-        steps_band: The least and the most of them, by forecasts in fewer Krylov directions and with
-            what another batch leaves of the rate. None where there are no steps.
-        transfer: What a step on some trials does to this mode on others, over what it does to it on
-            its own: 1 where all trials teach the same, 0 where what is learned of one is of no use
-            for another. None where there are no others.
-        steps_if: Steps to learn with one thing changed, by what that is; of modes that need more
-            steps than remain.
-        rate_if: The rate with one thing changed, likewise.
-        readout: ``||q_i||^2``: 0 where the outputs do not see the state.
-        by_site: Where the mode can be learned: by weight site (a bias with its weight), and by
-            parameter for those that have none, its share of the gain, the largest first.
-    """
-
-    index: int
-    singular_value: float
-    alignment: Estimate
-    gain: float
-    learned: float
-    core_overlap: float
-    output: str = ""
-    share: float = math.nan
-    rate: float = math.nan
-    steps_to_learn: float | None = None
-    steps_band: tuple[float, float] | None = None
-    transfer: Estimate | None = None
-    steps_if: tuple[tuple[str, float], ...] = ()
-    rate_if: tuple[tuple[str, float], ...] = ()
-    readout: float = math.nan
-    by_site: tuple[tuple[str, float], ...] = ()
-
-    @property
-    def preconditioned_steps_to_learn(self) -> None:
-        """None; `steps_to_learn` are those of the optimizer in use, whichever it is."""
-        return None
-
-
-@dataclass(frozen=True)
-class PredictedMode:
-    """What becomes of a target mode in the coming steps; see `TargetMode`."""
-
-    learned: float
-    rate: float
-    steps: float
-    band: tuple[float, float]
-    transfer: Estimate | None
-    steps_if: tuple[tuple[str, float], ...] = ()
-    rate_if: tuple[tuple[str, float], ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Forecast:
-    """What the coming optimizer steps do, by the linearised model and the real loss.
-
-    Attributes:
-        steps: Steps ahead, from 0, shape ``(h,)``.
-        loss: The loss after them, on the batch that is probed, shape ``(h,)``; where the training
-            has other batches, with what their steps are expected to do to this one.
-        learned: The learned fraction of each target mode, shape ``(h, modes)``.
-        valid_for: Steps for which it was found to hold: by earlier forecasts of the same training
-            that have come true, or, where there are none, as far as fewer Krylov directions agree.
-    """
-
-    steps: Tensor
-    loss: Tensor
-    learned: Tensor
-    valid_for: float
-
-    def loss_in(self, steps: float) -> float | None:
-        """The loss after some steps.
-
-        Args:
-            steps: How many, any number.
-
-        Returns:
-            The loss, between known ones by straight lines; None beyond the last.
-        """
-        if not len(self.steps) or steps > float(self.steps[-1]):
-            return None
-        return float(np.interp(steps, self.steps.numpy(), self.loss.numpy()))
-
-
-@dataclass(frozen=True)
-class Instruments:
-    """What a flat loss asks for.
-
-    Attributes:
-        gradient_norm: Norm of the loss's gradient, before it is clipped.
-        signal_to_noise: Of the gradient: the squared size of what all trials share, over that of
-            the rest, in this batch. None where there are too few trials.
-        relative_update: Norm of the next step over that of what it moves. Nan without an optimizer.
-        headroom: How many times as large steps may be, before gradients are clipped by their norm,
-            until the loss's curvature makes them swing ever farther: ``2 / (rate * lambda)`` of
-            plain gradient descent, ``lambda`` being the largest eigenvalue that the forecast's
-            Krylov space shows, hence an upper bound. Inf where nothing is stepped, nan without an
-            optimizer.
-    """
-
-    gradient_norm: float
-    signal_to_noise: Estimate | None
-    relative_update: float
-    headroom: float = math.nan
-
-
-@dataclass(frozen=True)
-class ComparedOutput:
-    """One output that a loss compares with a target.
-
-    Attributes:
-        name: The module that computes it.
-        loss: What compares it: the name of a loss function, or what a loss by hand does.
-        shape: The output's, as the loss gets it, features or classes last.
-        target: What it is compared with, in words.
-    """
-
-    name: str
-    loss: str
-    shape: tuple[int, ...]
-    target: str
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -362,7 +225,7 @@ class Snapshot:
                 record[field.name] = tensors.pop("valid_for")
                 arrays |= {f"forecast_{name}": t.numpy() for name, t in tensors.items()}
             else:
-                record[field.name] = _plain(value)
+                record[field.name] = plain(value)
         text = json.dumps({"format": FORMAT, **record})
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         try:
@@ -398,7 +261,7 @@ class Snapshot:
                 f"{path} is a snapshot of format {found}, this version reads format {FORMAT}"
             )
         try:
-            snapshot = cls(**_with_forecast(arrays, _revive(record)))
+            snapshot = cls(**with_forecast(arrays, revive(record)))
             snapshot.require_valid()
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is not a complete snapshot: {error}") from error
@@ -411,10 +274,10 @@ class Snapshot:
             TypeError: If one is not what it should be.
         """
         for field in fields(self):
-            value, wanted = getattr(self, field.name), _KINDS.get(str(field.type))
+            value, wanted = getattr(self, field.name), KINDS.get(str(field.type))
             if wanted is not None and not wanted(value):
                 raise TypeError(f"{field.name} must be {field.type}, got {value!r}")
-        if not all(map(_is_count, self.state_shape)) or len(self.state_shape) != 3:
+        if not all(map(is_count, self.state_shape)) or len(self.state_shape) != 3:
             raise TypeError(f"state_shape must be (B, T, n), got {self.state_shape}")
         modes = (len(self.temporal_spectrum), *self.state_shape[:2])
         if self.temporal_modes.shape != modes:
@@ -424,106 +287,7 @@ class Snapshot:
             raise TypeError("core_spectrum must have one axis, and target_patterns three")
         for mode in self.target_modes:
             numbers = (mode.singular_value, mode.gain, mode.learned, mode.core_overlap)
-            if not _is_count(mode.index) or not all(map(_is_number, numbers)):
+            if not is_count(mode.index) or not all(map(is_number, numbers)):
                 raise TypeError(f"target_modes must hold numbers, got {mode}")
-            if not _is_estimate(mode.alignment):
+            if not is_estimate(mode.alignment):
                 raise TypeError(f"target_modes must hold estimates of alignments, got {mode}")
-
-
-def _is_number(value: Any) -> bool:  # noqa: ANN401
-    return type(value) in {int, float}
-
-
-def _is_count(value: Any) -> bool:  # noqa: ANN401
-    return type(value) is int and value >= 0
-
-
-def _is_estimate(value: Any) -> bool:  # noqa: ANN401
-    return isinstance(value, Estimate) and _is_number(value.value) and _is_number(value.stderr)
-
-
-def _is_real(value: Any) -> bool:  # noqa: ANN401
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-_KINDS: Mapping[str, Callable[[Any], bool]] = {
-    "Estimate": _is_estimate,
-    "Tensor": _is_real,
-    "float": _is_number,
-    "int": _is_count,
-    "str": lambda value: isinstance(value, str),
-    "bool": lambda value: isinstance(value, bool),
-    "tuple[str, ...]": lambda value: all(isinstance(item, str) for item in value),
-}
-"""What the value of a field must be, by the field's type."""
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401
-    """A field as plain types that JSON can hold."""
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Coverage):
-        return asdict(value)
-    known = (Estimate, TargetMode, ComparedOutput, Instruments)
-    return asdict(value) if isinstance(value, known) else value
-
-
-def _revive(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn plain types back into the fields' own."""
-    revived: dict[str, Any] = {
-        name: Estimate(**value) if isinstance(value, dict) and "stderr" in value else value
-        for name, value in record.items()
-    }
-    coverage = record["coverage"]
-    revived["coverage"] = Coverage(
-        coverage["fraction"],
-        coverage["left_out"],
-        tuple(coverage.get("missed", ())),
-        tuple(tuple(site) for site in coverage.get("sites", ())),
-    )
-    revived["state"] = tuple(record.get("state", ()))
-    revived["trace_by_site"] = tuple(
-        (str(name), float(share)) for name, share in record.get("trace_by_site", ())
-    )
-    revived["trace_by_site_stderr"] = tuple(map(float, record.get("trace_by_site_stderr", ())))
-    revived["remarks"] = tuple(record.get("remarks", ()))
-    revived["outputs"] = tuple(
-        ComparedOutput(**{**output, "shape": tuple(output["shape"])})
-        for output in record.get("outputs", ())
-    )
-    revived["state_shape"] = tuple(record["state_shape"])
-    revived["target_modes"] = tuple(_revived_mode(mode) for mode in record["target_modes"])
-    if record.get("instruments") is not None:
-        found = record["instruments"]
-        ratio = _revived_estimate(found["signal_to_noise"])
-        revived["instruments"] = Instruments(**{**found, "signal_to_noise": ratio})
-    return revived
-
-
-def _revived_estimate(value: Any) -> Estimate | None:  # noqa: ANN401
-    return None if value is None else Estimate(**value)
-
-
-def _revived_mode(mode: Mapping[str, Any]) -> TargetMode:
-    band = mode["steps_band"]
-    return TargetMode(**{
-        **mode,
-        "alignment": Estimate(**mode["alignment"]),
-        "transfer": _revived_estimate(mode["transfer"]),
-        "steps_band": None if band is None else tuple(band),
-        **{
-            name: tuple((str(what), float(number)) for what, number in mode[name])
-            for name in ("steps_if", "rate_if", "by_site")
-            if name in mode
-        },
-    })
-
-
-def _with_forecast(arrays: Mapping[str, Tensor], revived: Mapping[str, Any]) -> dict[str, Any]:
-    """All fields, the forecast's arrays put together."""
-    found = {**arrays, **revived}
-    valid_for = found.pop("forecast", None)
-    own = {n: found.pop(f"forecast_{n}", None) for n in ("steps", "loss", "learned")}
-    if valid_for is not None:
-        found["forecast"] = Forecast(**own, valid_for=float(valid_for))
-    return found
