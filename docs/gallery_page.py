@@ -64,7 +64,10 @@ def _first(pair: Found, runs: Found) -> Iterator[str]:
         f"learned yet takes {span(pair['steps_to_learn'][0])} with Adam, and "
         f"{span(pair['steps_to_learn'][1])} with SGD. The alert speaks at step {pair['alert']} of "
         "the run with SGD, and not of the other. In the end the learned fractions are "
-        f"{_listed(good)} with Adam and {_listed(bad)} with SGD.\n"
+        f"{_listed(good)} with Adam and {_listed(bad)} with SGD. (The step shown is the last probe "
+        f"at which the losses look alike. At the one before, step {pair['earlier']}, the forecast "
+        f"of the run with Adam still said {span(pair['earlier_steps'])}: it sees the turn "
+        "before the loss does, but not long before.)\n"
     )
     yield (
         "What the network should put out is divided into a few *target modes*, the largest first. "

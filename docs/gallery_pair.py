@@ -37,8 +37,9 @@ def pair_of(runs: Mapping[str, Curves]) -> dict[str, Any] | None:
         runs: Curves by key.
 
     Returns:
-        The step, the losses, the learned fractions, and the steps to learn of each mode that is not
-        learned there, of both runs; None where one of them was not made.
+        The step, the losses, the learned fractions, and the steps to learn of each mode of which
+        not half is learned there, of both runs, and of the first one probe earlier; None where one
+        of them was not made.
     """
     if not {LEARNS, STUCK} <= set(runs):
         return None
@@ -51,20 +52,25 @@ def pair_of(runs: Mapping[str, Curves]) -> dict[str, Any] | None:
         and str(step) in both[0]["forecasts"]
     ]  # fmt: skip
     step = max(alike)
+    earlier = max((s for s in alike if s < step), default=None)
     at = [run["steps"].index(step) for run in both]
     learned = [run["learned"][i] for run, i in zip(both, at, strict=True)]
-    ahead = [run["forecasts"][str(step)]["to_learn"] for run in both]
-    open_ = [
-        [steps for steps, c in zip(each, known, strict=True) if c < LEARNED / 2]
-        for each, known in zip(ahead, learned, strict=True)
-    ]
     calls = [a["step"] for a in both[1]["alerts"] if a["kind"] == "stalled"]
     return {
         "learns": LEARNS, "stuck": STUCK, "step": step, "planned": both[0]["planned"],
         "losses": [each[step] for each in losses],
         "learned": [[round(c, 3) for c in known] for known in learned],
-        "steps_to_learn": open_, "alert": min(calls, default=None),
+        "steps_to_learn": [_open(run, step) for run in both], "earlier": earlier,
+        "earlier_steps": None if earlier is None else _open(both[0], earlier),
+        "alert": min(calls, default=None),
     }  # fmt: skip
+
+
+def _open(run: Curves, step: int) -> list[float | None]:
+    """Steps to learn of the modes of which not half is learned."""
+    learned = run["learned"][run["steps"].index(step)]
+    ahead = run["forecasts"][str(step)]["to_learn"]
+    return [steps for steps, c in zip(ahead, learned, strict=True) if c < LEARNED / 2]
 
 
 def draw_pair(pair: Mapping[str, Any], kept: Mapping[str, Any], folder: Path) -> None:

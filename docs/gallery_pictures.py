@@ -20,6 +20,8 @@ BLUE, RED, GREEN, PURPLE = COLORS[0], COLORS[1], COLORS[2], COLORS[3]
 DASHES = ("-", "--", ":")
 """Of modes 1 to 3."""
 SIZE, DOTS = (6.4, 5.8), 110
+FEW = 8
+"""Probes up to which each is marked."""
 WIDE = 26
 """Letters of a remedy's name from which it has a line of the legend for itself."""
 CALLED = {"stalled": ("stalled", RED), "unpredictable": ("unpredictable", PURPLE)}
@@ -86,7 +88,8 @@ def forecast_at(run: Curves) -> tuple[int, Mapping[str, Any]] | None:
 
 
 def _losses(axes: Axes, run: Curves, cured: Curves | None) -> None:
-    axes.plot(run["steps"], run["loss"], color=BLUE, lw=2.4, label="the run")
+    marker = "o" if len(run["steps"]) <= FEW else None
+    axes.plot(run["steps"], run["loss"], color=BLUE, lw=2.4, label="the run", marker=marker)
     if cured is not None:
         label = f"with {cured['name']}"
         axes.plot(cured["steps"], cured["loss"], color=GREEN, lw=2, label=label)

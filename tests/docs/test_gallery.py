@@ -119,6 +119,7 @@ def test_the_last_step_at_which_two_losses_look_alike() -> None:
     assert pair is not None
     assert (pair["step"], pair["losses"], pair["alert"]) == (20, [1.95, 2], 30)
     assert pair["steps_to_learn"] == [[7], [1e7]]
+    assert (pair["earlier"], pair["earlier_steps"]) == (10, [8])
     assert pair_of({"core": bad}) is None
 
 
