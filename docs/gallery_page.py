@@ -93,15 +93,12 @@ def alt_of_pair(pair: Found) -> str:
 
 
 def _how(found: Found) -> str:
-    runs = found["runs"].values()
-    minutes, alone = (sum(run[key] for run in runs) / 60 for key in ("seconds, all", "seconds"))
     return (
         f"Each training below ran once, with seed {found['seed']}, and is shown whatever came of "
         "it. Verdicts and alerts are word for word what the package said. In the pictures a run is "
         "blue, with its forecast as a dashed line; the same training with the remedy that short "
         "trials chose ([remedies](remedies.md)) is green; a vertical line is the first alert of a "
-        f"kind. `python docs/gallery.py` makes all of it again: {minutes:.0f} minutes of "
-        f"computing, {alone:.0f} of them for the trainings as they are.\n"
+        "kind. `python docs/gallery.py` makes all of it again.\n"
     )
 
 

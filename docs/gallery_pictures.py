@@ -53,7 +53,7 @@ def picture(run: Curves, cured: Curves | None, path: Path) -> None:
         columns = 1 if cured is not None and len(cured["name"]) > WIDE else 2
         figure.legend(*above.get_legend_handles_labels(), loc="outside upper left", fontsize=12,
                       ncols=columns, frameon=False)  # fmt: skip
-        figure.savefig(path)
+        figure.savefig(path, pil_kwargs={"optimize": True})
 
 
 def called(run: Curves) -> dict[int, tuple[str, str]]:
@@ -118,7 +118,8 @@ def cut(steps: Sequence[float], losses: Sequence[float | None], far: float) -> P
         Steps and losses, the last at that many steps, between known ones by a straight line.
     """
     known = [(s, x) for s, x in zip(steps, losses, strict=True) if x is not None]
-    there = [float(s) for s, _ in known if s < far] + [float(min(far, known[-1][0]))]
+    end = min(far, known[-1][0])
+    there = [float(s) for s, _ in known if s < end] + [float(end)]
     return there, np.interp(there, *zip(*known, strict=True)).tolist()
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -172,14 +173,12 @@ class Run(NamedTuple):
         told: What ``ntk-monitor report --format json`` says of it.
         history: For each mode its states, with the steps since when.
         planned: Its steps.
-        seconds: Of computing that it took.
     """
 
     curves: Curves
     told: dict[str, Any]
     history: dict[int, list[tuple[int, str]]]
     planned: int
-    seconds: float
 
 
 def train(kind: str, folder: Path, remedy: Remedy | None = None, probes: int = PROBES) -> Run:
@@ -187,13 +186,14 @@ def train(kind: str, folder: Path, remedy: Remedy | None = None, probes: int = P
 
     Args:
         kind: Which training.
-        folder: For its logs.
+        folder: For its logs; emptied first.
         remedy: What to change; its run is not judged, only measured.
         probes: How many, one before the first step apart.
 
     Returns:
         What came of it.
     """
+    shutil.rmtree(folder, ignore_errors=True)  # logs of an earlier run would be read as well
     training = training_of(kind)
     state = training.state if training.state == "auto" else f"network.{training.state}"
     monitor = NTKMonitor(
@@ -204,7 +204,6 @@ def train(kind: str, folder: Path, remedy: Remedy | None = None, probes: int = P
     curves, alert = Curves(), StallAlert(actions=())
     callbacks = [monitor, alert, curves, *([ApplyRemedy(remedy)] if remedy else [])]
     logger = TensorBoardLogger(folder, name="", version="")
-    began = computed()
     torch.manual_seed(SEED)
     trainer = Trainer(**settings_of(training), logger=logger, callbacks=callbacks, **QUIET)
     with warnings.catch_warnings():
@@ -213,7 +212,7 @@ def train(kind: str, folder: Path, remedy: Remedy | None = None, probes: int = P
     logger.finalize("success")
     report = json.loads(write_report([folder], None, kind="json").text)
     (told,) = report["runs"]
-    return Run(curves, told, alert.history, training.steps, computed() - began)
+    return Run(curves, told, alert.history, training.steps)
 
 
 def computed() -> float:

@@ -76,6 +76,15 @@ def test_a_reason_that_is_not_the_one_that_was_built_in_is_said_to_be_so() -> No
             assert f"**{reason}**" in section(key)
 
 
+def test_the_run_with_too_few_probes_is_one_that_is_spoken_of_with_more() -> None:
+    few, many = RUNS["too-few-probes"], RUNS["decay"]
+    assert few["kind"] == many["kind"]
+    assert few["probes"] < 4 < many["probes"]
+    assert many["alerts"]
+    assert not few["alerts"]
+    assert "warming up" in few["verdict"]
+
+
 def test_every_reason_is_shown_or_named_as_missing() -> None:
     assert set(CURES) <= set(get_args(Reason))
     named = {reason for run in RUNS.values() for reason in run["reasons"]}
