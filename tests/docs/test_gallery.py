@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 import pytest
 
-from ntk_monitor.monitor.delivery import Reason
-from ntk_monitor.monitor.reasons import CURES
+from ntk_monitor.monitor.alerts.delivery import Reason
+from ntk_monitor.monitor.alerts.reasons import CURES
 from ntk_monitor.views.verdict import LEARNED
 
 DOCS = Path(__file__).parents[2] / "docs"
