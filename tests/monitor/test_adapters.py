@@ -177,6 +177,25 @@ def test_a_plain_loop_logs_to_a_folder_a_writer_and_to_loggers(tmp_path: Path) -
     check_events(tmp_path / "own", seen)
 
 
+def test_a_folder_of_another_training_is_told_of(tmp_path: Path) -> None:
+    model, optimizer, batch = linear()
+    settings: dict[str, Any] = {"total_steps": 4, "batch": batch, "log_dir": tmp_path}
+    SummaryWriter(str(tmp_path)).close()  # a writer of the user's is none of ours
+    first, same, again = Monitor(**FAST), Monitor(**FAST), Monitor(**FAST)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with first.attach(model, optimizer, **settings):
+            first.step()
+        same.load_state_dict(first.state_dict())
+        with same.attach(model, optimizer, **settings):
+            same.step()
+    with (
+        pytest.warns(UserWarning, match="earlier training.*log_dir= another folder"),
+        again.attach(model, optimizer, **settings),
+    ):
+        again.step()
+
+
 def test_fabric_s_own_loggers_are_used(tmp_path: Path) -> None:
     run = train("fabric", tmp_path, logger=FabricCSVLogger(tmp_path), settings=DRAWING)
     rows = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()

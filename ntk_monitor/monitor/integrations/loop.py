@@ -10,14 +10,13 @@ from typing import Any, ClassVar
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.tensorboard import SummaryWriter
 
 from ntk_monitor.checks import require
 from ntk_monitor.model.step import LossFn
 from ntk_monitor.monitor.failures import Failures
 from ntk_monitor.monitor.host import require_known
 from ntk_monitor.monitor.integrations.loop_host import LoopHost, LoopMonitor
-from ntk_monitor.monitor.reporting.user_loggers import SummaryWriterLogger, loggers_of
+from ntk_monitor.monitor.reporting.user_loggers import SummaryWriterLogger, loggers_of, writer_in
 
 
 class Monitor(LoopMonitor):
@@ -189,7 +188,7 @@ class Monitor(LoopMonitor):
         """A writer of our own, where there is a folder and no logger."""
         if loggers or folder is None or not host.is_global_zero:
             return None
-        own = SummaryWriterLogger(SummaryWriter(folder))
+        own = writer_in(folder, self.steps)
         host.loggers.append(own)
         return own
 

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import nn
 from torch.utils.data import IterableDataset
-from torch.utils.tensorboard import SummaryWriter
 
 from ntk_monitor.keywords import with_keywords
 from ntk_monitor.model.isolation.quiet import random_states
@@ -21,7 +20,7 @@ from ntk_monitor.monitor.alerts.service import StallDetector
 from ntk_monitor.monitor.base import BaseMonitor
 from ntk_monitor.monitor.host import require_known
 from ntk_monitor.monitor.integrations.loop_host import LoopHost, LoopMonitor, OnProbe
-from ntk_monitor.monitor.reporting.user_loggers import SummaryWriterLogger, loggers_of
+from ntk_monitor.monitor.reporting.user_loggers import SummaryWriterLogger, loggers_of, writer_in
 from ntk_monitor.monitor.settings import LoopKeywords
 
 try:
@@ -204,7 +203,7 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
     def _loggers(self, folder: str) -> list[Any]:
         if self.logger is not None:
             return loggers_of(self.logger)
-        self._own = SummaryWriterLogger(SummaryWriter(folder))
+        self._own = writer_in(folder, self.steps)
         return [self._own]
 
     def _close(self) -> None:

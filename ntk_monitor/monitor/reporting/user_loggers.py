@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from torch.utils.tensorboard import SummaryWriter
+
 from ntk_monitor.checks import require
+from ntk_monitor.monitor.failures import say
+
+OWN = ".ntk"
+"""How the names of event files end that a monitor opens itself."""
 
 
 class SummaryWriterLogger:
@@ -65,6 +72,27 @@ def loggers_of(logger: Any) -> list[Any]:  # noqa: ANN401
         logger,
     )
     return [SummaryWriterLogger(writer)]
+
+
+def writer_in(folder: str, steps: int) -> SummaryWriterLogger:
+    """Event files of our own in a folder.
+
+    TensorBoard draws all event files of a folder as one run. If an earlier training has written
+    there, and this one does not go on with it, that is told of.
+
+    Args:
+        folder: The folder.
+        steps: Optimizer steps that the training has taken.
+
+    Returns:
+        The logger.
+    """
+    if not steps and any(Path(folder).glob(f"*{OWN}")):
+        say(
+            f"{folder} holds the event files of an earlier training, and TensorBoard draws both as "
+            "one run: give log_dir= another folder, or empty that one"
+        )
+    return SummaryWriterLogger(SummaryWriter(folder, filename_suffix=OWN))
 
 
 def folder_of(loggers: list[Any], log_dir: str | None) -> str | None:
