@@ -23,7 +23,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_markdown_has_every_run_with_tables_that_are_tables(logs: Path) -> None:
     made = write_report([logs], None, kind="markdown")
     lines = made.text.splitlines()
-    assert lines[0] == "# NTK report"
+    assert lines[0] == "# NTK report: bad, good"
     assert lines[2].startswith("Made on 20")
     assert [line[3:] for line in lines if line.startswith("## ")] == list(made.runs)
     rows = [line for line in lines if line.startswith("|")]

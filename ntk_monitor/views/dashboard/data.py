@@ -12,7 +12,12 @@ from tensorboard.context import RequestContext
 from tensorboard.data.provider import DataProvider, RunTagFilter
 
 from ntk_monitor.views.dashboard.board import alert_of_text
-from ntk_monitor.views.dashboard.checks import Changed, checked_changes, checked_snapshot
+from ntk_monitor.views.dashboard.checks import (
+    Changed,
+    checked_changes,
+    checked_facts,
+    checked_snapshot,
+)
 from ntk_monitor.views.dashboard.summary import (
     NO_CHANGES,
     Changes,
@@ -21,6 +26,7 @@ from ntk_monitor.views.dashboard.summary import (
     summary_of,
     without_state,
 )
+from ntk_monitor.views.facts import FACTS_TAG
 from ntk_monitor.views.glossary import GLOSSARY, OPTIONAL, explained
 from ntk_monitor.views.record import CHANGES_TAG, PLUGIN, SNAPSHOT_TAG
 
@@ -141,11 +147,12 @@ class DashboardData:
         read = self._read_scalars(curved, origin, points)
         exact = self._read_scalars(flagged, origin, EVERY)
         latest = self._snapshots(here, state, origin, 1, notes)
+        facts = self._facts(runs, origin, notes)
         found = {run: without_state(state, states[run]) for run in runs if run not in here}
         for run in here:
             curves = read.get(run, {}) | exact.get(run, {})
             last = next(iter(reversed(latest.get(run, ()))), None)
-            found[run] = summary_of(curves, changes.get(run, NO_CHANGES), last)
+            found[run] = summary_of(curves, changes.get(run, NO_CHANGES), last, facts.get(run, {}))
         return {"runs": found, "notes": notes.shown()}
 
     def snapshots(
@@ -257,6 +264,20 @@ class DashboardData:
                 except ValueError as error:
                     notes.add(f"{run}: {tag} at step {step} was skipped: {error}")
         return {run: sorted(records.items()) for run, records in found.items()}
+
+    def _facts(
+        self, runs: Sequence[str], origin: Origin, notes: Notes
+    ) -> dict[str, dict[str, Any]]:
+        """What trains, by run, as it was recorded last."""
+        found = {}
+        for run, _, content in self._tensors(
+            PLUGIN, runs, FACTS_TAG, origin, EVERY, lambda datum: datum.wall_time
+        ):
+            try:
+                found[run] = checked_facts(content)
+            except ValueError as error:
+                notes.add(f"{run}: {FACTS_TAG} was skipped: {error}")
+        return found
 
     def _changes(
         self,
