@@ -95,9 +95,12 @@ class DashboardData:
             ``runs`` from the first started to the last, and ``glossary``.
         """
         states = self._states(origin)
+        listed = list(self.provider.list_runs(origin.ctx, experiment_id=origin.experiment))
+        listed.sort(key=lambda run: (run.start_time or math.inf, run.run_name))
         runs = [
             {
                 "name": run.run_name,
+                "place": place,  # as TensorBoard counts them to give them colours
                 "start": run.start_time,
                 "states": sorted(states.get(run.run_name, ())),
                 "reason": None
@@ -105,7 +108,7 @@ class DashboardData:
                 else "This run has no numbers of NTKMonitor: it was logged without the callback, "
                 "or before its first probe.",
             }
-            for run in self.provider.list_runs(origin.ctx, experiment_id=origin.experiment)
+            for place, run in enumerate(listed)
         ]
         runs.sort(key=lambda run: (run["start"] or math.inf, _natural(str(run["name"]))))
         return {"runs": runs, "glossary": explained()}
