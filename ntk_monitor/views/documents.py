@@ -40,9 +40,13 @@ def title_of(runs: Found) -> str:
     Returns:
         A line without an end.
     """
-    names = list(runs)
-    few = ", ".join(map(printable, names))
-    return f"NTK report: {few if len(names) <= NAMED else f'{len(names)} runs'}"
+    parts = [name.split("/") for name in runs]
+    for end in (0, -1):  # folders that all share say nothing
+        while len(parts) > 1 and all(len(p) > 1 and p[end] == parts[0][end] for p in parts):
+            for part in parts:
+                part.pop(end)
+    few = ", ".join(printable("/".join(part)) for part in parts)
+    return f"NTK report: {few if len(parts) <= NAMED else f'{len(parts)} runs'}"
 
 
 def made() -> str:

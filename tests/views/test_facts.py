@@ -74,6 +74,8 @@ def test_a_monitor_records_it_and_every_report_has_it(tmp_path: Path) -> None:
     assert run["facts"]["planned"] == 4
     names = {name for name, _ in run["modes"][0]["outputs"]}
     assert names == {"cosine", "sine"}
+    (name, part), *_ = run["modes"][0]["outputs"]
+    assert f"{name} {part:.2g}" in write_report([tmp_path], None, kind="markdown").text
     for kind in ("markdown", "html"):
         text = write_report([tmp_path], None, kind=kind).text
         assert "SGD, lr 0.1, momentum 0.5" in text

@@ -184,5 +184,5 @@ function traces(item, { trials, steps }, color, bars, behind = false) {
   const value = (v) => (v === null ? null : v * item.scale);
   const x = bars ? trials : steps;
   const rows = bars ? [item.values.map((row) => value(row[0]))] : item.values.map((row) => row.map(value));
-  return rows.map((y, i) => ({ label: `trial ${i + 1}`, color: bars || behind ? color : `${color}90`, x, y, behind }));
+  return rows.map((y, i) => ({ label: `trial ${i + 1}`, color: bars || behind ? color : `${color}b0`, x, y, behind }));
 }

@@ -44,11 +44,18 @@ export function toSVG(chart) {
     stroke-width="2" stroke-dasharray="${(curve.dash ?? []).join(' ')}"/>${label(LEFT + 32, HEIGHT + i * ROW + 4, curve.label)}`);
   const whole = HEIGHT + ROW * shown.length;
   const middle = (TOP + HEIGHT - BOTTOM) / 2;
-  return `<svg xmlns="http://www.w3.org/2000/svg" width="${WIDTH}" height="${whole}" viewBox="0 0 ${WIDTH} ${whole}" `
+  return standing(`<svg width="${WIDTH}" height="${whole}" viewBox="0 0 ${WIDTH} ${whole}" `
     + 'font-family="sans-serif" font-size="11" fill="#333"><rect width="100%" height="100%" fill="#fff"/>'
     + label(LEFT, 20, chart.name, 'font-size="13"') + grid.join('') + below.join('') + limit + parts.join('')
     + label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, time ? 'time since start' : xName, 'text-anchor="middle"')
-    + label(14, middle, unit ?? '', `text-anchor="middle" transform="rotate(-90 14 ${middle})"`) + `${key.join('')}</svg>`;
+    + label(14, middle, unit ?? '', `text-anchor="middle" transform="rotate(-90 14 ${middle})"`) + `${key.join('')}</svg>`);
+}
+
+/** Markup as a document of its own, with its namespace. */
+function standing(markup) {
+  const box = document.createElement('div');
+  box.innerHTML = markup;
+  return new XMLSerializer().serializeToString(box.firstChild);
 }
 
 /** The line of a curve; a value that is none breaks it. */
