@@ -190,7 +190,7 @@ def test_what_a_mode_is_in_the_data_stands_beside_it(
         assert "Net · SGD, lr 0.1" in page.locator(".verdict").inner_text()
 
 
-@pytest.mark.parametrize("width", [900, 1400])
+@pytest.mark.parametrize("width", [900, 1400, 1500, 1900])
 def test_no_column_of_the_modes_is_cut_off(page: Any, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
     box = page.locator("#board .table")
