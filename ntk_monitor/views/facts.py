@@ -78,8 +78,8 @@ def output_names(module: nn.Module) -> list[str]:
         Names in the order of the outputs; none where nobody gives them.
     """
     for owner in _owners(module):
-        names = getattr(owner, "output_names", None)
-        labels = getattr(getattr(owner, "config", None), "id2label", None)
+        names = _asked(owner, "output_names")
+        labels = _asked(_asked(owner, "config"), "id2label")
         if names is None and isinstance(labels, Mapping):
             names = [labels[key] for key in sorted(labels)]
             if names == [f"LABEL_{i}" for i in range(len(names))]:  # of nobody's choice
@@ -92,7 +92,15 @@ def output_names(module: nn.Module) -> list[str]:
 def _owners(module: nn.Module) -> Iterator[Any]:
     """Who may know the outputs' names: parts of the model, and the data of its Trainer."""
     yield from module.modules()
-    yield getattr(getattr(module, "_trainer", None), "datamodule", None)
+    yield _asked(_asked(module, "_trainer"), "datamodule")
+
+
+def _asked(owner: Any, name: str) -> Any:  # noqa: ANN401
+    """An attribute of an object of the user's, or None, whatever its class does when asked."""
+    try:
+        return getattr(owner, name, None)
+    except Exception:
+        return None
 
 
 def _optimizer(optimizer: Optimizer) -> str:

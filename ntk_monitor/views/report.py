@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -168,10 +167,10 @@ def _page(
     return pages.get_template("report.html").render(
         title=title_of(runs),
         made=made(),
-        policy=Markup(POLICY),
-        css=Markup(css),
-        script=Markup(script),
-        data=Markup(to_json(content).replace("<", r"\u003c")),
+        policy=POLICY,
+        css=css,
+        script=script,
+        data=to_json(content).replace("<", r"\u003c"),
         about_head=["run", *ABOUT],
         about=about,
         mode_head=HEAD,

@@ -53,6 +53,15 @@ def test_a_transformers_model_names_its_classes(labels: object, names: list[str]
     assert output_names(nn.Sequential(model)) == names
 
 
+def test_a_model_that_cannot_be_asked_has_no_names() -> None:
+    class Odd(nn.Linear):
+        @property
+        def output_names(self) -> list[str]:
+            raise RuntimeError("not now")
+
+    assert output_names(nn.Sequential(Odd(2, 2))) == []
+
+
 def test_a_monitor_records_it_and_every_report_has_it(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 5), Named(5, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
