@@ -191,13 +191,13 @@ def test_what_a_mode_is_in_the_data_stands_beside_it(
 
 
 @pytest.mark.parametrize("width", [900, 1400, 1500, 1900])
-def test_no_column_of_the_modes_is_cut_off(page: Any, width: int) -> None:
+def test_no_column_is_cut_off(page: Any, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
-    box = page.locator("#board .table")
-    assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
-    right = box.evaluate("box => box.getBoundingClientRect().right")
-    last = page.locator("#board th").last.evaluate("cell => cell.getBoundingClientRect().right")
-    assert last <= right
+    for box in page.locator("#now .table, #board .table").all():
+        assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
+        right = box.evaluate("box => box.getBoundingClientRect().right")
+        last = box.locator("th").last.evaluate("cell => cell.getBoundingClientRect().right")
+        assert last <= right
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
