@@ -16,6 +16,9 @@ from ntk_monitor.processes import Processes
 from ntk_monitor.snapshot import PredictedMode, TargetMode
 from ntk_monitor.targets import Decomposition, Target, decompose
 
+OUTPUTS = 8
+"""How many outputs of a mode are named."""
+
 
 @dataclass(frozen=True)
 class PulledMode:
@@ -189,9 +192,18 @@ def target_modes(
                 rate_if=() if coming is None else coming.rate_if,
                 readout=mode.readout,
                 by_site=mode.by_site,
+                by_output=_largest(mode.direction),
             )
         )
     return tuple(modes)
+
+
+def _largest(direction: Tensor) -> tuple[tuple[int, float], ...]:
+    """The outputs that a mode is made of, with their entries; those that are zero are left out."""
+    order = direction.abs().argsort(descending=True, stable=True)[:OUTPUTS].tolist()
+    entries = direction.tolist()
+    least = 1e-3 * abs(entries[order[0]]) if order else 0.0
+    return tuple((i, entries[i]) for i in order if abs(entries[i]) > least)
 
 
 def stacked_patterns(pulled: Sequence[PulledMode]) -> Tensor:

@@ -52,6 +52,8 @@ class TargetMode:
         readout: ``||q_i||^2``: 0 where the outputs do not see the state.
         by_site: Where the mode can be learned: by weight site (a bias with its weight), and by
             parameter for those that have none, its share of the gain, the largest first.
+        by_output: Which outputs it is made of: the number of each, from 0, with its entry of
+            ``v_i``, the largest sizes first; eight at most.
     """
 
     index: int
@@ -70,6 +72,7 @@ class TargetMode:
     rate_if: tuple[tuple[str, float], ...] = ()
     readout: float = math.nan
     by_site: tuple[tuple[str, float], ...] = ()
+    by_output: tuple[tuple[int, float], ...] = ()
 
     @property
     def preconditioned_steps_to_learn(self) -> None:

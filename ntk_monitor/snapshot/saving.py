@@ -109,6 +109,7 @@ def _revived_mode(mode: Mapping[str, Any]) -> TargetMode:
             for name in ("steps_if", "rate_if", "by_site")
             if name in mode
         },
+        "by_output": tuple((int(i), float(part)) for i, part in mode.get("by_output", ())),
     })
 
 

@@ -10,8 +10,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
-CHANNELS = 3
-"""Cosine, sine, fixation: the same for inputs and targets."""
+NAMES = ("cosine", "sine", "fixation")
+CHANNELS = len(NAMES)
+"""The same for inputs and targets."""
 
 
 def memory_pro_trials(
@@ -57,7 +58,12 @@ class MemoryProDataModule(LightningDataModule):
 
     Training directions are uniform on the circle and get fresh Gaussian input noise whenever they
     are shown; the evaluation batch has equally spaced directions and no noise.
+
+    Attributes:
+        output_names: What the outputs are, for those who show them.
     """
+
+    output_names = NAMES
 
     def __init__(
         self,

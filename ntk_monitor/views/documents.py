@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from importlib.metadata import version
 from typing import Any
 
+from ntk_monitor.views.facts import PACKAGES, versions
 from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS
 from ntk_monitor.views.rows import HEAD, cells, printable, row_of, value_of
+
+NAMED = 3
+"""How many runs a title names."""
 
 Found = Mapping[str, Mapping[str, Any]]
 
@@ -23,9 +26,27 @@ def markdown(runs: Found) -> str:
     Returns:
         The document.
     """
-    parts = [f"# NTK report\n\n{made()}\n"]
+    parts = [f"# {_cell(title_of(runs))}\n\n{made()}\n"]
     parts += [line for name, run in runs.items() for line in _section(name, run)]
     return "\n".join(parts) + "\n"
+
+
+def title_of(runs: Found) -> str:
+    """What a report is called.
+
+    Args:
+        runs: As in `markdown`.
+
+    Returns:
+        A line without an end.
+    """
+    parts = [name.split("/") for name in runs]
+    for end in (0, -1):  # folders that all share say nothing
+        while len(parts) > 1 and all(len(p) > 1 and p[end] == parts[0][end] for p in parts):
+            for part in parts:
+                part.pop(end)
+    few = ", ".join(printable("/".join(part)) for part in parts)
+    return f"NTK report: {few if len(parts) <= NAMED else f'{len(parts)} runs'}"
 
 
 def made() -> str:
@@ -34,8 +55,9 @@ def made() -> str:
     Returns:
         A line.
     """
-    versions = ", ".join(f"{name} {version(name)}" for name in ("ntk-monitor", "torch"))
-    return f"Made on {datetime.now():%Y-%m-%d %H:%M} with {versions}."
+    known = versions()
+    with_ = ", ".join(f"{name} {known[name]}" for name in known if name in PACKAGES)
+    return f"Made on {datetime.now():%Y-%m-%d %H:%M} with {with_}."
 
 
 def _section(name: str, run: Mapping[str, Any]) -> Iterator[str]:
@@ -45,6 +67,8 @@ def _section(name: str, run: Mapping[str, Any]) -> Iterator[str]:
     yield f"**{_cell(when + verdict['text'])}**\n"
     if verdict["advice"]:
         yield f"What helps: {_cell(verdict['advice'])}\n"
+    yield from _table(("run", *(name for name, _ in run["about"])),
+                      [[name, *(text for _, text in run["about"])]])  # fmt: skip
     if run["modes"]:
         yield from _table(HEAD, [cells(mode) for mode in run["modes"]])
     rows = [row for term in GLOSSARY + IN_RECORDS if (row := row_of(run, term)) is not None]
@@ -76,10 +100,11 @@ def as_json(runs: Found) -> str:
         runs: As in `markdown`.
 
     Returns:
-        An object with ``made``, a line, and ``runs``, a list.
+        An object with ``title`` and ``made``, a line each, ``versions``, and ``runs``, a list.
     """
     found = [_plain(name, run) for name, run in runs.items()]
-    return json.dumps({"made": made(), "runs": found}, indent=1, allow_nan=False) + "\n"
+    whole = {"title": title_of(runs), "made": made(), "versions": versions(), "runs": found}
+    return json.dumps(whole, indent=1, allow_nan=False) + "\n"
 
 
 def _plain(name: str, run: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,6 +119,7 @@ def _plain(name: str, run: Mapping[str, Any]) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "name": name,
+        "facts": dict(run["facts"]),
         "step": run["step"],
         "verdict": {key: run["verdict"].get(key) for key in ("state", "when", "text", "advice")},
         "modes": [dict(mode) for mode in run["modes"]],

@@ -15,6 +15,7 @@ class Term(NamedTuple):
         meaning: What it means, in one sentence.
         range: Between which values it lies.
         bad: When it looks bad, and what to look at then.
+        unit: What an axis of it counts.
     """
 
     tag: str
@@ -22,6 +23,7 @@ class Term(NamedTuple):
     meaning: str
     range: str
     bad: str
+    unit: str = ""
 
 
 GLOSSARY = (
@@ -32,6 +34,7 @@ GLOSSARY = (
         "0 to 1",
         "Look at the temporal core cosine first: a fall here alone means that the kernel is uneven "
         "over units.",
+        "cosine",
     ),
     Term(
         "ntk/temporal_core_cosine",
@@ -39,6 +42,7 @@ GLOSSARY = (
         "Does the core predict when a step can act: cosine of T and G.",
         "0 to 1",
         "Low: the propagator, not the activity, decides; look at gain and stability.",
+        "cosine",
     ),
     Term(
         "ntk/effective_rank",
@@ -46,6 +50,7 @@ GLOSSARY = (
         "Directions of the whole state that a step can move.",
         "1 to k n",
         "Collapsing: see whether the temporal or the spatial effective rank falls.",
+        "directions",
     ),
     Term(
         "ntk/temporal_effective_rank",
@@ -53,6 +58,7 @@ GLOSSARY = (
         "Time courses that a step can move.",
         "1 to k",
         "Low: activity is poor in time; richer inputs, embeddings or initial dynamics.",
+        "time courses",
     ),
     Term(
         "ntk/spatial_effective_rank",
@@ -60,6 +66,7 @@ GLOSSARY = (
         "Unit directions that a step can move.",
         "1 to n",
         "Low: propagation has few expanding directions; lower the recurrent gain.",
+        "unit directions",
     ),
     Term(
         "ntk/trace",
@@ -67,6 +74,7 @@ GLOSSARY = (
         "Total sensitivity of the state to the parameters.",
         "above 0",
         "Exploding or vanishing: so do the gradients.",
+        "state² per weight²",
     ),
     Term(
         "core/effective_rank",
@@ -74,6 +82,7 @@ GLOSSARY = (
         "Time courses in the activity that weights multiply; exact, no derivative.",
         "1 to k",
         "Low: the upper limit of what a step can express is low.",
+        "time courses",
     ),
     Term(
         "target/mode_<i>/learned",
@@ -82,6 +91,7 @@ GLOSSARY = (
         "exactly.",
         "0 absent, 1 solved",
         "Stays at 0: compare steps to learn.",
+        "fraction",
     ),
     Term(
         "target/mode_<i>/rate",
@@ -89,6 +99,7 @@ GLOSSARY = (
         "What the next step of the optimizer adds to the learned fraction.",
         "any",
         "Near or below 0 while the mode is not learned.",
+        "fraction per step",
     ),
     Term(
         "target/mode_<i>/steps_to_learn",
@@ -97,6 +108,7 @@ GLOSSARY = (
         "linearised model and the real loss; infinite where it never is.",
         "above 0",
         "More than remain: read what StallAlert says helps.",
+        "steps",
     ),
     Term(
         "target/mode_<i>/transfer",
@@ -105,6 +117,7 @@ GLOSSARY = (
         "around 0 to 1",
         "Certainly near 0: what is learned of one batch is of no use for another; noise, or "
         "nothing that this network sees in its inputs.",
+        "share",
     ),
     Term(
         "target/mode_<i>/alignment",
@@ -112,6 +125,7 @@ GLOSSARY = (
         "How visible the mode is, against the size of the kernel; compare within a network only.",
         "0 to 1",
         "Near 0: gradient descent does not see it.",
+        "cosine",
     ),
     Term(
         "alert/mode_<i>",
@@ -119,6 +133,7 @@ GLOSSARY = (
         "Whether the mode is stalled, as StallAlert says.",
         "0 or 1",
         "1: read the text of the alert.",
+        "0 or 1",
     ),
     Term(
         "loss/now",
@@ -126,6 +141,7 @@ GLOSSARY = (
         "The loss that training minimises, on the batch that is probed.",
         "that of the loss",
         "Does not move: read the verdict and the target modes.",
+        "loss",
     ),
     Term(
         "loss/in_10_steps",
@@ -133,6 +149,7 @@ GLOSSARY = (
         "The loss after ten more steps, by the forecast.",
         "that of the loss",
         "No lower than now: the next steps bring nothing.",
+        "loss",
     ),
     Term(
         "loss/in_30_steps",
@@ -140,6 +157,7 @@ GLOSSARY = (
         "The loss after thirty more steps, by the forecast.",
         "that of the loss",
         "No lower than now: the next steps bring nothing.",
+        "loss",
     ),
     Term(
         "loss/forecast_holds_for",
@@ -147,6 +165,7 @@ GLOSSARY = (
         "Steps for which forecasts were found to hold, by earlier ones that have come true.",
         "above 0 steps",
         "Fewer than the steps in question: the forecast says little about those.",
+        "steps",
     ),
     Term(
         "loss/transfer",
@@ -155,6 +174,7 @@ GLOSSARY = (
         "own.",
         "around 0 to 1",
         "Certainly near 0: steps fit the batch and teach nothing.",
+        "share",
     ),
     Term(
         "gradient/norm",
@@ -162,6 +182,7 @@ GLOSSARY = (
         "Norm of the loss's gradient, before it is clipped.",
         "above 0",
         "Near 0 with a high loss: nothing moves; rising without end: it diverges.",
+        "loss per weight",
     ),
     Term(
         "gradient/signal_to_noise",
@@ -170,6 +191,7 @@ GLOSSARY = (
         "this batch.",
         "above 0",
         "Far below 1: steps are mostly noise; larger batches, or a smaller learning rate.",
+        "ratio",
     ),
     Term(
         "update/relative_size",
@@ -177,6 +199,7 @@ GLOSSARY = (
         "Norm of the next step over that of the parameters that it moves.",
         "about 0.0001 to 0.01",
         "Far below: the learning rate is too small; far above: too large.",
+        "ratio",
     ),
     Term(
         "update/headroom",
@@ -185,6 +208,7 @@ GLOSSARY = (
         "farther; before gradients are clipped by their norm.",
         "above 1",
         "Below 1: the learning rate is too large; in the hundreds: it may be larger.",
+        "times",
     ),
     Term(
         "ntk/probe_seconds",
@@ -192,6 +216,7 @@ GLOSSARY = (
         "What the probe cost.",
         "above 0",
         "max_products down.",
+        "seconds",
     ),
     Term(
         "ntk/overhead",
@@ -200,6 +225,7 @@ GLOSSARY = (
         "0 to 1",
         "High early on is planned: what counts is the whole training, of which all of it may take "
         "four fifths of max_overhead (2 %), or of max_overhead_seconds (10 s) if that is more.",
+        "share of time",
     ),
 )
 """Every tag of README's table, in its order."""
@@ -212,6 +238,7 @@ OPTIONAL = (
         "the forecast logged it.",
         "above 0",
         "More than remain, as steps to learn.",
+        "steps",
     ),
 )
 """Tags that only some runs have."""
@@ -325,6 +352,7 @@ IN_RECORDS = (
         "Share of the trace that the leading modes of the NTK and of the core carry.",
         "0 to 1",
         "At 1 after one or two modes: a step can move these time courses only.",
+        "share of the trace",
     ),
     Term(
         "record/temporal_modes",
@@ -344,6 +372,66 @@ IN_RECORDS = (
 )
 """Numbers, pictures and words that are not scalars."""
 
+WORDS = (
+    Term(
+        "word/mode",
+        "mode",
+        "A part of the target: one time course over trials and time, on one mixture of the "
+        "outputs; mode 1 is the largest. The picture shows which.",
+        "",
+        "",
+    ),
+    Term(
+        "word/in_the_data",
+        "in the data",
+        "The mode's time course, a line for each of some trials, and the outputs that it is made "
+        "of, each with its weight.",
+        "",
+        "",
+    ),
+    Term(
+        "word/state",
+        "state",
+        "What StallAlert says of the mode: learning, learned, stalled (it does not come within "
+        "reach in time), recovered, unpredictable, insufficient data or warming up; not judged "
+        "without it.",
+        "",
+        "",
+    ),
+    Term(
+        "word/hidden_state",
+        "state",
+        "The activations whose movement is measured: trials, time steps and units of a module.",
+        "",
+        "",
+    ),
+    Term(
+        "word/sees",
+        "sees",
+        "The NTK sees a time course where its leading temporal modes contain it: a step of "
+        "gradient descent can then move the state along it.",
+        "",
+        "",
+    ),
+    Term(
+        "word/transfer",
+        "transfer",
+        "What a step on some trials does for others, over what it does for its own: 1 where all "
+        "teach the same, 0 where what is learned of one is of no use for another.",
+        "",
+        "",
+    ),
+    Term(
+        "word/core",
+        "core",
+        "The Gram matrix of the activity that the weights multiply: what of the NTK a forward "
+        "pass already tells.",
+        "",
+        "",
+    ),
+)
+"""Words of the page that are no numbers."""
+
 NOW = (
     "loss/now",
     "loss/in_10_steps",
@@ -360,7 +448,9 @@ NOW = (
 """What the last probe says of the loss and of the next steps, in the order of its table."""
 
 
-def explained(terms: Sequence[Term] = GLOSSARY + OPTIONAL + IN_RECORDS) -> list[dict[str, str]]:
+def explained(
+    terms: Sequence[Term] = GLOSSARY + OPTIONAL + IN_RECORDS + WORDS,
+) -> list[dict[str, str]]:
     """Terms as plain dictionaries, for JSON.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -26,6 +27,9 @@ AHEAD_BANDS = {
 WIDTH = 1.96
 """Half width of a band in standard errors: 95 % of a normal distribution."""
 
+POWER = "ntk_bands/target/mode_<i>/log10_steps_to_learn"
+"""Steps to learn as a power of ten: a layout cannot ask for a logarithmic axis."""
+
 Layout = dict[str, dict[str, list[str | list[str]]]]
 
 
@@ -37,21 +41,24 @@ def custom_scalars_layout(modes: int, prefixes: Sequence[str] = ("",)) -> Layout
         prefixes: What the tags of each state begin with; the target modes shown are the first's.
 
     Returns:
-        The target modes together, the loss with its forecast, and for each state the kernel's
-        numbers; with 95 % bands where there are standard errors.
+        What the alert says of each mode, the target modes together, the loss with its forecast, and
+        for each state the kernel's numbers; with 95 % bands where there are standard errors.
     """
     layout: Layout = {}
     first = re.escape(prefixes[0])  # charts of several lines take regular expressions
     if modes:
+        layout["NTK verdict"] = {
+            f"mode {i}: stalled (1) or not (0)": _as_it_is(f"alert/mode_{i}")
+            for i in range(1, modes + 1)
+        }
         layout["NTK target modes"] = {
             "learned fraction": ["Multiline", [rf"{first}target/mode_\d+/learned$"]],
-            "steps to learn (best on a log axis)": [
+            "steps to learn, as a power of ten": [
                 "Multiline",
-                [rf"{first}target/mode_\d+/steps_to_learn$"],
+                [first + POWER.replace("<i>", r"\d+") + "$"],
             ],
             "rate": ["Multiline", [rf"{first}target/mode_\d+/rate$"]],
             "alignment": ["Multiline", [rf"{first}target/mode_\d+/alignment$"]],
-            "stalled (1) or not (0)": ["Multiline", [r"alert/mode_\d+$"]],
             **{
                 f"transfer of mode {i}": _margin(prefixes[0], f"target/mode_{i}/transfer")
                 for i in range(1, modes + 1)
@@ -82,13 +89,13 @@ def custom_scalars_layout(modes: int, prefixes: Sequence[str] = ("",)) -> Layout
 
 
 def band_scalars(snapshot: Snapshot) -> dict[str, float]:
-    """The ends of every band.
+    """The ends of every band, and steps to learn on a logarithmic axis.
 
     Args:
         snapshot: The measurement.
 
     Returns:
-        Lower and upper ends by tag.
+        Lower and upper ends, and powers of ten where there are such, by tag.
     """
     scalars = snapshot.scalars()
     bands: dict[str, float] = {}
@@ -99,7 +106,18 @@ def band_scalars(snapshot: Snapshot) -> dict[str, float]:
         half = WIDTH * scalars[f"{tag}_stderr"]
         lower, upper = _ends(tag)
         bands |= {lower: scalars[tag] - half, upper: scalars[tag] + half}
-    return bands
+    steps = {mode.index: mode.steps_to_learn for mode in snapshot.target_modes}
+    powers = {
+        POWER.replace("<i>", str(i)): math.log10(value)
+        for i, value in steps.items()
+        if value is not None and 0 < value < math.inf
+    }
+    return bands | powers
+
+
+def _as_it_is(tag: str) -> list[str | list[str]]:
+    """A chart of a number that TensorBoard does not smooth: it smooths no chart with a band."""
+    return ["Margin", [tag, tag, tag]]
 
 
 def _margin(prefix: str, tag: str) -> list[str | list[str]]:

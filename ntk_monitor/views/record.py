@@ -154,6 +154,7 @@ def _mode(mode: TargetMode, named: bool) -> dict[str, Any]:
         "rate_if": [[name, _rounded(rate)] for name, rate in mode.rate_if],
         "readout": _rounded(mode.readout),
         "by_site": [[name, _rounded(share)] for name, share in mode.by_site[:SITES]],
+        "by_output": [[i, _rounded(part)] for i, part in mode.by_output],
     }
 
 

@@ -6,11 +6,11 @@ import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -19,8 +19,9 @@ from rich.text import Text
 from ntk_monitor.views.dashboard.bundle import bundle
 from ntk_monitor.views.dashboard.data import DashboardData, to_json
 from ntk_monitor.views.dashboard.files import static_file
-from ntk_monitor.views.documents import as_json, made, markdown
+from ntk_monitor.views.documents import as_json, made, markdown, title_of
 from ntk_monitor.views.events import NoRunsError, Picture, open_runs, pictures
+from ntk_monitor.views.facts import ABOUT
 from ntk_monitor.views.figures import COLORS, own_style
 from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS
 from ntk_monitor.views.layout import WIDTH
@@ -109,8 +110,7 @@ def write_report(
                 runs[f"{name} ({state[:-1]})" if state else name] = run
     tell("drawing")
     if kind == "html":
-        static = _static(runs, {name: pictures(provider, name) for name in names})
-        text = _page(static, content)
+        text = _page(runs, {name: pictures(provider, name) for name in names}, content)
     else:
         text = markdown(runs) if kind == "markdown" else as_json(json.loads(to_json(runs)))
     if output is not None:
@@ -149,44 +149,63 @@ def _table(modes: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _static(runs: Found, images: Mapping[str, Mapping[str, Picture]]) -> str:
-    """What can be read without JavaScript."""
-    parts = [_run_section(name, run) for name, run in runs.items()]
-    timeline = _timeline(runs)
-    parts.append(f"<h3>Over time</h3>{_image(timeline, 'The kernel over time')}")
+def _page(
+    runs: Found, images: Mapping[str, Mapping[str, Picture]], content: Mapping[str, Any]
+) -> str:
+    """The page, with everything inside; it can be read without JavaScript."""
+    pages = Environment(
+        loader=PackageLoader("ntk_monitor.views"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+
+    def own(name: str) -> str:
+        return pages.loader.get_source(pages, name)[0] if pages.loader else ""
+
+    css = static_file("vendor/uPlot.min.css") + static_file("style.css") + own("report.css")
+    script = (bundle() + own("report.js")).replace("</script", r"<\/script")
+    about = [[name, *(text for _, text in run["about"])] for name, run in runs.items()]
+    return pages.get_template("report.html").render(
+        title=title_of(runs),
+        made=made(),
+        policy=POLICY,
+        css=css,
+        script=script,
+        data=to_json(content).replace("<", r"\u003c"),
+        about_head=["run", *ABOUT],
+        about=about,
+        mode_head=HEAD,
+        number_head=("number", "value", "range", "meaning"),
+        runs=[_readable(name, run) for name, run in runs.items()],
+        pictures=_pictures(runs, images),
+    )
+
+
+def _readable(name: str, run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run as the rows of tables."""
+    numbers = [row for term in GLOSSARY + IN_RECORDS if (row := row_of(run, term)) is not None]
+    return {
+        "name": name,
+        "verdict": run["verdict"],
+        "modes": [cells(mode) for mode in run["modes"]],
+        "numbers": numbers,
+        "alerts": run["alerts"],
+    }
+
+
+def _pictures(runs: Found, images: Mapping[str, Mapping[str, Picture]]) -> list[dict[str, Any]]:
+    """The kernel over time, and what the runs have logged, each with a title and a text."""
+    groups = [{"title": "Over time", "images": [_image(_timeline(runs), "The kernel over time")]}]
     for name, figures in images.items():
         if figures:
             step = max(picture.step for picture in figures.values())
-            shown = "".join(_image(one.png, f"{tag} of {name}") for tag, one in figures.items())
-            parts.append(f"<h3>Figures of {escape(name)}, drawn last at step {step}</h3>{shown}")
-    return f"<p>{escape(made())}</p>" + "".join(parts)
+            shown = [_image(one.png, f"{tag} of {name}") for tag, one in figures.items()]
+            title = f"Figures of {name}, drawn last at step {step}"
+            groups.append({"title": title, "images": shown})
+    return groups
 
 
-def _run_section(name: str, run: Mapping[str, Any]) -> str:
-    verdict = run["verdict"]
-    modes = _html_table(HEAD, [cells(mode) for mode in run["modes"]]) if run["modes"] else ""
-    numbers = [row for term in GLOSSARY + IN_RECORDS if (row := row_of(run, term)) is not None]
-    alerts = "".join(f"<li>{escape(alert['message'])}</li>" for alert in run["alerts"])
-    helps = f"<p><b>What helps:</b> {escape(verdict['advice'])}</p>" if verdict["advice"] else ""
-    return (
-        f"<h2>{escape(name)}</h2><p>{escape(verdict['text'])}</p>{helps}{modes}"
-        f"<p>At the last probe, {escape(verdict['when'])}:</p>"
-        f"{_html_table(('number', 'value', 'range', 'meaning'), numbers)}"
-        + (f"<h3>Alerts</h3><ul>{alerts}</ul>" if alerts else "")
-    )
-
-
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _image(png: bytes, text: str) -> str:
-    uri = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return f'<img alt="{escape(text)}" src="{uri}">'
+def _image(png: bytes, text: str) -> dict[str, str]:
+    return {"text": text, "uri": f"data:image/png;base64,{base64.b64encode(png).decode()}"}
 
 
 def _timeline(runs: Found) -> bytes:
@@ -220,54 +239,3 @@ def _timeline(runs: Found) -> bytes:
         file = BytesIO()
         figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
-
-
-_START = """
-const data = JSON.parse(document.getElementById('data').textContent);
-document.getElementById('static').open = false;
-modules['dashboard.js'].createDashboard(document.getElementById('dashboard'), {
-  live: false,
-  runs: async () => data.runs,
-  series: async (runs, state) => ({
-    notes: data.series[state].notes,
-    runs: Object.fromEntries(runs.map((run) => [run, data.series[state].runs[run]])),
-  }),
-  snapshots: async (run, state) => data.snapshots[state][run],
-});
-"""
-_STYLE = """
-#static { padding: 12px 20px; overflow-x: auto; }
-#static summary { cursor: pointer; font-size: 15px; }
-#static table { border-collapse: collapse; margin: 8px 0; }
-#static img { max-width: 100%; background: #fff; }
-#static td, #static th { border: 1px solid var(--line); padding: 3px 9px; text-align: left; }
-#dashboard .ntk, #static.ntk { min-height: 0; }
-"""
-
-
-def _page(static: str, content: Mapping[str, Any]) -> str:
-    """The page, with everything inside."""
-    css = static_file("vendor/uPlot.min.css") + static_file("style.css")
-    script = (bundle() + _START).replace("</script", r"<\/script")
-    data = to_json(content).replace("<", r"\u003c")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width">
-<link rel="icon" href="data:,">
-<title>NTK report</title>
-<style>{css}{_STYLE}</style>
-</head>
-<body>
-<div id="dashboard"></div>
-<details id="static" class="ntk" open>
-<summary>Summary as text and pictures</summary>
-{static}
-</details>
-<script type="application/json" id="data">{data}</script>
-<script type="module">{script}</script>
-</body>
-</html>
-"""

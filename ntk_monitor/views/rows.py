@@ -8,7 +8,16 @@ from typing import Any
 
 from ntk_monitor.views.glossary import Term
 
-HEAD = ("mode", "share", "learned", "steps to learn", "alignment", "core overlap", "state")
+HEAD = (
+    "mode",
+    "outputs",
+    "share",
+    "learned",
+    "steps to learn",
+    "alignment",
+    "core overlap",
+    "state",
+)
 
 
 def printable(text: str) -> str:
@@ -36,7 +45,10 @@ def cells(mode: Mapping[str, Any]) -> list[str]:
     alignment = number(mode.get("alignment"), mode.get("alignment_stderr"))
     share = mode.get("share")
     name = printable(f"{mode['index']} {mode.get('output', '')}".strip())
-    return [name, f"{share:.0%}" if isinstance(share, float) else "-",
+    made_of = mode.get("outputs", ())
+    parts = [f"{one} {part:.2g}" if len(made_of) > 1 else one for one, part in made_of]
+    outputs = printable(", ".join(parts)) or "-"
+    return [name, outputs, f"{share:.0%}" if isinstance(share, float) else "-",
             number(mode.get("learned")), mode["steps_text"], alignment,
             number(mode.get("core_overlap")), f"{mode['state']}{since}"]  # fmt: skip
 

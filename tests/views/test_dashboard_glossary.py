@@ -5,7 +5,7 @@ from pathlib import Path
 
 from event_runs import small_snapshot
 
-from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS, OPTIONAL, explained
+from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS, OPTIONAL, WORDS, explained
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -26,8 +26,14 @@ def test_every_scalar_of_a_snapshot_is_explained() -> None:
 def test_every_term_says_everything_once() -> None:
     terms = explained()
     assert len({term["tag"] for term in terms}) == len(terms)
-    assert len(terms) == len(GLOSSARY) + len(OPTIONAL) + len(IN_RECORDS)
+    assert len(terms) == len(GLOSSARY) + len(OPTIONAL) + len(IN_RECORDS) + len(WORDS)
+    words = {term.tag for term in WORDS}
     for term in terms:
-        assert all(term.values())
         assert term["meaning"].endswith(".")
-        assert term["bad"].endswith(".")
+        if term["tag"] not in words:
+            assert all(term[name] for name in ("name", "range"))
+            assert term["bad"].endswith(".")
+
+
+def test_every_curve_has_a_unit() -> None:
+    assert all(term.unit for term in (*GLOSSARY, *OPTIONAL))

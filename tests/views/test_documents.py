@@ -8,6 +8,7 @@ import pytest
 from event_runs import write_run, write_three_runs
 
 from ntk_monitor.commands.report import main as report
+from ntk_monitor.views.documents import title_of
 from ntk_monitor.views.report import write_report
 
 pytestmark = pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated")
@@ -23,7 +24,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_markdown_has_every_run_with_tables_that_are_tables(logs: Path) -> None:
     made = write_report([logs], None, kind="markdown")
     lines = made.text.splitlines()
-    assert lines[0] == "# NTK report"
+    assert lines[0] == "# NTK report: bad, good"
     assert lines[2].startswith("Made on 20")
     assert [line[3:] for line in lines if line.startswith("## ")] == list(made.runs)
     rows = [line for line in lines if line.startswith("|")]
@@ -33,6 +34,13 @@ def test_markdown_has_every_run_with_tables_that_are_tables(logs: Path) -> None:
             assert above.replace("\\|", "").count("|") == below.replace("\\|", "").count("|")
     for name, run in made.runs.items():
         assert run["verdict"]["text"].split(".")[0] in made.text, name
+
+
+def test_the_title_leaves_out_what_all_runs_share_and_names_few() -> None:
+    names = [f"logs/{name}/version_0" for name in "abcd"]
+    assert title_of({name: {} for name in names[:2]}) == "NTK report: a, b"
+    assert title_of({name: {} for name in names[:1]}) == "NTK report: logs/a/version_0"
+    assert title_of({name: {} for name in names}) == "NTK report: 4 runs"
 
 
 def test_what_a_run_is_called_neither_ends_a_cell_nor_begins_a_tag(tmp_path: Path) -> None:

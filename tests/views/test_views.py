@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -86,9 +87,30 @@ def test_layout_names_only_tags_that_are_logged() -> None:
     layout = custom_scalars_layout(modes=2)
     charts = [chart for category in layout.values() for chart in category.values()]
     margins = [tag for kind, tags in charts if kind == "Margin" for tag in tags]
-    assert len(margins) == 18 + 3 * (2 + 2)
-    assert set(margins) <= logged
+    alerts = {"alert/mode_1", "alert/mode_2"}
+    assert len(margins) == 18 + 3 * (2 + 2 + 2)
+    assert set(margins) - alerts <= logged
+    lines = [re.compile(rule) for kind, rules in charts if kind == "Multiline" for rule in rules]
+    assert all(any(rule.search(tag) for tag in logged) for rule in lines)
     assert "NTK target modes" not in custom_scalars_layout(modes=0)
+
+
+def test_the_first_charts_are_the_verdict_which_is_not_smoothed() -> None:
+    layout = custom_scalars_layout(modes=2, prefixes=["encoder/", "decoder/"])
+    first = next(iter(layout.values()))
+    assert list(first.values()) == [["Margin", [f"alert/mode_{i}"] * 3] for i in (1, 2)]
+    smoothed = [rule for category in layout.values() for kind, rules in category.values()
+                if kind == "Multiline" for rule in rules]  # fmt: skip
+    assert not any(re.search(rule, "alert/mode_1") for rule in smoothed)
+
+
+def test_steps_to_learn_are_on_a_logarithmic_axis() -> None:
+    s = snapshot()
+    modes = [replace(mode, steps_to_learn=steps)
+             for mode, steps in zip(s.target_modes, (1e6, math.inf), strict=True)]  # fmt: skip
+    bands = band_scalars(replace(s, target_modes=tuple(modes)))
+    assert bands["ntk_bands/target/mode_1/log10_steps_to_learn"] == pytest.approx(6)
+    assert "ntk_bands/target/mode_2/log10_steps_to_learn" not in bands
 
 
 def printed(tables: list[Table]) -> str:

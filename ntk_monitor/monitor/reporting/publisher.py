@@ -11,6 +11,7 @@ from ntk_monitor.monitor.schedule import Schedule
 from ntk_monitor.monitor.tracked_state import TrackedState
 from ntk_monitor.snapshot import Snapshot
 from ntk_monitor.views import band_scalars, custom_scalars_layout, introduction, snapshot_figures
+from ntk_monitor.views.facts import FACTS_TAG, facts_of
 from ntk_monitor.views.record import SNAPSHOT_TAG, snapshot_record, write_record
 
 FIGURE_SECONDS = 0.3
@@ -90,7 +91,7 @@ class Publisher:
             scalars["ntk/overhead"] = overhead
             row |= scalars
             self.reporter.scalars(host, scalars, step)
-            self._lay_out(host, states)
+            self._lay_out(host, states, step)
             self._write(host, state, snapshot, step)
             if drawing and snapshot.trace.is_finite:
                 drawn += self._draw(host, state, snapshot, step)
@@ -107,8 +108,8 @@ class Publisher:
         step, epoch = host.global_step, host.current_epoch
         return schedule.wants_figures(step, epoch, started, final=final)
 
-    def _lay_out(self, host: Host, states: list[TrackedState]) -> None:
-        """TensorBoard's layout with error bands, once."""
+    def _lay_out(self, host: Host, states: list[TrackedState], step: int) -> None:
+        """TensorBoard's layout with error bands, and what trains, once."""
         if self._laid_out:
             return
         layout = custom_scalars_layout(states[0].probe.modes, [state.prefix for state in states])
@@ -116,6 +117,12 @@ class Publisher:
             host, "add_custom_scalars", lambda writer: writer.add_custom_scalars(layout)
         )
         self._laid_out = True
+
+        def add_facts(writer: Any) -> None:  # noqa: ANN401
+            facts = facts_of(host.module, host.optimizers, host.planned_steps)
+            write_record(writer, FACTS_TAG, facts, step)
+
+        self.reporter.write(host, "_get_file_writer", add_facts)
 
     def _write(self, host: Host, state: TrackedState, snapshot: Snapshot, step: int) -> None:
         """Error bands, and the record for the NTK tab."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ntk_monitor.views.record import FORMAT, plain
@@ -81,6 +81,8 @@ def checked_snapshot(content: Any) -> dict[str, Any]:  # noqa: ANN401
             _require(_is_number(mode.get("share", 0)), "share")
             for name, share in mode.get("by_site", ()):
                 _require(isinstance(name, str) and _is_number(share), "by_site")
+            for output, part in mode.get("by_output", ()):
+                _require(_is_whole(output) and _is_number(part), "by_output")
         for name, *numbers in record.get("trace_by_site", ()):
             _require(isinstance(name, str) and all(map(_is_number, numbers)), "trace_by_site")
         for name in ("dead_units", "saturated_units"):
@@ -88,6 +90,34 @@ def checked_snapshot(content: Any) -> dict[str, Any]:  # noqa: ANN401
     except _ODD as error:
         raise ValueError(f"it is not complete ({error})") from error
     return record
+
+
+def checked_facts(content: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Read what trains.
+
+    Args:
+        content: What the tensor holds.
+
+    Returns:
+        The record, with those entries that are what they should be.
+    """
+    record = _object(content, MOST_BYTES)
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "started": _is_text, "model": _is_text, "device": _is_text,
+        "parameters": _is_whole, "trained": _is_whole,
+        "planned": lambda value: _optional(value) is not None,
+        "optimizers": _are_texts, "outputs": _are_texts,
+        "versions": lambda value: isinstance(value, dict) and _are_texts(list(value.values())),
+    }  # fmt: skip
+    return {name: record[name] for name, fits in kinds.items() if fits(record.get(name))}
+
+
+def _is_text(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, list) and all(map(_is_text, value))
 
 
 def checked_changes(content: Any, step: int) -> Changed:  # noqa: ANN401

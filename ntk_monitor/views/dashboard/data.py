@@ -12,7 +12,13 @@ from tensorboard.context import RequestContext
 from tensorboard.data.provider import DataProvider, RunTagFilter
 
 from ntk_monitor.views.dashboard.board import alert_of_text
-from ntk_monitor.views.dashboard.checks import Changed, checked_changes, checked_snapshot
+from ntk_monitor.views.dashboard.changes import and_then, merged
+from ntk_monitor.views.dashboard.checks import (
+    checked_changes,
+    checked_facts,
+    checked_snapshot,
+)
+from ntk_monitor.views.dashboard.selection import Notes, chosen, natural, states_in, wanted_tags
 from ntk_monitor.views.dashboard.summary import (
     NO_CHANGES,
     Changes,
@@ -21,7 +27,8 @@ from ntk_monitor.views.dashboard.summary import (
     summary_of,
     without_state,
 )
-from ntk_monitor.views.glossary import GLOSSARY, OPTIONAL, explained
+from ntk_monitor.views.facts import FACTS_TAG
+from ntk_monitor.views.glossary import GLOSSARY, explained
 from ntk_monitor.views.record import CHANGES_TAG, PLUGIN, SNAPSHOT_TAG
 
 SCALARS = "scalars"
@@ -32,19 +39,10 @@ ALL_POINTS = 3000
 MOST_SNAPSHOTS = 40
 MOST_READ = 1000
 """Records of a run that are shown, and that are looked at to choose them evenly."""
-MOST_NOTES = 6
-LOSSES = 2
 EVERY = 1_000_000
 """Asks a data provider for every point that it has."""
 
-_PATTERNS = "|".join(
-    re.escape(term.tag).replace("<i>", r"\d+") + (r"(?:_stderr)?")
-    for term in (*GLOSSARY, *OPTIONAL)
-)
-_TAG = re.compile(rf"(?P<state>(?:[^/]+/)?)(?P<tag>{_PATTERNS}|{SNAPSHOT_TAG})")
-_SHARED = re.compile(r"ntk/overhead|alert/.*")
 _ALERT = re.compile(r"alert/mode_(\d+)")
-_WHOLE = b'"tier":"kernel"'
 _TEXT = ("text", "alert/text_summary")
 
 
@@ -89,9 +87,12 @@ class DashboardData:
             ``runs`` from the first started to the last, and ``glossary``.
         """
         states = self._states(origin)
+        listed = list(self.provider.list_runs(origin.ctx, experiment_id=origin.experiment))
+        listed.sort(key=lambda run: (run.start_time or math.inf, run.run_name))
         runs = [
             {
                 "name": run.run_name,
+                "place": place,  # as TensorBoard counts them to give them colours
                 "start": run.start_time,
                 "states": sorted(states.get(run.run_name, ())),
                 "reason": None
@@ -99,9 +100,9 @@ class DashboardData:
                 else "This run has no numbers of NTKMonitor: it was logged without the callback, "
                 "or before its first probe.",
             }
-            for run in self.provider.list_runs(origin.ctx, experiment_id=origin.experiment)
+            for place, run in enumerate(listed)
         ]
-        runs.sort(key=lambda run: (run["start"] or math.inf, _natural(str(run["name"]))))
+        runs.sort(key=lambda run: (run["start"] or math.inf, natural(str(run["name"]))))
         return {"runs": runs, "glossary": explained()}
 
     def series(
@@ -127,25 +128,26 @@ class DashboardData:
             points = min(max(ALL_POINTS // max(len(runs), 1), FEWEST_POINTS), MOST_POINTS)
         only = RunTagFilter(runs=runs)
         listed = self._list("list_scalars", SCALARS, origin, only)
-        states = _states_in(listed, self._list("list_tensors", PLUGIN, origin, only))
+        states = states_in(listed, self._list("list_tensors", PLUGIN, origin, only))
         here = [run for run in runs if state in states.get(run, {state})]
         notes = Notes()
         changes = self._changes(here, state, states, origin, notes)
         curved: dict[str, dict[str, str]] = {}
         flagged: dict[str, dict[str, str]] = {}
         for run in here:
-            wanted = _wanted(listed.get(run, ()), state)
+            wanted = wanted_tags(listed.get(run, ()), state)
             flags = {tag: name for tag, name in wanted.items() if _ALERT.fullmatch(name)}
             curved[run] = {tag: name for tag, name in wanted.items() if tag not in flags}
             flagged[run] = flags if run in changes else {}  # else they are of another state
         read = self._read_scalars(curved, origin, points)
         exact = self._read_scalars(flagged, origin, EVERY)
         latest = self._snapshots(here, state, origin, 1, notes)
+        facts = self._facts(runs, origin, notes)
         found = {run: without_state(state, states[run]) for run in runs if run not in here}
         for run in here:
             curves = read.get(run, {}) | exact.get(run, {})
             last = next(iter(reversed(latest.get(run, ()))), None)
-            found[run] = summary_of(curves, changes.get(run, NO_CHANGES), last)
+            found[run] = summary_of(curves, changes.get(run, NO_CHANGES), last, facts.get(run, {}))
         return {"runs": found, "notes": notes.shown()}
 
     def snapshots(
@@ -185,7 +187,7 @@ class DashboardData:
 
     def _states(self, origin: Origin) -> dict[str, set[str]]:
         """What the tags of each followed state begin with, by run."""
-        return _states_in(
+        return states_in(
             self._list("list_scalars", SCALARS, origin), self._list("list_tensors", PLUGIN, origin)
         )
 
@@ -251,12 +253,26 @@ class DashboardData:
             contents.setdefault(run, {})[step] = content
         found: dict[str, dict[int, dict[str, Any]]] = {}
         for run, by_step in contents.items():
-            for step in _chosen(by_step, most):
+            for step in chosen(by_step, most):
                 try:
                     found.setdefault(run, {})[step] = checked_snapshot(by_step[step])
                 except ValueError as error:
                     notes.add(f"{run}: {tag} at step {step} was skipped: {error}")
         return {run: sorted(records.items()) for run, records in found.items()}
+
+    def _facts(
+        self, runs: Sequence[str], origin: Origin, notes: Notes
+    ) -> dict[str, dict[str, Any]]:
+        """What trains, by run, as it was recorded last."""
+        found = {}
+        for run, _, content in self._tensors(
+            PLUGIN, runs, FACTS_TAG, origin, EVERY, lambda datum: datum.wall_time
+        ):
+            try:
+                found[run] = checked_facts(content)
+            except ValueError as error:
+                notes.add(f"{run}: {FACTS_TAG} was skipped: {error}")
+        return found
 
     def _changes(
         self,
@@ -286,7 +302,7 @@ class DashboardData:
                           "are left out")  # fmt: skip
             if len(own) <= 1 and unnamed:
                 named = by_state.get(state, NO_CHANGES)
-                found[run] = _merged(unnamed, named)
+                found[run] = merged(unnamed, named)
             elif state in by_state:
                 found[run] = by_state[state]
             elif len(own) <= 1 and not by_state:
@@ -310,126 +326,8 @@ class DashboardData:
                 notes.add(f"{run}: {CHANGES_TAG} at step {step} was skipped: {error}")
                 continue
             states = found.setdefault(run, {})
-            states[record.state] = _and_then(states.get(record.state, NO_CHANGES), record, step)
+            states[record.state] = and_then(states.get(record.state, NO_CHANGES), record, step)
         return found
-
-
-def _and_then(before: Changes, record: Changed, step: int) -> Changes:
-    """What is known after one more record; they come in the order in which they were written."""
-    # What lies behind the record's step was in a future that a resumed training has left.
-    end = step if record.whole else step + 1
-    alerts = [alert for alert in before.alerts if alert["step"] < end]
-    history = {
-        index: [entry for entry in entries if entry[0] < end]
-        for index, entries in before.history.items()
-    }
-    judge = (record.planned, record.level, record.endless, record.unsure)
-    after = Changes(record.alerts, record.history, *judge)
-    return _merged(Changes(alerts, history), after)
-
-
-def _merged(before: Changes, after: Changes) -> Changes:
-    """Both: an alert of the same step, mode and kind once, and so a state of the same step."""
-    alerts = {
-        (alert["step"], alert["mode"], alert["kind"]): alert
-        for alert in (*before.alerts, *after.alerts)
-    }
-    history = {
-        index: sorted(
-            dict.fromkeys([*before.history.get(index, ()), *after.history.get(index, ())]),
-            key=lambda entry: entry[0],
-        )
-        for index in before.history.keys() | after.history.keys()
-    }
-    return after._replace(alerts=list(alerts.values()), history=history)
-
-
-class Notes:
-    """What was skipped, told of once each."""
-
-    def __init__(self) -> None:
-        """Begin with none."""
-        self._all: list[str] = []
-
-    def add(self, note: str) -> None:
-        """Add one.
-
-        Args:
-            note: What was skipped, and why.
-        """
-        self._all.append(note)
-
-    def shown(self) -> list[str]:
-        """The first few, and how many more there are."""
-        notes = list(dict.fromkeys(self._all))
-        more = len(notes) - MOST_NOTES
-        return notes[:MOST_NOTES] + ([f"and {more} more like these"] if more > 0 else [])
-
-
-def evenly(items: Sequence[int], most: int) -> list[int]:
-    """Evenly spaced entries, with the first and the last.
-
-    Args:
-        items: What to choose from.
-        most: How many at most; if 1, the last.
-
-    Returns:
-        The entries in their order.
-    """
-    if len(items) <= most:
-        return list(items)
-    if most == 1:
-        return [items[-1]]
-    last = len(items) - 1
-    return [items[round(i * last / (most - 1))] for i in range(most)]
-
-
-def _chosen(contents: Mapping[int, Any], most: int) -> list[int]:
-    """Steps of records, evenly; half of them, if need be, such that hold the kernel's numbers."""
-    whole = [step for step, content in contents.items() if _WHOLE in _bytes(content)]
-    rest = [step for step in contents if step not in set(whole)]
-    if most < 4 or not whole or not rest or len(contents) <= most:
-        return evenly(list(contents), most)
-    kept = evenly(whole, most // 2)
-    return sorted({*kept, *evenly(rest, most - len(kept) - 1), max(contents)})
-
-
-def _bytes(content: Any) -> bytes:  # noqa: ANN401
-    """The text of a tensor, whatever it holds."""
-    first = content.ravel().tolist()[:1] if hasattr(content, "ravel") else [content]
-    return first[0] if first and isinstance(first[0], bytes) else str(first).encode()
-
-
-def _states_in(*listings: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:
-    """What the tags of each followed state begin with, by run, from listings of tags."""
-    states: dict[str, set[str]] = {}
-    for listing in listings:
-        for run, tags in listing.items():
-            for tag in tags:
-                found = _TAG.fullmatch(tag)
-                if found and not _SHARED.fullmatch(found["tag"]):
-                    states.setdefault(run, set()).add(found["state"])
-    return states
-
-
-def _wanted(tags: Iterable[str], state: str) -> dict[str, str]:
-    """The tags to read, each with its name without the state's."""
-    wanted = {}
-    losses = []
-    for tag in sorted(tags):
-        found = _TAG.fullmatch(tag)
-        if found is None:
-            if "loss" in tag.lower() and "ntk" not in tag.lower():
-                losses.append(tag)
-        elif found["state"] == state or (not found["state"] and _SHARED.fullmatch(found["tag"])):
-            wanted[tag] = found["tag"]
-    losses.sort(key=lambda tag: ("epoch" in tag, len(tag)))
-    return wanted | {tag: tag for tag in losses[:LOSSES]}
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts ``version_2`` before ``version_10``."""
-    return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", name)]
 
 
 def to_json(content: Any) -> str:  # noqa: ANN401

@@ -9,6 +9,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ntk_monitor.views.dashboard.board import advice, history_of
+from ntk_monitor.views.dashboard.courses import in_data
+from ntk_monitor.views.facts import lines
 from ntk_monitor.views.glossary import GLOSSARY, NOW, OPTIONAL
 from ntk_monitor.views.losses import Point
 from ntk_monitor.views.record import plain
@@ -85,6 +87,7 @@ def summary_of(
     curves: Mapping[str, Curve],
     changes: Changes,
     latest: tuple[int, Mapping[str, Any]] | None,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything of one run.
 
@@ -92,19 +95,41 @@ def summary_of(
         curves: Its curves by tag, without the state's name.
         changes: What its alert has recorded.
         latest: The step and the record of its last snapshot, if there is one.
+        facts: What trains, if that was recorded.
 
     Returns:
         Curves by column, each with the number of its axis; target modes, verdict, alerts, what the
-        last probe says of the loss and the next step, and the step of the last probe.
+        last probe says of the loss and the next step, the step of the last probe, and what trains.
     """
     alerts = sorted(changes.alerts, key=lambda alert: alert["step"], reverse=True)
     probed = [curve.steps[-1] for tag, curve in curves.items()
               if _PROBED.fullmatch(tag) and curve.steps]  # fmt: skip
     step = max([*probed, *([] if latest is None else [latest[0]])], default=None)
     record = latest[1] if latest is not None and latest[0] == step else {}
-    rows = _rows(curves, changes.history, record or (latest[1] if latest else {}), now=bool(record))
+    shown = record or (latest[1] if latest else {})
+    rows = _rows(curves, changes.history, shown, now=bool(record))
     found = verdict_of(rows, _losses(curves), _judge(curves, changes), step)
     verdict = found.plain() | {"detail": _detail(curves, step), "advice": advice(alerts, rows)}
+    facts = facts or {}
+    modes = [row.plain() | in_data(shown, row.index, facts.get("outputs", ())) for row in rows]
+    axes, columns = _columns(curves)
+    return {
+        "axes": axes,
+        "series": columns,
+        "modes": plain(modes),
+        "verdict": plain(verdict),
+        "alerts": alerts,
+        "now": plain(_now(curves, record)),
+        "step": step,
+        "facts": {"planned": changes.planned} | dict(facts),
+        "about": lines(facts, changes.planned),
+    }
+
+
+def _columns(
+    curves: Mapping[str, Curve],
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Curves that share their steps share an axis; the axes, and the values by tag."""
     axes: list[dict[str, Any]] = []
     columns = {}
     places: dict[tuple[int, ...], int] = {}
@@ -117,15 +142,7 @@ def summary_of(
             "axis": places[steps],
             "values": [plain(float(f"{value:.6g}")) for value in curve.values],
         }
-    return {
-        "axes": axes,
-        "series": columns,
-        "modes": plain([row.plain() for row in rows]),
-        "verdict": plain(verdict),
-        "alerts": alerts,
-        "now": plain(_now(curves, record)),
-        "step": step,
-    }
+    return axes, columns
 
 
 def without_state(state: str, own: Iterable[str]) -> dict[str, Any]:
@@ -144,7 +161,7 @@ def without_state(state: str, own: Iterable[str]) -> dict[str, Any]:
     verdict = Verdict("no such state", "", False, (), text, "").plain()
     verdict |= {"detail": "", "advice": ""}
     return {"axes": [], "series": {}, "modes": [], "verdict": verdict, "alerts": [], "now": [],
-            "step": None}  # fmt: skip
+            "step": None, "facts": {}, "about": lines({})}  # fmt: skip
 
 
 def _losses(curves: Mapping[str, Curve]) -> list[Point]:

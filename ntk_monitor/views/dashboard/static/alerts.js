@@ -11,7 +11,7 @@ const MOST = 200;
  * @returns {{update: function(Object)}}
  */
 export function createAlerts(root) {
-  const list = h('ol.alerts');
+  const list = h('ol.alerts', { tabindex: 0, 'aria-label': 'Alerts' });
   root.append(h('section', { id: 'alerts' }, h('h2', {}, 'Alerts'), list));
   return {
     /** @param {Object} view */

@@ -2,6 +2,7 @@
 
 import { Chart } from './chart.js';
 import { fill, h, term } from './dom.js';
+import { courseOf } from './course.js';
 import { DASHES, finite, fixed, num, plusMinus } from './format.js';
 
 const LEARNED = 0.9;
@@ -21,8 +22,8 @@ export const chip = (state, tip) =>
  * @returns {{update: function(Object), charts: Chart[]}}
  */
 export function createBoard(root) {
-  const verdicts = h('div.verdicts');
-  const table = h('div.table');
+  const verdicts = h('div.verdicts', { tabindex: 0, role: 'region', 'aria-label': 'Verdicts' });
+  const table = h('div.table', { tabindex: 0, role: 'region', 'aria-label': 'Target modes' });
   const side = h('div.side');
   root.append(
     h('section', { id: 'verdict' }, h('h2', {}, 'Verdict'), verdicts),
@@ -30,8 +31,8 @@ export function createBoard(root) {
       h('div.board', {}, table, side)));
   const title = [h('span'), h('span')];
   const learned = new Chart(side, {
-    title: title[0], range: [0, 1], line: LEARNED, sync: 'ntk', height: 126 });
-  const steps = new Chart(side, { title: title[1], log: true, infinite: 'never', sync: 'ntk', height: 126 });
+    title: title[0], range: [0, 1], line: LEARNED, sync: 'ntk', height: 150, unit: 'fraction' });
+  const steps = new Chart(side, { title: title[1], log: true, infinite: 'never', sync: 'ntk', height: 150, unit: 'steps' });
 
   return {
     charts: [learned, steps],
@@ -84,14 +85,16 @@ function verdict(name, run, view) {
     note ? h(parts.length ? 'p.verdict-loss' : 'p.verdict-text', {}, note) : null,
     advice ? h('p.verdict-advice', {}, h('b', {}, 'What helps: '), advice) : null,
     run.step === null ? null : h('p.verdict-detail', {},
-      `Last probe at step ${num(run.step, 6)}${detail ? `: ${detail}` : ''}`));
+      `Last probe at step ${num(run.step, 6)}${detail ? `: ${detail}` : ''}`),
+    run.facts.model ? h('p.verdict-detail', { 'data-tip': run.about.map(([what, text]) => `${what}: ${text}`).join('\n') },
+      [run.about[0], run.about[1]].map(([, text]) => text).join(' · ')) : null);
 }
 
 /** What becomes of a part of the target, in a word that explains itself. */
 const fate = (part, view) => {
   const entry = view.glossary.get(`verdict/${part.fate}`);
   const tip = entry ? `${entry.meaning}\nLooks bad: ${entry.bad}` : null;
-  return h('i.fate', { 'data-fate': part.fate, 'data-tip': tip, tabindex: tip ? 0 : null, 'aria-label': part.fate });
+  return h('i.fate', { role: 'img', 'data-fate': part.fate, 'data-tip': tip, tabindex: tip ? 0 : null, 'aria-label': part.fate });
 };
 
 /** The whole target as a bar, each part as long as its share. */
@@ -105,31 +108,44 @@ function board(rows, view) {
   const all = rows.map(({ mode }) => mode.steps_to_learn).filter((v) => finite(v) && v > 0).map(Math.log10);
   const span = [Math.floor(Math.min(...all)), Math.ceil(Math.max(...all))];
   const shared = rows.some(({ mode }) => finite(mode.share));
+  const shown = rows.some(({ mode }) => mode.course.length || mode.outputs.length);
   const head = (tag, text) => h('th', { scope: 'col' }, term(view.glossary, tag, text));
   let before = null;
+  let drawn = null;
   return h('table', {}, h('thead', {}, h('tr', {},
-    h('th', { scope: 'col' }, 'mode'), h('th', { scope: 'col' }, 'run'),
-    shared ? head('record/share') : null, h('th', { scope: 'col' }, 'state'),
+    head('word/mode'), shown ? head('word/in_the_data') : null, h('th', { scope: 'col' }, 'run'),
+    shared ? head('record/share') : null, head('word/state'),
     head('target/mode_1/learned'), head('target/mode_1/steps_to_learn'),
     head('record/gain'), head('target/mode_1/alignment'), head('record/core_overlap'))),
   h('tbody', {}, rows.map(({ name, mode }) => {
     const run = view.data.get(name);
     const first = mode.index !== before;
     before = mode.index;
+    const data = JSON.stringify([mode.course, mode.outputs]);
+    const same = !first && data === drawn;
+    drawn = data;
     return h(first ? 'tr.first' : 'tr', { css: { '--run': view.color(name) } },
       h('td.mode', {}, first ? String(mode.index) : '', first && mode.output
         ? h('span.since', {}, mode.output) : null),
+      shown ? h('td.course', {}, same ? '' : courseOf(mode)) : null,
       h('td.run-cell', { 'data-tip': name }, h('i.swatch'), h('span', {}, view.short(name))),
       shared ? h('td.number', {}, finite(mode.share) ? `${num(100 * mode.share, 2)} %` : '–') : null,
       h('td.state', {}, chip(mode.state, history(mode)), since(mode)),
       h('td', {}, bar(mode.learned)),
       h('td', {}, marker(mode, span)),
-      h('td.number', { 'data-tip': mode.where || undefined }, num(mode.gain)),
+      h('td.number', { 'data-tip': mode.where || undefined }, num(mode.gain), where(mode)),
       h('td.number', {}, plusMinus(mode.alignment, mode.alignment_stderr),
         finite(mode.alignment_step) && mode.alignment_step !== run?.step
           ? h('span.since', {}, `at ${num(mode.alignment_step, 6)}`) : ''),
       h('td.number', {}, num(mode.core_overlap, 2)));
   })));
+}
+
+/** The weight in which most of the mode can be learned. */
+function where({ sites }) {
+  if (!sites.length) return '';
+  const [name, share] = sites[0];
+  return h('span.where', {}, `${num(100 * share, 2)} % in ${name.split('.').slice(-2).join('.')}`);
 }
 
 const since = (mode) =>

@@ -7,11 +7,12 @@ import { runColor, shortNames } from './format.js';
 import { createHeader } from './header.js';
 import { createNow } from './now.js';
 import { createSnapshots } from './snapshots.js';
-import { followTheme } from './theme.js';
+import { chosenColors, followTheme } from './theme.js';
 import { createTimeline } from './timeline.js';
 
 const FIRST_SHOWN = 10;
 const POLL = 30_000;
+const PINS = 'ntk_monitor.pins';
 const SNIPPET = `from ntk_monitor import NTKMonitor, StallAlert
 
 trainer = Trainer(callbacks=[NTKMonitor(every_n_steps=200), StallAlert()])`;
@@ -32,8 +33,9 @@ trainer = Trainer(callbacks=[NTKMonitor(every_n_steps=200), StallAlert()])`;
  */
 export async function createDashboard(root, source) {
   const model = {
-    runs: [], glossary: new Map(), data: new Map(), shown: null, axis: 'step', state: '', dark: false, notes: [] };
-  const page = h('div.ntk');
+    runs: [], glossary: new Map(), data: new Map(), shown: null, axis: 'step', state: '', dark: false, notes: [],
+    smooth: 0, pins: storedPins(), colors: new Map() };
+  const page = h('div.ntk', {}, h('div.live', { role: 'status', 'aria-live': 'polite' }));
   root.append(page);
   addTooltip(page);
   const header = createHeader(page, {
@@ -41,6 +43,7 @@ export async function createDashboard(root, source) {
     only: (name) => select((shown) => { shown.clear(); shown.add(name); }),
     all: (names, on) => select((shown) => names.forEach((name) => (on ? shown.add(name) : shown.delete(name)))),
     axis: (name) => { model.axis = name; show(); },
+    smooth: (weight) => { model.smooth = weight; show(); },
     state: (name) => { model.state = name; model.data.clear(); refresh(); },
     refresh: source.live ? () => refresh() : null,
   });
@@ -48,7 +51,7 @@ export async function createDashboard(root, source) {
   const message = h('section.message', { hidden: true });
   const main = h('main');
   page.append(notes, message, main);
-  const parts = [createBoard(main), createNow(main), createTimeline(main), createSnapshots(main, source), createAlerts(main)];
+  const parts = [createBoard(main), createNow(main), createTimeline(main, pin), createSnapshots(main, source), createAlerts(main)];
   let asked = 0;
   let before = '';
 
@@ -61,6 +64,16 @@ export async function createDashboard(root, source) {
       for (const chart of part.charts ?? []) chart.recolor();
     }
   });
+
+  function pin(name) {
+    if (!model.pins.delete(name)) model.pins.add(name);
+    try {
+      localStorage.setItem(PINS, JSON.stringify([...model.pins]));
+    } catch {
+      // a page that is opened as a file may have no storage: pins then last as long as the page
+    }
+    show();
+  }
 
   function select(change) {
     change(model.shown);
@@ -81,7 +94,8 @@ export async function createDashboard(root, source) {
       if (ask !== asked) return;
       model.notes = found.notes;
       for (const [name, run] of Object.entries(found.runs)) model.data.set(name, run);
-      const now = JSON.stringify([runs, found, model.state]);
+      model.colors = source.live ? chosenColors() : new Map();
+      const now = JSON.stringify([runs, found, model.state, [...model.colors]]);
       if (now !== before) show();
       else say([]);
       before = now;
@@ -99,7 +113,7 @@ export async function createDashboard(root, source) {
     model.runs = runs;
     model.glossary = new Map(glossary.map((term) => [term.tag, term]));
     model.names = shortNames(usable);
-    model.order = new Map(runs.map((run, i) => [run.name, i]));
+    model.order = new Map(runs.map((run) => [run.name, run.place]));
     model.shown ??= new Set(usable.slice(-FIRST_SHOWN));
     for (const name of usable) {
       if (known.size && !known.has(name) && model.shown.size < FIRST_SHOWN) model.shown.add(name);
@@ -139,9 +153,18 @@ export async function createDashboard(root, source) {
   return { refresh };
 }
 
+/** Charts that were pinned, in this browser. */
+function storedPins() {
+  try {
+    return new Set(JSON.parse(localStorage.getItem(PINS) ?? '[]'));
+  } catch {
+    return new Set();
+  }
+}
+
 /** What the parts of the page show: the shown runs, with ways to get at their curves. */
 function viewOf(model) {
-  const color = (name) => runColor(model.order?.get(name) ?? 0, model.dark);
+  const color = (name) => model.colors.get(name) ?? runColor(model.order?.get(name) ?? 0, model.dark);
   const loaded = model.runs.map(({ name }) => [name, model.data.get(name)])
     .filter(([name, run]) => run && model.shown.has(name));
   const timed = loaded.some(([, run]) => run.axes.some(({ times }) => times.at(-1) > times[0]));

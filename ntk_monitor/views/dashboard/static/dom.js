@@ -37,13 +37,14 @@ export function fill(element, ...children) {
  * @param {HTMLElement} root
  */
 export function addTooltip(root) {
-  const bubble = h('div.tip', { role: 'tooltip', hidden: true });
+  const bubble = h('div.tip', { role: 'tooltip', id: 'ntk-tip', hidden: true });
   root.append(bubble);
   const show = (event) => {
     const target = event.target.closest?.('[data-tip]');
     bubble.hidden = !target;
     if (!target) return;
     bubble.textContent = target.dataset.tip;
+    if (event.type === 'focusin') target.setAttribute('aria-describedby', bubble.id);
     const box = target.getBoundingClientRect();
     const left = Math.min(box.left, window.innerWidth - bubble.offsetWidth - 12);
     const below = box.bottom + 6 + bubble.offsetHeight < window.innerHeight;
@@ -57,6 +58,14 @@ export function addTooltip(root) {
 }
 
 /**
+ * Have a screen reader say something.
+ * @param {string} text
+ */
+export function announce(text) {
+  document.querySelector('.ntk .live').textContent = text;
+}
+
+/**
  * A term with its explanation on hover.
  * @param {Map<string, Object>} glossary Terms by tag, numbers of modes written as `<i>`.
  * @param {string} tag
@@ -66,6 +75,6 @@ export function addTooltip(root) {
 export function term(glossary, tag, text) {
   const entry = glossary.get(tag.replace(/mode_\d+/, 'mode_<i>'));
   if (!entry) return h('span', {}, text ?? tag);
-  const tip = `${entry.meaning}\nRange: ${entry.range}\nLooks bad: ${entry.bad}`;
-  return h('span.term', { 'data-tip': tip, tabindex: 0 }, text ?? entry.name);
+  const tip = [entry.meaning, entry.range && `Range: ${entry.range}`, entry.bad && `Looks bad: ${entry.bad}`];
+  return h('span.term', { 'data-tip': tip.filter(Boolean).join('\n'), tabindex: 0, role: 'note' }, text ?? entry.name);
 }

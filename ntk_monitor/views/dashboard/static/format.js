@@ -1,6 +1,8 @@
 /** Numbers as text, and the colours of runs. */
 
-const OKABE_ITO = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'];
+/** TensorBoard's own, in its order: a run has one colour in all of its tabs. */
+const PALETTE = ['#425066', '#12b5cb', '#e52592', '#f9ab00', '#9334e6', '#7cb342', '#e8710a'];
+const FIRST_IN_THE_DARK = '#8e98a3';
 const SHADES = [0, -0.35, 0.35];
 /** Dashes of target modes, from mode 1 on. */
 export const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3], [12, 4], [1, 2]];
@@ -56,14 +58,14 @@ export function duration(seconds) {
 }
 
 /**
- * @param {number} index Which run.
+ * @param {number} place Which run, in the order in which TensorBoard counts them.
  * @param {boolean} dark Whether the page is dark.
- * @returns {string} `#rrggbb`
+ * @returns {string} `#rrggbb`; of runs that have the same in TensorBoard, shades of it.
  */
-export function runColor(index, dark) {
-  const base = OKABE_ITO[index % OKABE_ITO.length];
-  const shade = SHADES[Math.floor(index / OKABE_ITO.length) % SHADES.length];
-  return mixed(mixed(base, shade), dark ? 0.25 : 0);
+export function runColor(place, dark) {
+  const at = place % PALETTE.length;
+  const shade = SHADES[Math.floor(place / PALETTE.length) % SHADES.length];
+  return mixed(dark && at === 0 ? FIRST_IN_THE_DARK : PALETTE[at], shade);
 }
 
 /**

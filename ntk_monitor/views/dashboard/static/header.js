@@ -4,7 +4,7 @@ import { fill, h } from './dom.js';
 
 /**
  * @param {HTMLElement} root
- * @param {Object} actions `toggle(name)`, `only(name)`, `all(shown)`, `axis(name)`, `state(name)`,
+ * @param {Object} actions `toggle(name)`, `only(name)`, `all(shown)`, `axis(name)`, `smooth(weight)`, `state(name)`,
  *   `refresh()` or null where nothing can change.
  * @returns {{update: function(Object)}}
  */
@@ -17,6 +17,8 @@ export function createHeader(root, actions) {
   const axes = ['step', 'time'].map((name) => h('button.segment', {
     type: 'button', 'data-axis': name, click: () => actions.axis(name) },
   name === 'step' ? 'Step' : 'Relative time'));
+  const smooth = h('input', { type: 'range', min: 0, max: 0.95, step: 0.05, value: 0, 'aria-label': 'Smoothing',
+    input: () => actions.smooth(Number(smooth.value)) });
   const count = h('span.count');
   const refresh = actions.refresh && h('button.icon', {
     type: 'button', click: actions.refresh, 'aria-label': 'Refresh',
@@ -28,6 +30,7 @@ export function createHeader(root, actions) {
       h('button.link', { type: 'button', click: () => actions.all(matching(), true) }, 'show all'),
       h('button.link', { type: 'button', click: () => actions.all(matching(), false) }, 'none'),
       count, h('span.grow'), stateBox,
+      h('label.choice', { 'data-tip': 'Moving average of the curves over time; what was logged stays in pale.' }, 'smoothing', smooth),
       h('div.segments', { role: 'group', 'aria-label': 'X-axis' }, axes), refresh),
     list));
 

@@ -13,7 +13,7 @@ const SHARES = /_units$/;
  * @returns {{update: function(Object)}}
  */
 export function createNow(root) {
-  const table = h('div.table');
+  const table = h('div.table', { tabindex: 0, role: 'region', 'aria-label': 'The loss and the next steps' });
   const section = h('section', { id: 'now' }, h('h2', {}, 'The loss and the next steps',
     h('small', {}, 'On the batch that is probed, at the last probe; ± is one standard error.')), table);
   root.append(section);

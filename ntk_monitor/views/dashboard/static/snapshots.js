@@ -1,8 +1,9 @@
 /** Spectra, temporal modes and target patterns of one run, probe by probe. */
 
+import { dashKey } from './board.js';
 import { Chart } from './chart.js';
 import { fill, h, term } from './dom.js';
-import { finite, fixed, num, runColor } from './format.js';
+import { DASHES, finite, fixed, num } from './format.js';
 
 const SHOWN = 20;
 const SHARE = 0.95;
@@ -29,7 +30,8 @@ export function createSnapshots(root, source) {
     h('div.controls', {}, h('label.choice', {}, 'run', runs), slider, label), notes, empty, body);
   root.append(section);
   const variance = new Chart(boxes.variance, {
-    title: titles.variance, height: 232, range: [0, 1.02], line: SHARE, points: true, xName: 'mode' });
+    title: titles.variance, height: 232, range: [0, 1.02], line: SHARE, points: true, xName: 'modes',
+    unit: 'share of the trace' });
   const stacks = { modes: [], targets: [] };
   let view = null;
   let current = { run: null, state: null, steps: [], records: [], at: 0 };
@@ -90,17 +92,18 @@ export function createSnapshots(root, source) {
     const [trials, steps, units] = kernel.state_shape;
     fill(titles.variance, term(view.glossary, 'record/cumulative_variance'));
     fill(titles.modes, term(view.glossary, 'record/temporal_modes', 'When gradient descent can act'));
-    fill(titles.targets, term(view.glossary, 'record/target_modes', 'Target modes, and what the NTK sees (grey)'));
+    fill(titles.targets, term(view.glossary, 'record/target_modes', 'Target modes'), ', and what the NTK ',
+      term(view.glossary, 'word/sees'), ' (grey)');
     const total = Number(kernel.trace) / units;
     const ntk = cumulative(kernel.temporal_spectrum, total);
     const core = cumulative(record.core_spectrum, Number(record.core_total));
+    const color = view.color(current.run);
     variance.update([
-      { label: `NTK, ${reach(ntk)}`, color: runColor(0, view.dark), ...ntk },
-      { label: `core, ${reach(core)}`, color: runColor(1, view.dark), ...core },
+      { label: `NTK, ${reach(ntk)}`, color, ...ntk },
+      { label: `core, ${reach(core)}`, color, dash: DASHES[1], ...core },
     ].filter((curve) => curve.x.length));
-    fill(facts, h('span.key', { css: { '--run': runColor(0, view.dark) } }, h('i.swatch'), `NTK, ${reach(ntk)}`),
-      h('span.key', { css: { '--run': runColor(1, view.dark) } }, h('i.swatch'), `core, ${reach(core)}`),
-      h('span', {}, `State ${record.state.join(', ') || '?'}: ${trials} trials × ${steps} steps × ${units} units. `
+    fill(facts, h('span.key', {}, dashKey([1], [`NTK, ${reach(ntk)}`])), h('span.key', {}, dashKey([2], [`core, ${reach(core)}`])),
+      h('span', {}, term(view.glossary, 'word/hidden_state', 'State'), ` ${record.state.join(', ') || '?'}: ${trials} trials × ${steps} steps × ${units} units. `
         + `${kernel.products} products by ${kernel.method} (${kernel.scheme}); the core covers `
         + `${Math.round(Number(record.coverage) * 100)} % of the parameters behind the state. ${weights(kernel)}`));
     stack('modes', kernel.temporal_modes, null, (i) => {
@@ -129,11 +132,12 @@ export function createSnapshots(root, source) {
     const charts = stacks[name];
     while (charts.length > patterns.items.length) charts.pop().remove();
     patterns.items.forEach((item, i) => {
-      charts[i] ??= new Chart(boxes[name], { title: h('span'), height: 112, hover: false, points: false });
+      charts[i] ??= new Chart(boxes[name], { title: h('span'), height: 124, hover: false, points: false });
       const bars = patterns.steps.length === 1;
       fill(charts[i].options.title, caption(i));
-      const behind = seen?.items[i] ? traces(seen.items[i], patterns, '#888888', bars, true) : [];
-      charts[i].update([...behind, ...traces(item, patterns, runColor(i, view.dark), bars)], { bars });
+      const behind = seen?.items[i] ? traces(seen.items[i], patterns, getComputedStyle(document.documentElement).getPropertyValue('--seen').trim(), bars, true) : [];
+      charts[i].update([...behind, ...traces(item, patterns, view.color(current.run), bars)],
+        { bars, xName: bars ? 'trial' : 'time step' });
     });
     if (!charts.length) fill(titles[name], 'None were recorded');
   }
@@ -180,5 +184,5 @@ function traces(item, { trials, steps }, color, bars, behind = false) {
   const value = (v) => (v === null ? null : v * item.scale);
   const x = bars ? trials : steps;
   const rows = bars ? [item.values.map((row) => value(row[0]))] : item.values.map((row) => row.map(value));
-  return rows.map((y, i) => ({ label: String(i), color: bars ? color : `${color}90`, x, y, behind }));
+  return rows.map((y, i) => ({ label: `trial ${i + 1}`, color: bars || behind ? color : `${color}b0`, x, y, behind }));
 }

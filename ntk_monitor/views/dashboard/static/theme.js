@@ -17,6 +17,24 @@ export function followTheme(changed) {
   apply();
 }
 
+/**
+ * The colours that the user sees, or has chosen, in TensorBoard's list of runs.
+ * @returns {Map<string, string>} By the run's name; empty until that list has been shown.
+ */
+export function chosenColors() {
+  const rows = tensorboard()?.querySelectorAll('tb-data-table-content-row') ?? [];
+  return new Map([...rows].flatMap((row) => {
+    const color = hex(row.querySelector('.run-color-swatch')?.style.backgroundColor);
+    return color ? [[row.textContent.trim(), color]] : [];
+  }));
+}
+
+/** `rgb(1, 2, 3)` as `#010203`. */
+function hex(color) {
+  const parts = color?.match(/^rgb\((\d+), (\d+), (\d+)\)$/);
+  return parts && `#${parts.slice(1).map((part) => Number(part).toString(16).padStart(2, '0')).join('')}`;
+}
+
 /** The body of the page around this one, if that is TensorBoard. */
 function tensorboard() {
   try {

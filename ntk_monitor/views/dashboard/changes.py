@@ -1,0 +1,53 @@
+"""What the alert of a run has recorded, one record after the other."""
+
+from __future__ import annotations
+
+from ntk_monitor.views.dashboard.checks import Changed
+from ntk_monitor.views.dashboard.summary import Changes
+
+
+def and_then(before: Changes, record: Changed, step: int) -> Changes:
+    """What is known after one more record; they come in the order in which they were written.
+
+    Args:
+        before: What was known.
+        record: The record.
+        step: Its step.
+
+    Returns:
+        What is known now.
+    """
+    # What lies behind the record's step was in a future that a resumed training has left.
+    end = step if record.whole else step + 1
+    alerts = [alert for alert in before.alerts if alert["step"] < end]
+    history = {
+        index: [entry for entry in entries if entry[0] < end]
+        for index, entries in before.history.items()
+    }
+    judge = (record.planned, record.level, record.endless, record.unsure)
+    after = Changes(record.alerts, record.history, *judge)
+    return merged(Changes(alerts, history), after)
+
+
+def merged(before: Changes, after: Changes) -> Changes:
+    """Both: an alert of the same step, mode and kind once, and so a state of the same step.
+
+    Args:
+        before: What came first.
+        after: What came then; of what is known once only, this is taken.
+
+    Returns:
+        Both together.
+    """
+    alerts = {
+        (alert["step"], alert["mode"], alert["kind"]): alert
+        for alert in (*before.alerts, *after.alerts)
+    }
+    history = {
+        index: sorted(
+            dict.fromkeys([*before.history.get(index, ()), *after.history.get(index, ())]),
+            key=lambda entry: entry[0],
+        )
+        for index in before.history.keys() | after.history.keys()
+    }
+    return after._replace(alerts=list(alerts.values()), history=history)
