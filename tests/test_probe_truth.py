@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import CASES, Case
-from dense import Truth, truth
+from support.dense import Truth, truth
 from torch import Tensor, nn
 
 from ntk_monitor import Snapshot, linearize, probe

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from conftest import CASES, Case
-from dense import Truth, truth
 from monitor.helpers import fit
+from support.dense import Truth, truth
 
 from ntk_monitor import NTKMonitor, Snapshot, StallAlert, probe
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from operator_suite import random
+from support.operator_suite import random
 from torch import Tensor
 
 from ntk_monitor.estimators import (

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from operator_suite import random
+from support.operator_suite import random
 from torch import Tensor
 
 import ntk_monitor.estimators.kernel.tangent_sketch as sketch_module

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import recurrent
-from dense import rows_of_jacobian
+from support.dense import rows_of_jacobian
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from zoo.layers import Raw, gated, packed, reals, vanilla

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Case, mlp, recurrent, sequences, vectors
-from dense import rows_of_jacobian, state_of
+from support.dense import rows_of_jacobian, state_of
 from torch import Tensor, nn
 
 from ntk_monitor import Probe, linearize, probe

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import mlp, recurrent, sequences, vectors
-from dense import rows_of_jacobian, unroll, unrolled_activity
+from support.dense import rows_of_jacobian, unroll, unrolled_activity
 from torch import Tensor, nn
 
 from ntk_monitor import linearize

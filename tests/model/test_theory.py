@@ -8,7 +8,7 @@ from itertools import combinations, pairwise
 import pytest
 import torch
 from conftest import Case, mlp, recurrent, sequences, vectors
-from operator_suite import OperatorSuite
+from support.operator_suite import OperatorSuite
 from torch import Tensor, nn
 
 from ntk_monitor import linearize

@@ -1,7 +1,7 @@
 """Every operator through the suite."""
 
 import torch
-from operator_suite import OperatorSuite, random
+from support.operator_suite import OperatorSuite, random
 from torch import Tensor
 
 from ntk_monitor.operators import (

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from event_runs import small_snapshot
+from support.event_runs import small_snapshot
 
 from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS, OPTIONAL, WORDS, explained
 

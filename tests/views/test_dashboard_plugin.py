@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from event_runs import (
+from support.event_runs import (
     MESSAGE,
     SINCE,
     STEPS,

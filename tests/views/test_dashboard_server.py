@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from event_runs import write_garbage, write_run
-from tensorboard_process import tensorboard_over
+from support.event_runs import write_garbage, write_run
+from support.tensorboard_process import tensorboard_over
 
 from ntk_monitor.views.dashboard.data import DashboardData, to_json
 from ntk_monitor.views.events import open_runs

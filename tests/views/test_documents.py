@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from event_runs import write_run, write_three_runs
+from support.event_runs import write_run, write_three_runs
 
 from ntk_monitor.commands.report import main as report
 from ntk_monitor.views.documents import title_of

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from event_runs import small_snapshot, write_run, write_tensor
+from support.event_runs import small_snapshot, write_run, write_tensor
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 

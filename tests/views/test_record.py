@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from event_runs import small_snapshot
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from support.event_runs import small_snapshot
 from torch.utils.tensorboard import SummaryWriter
 
 from ntk_monitor import Estimate, NTKMonitor, Snapshot

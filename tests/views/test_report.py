@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from event_runs import (
+from matplotlib.figure import Figure
+from rich.console import Console
+from support.event_runs import (
     MESSAGE,
     SINCE,
     STEPS,
@@ -22,8 +24,6 @@ from event_runs import (
     write_tensor,
     write_three_runs,
 )
-from matplotlib.figure import Figure
-from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from ntk_monitor import cli

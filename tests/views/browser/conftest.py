@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from event_runs import STEPS, write_garbage, write_run, write_three_runs
+from support.event_runs import STEPS, write_garbage, write_run, write_three_runs
+from support.tensorboard_process import tensorboard_over
 from tensorboard.data.provider import DataProvider
 from tensorboard.plugins.base_plugin import TBContext
-from tensorboard_process import tensorboard_over
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from ntk_monitor.views.dashboard.plugin import NTKPlugin

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from event_runs import STEPS, write_run
+from support.event_runs import STEPS, write_run
 
 from ntk_monitor.views.events import open_runs
 from ntk_monitor.views.report import write_report

@@ -6,7 +6,7 @@ import urllib.request
 from typing import Any
 
 import pytest
-from event_runs import SINCE, STEPS
+from support.event_runs import SINCE, STEPS
 
 
 def chart(frame: Any, title: str) -> Any:
