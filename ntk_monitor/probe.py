@@ -225,7 +225,7 @@ class Probe:
 
         Returns:
             The snapshot, the same in every process. If one process fails, all do, the others with a
-            `RankError`.
+            ``RankError``.
         """
         deadline = Deadline(self.time_limit)
         wanted: tuple[Tier, Tier] = (tier or self.tier, self.tier)
