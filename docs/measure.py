@@ -27,6 +27,8 @@ RESULTS = HERE / "results" / "memory_pro.json"
 NETWORKS = {"stalled": 1, "healthy": 2}
 DIGITS = 5
 """Significant digits that are kept."""
+EVERY = 4
+"""Of the trials, one in so many is shown."""
 LEADING = 6
 """Temporal modes in which a target mode's time course is looked for."""
 
@@ -74,7 +76,7 @@ def kept(trainer: Trainer, model: LightningModule, number: int) -> dict[str, Any
     snapshot, state = monitor.snapshot, monitor.states[0]
     assert snapshot is not None
     verdict = summary_verdict(snapshot, state.losses, alert.history, judge_of(alert))
-    inputs, targets = monitor.kept.content
+    inputs, _ = monitor.kept.content
     with torch.no_grad():
         outputs = model(inputs)
         activity = model.network.rnn(inputs)[0]
@@ -88,10 +90,9 @@ def kept(trainer: Trainer, model: LightningModule, number: int) -> dict[str, Any
         "shares": [short(mode.share) for mode in snapshot.target_modes],
         "core_overlaps": [short(mode.core_overlap) for mode in snapshot.target_modes],
         "gains": [short(mode.gain) for mode in snapshot.target_modes],
-        "inputs": patterns(inputs), "targets": patterns(targets), "outputs": patterns(outputs),
-        "activity": patterns(activity[:1]),
-        "modes": patterns(snapshot.target_patterns),
-        "seen": patterns(in_leading(snapshot.target_patterns, snapshot.temporal_modes)),
+        "outputs": patterns(outputs[0]), "activity": patterns(activity[0]),
+        "modes": patterns(snapshot.target_patterns[:, ::EVERY]),
+        "seen": patterns(in_leading(snapshot.target_patterns, snapshot.temporal_modes)[:, ::EVERY]),
     }  # fmt: skip
 
 
