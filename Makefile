@@ -26,7 +26,7 @@ test-fast:  ## Run the tests that take little, while working.
 	python -m pytest -n 2 --dist loadscope -m "not slow"
 
 docs:  ## Build the site into docs/_build; a warning is an error, and so is a reference to nothing.
-	python -m sphinx -W --keep-going -n -b html docs docs/_build
+	python -m sphinx -W --keep-going -n -b html docs docs/_build/html
 
 bench:  ## Run all benchmarks and render docs/performance.md.
 	cd benchmarks && python accuracy.py && python intervals.py && python cost.py && python step_cost.py && python growth.py && python engine.py && python alternatives.py && python overhead.py && python render.py

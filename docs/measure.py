@@ -3,7 +3,7 @@
     python docs/measure.py
 
 writes docs/results/memory_pro.json in about ten minutes on one core; docs/pictures.py draws the
-pictures from it, and docs/numbers.py fills the tables of docs/numbers.md.
+pictures from it, and docs/fill_numbers.py fills the tables of docs/numbers.md.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ GLOSSARY = (
         "four fifths of max_overhead (2 %), or of max_overhead_seconds (10 s) if that is more.",
     ),
 )
-"""Every tag of README's table, in its order."""
+"""Every tag that is logged, in the order of tables."""
 
 OPTIONAL = (
     Term(
