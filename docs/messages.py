@@ -126,19 +126,24 @@ def text_of(node: ast.expr, constants: dict[str, str]) -> str:
     Returns:
         The text.
     """
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value
-    if isinstance(node, ast.JoinedStr):
-        return "".join(text_of(each, constants) for each in node.values)
-    if isinstance(node, ast.FormattedValue):
-        return text_of(node.value, constants)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return text_of(node.left, constants) + text_of(node.right, constants)
-    if isinstance(node, ast.IfExp):
-        return text_of(node.body, constants)
-    if isinstance(node, ast.Call) and name_of(node.func) == "rstrip":
-        return text_of(node.func.value, constants) if isinstance(node.func, ast.Attribute) else "…"
-    return constants.get(node.id, "…") if isinstance(node, ast.Name) else "…"
+    match node:
+        case ast.Constant(value=str(text)):
+            found = text
+        case ast.JoinedStr(values=parts):
+            found = "".join(text_of(each, constants) for each in parts)
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            found = text_of(left, constants) + text_of(right, constants)
+        case (
+            ast.FormattedValue(value=inner)
+            | ast.IfExp(body=inner)
+            | ast.Call(func=ast.Attribute(attr="rstrip", value=inner))
+        ):
+            found = text_of(inner, constants)
+        case ast.Name(id=name):
+            found = constants.get(name, "…")
+        case _:
+            found = "…"
+    return found
 
 
 if __name__ == "__main__":
