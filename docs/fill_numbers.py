@@ -180,7 +180,9 @@ def values(tag: str, run: dict[str, Any]) -> str:
         }
         return ", ".join(str(int(i in stalled)) for i in (1, 2, 3))
     tags = [tag.replace("<i>", str(i)) for i in (1, 2, 3)] if "<i>" in tag else [tag]
-    found = [number(last[t], last.get(f"{t}_stderr")) for t in tags if t in last]
+    if tag.endswith("/learned"):
+        return ", ".join(f"{last[each]:z.3f}" for each in tags)
+    found = [number(last[each], last.get(f"{each}_stderr")) for each in tags if each in last]
     return ", ".join(found) or "not measured at this probe"
 
 

@@ -43,7 +43,7 @@ def drawn(colors: dict[str, str]) -> str:
     total = len(LAYERS) * (HEIGHT + GAP)
     parts = []
     for row, layer in enumerate(LAYERS):
-        width = (WIDTH - 40 - GAP * (len(layer) - 1)) / len(layer)
+        width = (WIDTH - 46 - GAP * (len(layer) - 1)) / len(layer)
         for place, (name, what) in enumerate(layer):
             x, y = place * (width + GAP) + 1, row * (HEIGHT + GAP) + 1
             middle = x + width / 2
@@ -55,7 +55,7 @@ def drawn(colors: dict[str, str]) -> str:
                 f'<text x="{middle}" y="{y + 37}" font-size="13" fill="{colors["faint"]}">'
                 f"{what}</text>",
             ]
-    x, tip = WIDTH - 18, total - GAP - 2
+    x, tip = WIDTH - 28, total - GAP - 2
     parts += [
         f'<path d="M{x} 6 V{tip} M{x - 6} {tip - 9} L{x} {tip} L{x + 6} {tip - 9}" '
         f'fill="none" stroke="{colors["faint"]}" stroke-width="1.5"/>',
