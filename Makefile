@@ -1,5 +1,5 @@
 # The verbs of this project, in the active virtual environment; `make help` lists them.
-.PHONY: help install lint format types test test-fast docs bench outsiders
+.PHONY: help install lint format types test test-fast docs bench gallery outsiders
 
 help:  ## List the verbs.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -30,6 +30,9 @@ docs:  ## Build the site into docs/_build; a warning is an error, and so is a re
 
 bench:  ## Run all benchmarks and render docs/performance.md.
 	cd benchmarks && python accuracy.py && python intervals.py && python cost.py && python step_cost.py && python growth.py && python engine.py && python alternatives.py && python overhead.py && python render.py
+
+gallery:  ## Train the runs of docs/gallery.md, draw its pictures and write it.
+	python docs/gallery.py
 
 outsiders:  ## Run trainings of other libraries, each in its own environment, and render docs/models.md (nightly).
 	PYTHONPATH=tests python -m outsiders.page
