@@ -44,7 +44,7 @@ GOOD = {
     "target/mode_<i>/transfer": "Near 1: what is learned of some trials holds for others.",
     "target/mode_<i>/alignment": "No good side by itself: compare modes of one network, at one "
     "step. It falls as the kernel grows.",
-    "alert/mode_<i>": "0.",
+    "alert/mode_<i>": "Always 0.",
     "loss/now": "Falls.",
     "loss/in_10_steps": "Below the loss now, by more than its noise.",
     "loss/in_30_steps": "Below the loss in 10 steps.",
@@ -164,7 +164,7 @@ def entry(term: Term) -> Iterator[str]:
 
 
 def values(tag: str, run: dict[str, Any]) -> str:
-    """A number at the last probe of a run, of every mode if it is one of modes.
+    """A number at the last probe of a run that has it, of every mode if it is one of modes.
 
     Args:
         tag: The tag.
@@ -173,17 +173,18 @@ def values(tag: str, run: dict[str, Any]) -> str:
     Returns:
         Text.
     """
-    last = run["history"][-1]
     if tag == "alert/mode_<i>":
-        stalled = {
-            int(n) for text in run["alerts"] for n in re.findall(r"mode (\d) is stall", text)
-        }
+        stalled = set(map(int, re.findall(r"mode (\d) is stalled", " ".join(run["alerts"]))))
         return ", ".join(str(int(i in stalled)) for i in (1, 2, 3))
     tags = [tag.replace("<i>", str(i)) for i in (1, 2, 3)] if "<i>" in tag else [tag]
+    rows = [row for row in run["history"] if all(each in row for each in tags)]
+    if not rows:
+        return "not measured"
+    last, end = rows[-1], run["history"][-1]
     if tag.endswith("/learned"):
         return ", ".join(f"{last[each]:z.3f}" for each in tags)
-    found = [number(last[each], last.get(f"{each}_stderr")) for each in tags if each in last]
-    return ", ".join(found) or "not measured at this probe"
+    found = ", ".join(number(last[each], last.get(f"{each}_stderr")) for each in tags)
+    return found if last is end else f"{found} (at step {last['step']:.0f})"
 
 
 def number(value: float | str, stderr: float | None) -> str:
