@@ -97,8 +97,9 @@ def _how(found: Found) -> str:
         f"Each training below ran once, with seed {found['seed']}, and is shown whatever came of "
         "it. Verdicts and alerts are word for word what the package said. In the pictures a run is "
         "blue, with its forecast as a dashed line; the same training with the remedy that short "
-        "trials chose ([remedies](remedies.md)) is green; a vertical line is the first alert of a "
-        "kind. `python docs/gallery.py` makes all of it again.\n"
+        "trials chose ([remedies](remedies.md)) is green, or, where they found none, with one that "
+        "is known for the fault; a vertical line is the first alert of a kind. `python "
+        "docs/gallery.py` makes all of it again.\n"
     )
 
 
