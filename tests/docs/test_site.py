@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS
 
@@ -99,3 +100,14 @@ def test_what_a_verdict_can_say_is_on_the_decision_page() -> None:
     for state in states:
         assert state == "has not moved" or f"*{state}*" in page, state
     assert "has not moved" in page
+
+
+def test_the_layer_that_tells_of_its_products_runs() -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", (DOCS / "your_model.md").read_text(), re.DOTALL)
+    names = {"MyFusedLayer": type("MyFusedLayer", (torch.nn.Linear,), {})}
+    exec(snippet, names)
+    layer = names["MyFusedLayer"](3, 2)
+    ((weight, activity, bias),) = names["read"](layer, torch.ones(1, 3))  # type: ignore[operator]
+    assert weight is layer.weight
+    assert bias is layer.bias
+    assert activity.shape == (1, 3)
