@@ -7,9 +7,10 @@ help:  ## List the verbs.
 install:  ## Install the package with everything that developing it needs.
 	python -m pip install -c constraints.txt -e ".[dev]"
 
-lint: types  ## Check style and types.
+lint: types  ## Check style, types and spelling.
 	python -m ruff check .
 	python -m ruff format --check .
+	python -m codespell_lib README.md CHANGELOG.md CONTRIBUTING.md docs ntk_monitor examples benchmarks
 
 format:  ## Bring the code into the one format.
 	python -m ruff check --fix .
@@ -24,8 +25,8 @@ test:  ## Run all tests, the doctests among them.
 test-fast:  ## Run the tests that take little, while working.
 	python -m pytest -n 2 --dist loadscope -m "not slow"
 
-docs:  ## Run the examples in the docstrings.
-	python -m pytest ntk_monitor
+docs:  ## Build the site into docs/_build; a warning is an error, and so is a reference to nothing.
+	python -m sphinx -W --keep-going -n -b html docs docs/_build/html
 
 bench:  ## Run all benchmarks and render docs/performance.md.
 	cd benchmarks && python accuracy.py && python intervals.py && python cost.py && python step_cost.py && python growth.py && python engine.py && python alternatives.py && python overhead.py && python render.py

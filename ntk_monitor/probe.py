@@ -114,7 +114,7 @@ class Probe(ProbeSettings):
 
         Returns:
             The snapshot, the same in every process. If one process fails, all do, the others with a
-            `ProcessError`.
+            ``ProcessError``.
         """
         deadline = Deadline(self.time_limit)
         wanted: tuple[Tier, Tier] = (tier or self.tier, self.tier)

@@ -7,7 +7,7 @@ the samples, `KernelStatistics` turns their moments over pairs into numbers, and
 attaches a standard error to every ratio. With a dense Jacobian the same numbers come out exactly.
 For any operator there are traces (`hutchinson`, `hutch_plus_plus`, `xtrace`, `xnystrace`), norms,
 cosines, ranks and leading eigenpairs; each counts its budget in products, draws from an explicit
-generator and returns an `Estimate`.
+generator and returns an `ntk_monitor.Estimate`.
 """
 
 from ntk_monitor.estimators.effective_ranks import correction_rank, effective_rank

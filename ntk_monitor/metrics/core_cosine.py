@@ -52,8 +52,8 @@ class CoreCosine(SnapshotMetric):
         \cos = \frac{\sum_s \langle A_s, K_s\rangle}
                     {\sqrt{\sum_s \|A_s\|_F^2 \; \sum_s \|K_s\|_F^2}}
 
-    As input to ``update`` the metric takes a `Snapshot`; ``compute`` gives a float64 scalar, nan
-    before the first update.
+    As input to ``update`` the metric takes an `ntk_monitor.Snapshot`; ``compute`` gives a float64
+    scalar, nan before the first update.
 
     Args:
         view: ``"full"`` compares the kernel with ``G (x) I_n``, ``"temporal"`` its temporal view

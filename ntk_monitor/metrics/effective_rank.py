@@ -50,8 +50,8 @@ class EffectiveRank(SnapshotMetric):
 
     .. math:: \mathrm{PR} = \sum_s (\mathrm{tr} M_s)^2 \big/ \sum_s \|M_s\|_F^2
 
-    As input to ``update`` the metric takes a `Snapshot`; ``compute`` gives a float64 scalar, nan
-    before the first update.
+    As input to ``update`` the metric takes an `ntk_monitor.Snapshot`; ``compute`` gives a float64
+    scalar, nan before the first update.
 
     Args:
         view: ``"full"``, ``"temporal"``, ``"spatial"`` or ``"core"``.

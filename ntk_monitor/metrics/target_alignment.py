@@ -39,8 +39,8 @@ class TargetModeAlignment(SnapshotMetric):
 
     .. math:: a_i = \frac{\sum_s R_i^{(s)}}{\sqrt{m \sum_s \|A_s\|_F^2}}
 
-    with the gains :math:`R_i`. As input to ``update`` the metric takes a `Snapshot`; ``compute``
-    gives a float64 scalar, nan before the first update.
+    with the gains :math:`R_i`. As input to ``update`` the metric takes an `ntk_monitor.Snapshot`;
+    ``compute`` gives a float64 scalar, nan before the first update.
 
     Args:
         mode: Which target mode, from 1.

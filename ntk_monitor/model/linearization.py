@@ -96,7 +96,7 @@ class Linearization:
 
     @property
     def step(self) -> str:
-        """What was called: a training step, a user's loss, or a forward pass."""
+        """Name of what was called, a training step, a user's loss, or a forward pass."""
         return self._forward.step.name
 
     @property
@@ -433,7 +433,7 @@ class Linearization:
         :math:`q = (\partial y / \partial h)^* e`.
 
         Args:
-            errors: For each error, which of the `comparisons` it is on, and the error on the rows
+            errors: For each error, which of the ``comparisons`` it is on, and the error on the rows
                 of its output, shape ``(B, T, o)``.
 
         Yields:

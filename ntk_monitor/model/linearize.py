@@ -89,7 +89,7 @@ def linearize(
         target_fn: ``batch -> target``, likewise.
         loss_fn: ``(module, batch) -> loss``, what training minimises; by default a
             LightningModule's ``training_step``, or the loss that the module itself returns.
-        method: One of `METHODS`, or several, of which the first that works on the model is taken;
+        method: One of ``METHODS``, or several, of which the first that works on the model is taken;
             ``"auto"`` for all but ``"in-place"``, which stands alone.
         dtype: Arithmetic of the linearisation; None keeps the model's.
         chunk_size: Tangents carried at once by forward mode; by default at most 16, fewer where

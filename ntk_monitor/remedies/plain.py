@@ -31,7 +31,7 @@ class PlainTraining:
             function that draws a batch.
         max_steps: Optimizer steps of the whole training.
         loss_fn: ``(module, batch) -> loss``; without it the model's own loss, or a guess by the
-            batch, as in `probe`.
+            batch, as in `ntk_monitor.probe`.
         scheduler: What changes the learning rate, stepped once a step, or ``optimizer ->
             scheduler``.
         clip_norm: Norm to which gradients are clipped.

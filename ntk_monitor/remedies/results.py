@@ -131,7 +131,7 @@ class Trials:
 
     @property
     def left_out(self) -> tuple[tuple[str, str], ...]:
-        """What did not fit, failed, or was not tried: names by reason, and the reason."""
+        """Names by reason, and the reason, of what did not fit, failed, or was not tried."""
         found: dict[str, list[str]] = {}
         for trial in self.trials:
             if not trial.losses:

@@ -81,7 +81,7 @@ def try_remedies(
         max_cost: Most that all trials together may cost, in whole trainings.
         time_limit: Seconds after which what is known so far is the result; None for no limit.
         processes: Trials at a time.
-        state: The state whose modes are followed, see `probe`.
+        state: The state whose modes are followed, see `ntk_monitor.probe`.
         modes: How many target modes are followed.
         seed: Of models and data; the same for all trials.
         progress: Show a bar, where there is a terminal.

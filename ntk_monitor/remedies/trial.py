@@ -74,7 +74,7 @@ class Trial:
 
     Attributes:
         remedy: What was changed.
-        losses: By stage, from 0 for the beginning to `STAGES` for the end, the losses of batches
+        losses: By stage, from 0 for the beginning to ``STAGES`` for the end, the losses of batches
             on which no trial trained.
         modes: What it did to the target modes.
         steps: Optimizer steps that it took.
@@ -124,7 +124,7 @@ class Trial:
 
     @property
     def loss(self) -> Estimate | None:
-        """The loss on held-out batches where it ended: their mean, and its standard error."""
+        """The mean loss on held-out batches where it ended, with its standard error."""
         if not self.losses:
             return None
         return mean_of(self.losses[max(self.losses)])

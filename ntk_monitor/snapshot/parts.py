@@ -76,7 +76,7 @@ class TargetMode:
 
     @property
     def preconditioned_steps_to_learn(self) -> None:
-        """None; `steps_to_learn` are those of the optimizer in use, whichever it is."""
+        """None; ``steps_to_learn`` are those of the optimizer in use, whichever it is."""
         return None
 
 

@@ -228,7 +228,7 @@ GLOSSARY = (
         "share of time",
     ),
 )
-"""Every tag of README's table, in its order."""
+"""Every tag that is logged, in the order of tables."""
 
 OPTIONAL = (
     Term(

@@ -144,7 +144,7 @@ def introduction(snapshot: Snapshot, who: str = "NTKMonitor") -> str:
     _add_rest(table, len(coverage.left_out))
     table.add_row("products", f"{snapshot.products} by {snapshot.method}")
     text = StringIO()
-    Console(file=text, width=100).print(table)
+    Console(file=text, width=100, force_jupyter=False).print(table)
     return text.getvalue().rstrip()
 
 

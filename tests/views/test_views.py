@@ -18,6 +18,7 @@ from ntk_monitor import Snapshot, probe
 from ntk_monitor.views import (
     band_scalars,
     custom_scalars_layout,
+    introduction,
     own_style,
     snapshot_figures,
     summary_tables,
@@ -131,6 +132,13 @@ def test_tables_say_what_is_stalled_and_learned() -> None:
     name, share = s.target_modes[0].by_site[0]
     assert f"mode 1: {share:.2f} in {name}" in " ".join(text.split())
     assert torch.isfinite(s.core_spectrum).all()
+
+
+def test_the_introduction_is_text_in_a_notebook_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = introduction(snapshot())
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert introduction(snapshot()).splitlines()[1:] == text.splitlines()[1:]
+    assert "state" in text
 
 
 def test_a_cheap_probe_shows_the_kernel_of_the_last_whole_one() -> None:

@@ -121,19 +121,19 @@ def sample_kernel(
     from then on are left out of them.
 
     Where trials can be told apart, gradients of each group of them take the place of most samples
-    (`TrialMoments`): the trace, the norm, and what follows from them and the core are from these.
+    (``TrialMoments``): the trace, the norm, and what follows from them and the core are from these.
     Their leading directions are those of the first samples in each group. Samples remain for the
     views. Where they have few directions, the leading ones of the groups' gradients, all groups
     together, are taken out of samples that are drawn anew; and where only the spatial view is not
-    known yet, samples go on with a tangent for each group (`SpatialMoments`).
+    known yet, samples go on with a tangent for each group (``SpatialMoments``).
 
     Args:
         J: The Jacobian.
         core: The core on the same rows, spread over the same processes.
         tolerance: Wanted relative standard error of every number.
-        left: Products that may still be spent, at least one more than `MIN_SAMPLES`. It is asked
+        left: Products that may still be spent, at least one more than ``MIN_SAMPLES``. It is asked
             before each round of tangents or direction, so that one that takes more than its
-            products is followed by fewer; the first `MIN_SAMPLES` are taken in any case.
+            products is followed by fewer; the first ``MIN_SAMPLES`` are taken in any case.
         seed: Names the start of the Krylov space.
         max_memory: Bytes that the samples may take.
         trials: The same Jacobian by groups of trials, where they do not act on one another.

@@ -101,7 +101,7 @@ class Sampling(Generic[X]):
         *,
         viewed: int | None = None,
     ) -> None:
-        """Take the first `MIN_SAMPLES`, whatever may be spent.
+        """Take the first ``MIN_SAMPLES``, whatever may be spent.
 
         Args:
             J: The Jacobian.

@@ -32,7 +32,7 @@ class KernelStatistics:
         core_inner: ``<A, G (x) I> = <n T, G>``.
         core_norm_squared: ``||G||_F^2``, exact.
         units: ``n``.
-        noise: A relative error of all moments of samples beside that of sampling; see `Rows`.
+        noise: A relative error of all moments of samples beside that of sampling; see ``Rows``.
         taken_out: What of ``||A||_F^2`` is known without sampling.
         of_views: ``(tr A)^2`` and ``<A, G (x) I>`` by the samples that the norms of ``T`` and ``S``
             are from, where these are not all.

@@ -53,7 +53,7 @@ class TangentSketch:
 
     and likewise for the other moments. Time ``O(s^2 k n min(k, n))``, memory ``O(s k n)``. Where
     ``k`` is long and the first samples hardly leave a few temporal directions, or where memory
-    demands it, only compressed rows are kept (`Rows`), and memory is ``O(s n)``.
+    demands it, only compressed rows are kept (``Rows``), and memory is ``O(s n)``.
 
     The ``k`` rows may be spread over processes, as those of the core are: each then gives its own
     rows of every tensor, and all that is kept is the same in all.
@@ -147,7 +147,7 @@ class TangentSketch:
         multiple of their size. That error shows in how far ``U^* A U`` is from symmetric.
 
         Args:
-            U: Coordinates of the directions (see `Rows.lift`), shape ``(b, leading, n)``.
+            U: Coordinates of the directions (see ``Rows.lift``), shape ``(b, leading, n)``.
             images: ``A U``, this process's rows, shape ``(b, k_r, n)``.
         """
         before = self.atoms
@@ -231,7 +231,7 @@ class TangentSketch:
 
     @property
     def statistics(self) -> KernelStatistics:
-        """Every number with its standard error; needs `MIN_SAMPLES` samples."""
+        """Every number with its standard error; needs ``MIN_SAMPLES`` samples."""
         moments, r = self._pair_moments, self.atoms
         squares, core = moments.squares, moments.core_squares
         rest = student(mean_estimate(squares[r:]), len(self))

@@ -104,7 +104,7 @@ def draw_tangents(
     device: torch.device | str = "cpu",
     family: tuple[int, ...] = (),
 ) -> Tensor:
-    """Draw standard normal tangents; see `Tangent`.
+    """Draw standard normal tangents; see ``Tangent``.
 
     Tangent ``i`` depends on ``(seed, i)`` alone: a later probe that draws the same indices sees
     the same directions, whatever the chunk size or the number of samples. These common random
@@ -117,7 +117,7 @@ def draw_tangents(
         seed: Names the family of tangents.
         dtype: Floating type of the result.
         device: Device on which to draw.
-        family: See `Tangent`.
+        family: See ``Tangent``.
 
     Returns:
         A tensor of shape ``(len(indices), size)``.

@@ -37,11 +37,11 @@ Quiet = Callable[[Kernels], AbstractContextManager[None]]
 class Derivative(LinearOperator):
     r"""The derivative :math:`J = D f(\theta)` of a function at a point.
 
-    Products with tangents (`matvec`, `matmat`) use the first method of a list that works, and
+    Products with tangents (``matvec``, ``matmat``) use the first method of a list that works, and
     stay with it; finite differences that do not settle give way at any product. Adjoint products
-    (`rmatvec`, `rmatmat`, `pulls`) go backward through a recorded evaluation. It takes the memory
-    of a training step, so each makes its own and keeps none. Each enters the quiet context by
-    itself.
+    (``rmatvec``, ``rmatmat``, `pulls`) go backward through a recorded evaluation. It takes the
+    memory of a training step, so each makes its own and keeps none. Each enters the quiet context
+    by itself.
 
     Attributes:
         products: Products spent so far, those of step checks included.

@@ -29,7 +29,8 @@ def quiet(module: nn.Module, *, kernels: Kernels = "plain") -> Iterator[None]:
     Inside, every submodule is in evaluation mode (dropout off, batch statistics frozen), without
     hooks of its backward pass; gradients are enabled; inference mode, autocast and anomaly
     detection are off; compiled code runs as it was written. On exit, exception or not, all that
-    `GUARDS` names is as it was. A context inside another for the same module only chooses kernels.
+    ``GUARDS`` names is as it was. A context inside another for the same module only chooses
+    kernels.
 
     What a ``forward`` does outside the module and torch (a file, a counter in a global variable)
     cannot be undone.

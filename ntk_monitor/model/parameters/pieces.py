@@ -124,7 +124,7 @@ class Gaussian:
         index: Which of them.
         spread: How the parameters are spread.
         device: Where to draw.
-        family: Sets directions apart from others of the same seed; see `Tangent`.
+        family: Sets directions apart from others of the same seed; see ``Tangent``.
     """
 
     seed: int

@@ -23,7 +23,7 @@ def weight_sites(kind: type[nn.Module]) -> Callable[[Reader], Reader]:
 
     The decorated function is called with the layer and the arguments of each of its calls, and
     yields ``(weight, activity)`` or ``(weight, activity, bias)``: a weight of shape (q, ...), and
-    what it multiplies, of shape (*rows, m), with ``m`` entries to each of the ``q`` outputs.
+    what it multiplies, of shape ``(*rows, m)``, with ``m`` entries to each of the ``q`` outputs.
 
     Args:
         kind: The class of the layer; its subclasses are read likewise.

@@ -43,7 +43,7 @@ class Alert:
         kind: ``"stalled"``; ``"recovered"``, after that; or ``"unpredictable"``, where a step on
             one batch does nothing for others.
         severity: ``"warning"`` for a stall, else ``"info"``.
-        reason: What holds the mode back, as far as the numbers tell; see `find_reason`. None but
+        reason: What holds the mode back, as far as the numbers tell; see ``find_reason``. None but
             for a stall.
         message: All of it in words, with what helps.
     """

@@ -41,9 +41,9 @@ FOLDER = "ntk_monitor"
 class NTKTrainerCallback(LoopMonitor, TrainerCallback):
     """Measure and log what gradient descent can do to a state, under a transformers Trainer.
 
-    What `NTKMonitor` is to a Lightning Trainer: a probe before the first optimizer step, and then
-    as planned or every ``every_n_steps`` steps, on one fixed batch; training is bit for bit what it
-    would be without the callback, and no failure of a probe or of a logger ends it.
+    What `ntk_monitor.NTKMonitor` is to a Lightning Trainer: a probe before the first optimizer
+    step, and then as planned or every ``every_n_steps`` steps, on one fixed batch; training is bit
+    for bit what it would be without the callback, and no failure of a probe or of a logger ends it.
 
     The batch is the first of the training: it is put together from the dataset once more, and the
     random states and those of the samplers are as before. Data without a sampler, a dataset that

@@ -19,7 +19,7 @@ class StallAlert(StallDetector, CallbackOfEither):
     ``"recovered"``, ``"unpredictable"`` (a step on one batch does nothing for others), or ``"not
     judged"`` (no optimizer could be read). A mode is stalled if it is not learned, by the forecast
     needs more steps than remain, and neither its rate nor its learned fraction grows as fast as the
-    remaining steps need, with 95 % certainty and at ``patience`` probes in a row; see `StallWatch`.
+    remaining steps need, with 95 % certainty and at ``patience`` probes in a row (``StallWatch``).
     Each stall is told of once, with what holds the mode back and what helps, while there is a probe
     to come; so is its recovery, and, as information, a mode that is unpredictable. Steps to learn
     are those of the optimizers in use, with schedule, clipping and decay.
