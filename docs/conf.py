@@ -53,7 +53,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
 autodoc_class_signature = "mixed"
 autosummary_generate = True
 autosummary_imported_members = True
@@ -71,10 +70,14 @@ intersphinx_mapping = mapping(HERE / "inventories.toml", HERE / "_build" / "inve
 # Types that signatures show and that are no part of what the package offers.
 nitpick_ignore_regex = [
     ("py:class", r"ntk_monitor\..*\.(BaseMonitor|CallbackOfEither|BaseLoop|LoopMonitor)"),
-    ("py:class", r"ntk_monitor\..*\.(StallDetector|Ranks|Comparison|Course|Tap|Room|X)"),
+    ("py:class", r"ntk_monitor\..*\.(StallDetector|Processes|Comparison|Course|Tap|Room|X)"),
     ("py:class", r"ntk_monitor\..*\.(Reader|Reporter|Descent)"),
-    ("py:class", r"ntk_monitor\..*\.(ByTrial|ParameterJacobian|TangentProducts|Factor)"),
+    (
+        "py:class",
+        r"ntk_monitor\..*\.(TrialGradients|ParameterJacobian|TangentProducts|JacobianSampler)",
+    ),
     ("py:class", r"ntk_monitor\..*\.(TrialFactor|TrialMoments|SpatialMoments)"),
     ("py:class", r"Figure|ScipyOperator"),  # imported for type checkers alone
+    ("py:obj", r"typing\.Literal\['core'"),  # a part of a type
     ("py:exc", r"MisconfigurationException"),
 ]

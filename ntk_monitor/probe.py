@@ -46,7 +46,7 @@ class Probe(ProbeSettings):
     """A measurement with its settings; what is decided at the first call is kept.
 
     ``probe(module, batch, ...)`` is ``Probe(...)(module, batch)``; the settings are attributes, see
-    `ProbeSettings`.
+    `ntk_monitor.probing.settings.ProbeSettings`.
     """
 
     def __post_init__(self) -> None:

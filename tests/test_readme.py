@@ -42,3 +42,18 @@ def test_commands_set_up_a_fresh_machine(mark: str) -> None:
     found = re.search(rf"<!-- {mark} command -->\n```\n(.*)\n```", README)
     assert found, mark
     assert found[1].startswith("python3 -m venv .venv && .venv/bin/pip install -c constraints.txt")
+
+
+def test_the_map_names_every_folder_and_no_other() -> None:
+    table = README.split("| folder | what |")[1].split("\n\n")[0]
+    root = Path(__file__).parents[1]
+    package = root / "ntk_monitor"
+    parents = [root, *(folder for folder in package.rglob("*") if folder.is_dir()), package]
+    named = set()
+    for path in re.findall(r"`([\w/]+(?:/|\.py))`", table):
+        found = [parent / path for parent in parents if (parent / path).exists()]
+        assert found, f"{path} does not exist"
+        named |= {p.resolve() for p in found}
+    there = {p for p in package.iterdir() if not p.name.startswith("__") and p.name != "py.typed"}
+    left_out = {p.name for p in there if p.resolve() not in named} - {"configs"}
+    assert not left_out

@@ -118,7 +118,7 @@ def read_state(
         restore: Takes it over.
         begin: Begins anew.
     """
-    found = state.get("version") if isinstance(state, Mapping) else None
+    found = state.get("version") if isinstance(state, Mapping) else version
     if not (isinstance(found, int) and found == version):
         begin()
         say(

@@ -94,7 +94,7 @@ STAGES: dict[str, Patch] = {
     "tangent product": (Derivative, "_products"),
     "adjoint product": (ParameterJacobian, "pulls_apart"),
     "sampling": (kernel_module, "sample_kernel"),
-    "snapshot": (Probe, "_snapshot"),
+    "snapshot": (probe_module, "assembled"),
     "introduction": (publisher_module, "introduction"),
     "metrics": (TrackedState, "scalars"),
     "numbers to a logger": (TensorBoardLogger, "log_metrics"),
