@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,15 @@ LEARNED = 0.9
 """Learned fraction from which a mode counts as learned."""
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows, also where pyplot was never imported."""
+
+    def _repr_png_(self) -> bytes:
+        data = BytesIO()
+        self.savefig(data, format="png", dpi=120)
+        return data.getvalue()
+
+
 def plot(snapshot: Any) -> Figure:  # noqa: ANN401
     """What of the target is learned, what the next steps do, and how rich the kernel is.
 
@@ -23,7 +33,7 @@ def plot(snapshot: Any) -> Figure:  # noqa: ANN401
     Returns:
         A figure of three panels; one whose numbers were not measured says so.
     """
-    figure = Figure(figsize=(10.5, 3.0), layout="constrained")
+    figure = ShownFigure(figsize=(10.5, 3.0), layout="constrained")
     for axes, draw in zip(figure.subplots(1, 3), (_modes, _forecast, _spectra), strict=True):
         axes.spines[["top", "right"]].set_visible(False)
         if not draw(snapshot, axes):

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from IPython.core.formatters import PNGFormatter
 from lightning.pytorch import Trainer
 from torch import nn
 
@@ -111,6 +112,14 @@ def test_it_can_be_drawn_as_far_as_it_was_measured(tier: str, modes: int) -> Non
     missing = [each for each in texts if "not measured" in each]
     assert len(missing) == (modes == 0) + (tier == "core" or modes == 0)
     figure.canvas.draw()
+
+
+def test_a_notebook_shows_the_figure_without_pyplot() -> None:
+    """IPython asks an object for a picture where no backend of matplotlib was chosen."""
+    formatter = PNGFormatter()
+    picture = formatter(measured().plot())
+    assert isinstance(picture, bytes)
+    assert picture.startswith(b"\x89PNG")
 
 
 def test_metrics_are_drawn_as_those_of_torchmetrics() -> None:

@@ -213,7 +213,13 @@ def steps_in_words(
     text = about(steps)
     if low is None or high is None or math.isnan(low + high) or about(low) == about(high):
         return text
-    return f"{text} ({about(low)} to {'never' if math.isinf(high) else about(high)})"
+    return f"{text} ({_band_in_words(low, high)})"
+
+
+def _band_in_words(low: float, high: float) -> str:
+    if math.isinf(high):
+        return f"{about(low)} or more"
+    return " to ".join(dict.fromkeys((about(low), about(high))))
 
 
 def about(value: float) -> str:
@@ -319,8 +325,7 @@ def _span(rows: Sequence[ModeRow]) -> str:
         return rows[0].steps_text
     if math.isinf(steps[0]):
         return "never, by the forecast"
-    ends = [about(s) if math.isfinite(s) else "never" for s in (steps[0], steps[-1])]
-    return " to ".join(dict.fromkeys(ends))
+    return _band_in_words(steps[0], steps[-1])
 
 
 def _note(rows: Sequence[ModeRow], judge: Judge) -> str:
