@@ -75,7 +75,8 @@ def _section(name: str, run: Mapping[str, Any]) -> Iterator[str]:
     if rows:
         yield from _table(("number", "value", "range", "meaning"), rows)
     for alert in run["alerts"]:
-        yield f"- {_cell(alert['message'])}"
+        later = alert.get("replaced")
+        yield f"- {_cell(alert['message'])}" + (f" *(Replaced at step {later}.)*" if later else "")
     yield ""
 
 

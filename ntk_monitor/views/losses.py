@@ -22,6 +22,8 @@ LARGEST = 0.1
 """The largest that is hidden by noise and still called flat."""
 NOISES = 2.0
 """Standard deviations of the noise within which a loss has not moved."""
+WIDE = 1.0
+"""Width of a relative change, from its least to its most, from which it says nothing."""
 LEVEL = 0.05
 """Probability that an interval misses."""
 NORMAL = 1.4826
@@ -77,6 +79,8 @@ class Motion(NamedTuple):
             most = _up(max(abs(low), abs(high)))
             return f"The loss has not moved since step {self.since}: by less than {most} ({sure})."
         if self.state == "hidden":
+            if high - low > WIDE:
+                return "Whether the loss still falls is hidden in its noise."
             return (
                 f"Whether the loss still falls is hidden in its noise: by {_percent(low)} to "
                 f"{_percent(high)} in the last third of the steps ({sure})."

@@ -266,7 +266,7 @@ def _parts(rows: Sequence[ModeRow], judge: Judge) -> list[Part]:
         parts.append(Part(fate, share, f"{subject} {_said(fate, group, judge)}."))
     whole = _share(rows, outputs)
     if whole is not None and 1 - whole >= SMALLEST:
-        rest = f"{_percent(1 - whole)} is not followed."
+        rest = f"{_percent(1 - whole)} is in further modes, which are not followed."
         parts.append(Part(UNFOLLOWED, 1 - whole, rest))
     return parts
 
@@ -293,7 +293,7 @@ def _said(fate: str, rows: Sequence[ModeRow], judge: Judge) -> str:
     again = " again" if all(row.state == "recovered" for row in rows) else ""
     unknown = any(row.steps is None and "steps_to_learn" in row.numbers for row in rows)
     soon = f": learned in {steps} steps" if steps and not never else ""
-    late = f": needs {steps} steps" if steps else ""
+    late = f": needs {steps} more steps" if steps else ""
     late = f": {steps.replace('never', 'never learned', 1)}" if never else late
     return {
         "learned": "learned",
@@ -301,7 +301,8 @@ def _said(fate: str, rows: Sequence[ModeRow], judge: Judge) -> str:
         "out of reach": f"out of reach{_since(rows)}{sure}{late}",
         "unpredictable": f"unpredictable{_since(rows)}{sure}: a step on one batch does not "
         "teach it to another",
-        "undecided": "undecided: noise hides whether it comes within reach in time",
+        "undecided": "undecided: noise hides whether it comes within reach in time"
+        + (f", which by the forecast takes {steps} steps" if steps and not never else ""),
         "too early": "not judged yet: the alert is warming up",
         "not judged": "not judged"
         + (": no optimizer is known, so neither are steps to learn" if unknown else ""),

@@ -399,7 +399,7 @@ def test_what_the_alert_plans_and_risks_is_in_the_verdict(tmp_path: Path) -> Non
         write_record(writer, CHANGES_TAG, record, 300)
     verdict = series_of(tmp_path)["verdict"]
     assert verdict["when"] == "step 500 of 1500"
-    assert "out of reach since step 300 (99 % sure): needs 3e10 steps." in verdict["text"]
+    assert "out of reach since step 300 (99 % sure): needs 3e10 more steps." in verdict["text"]
 
 
 def test_without_an_alert_nothing_is_being_learned(tmp_path: Path) -> None:

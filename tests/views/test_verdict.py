@@ -47,7 +47,7 @@ def test_every_fate_has_its_share_its_certainty_and_its_steps() -> None:
         "batch does not teach it to another.",
         "2 % of the target (mode 5) is undecided: noise hides whether it comes within reach in "
         "time.",
-        "20 % is not followed.",
+        "20 % is in further modes, which are not followed.",
     ]
     assert (found.state, found.when, found.note) == ("stalled", "step 1100 of 1500", "")
     assert found.text.startswith("40 % of the target")

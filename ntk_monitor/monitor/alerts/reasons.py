@@ -112,10 +112,21 @@ Found = tuple[Reason, str] | None
 
 
 def _by_change(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Found:
-    """Clipping or decay, without which it would be within reach, and steps not too large."""
-    changes = [each for each in CHANGES[:2] if each[0] != "clipping" or _room(snapshot) >= 1]
-    found = ((reason, _opened(mode, name, remaining)) for reason, name in changes)
-    return next((each for each in found if each[1]), None)
+    """Clipping or decay, without which it would be within reach.
+
+    Of clipping that holds back steps which would be too large otherwise, it counts where the
+    forecast without it learns the mode in time.
+    """
+    room = _room(snapshot)
+    for reason, name in CHANGES[:2]:
+        text = _opened(mode, name, remaining)
+        if text and reason == "clipping" and room < 1:
+            in_time = dict(mode.steps_if).get(name, math.inf) <= remaining
+            smaller = f", at a learning rate {1 / room:.2g} times smaller" if room else ""
+            text = text + smaller if in_time else ""
+        if text:
+            return reason, text
+    return None
 
 
 def _by_the_rate(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Found:
@@ -171,8 +182,8 @@ def _in_the_steps(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Fou
     """A learning rate that is too small; else what the gradient sees, and does not move."""
     del snapshot
     reason, name = CHANGES[2]
-    steps = dict(mode.steps_if).get(name, math.inf)
-    if math.isfinite(steps):
+    steps, as_it_is = (dict(mode.steps_if).get(n, math.inf) for n in (name, "as it is"))
+    if steps < as_it_is:
         return reason, f"{name} {steps:.3g} steps"
     if mode.steps_to_learn is not None and mode.steps_to_learn <= remaining:
         return "gradient noise", f"{mode.steps_to_learn:.3g} steps on the batch that is probed"

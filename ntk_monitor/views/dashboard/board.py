@@ -99,8 +99,24 @@ def _reason(text: str) -> str:
     found = _REASON.search(text)
     if found is not None:
         return found[1]
-    core = "hardly has this mode's time course" in text  # as versions before this one wrote
-    return "core" if core else "propagator"
+    return "propagator"
+
+
+def with_replacements(alerts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Alerts of a run, the newest first, each with the step of the next one of its mode.
+
+    Args:
+        alerts: The alerts in any order.
+
+    Returns:
+        The same, with ``replaced``: a step, or None.
+    """
+    newest: dict[Any, int] = {}
+    found = []
+    for alert in sorted(alerts, key=lambda each: each["step"], reverse=True):
+        found.append({**alert, "replaced": newest.get(alert["mode"])})
+        newest[alert["mode"]] = alert["step"]
+    return found
 
 
 def advice(alerts: Sequence[Mapping[str, Any]], rows: Sequence[ModeRow]) -> str:

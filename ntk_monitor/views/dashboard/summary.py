@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from ntk_monitor.views.dashboard.board import advice, history_of
+from ntk_monitor.views.dashboard.board import advice, history_of, with_replacements
 from ntk_monitor.views.dashboard.courses import in_data
 from ntk_monitor.views.facts import lines
 from ntk_monitor.views.glossary import GLOSSARY, NOW, OPTIONAL
@@ -101,7 +101,7 @@ def summary_of(
         Curves by column, each with the number of its axis; target modes, verdict, alerts, what the
         last probe says of the loss and the next step, the step of the last probe, and what trains.
     """
-    alerts = sorted(changes.alerts, key=lambda alert: alert["step"], reverse=True)
+    alerts = with_replacements(changes.alerts)
     probed = [curve.steps[-1] for tag, curve in curves.items()
               if _PROBED.fullmatch(tag) and curve.steps]  # fmt: skip
     step = max([*probed, *([] if latest is None else [latest[0]])], default=None)

@@ -25,11 +25,12 @@ export function createAlerts(root) {
 }
 
 function item({ name, alert }, view) {
-  const { step, mode, kind, severity, reason, message } = alert;
+  const { step, mode, kind, severity, reason, message, replaced } = alert;
   return h('li.alert', { 'data-severity': severity, css: { '--run': view.color(name) } },
     h('div.alert-head', {}, h('span.severity', {}, severity), chip(kind),
       mode === null ? null : h('b', {}, `mode ${mode}`), h('span', {}, `step ${num(step, 6)}`),
       h('span.run-cell', { 'data-tip': name }, h('i.swatch'), view.short(name)),
-      reason ? h('span.reason', {}, `reason: ${reason}`) : null),
+      reason ? h('span.reason', {}, `reason: ${reason}`) : null,
+      replaced ? h('span.reason', {}, `replaced at step ${num(replaced, 6)}`) : null),
     h('p', {}, message));
 }
