@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ntk_monitor.views.glossary import GLOSSARY, Term
+from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS, Term
 
 HERE = Path(__file__).parent
 MEASURED: dict[str, Any] = json.loads((HERE / "results" / "memory_pro.json").read_text())
@@ -77,6 +77,7 @@ def main() -> None:
     write("numbers.md", "numbers", "\n".join(sections()))
     write("numbers.md", "cosines", cosines())
     write("numbers.md", "printed", printed())
+    write("numbers.md", "records", records())
     write("what.md", "verdict", f"> {MEASURED['stalled']['verdict']}")
 
 
@@ -119,6 +120,20 @@ def cosines() -> str:
         f"In particular **the core cosine alone has no good side**: it is {found['stalled']} in "
         f"the stalled run and {found['healthy']} in the healthy one."
     )
+
+
+def records() -> str:
+    """What is in the records of probes, not among the numbers of loggers.
+
+    Returns:
+        A list with the meaning of each, its range, and what is bad.
+    """
+    lines = []
+    for term in IN_RECORDS:
+        if term.tag.startswith("record/"):
+            bad = f" *Bad:* {term.bad}" if term.bad else ""
+            lines.append(f"- **{term.name}** ({term.range}): {term.meaning}{bad}")
+    return "\n".join(lines)
 
 
 def printed() -> str:

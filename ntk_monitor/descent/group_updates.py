@@ -8,15 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
+from torch.optim import SGD, Adamax, AdamW, Optimizer, RMSprop
 
 from ntk_monitor.descent.shadow import stepped
-from ntk_monitor.descent.velocity import AVERAGING
+from ntk_monitor.descent.velocity import AVERAGING, KNOWN
 
 Map = Callable[[Tensor], Tensor]
 Gradients = Mapping[str, Tensor]
-KNOWN = {SGD, Adam, AdamW, NAdam, RMSprop, Adagrad}
-"""Optimizers whose next step is known from their state."""
 
 
 class Part(NamedTuple):
@@ -75,6 +73,13 @@ def _adaptive(
     rate: float,
 ) -> Tensor:
     """The scaling of an optimizer with second moments, at its next step."""
+    if isinstance(optimizer, Adamax):
+        largest = gradient.abs() + group["eps"]
+        if "exp_inf" in state:
+            before = float(group["betas"][1]) * state["exp_inf"].to(largest)
+            largest = torch.maximum(before, largest)
+        whole: Tensor = rate / largest
+        return whole
     square = gradient.square()
     steps = float(state.get("step", 0)) + 1
     mean: Tensor | None = None

@@ -164,6 +164,8 @@ class Descent:
         """How steps are carried on; of the first optimizer and its first group."""
         optimizer = self.optimizers[0]
         group = optimizer.param_groups[0]
+        if not isinstance(optimizer, SGD) and type(optimizer) not in KNOWN:
+            return Velocity()  # its step without a gradient has what momentum holds
         if isinstance(optimizer, AVERAGING):
             beta = float(group["betas"][0])
             states = (optimizer.state.get(p, {}) for p in group["params"])
@@ -187,7 +189,8 @@ class Descent:
             D = 1/(\sqrt{v / (1 - \beta_2^t)} + \epsilon),
 
         :math:`v` being what it will be at the next step (the largest so far for AMSGrad), with
-        :math:`v` itself for RMSprop and the sum of squares for Adagrad. For Shampoo, as
+        :math:`v` itself for RMSprop and the sum of squares for Adagrad. For Adamax :math:`D = 1/u`,
+        the infinity norm that it will have at the next step. For Shampoo, as
         pytorch-optimizer and torch-optimizer have it, ``D`` multiplies each axis of the gradient
         with the inverse root of that axis' second moments. For SGD it is one. For any other
         optimizer it is what the real step makes of each entry.

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
+from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
 
 Place = NDArray[np.float64]
-AVERAGING = (Adam, AdamW, NAdam)
+KNOWN: frozenset[type[Optimizer]] = frozenset({SGD, Adam, Adamax, AdamW, NAdam, RMSprop, Adagrad})
+"""Optimizers whose steps are known from their state; what is derived from them is not."""
+AVERAGING = (Adam, Adamax, AdamW, NAdam)
 """Optimizers whose momentum is an average, of a gain of one."""
 
 
@@ -87,10 +89,15 @@ def advance(
         if group.get("momentum"):
             state["momentum_buffer"] = held.clone()
         return
-    if type(optimizer) not in {Adam, AdamW, NAdam, RMSprop, Adagrad}:
+    if type(optimizer) not in KNOWN:
         return
     state["step"] = torch.tensor(float(state.get("step", 0)) + steps)
-    if isinstance(optimizer, AVERAGING):
+    if isinstance(optimizer, Adamax):
+        kept = float(group["betas"][1]) ** steps
+        recent = square.sqrt() + group["eps"]
+        state["exp_avg"] = held.clone()
+        state["exp_inf"] = torch.maximum(kept * state.get("exp_inf", 0.0 * recent), recent)
+    elif isinstance(optimizer, AVERAGING):
         kept = float(group["betas"][1]) ** steps
         state["exp_avg"] = held.clone()
         state["exp_avg_sq"] = kept * state.get("exp_avg_sq", 0.0) + (1 - kept) * square

@@ -46,6 +46,7 @@ EXACT: dict[str, Make] = {
     "Adagrad": lambda p: Adagrad(p, lr=RATE, initial_accumulator_value=0.1),
     "Adagrad whose rate decays": lambda p: Adagrad(p, lr=RATE, lr_decay=0.5),
     "Adamax": lambda p: Adamax(p, lr=RATE),
+    "Adamax with decay": lambda p: Adamax(p, lr=RATE, weight_decay=0.3),
     "Lion": others("Lion", weight_decay=0.1),
     "NAdam": lambda p: NAdam(p, lr=RATE),
     "Shampoo": others("Shampoo"),

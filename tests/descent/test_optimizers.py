@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer, RMSprop
 
 from descent.small import (
     EXACT,
@@ -202,6 +202,17 @@ def test_an_optimizer_that_nobody_knows_is_stepped() -> None:
     require_rates(net, [optimizer])
 
 
+@pytest.mark.parametrize("kind", [Adam, Adamax, RMSprop])
+def test_one_that_is_derived_from_one_that_is_known_is_not_known(kind: type[Any]) -> None:
+    """It may do anything else as well."""
+    net = network()
+    settings = {"momentum": 0.9} if kind is RMSprop else {}
+    optimizer = type("Derived", (kind,), {})(net.parameters(), lr=RATE, **settings)
+    for seed in range(3):
+        step(net, [optimizer], data(seed + 1))
+    require_rates(net, [optimizer])
+
+
 def test_one_whose_rate_is_none_has_rates_all_the_same() -> None:
     net = network().float()
     optimizer = pytest.importorskip("transformers").Adafactor(net.parameters())
@@ -225,6 +236,7 @@ def test_one_whose_rate_is_none_has_rates_all_the_same() -> None:
         (lambda p: SGD(p, lr=0.1, momentum=0.9, nesterov=True), Velocity(0.9, nesterov=True)),
         (lambda p: RMSprop(p, lr=0.1, momentum=0.9), Velocity(0.9)),
         (lambda p: Adam(p, lr=0.1, betas=(0.8, 0.99)), Velocity(0.8, 1 - 0.8, taken=0)),
+        (lambda p: Adamax(p, lr=0.1, betas=(0.8, 0.99)), Velocity(0.8, 1 - 0.8, taken=0)),
     ],
 )
 def test_how_steps_are_carried_on(make: Callable[[Any], Optimizer], velocity: Velocity) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adamax, AdamW, Optimizer
 
 from descent.small import data, mse, network, step
 from ntk_monitor.descent import Clipping, descent_of
@@ -280,6 +280,19 @@ def test_and_under_a_small_adamw() -> None:
         step(net, [optimizer], (x, y[:, :1]))
     found, wanted = forecast_and_truth(net, optimizer, mse, (x, y[:, :1]))
     torch.testing.assert_close(found, wanted, rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("taken", [0, 5])
+def test_and_under_an_adamax_whose_momentum_holds_another_target(taken: int, decay: float) -> None:
+    """Far enough to be linearised anew, where its state must be that of then."""
+    net, (x, y) = network(), data()
+    optimizer = Adamax(net.parameters(), lr=0.001, weight_decay=decay)
+    for sign in [1] * taken + [-1] * 3:
+        step(net, [optimizer], (x, sign * y))
+    found, wanted = forecast_and_truth(net, optimizer, mse, (x, y))
+    torch.testing.assert_close(found, wanted, rtol=0.003, atol=0)
+    assert float(wanted[-1]) < 0.95 * float(wanted[0])
 
 
 @pytest.mark.parametrize(("count", "error"), [(2, 0.02), (3, 0.1)])

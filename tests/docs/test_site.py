@@ -67,6 +67,7 @@ def test_the_pages_say_what_was_measured() -> None:
     """``python docs/fill_numbers.py`` writes them anew."""
     assert NUMBERS.split("<!-- numbers -->")[1].strip() == "\n".join(FILL.sections()).strip()  # type: ignore[attr-defined]
     assert NUMBERS.split("<!-- printed -->")[1].strip() == FILL.printed()  # type: ignore[attr-defined]
+    assert NUMBERS.split("<!-- records -->")[1].strip() == FILL.records()  # type: ignore[attr-defined]
     assert NUMBERS.split("<!-- cosines -->")[1].strip() == FILL.cosines()  # type: ignore[attr-defined]
     verdict = (DOCS / "what.md").read_text().split("<!-- verdict -->")[1].strip()
     assert verdict == f"> {FILL.MEASURED['stalled']['verdict']}"  # type: ignore[attr-defined]

@@ -189,12 +189,33 @@ def test_a_learning_rate_that_could_be_larger_is_a_reason(
     assert find_reason(one, snapshot(one, headroom=headroom), 160).reason == reason
 
 
-@pytest.mark.parametrize(("headroom", "reason"), [(2.0, "clipping"), (0.5, "core")])
-def test_clipping_of_steps_that_would_be_too_large_is_no_reason(
-    headroom: float, reason: str
+@pytest.mark.parametrize(
+    ("headroom", "steps", "reason"),
+    [
+        (2.0, 50.0, "clipping"),
+        (2.0, 500.0, "clipping"),
+        (0.5, 50.0, "clipping"),
+        (0.5, 500.0, "core"),
+    ],
+)
+def test_clipping_of_steps_that_would_be_too_large_is_one_where_it_costs_all(
+    headroom: float, steps: float, reason: str
 ) -> None:
-    one = mode(0.0, 1e9, 1e-8, steps_if=(AS_IT_IS, ("without clipping", 50.0)))
-    assert find_reason(one, snapshot(one, headroom=headroom), 160).reason == reason
+    one = mode(0.0, 1e9, 1e-8, steps_if=(AS_IT_IS, ("without clipping", steps)))
+    found = find_reason(one, snapshot(one, headroom=headroom), 160)
+    assert found.reason == reason
+    smaller = "at a learning rate 2 times smaller" in found.number
+    assert smaller == (reason == "clipping" and headroom < 1)
+
+
+def test_a_larger_learning_rate_that_is_slower_is_no_reason() -> None:
+    ten = "at ten times the learning rate"
+    faster, slower = (
+        mode(0.0, 1500.0, 1.0, steps_if=(("as it is", 1500.0), (ten, steps)))
+        for steps in (200.0, 25000.0)
+    )
+    assert find_reason(faster, snapshot(faster, headroom=1.0), 160).reason == "learning rate"
+    assert find_reason(slower, snapshot(slower, headroom=1.0), 160).reason != "learning rate"
 
 
 @pytest.mark.parametrize("headroom", [20.0, 1e3, 1e9])

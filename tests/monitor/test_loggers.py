@@ -8,6 +8,7 @@ import io
 import json
 import math
 import pickle
+import posixpath
 import runpy
 import struct
 import sys
@@ -32,7 +33,14 @@ from ntk_monitor import NTKMonitor
 from ntk_monitor.monitor.reporting import reporter as logs
 from ntk_monitor.monitor.reporting import sinks
 from ntk_monitor.monitor.reporting.reporter import Reporter
-from ntk_monitor.monitor.reporting.sinks import CSVSink, MLFlowSink, WandbSink, WriterSink, sink_of
+from ntk_monitor.monitor.reporting.sinks import (
+    CSVSink,
+    MLFlowSink,
+    WandbSink,
+    WriterSink,
+    register_sink,
+    sink_of,
+)
 from ntk_monitor.views import own_style, snapshot_figures
 
 pytestmark = pytest.mark.filterwarnings(
@@ -242,6 +250,89 @@ def test_csv(tmp_path: Path) -> None:
     train(loggers[1], watched=False)
     found, plain = (read_csv(Path(logger.log_dir)) for logger in loggers)
     check(found, plain, watcher)
+
+
+class JSONLinesSink(CSVSink):
+    """Figures as of a `CSVSink`; words as Markdown in ``text/<tag>/``, a file for each step."""
+
+    def __init__(self) -> None:
+        """Begin with nothing said."""
+        self._said: tuple[str, list[str]] = ("", [])
+
+    def text(self, logger: Any, tag: str, text: str, step: int, severity: Any) -> None:
+        if not logger.log_dir:
+            return
+        files = sinks.file_system(logger.log_dir)
+        path = f"{logger.log_dir}/text/{sinks.file_of(tag, step, 'md')}"
+        before = self._said[1] if self._said[0] == path else []
+        self._said = (path, [*before, f"{severity}: {text}"])  # two modes may stall in one step
+        files.makedirs(posixpath.dirname(path), exist_ok=True)
+        with files.open(path, "w") as file:
+            file.write("\n\n".join(self._said[1]))
+
+
+class JSONLinesLogger(Logger):
+    """A stranger's logger, that keeps a row of JSON for each call."""
+
+    name, version, experiment = "lines", 0, None
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        folder.mkdir()
+        self.folder = folder
+
+    @property
+    def log_dir(self) -> str:
+        return str(self.folder)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing."""
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        row = {"step": step, **{tag: float(value) for tag, value in metrics.items()}}
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+@pytest.fixture
+def lines_sink(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "REGISTERED", {})
+    register_sink(JSONLinesLogger, JSONLinesSink)
+
+
+def read_lines(folder: Path) -> Found:
+    found = Found()
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        step = row.pop("step")
+        for tag, value in row.items():
+            found.scalars[tag].append((step, value))
+    for path in (folder / "figures").rglob("*.png"):
+        tag = path.parent.relative_to(folder / "figures").as_posix()
+        found.figures[tag, int(path.stem.removeprefix("step_"))] = path.read_bytes()
+    for path in (folder / "text").rglob("*.md"):
+        assert path.parent == folder / "text" / "alert"
+        found.words[int(path.stem.removeprefix("step_"))] = path.read_text().split("\n\n")
+    return found
+
+
+def test_a_logger_of_somebodys_own(tmp_path: Path, lines_sink: None) -> None:
+    loggers = [JSONLinesLogger(tmp_path / name) for name in "ab"]
+    watcher = train(loggers[0])
+    train(loggers[1], watched=False)
+    found, plain = (read_lines(Path(logger.log_dir)) for logger in loggers)
+    check(found, plain, watcher)
+    assert found.words == {
+        step: [f"{level}: {t}" for level, t in zip(("warning", "info"), words(step), strict=True)]
+        for step in STEPS
+    }
+
+
+def test_what_is_derived_from_a_registered_logger_has_its_sink(lines_sink: None) -> None:
+    derived = type("Derived", (JSONLinesLogger,), {})
+    stranger = type("JSONLinesLogger", (), {})
+    assert type(sink_of(derived.__new__(derived))) is JSONLinesSink
+    assert type(sink_of(stranger())) is WriterSink
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import math
 
-from ntk_monitor.views.dashboard.board import advice, alert_of_text, history_of
+from ntk_monitor.views.dashboard.board import advice, alert_of_text, history_of, with_replacements
 from ntk_monitor.views.verdict import ModeRow
 
 
@@ -39,8 +39,9 @@ def test_alerts_alone_give_a_history() -> None:
 
 
 def test_alerts_as_text_are_understood() -> None:
-    alert = alert_of_text("Target mode 3 is stalled at step 7: the activity that the weights "
-                          "multiply hardly has this mode's time course", 7)  # fmt: skip
+    alert = alert_of_text(
+        "Target mode 3 is stalled at step 7: learned 0.0. Reason: core (core overlap 1e-11)", 7
+    )
     assert (alert["mode"], alert["kind"], alert["severity"], alert["reason"]) == (
         3, "stalled", "warning", "core",
     )  # fmt: skip
@@ -70,3 +71,11 @@ def test_advice_is_that_of_the_newest_alert_of_stalled_modes() -> None:
         "Larger steps. Use larger batches, or a lower learning rate towards the end."
     )
     assert not advice(alerts, [row(2, "learning")])
+
+
+def test_alerts_say_which_later_one_of_their_mode_replaced_them() -> None:
+    alerts = [{"mode": mode, "step": step} for mode, step in ((1, 10), (2, 20), (1, 30), (1, 50))]
+    found = with_replacements(alerts)
+    assert [(each["step"], each["replaced"]) for each in found] == [
+        (50, None), (30, 50), (20, None), (10, 30),
+    ]  # fmt: skip

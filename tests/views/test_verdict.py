@@ -46,7 +46,7 @@ def test_every_fate_has_its_share_its_certainty_and_its_steps() -> None:
         "8 % of the target (mode 4) is unpredictable since step 700 (95 % sure): a step on one "
         "batch does not teach it to another.",
         "2 % of the target (mode 5) is undecided: noise hides whether it comes within reach in "
-        "time.",
+        "time, which by the forecast takes 10000 steps.",
         "20 % is in further modes, which are not followed.",
     ]
     assert (found.state, found.when, found.note) == ("stalled", "step 1100 of 1500", "")
@@ -92,7 +92,7 @@ def test_without_shares_modes_are_named() -> None:
     rows = [row(1, "learned"), row(2, "stalled", 500, 2e9), row(3, "stalled", 600, 3e10)]
     assert verdict_of(rows, judge=ALERT).text == (
         "Mode 1 is learned. Modes 2 and 3 are out of reach since step 500 to 600 (95 % sure): "
-        "needs 2e9 to 3e10 steps."
+        "needs 2e9 to 3e10 more steps."
     )
 
 

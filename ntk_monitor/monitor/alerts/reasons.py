@@ -116,6 +116,9 @@ def _by_change(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Found:
 
     Of clipping that holds back steps which would be too large otherwise, it counts where the
     forecast without it learns the mode in time.
+
+    Returns:
+        The reason, and what would be without it; None where neither is one.
     """
     room = _room(snapshot)
     for reason, name in CHANGES[:2]:

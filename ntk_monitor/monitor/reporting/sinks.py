@@ -185,6 +185,25 @@ SINKS: dict[str, type[Sink]] = {
 }
 """For Lightning's loggers, by the name of the class, and for what is derived from them."""
 
+REGISTERED: dict[type, type[Sink]] = {}
+"""For loggers of others; see `register_sink`."""
+
+
+def register_sink(kind: type, sink: type[Sink]) -> None:
+    """Have pictures and words for a kind of logger go to a sink, which is no logger of Lightning's.
+
+    Args:
+        kind: The logger's class; it holds for what is derived from it, too.
+        sink: The sink, made anew for each logger.
+
+    Example:
+        >>> class Silent: ...
+        >>> register_sink(Silent, Sink)
+        >>> type(sink_of(Silent())).__name__
+        'Sink'
+    """
+    REGISTERED[kind] = sink
+
 
 def sink_of(logger: Any) -> Sink:  # noqa: ANN401
     """What to do with pictures and words for a logger.
@@ -196,6 +215,8 @@ def sink_of(logger: Any) -> Sink:  # noqa: ANN401
         A new sink, which remembers what was said.
     """
     for kind in type(logger).__mro__:
+        if kind in REGISTERED:
+            return REGISTERED[kind]()
         if kind.__name__ in SINKS and kind.__module__.partition(".")[0] in LIGHTNING:
             return SINKS[kind.__name__]()
     return WriterSink()
