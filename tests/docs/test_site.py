@@ -14,10 +14,15 @@ from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-MISSING = [
-    name for name in ("sphinx", "myst_nb", "furo", "sphinx_design", "sphinx_copybutton")
-    if importlib.util.find_spec(name) is None
-]  # fmt: skip
+NEEDED = (
+    "sphinx",
+    "myst_nb",
+    "furo",
+    "sphinx_design",
+    "sphinx_copybutton",
+    "sphinx-mathjax-offline",
+)
+MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 PAGES = [*sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("tutorials/*.md"))]
 
 
