@@ -24,10 +24,10 @@ from ntk_monitor.model.isolation.quiet import draw_anew
 from ntk_monitor.model.parameters.sharding import is_sharded
 from ntk_monitor.model.parameters.unwrapping import plain_module
 from ntk_monitor.model.state.finding import StatePath
+from ntk_monitor.notices import NOT_FINITE, say
 from ntk_monitor.probing.assembly import Findings, assembled, described, idle_units, remarks_on
 from ntk_monitor.probing.kernel import PREFERENCE, KernelMeasurement, key_of
 from ntk_monitor.probing.settings import ProbeKeywords, ProbeSettings, Tier
-from ntk_monitor.probing.warn import warn, warn_non_finite
 from ntk_monitor.processes import ALONE, ProcessError, Processes
 from ntk_monitor.pulled_modes import PulledMode, pull_back
 from ntk_monitor.snapshot import Snapshot
@@ -145,7 +145,7 @@ class Probe(ProbeSettings):
             found = Findings(pulled, outputs, remarks, predicted, *idle_units(lin), deadline, reach)
             finite = processes.all(core.is_finite and bool(torch.isfinite(lin.state).all()))
             if not finite:
-                warn_non_finite("activations", processes)
+                say(NOT_FINITE.format("activations"), RuntimeWarning)
             if not finite or reach != "kernel" or not lin.parameters:
                 return assembled(lin, core, found, None, self.seed)
             most = self.max_products if max_products is None else max_products
@@ -194,10 +194,10 @@ class Probe(ProbeSettings):
         missed = [name for name in lin.coverage.missed if name not in self._missed]
         if missed:
             self._missed.update(missed)
-            warn(
-                "the core misses weights, since no operation with them was seen: "
+            say(
+                "ntk_monitor: the core misses weights, since no operation with them was seen: "
                 f"{', '.join(missed)}; numbers of the core are without them, all others with them",
-                processes,
+                RuntimeWarning,
             )
         parts.add(lin.state.new_zeros(lin.rows, 0))
         return lin, CoreGram.of(parts)
@@ -219,11 +219,11 @@ class Probe(ProbeSettings):
                     raise
                 whose = "batch" if comparison.head.loss is None else comparison.head.name
                 remark = f"the {whose}'s target is left aside: {error}"
-                warn(remark, processes)
+                say(f"ntk_monitor: {remark}", RuntimeWarning)
                 remarks.append(remark)
                 continue
             if not processes.all(bool(torch.isfinite(target.values).all())):
-                warn_non_finite("targets", processes)
+                say(NOT_FINITE.format("targets"), RuntimeWarning)
                 continue
             found[number] = target
         return found, tuple(remarks)

@@ -16,6 +16,7 @@ ORDER = (
     "keywords",
     "uncertainty",
     "processes",
+    "notices",
     "operators",
     "estimators",
     "model",

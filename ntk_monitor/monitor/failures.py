@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import traceback
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch.distributed as dist
+from ntk_monitor.notices import say
 
 OnError = Literal["warn", "raise", "disable"]
 FAILURES_IN_A_ROW = 3
@@ -78,28 +76,6 @@ class Failures:
             f"{self.who}: {self.what} {how}; training goes on, and {consequence}. "
             f"{self.who}(on_error='raise') would stop here.\n{where}".rstrip()
         )
-
-
-def say(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn from the first process; where warnings are errors, into the log instead.
-
-    Args:
-        message: What to say.
-        category: Of the warning.
-    """
-    if not _is_first_process():
-        logger.info(message)
-        return
-    try:
-        warnings.warn(message, category, stacklevel=4)
-    except Warning:
-        logger.warning(message)
-
-
-def _is_first_process() -> bool:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank() == 0
-    return not int(os.environ.get("RANK", "0"))  # as torchrun has it
 
 
 def read_state(

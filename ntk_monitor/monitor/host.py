@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ntk_monitor.descent import NO_CLIPPING, Clipping, Scheduled
-from ntk_monitor.monitor.failures import say
+from ntk_monitor.notices import say
 from ntk_monitor.processes import ALONE, Processes
 from ntk_monitor.snapshot import Snapshot
 

@@ -15,9 +15,9 @@ from ntk_monitor.model import Linearization
 from ntk_monitor.model.isolation.deadline import Deadline
 from ntk_monitor.model.site_shares import shares
 from ntk_monitor.model.step import Comparison
+from ntk_monitor.notices import NOT_FINITE, say
 from ntk_monitor.probing.kernel import MeasuredKernel
 from ntk_monitor.probing.settings import Tier
-from ntk_monitor.probing.warn import warn_non_finite
 from ntk_monitor.processes import Processes
 from ntk_monitor.pulled_modes import PulledMode, stacked_patterns, target_modes
 from ntk_monitor.snapshot import ComparedOutput, Snapshot
@@ -71,7 +71,7 @@ def assembled(
     else:
         spectrum, modes = torch.empty(0, device="cpu"), lin.state.new_empty(lin.rows, 0)
         if kernel is not None:
-            warn_non_finite("derivatives", processes)
+            say(NOT_FINITE.format("derivatives"), RuntimeWarning)
     modes = _whole(modes.T.reshape(-1, *lin.state.shape[:2]), processes)
     pulled, predicted = found.pulled, found.predicted
     terms = shares(by_site)

@@ -16,9 +16,8 @@ from lightning.pytorch.loggers import CSVLogger
 from ntk_monitor import Estimate, NTKMonitor, StallAlert, TargetMode
 from ntk_monitor.descent.prediction import LEARNED
 from ntk_monitor.monitor import Alert, StallWarning
-from ntk_monitor.monitor.alerts.delivery import run_folder
 from ntk_monitor.monitor.alerts.reasons import find_reason
-from ntk_monitor.monitor.integrations.lightning.trainer import planned_batches
+from ntk_monitor.monitor.integrations.lightning.trainer import folder_of_run, planned_batches
 from ntk_monitor.snapshot import Instruments
 
 
@@ -381,9 +380,9 @@ def test_alerts_of_remote_runs_and_of_loggers_without_a_folder(trainer: Any) -> 
     assert len(text.splitlines()) == 2
     assert not Path("memory:").exists()
     tracker = SimpleNamespace(name="project", version="ab12")
-    assert run_folder(tracker, "runs") == "runs/project/ab12"
-    assert run_folder(SimpleNamespace(name="p", version=3), "runs/") == "runs/p/version_3"
-    assert run_folder(SimpleNamespace(name=None, version=None), "runs") == "runs"
+    assert folder_of_run(tracker, "runs") == "runs/project/ab12"
+    assert folder_of_run(SimpleNamespace(name="p", version=3), "runs/") == "runs/p/version_3"
+    assert folder_of_run(SimpleNamespace(name=None, version=None), "runs") == "runs"
 
 
 def test_steps_of_several_optimizers_are_counted_in_batches() -> None:

@@ -119,26 +119,6 @@ class Delivery:
                 file.write(before + line)
 
 
-def run_folder(logger: Any, log_dir: str | None) -> str | None:  # noqa: ANN401
-    """The folder of a run, as Lightning's checkpoints have it.
-
-    Args:
-        logger: The first logger.
-        log_dir: The Trainer's log directory.
-
-    Returns:
-        The logger's own folder, if it has one, else that of its name and version under where it
-        saves; None if it saves nowhere.
-    """
-    if getattr(logger, "log_dir", None):
-        return str(logger.log_dir)
-    name, version = logger.name, logger.version
-    if log_dir is None or name is None or version is None:
-        return log_dir
-    version = version if isinstance(version, str) else f"version_{version}"
-    return "/".join([str(log_dir).rstrip("/"), str(name), version])
-
-
 class Notifier:
     """Sends notifications from a thread of its own, so that nothing waits for a receiver.
 

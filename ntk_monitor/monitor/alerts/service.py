@@ -20,8 +20,9 @@ from ntk_monitor.monitor.alerts.rule import ModeState, ModeWatch, Reading, Stall
 from ntk_monitor.monitor.alerts.trends import FEWEST_PROBES
 from ntk_monitor.monitor.alerts.watch import StallWatch
 from ntk_monitor.monitor.base import BaseMonitor
-from ntk_monitor.monitor.failures import read_state, say
+from ntk_monitor.monitor.failures import read_state
 from ntk_monitor.monitor.host import Host
+from ntk_monitor.notices import say
 from ntk_monitor.snapshot import Snapshot
 from ntk_monitor.views.record import CHANGES_TAG, write_record
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from ntk_monitor.checks import require
-from ntk_monitor.monitor.failures import say
+from ntk_monitor.notices import say
 
 OWN = ".ntk"
 """How the names of event files end that a monitor opens itself."""

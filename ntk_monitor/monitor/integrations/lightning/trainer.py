@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 from ntk_monitor.descent import Clipping, Scheduled
 from ntk_monitor.model.parameters.sharding import of_batches
 from ntk_monitor.model.step.standins import Training
-from ntk_monitor.monitor.alerts.delivery import run_folder
 from ntk_monitor.monitor.host import Host, world
 from ntk_monitor.processes import ALONE, Processes
 from ntk_monitor.snapshot import Snapshot
@@ -138,7 +137,7 @@ class TrainerHost(Host):
         first = next(iter(self.trainer.loggers), None)
         if first is None or not self.trainer.is_global_zero:
             return None
-        return run_folder(first, folder)
+        return folder_of_run(first, folder)
 
     def stop(self) -> None:  # noqa: D102
         self.trainer.should_stop = True
@@ -334,3 +333,23 @@ def batches_that_stepped(trainer: Trainer, *, in_batch_end: bool) -> int:
     """
     counted = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", None)
     return trainer.global_step if counted is None else counted + in_batch_end
+
+
+def folder_of_run(logger: Any, log_dir: str | None) -> str | None:  # noqa: ANN401
+    """The folder of a run, as Lightning's checkpoints have it.
+
+    Args:
+        logger: The first logger.
+        log_dir: The Trainer's log directory.
+
+    Returns:
+        The logger's own folder, if it has one, else that of its name and version under where it
+        saves; None if it saves nowhere.
+    """
+    if getattr(logger, "log_dir", None):
+        return str(logger.log_dir)
+    name, version = logger.name, logger.version
+    if log_dir is None or name is None or version is None:
+        return log_dir
+    version = version if isinstance(version, str) else f"version_{version}"
+    return "/".join([str(log_dir).rstrip("/"), str(name), version])
