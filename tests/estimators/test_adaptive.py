@@ -13,10 +13,10 @@ from ntk_monitor.estimators import (
     ExactKernel,
     Measured,
     TangentSketch,
-    adaptive,
     draw_tangents,
     sample_kernel,
 )
+from ntk_monitor.estimators.kernel import adaptive
 from ntk_monitor.operators import Dense, LinearOperator
 
 B, T, N = 4, 5, 8

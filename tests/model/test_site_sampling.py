@@ -139,7 +139,7 @@ def test_a_probe_has_the_numbers_that_it_has_without() -> None:
         net, batch, state="state", method="exact", dtype=torch.float64
     )  # fmt: skip
     shots = [measure(net, batch, seed=seed) for seed in range(20)]
-    assert all(measure._at_sites.values())
+    assert all(measure._kernel._at_sites.values())
     for name in ("trace", "effective_rank", "temporal_effective_rank", "core_cosine"):
         values = torch.tensor([getattr(shot, name).value for shot in shots])
         error = float(values.std()) / math.sqrt(len(values))
@@ -178,7 +178,7 @@ def test_operations_in_another_order_without_gradients_are_found_out(
     measure = Probe(state="state", method="finite-difference", max_products=40, modes=0)
     with caplog.at_level(logging.INFO):
         shot = measure(net, x)
-    assert list(measure._at_sites.values()) == [False]
+    assert list(measure._kernel._at_sites.values()) == [False]
     assert "products at the weight sites are" in caplog.text
     truth = probe(net, x, state="state", method="exact", dtype=torch.float64, modes=0)
     assert abs(shot.trace.value - truth.trace.value) < 5 * shot.trace.stderr

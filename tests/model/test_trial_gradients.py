@@ -214,7 +214,7 @@ def test_trials_that_act_on_one_another_are_not_told_apart() -> None:
     settings = {"tolerance": 0.02, "max_products": 200, "method": "finite-difference"}
     measure = Probe(state="state", modes=0, **settings)
     found, exact = measure(net, x), probe(net, x, state="state", modes=0, method="exact")
-    assert set(measure._apart.values()) == {False}
+    assert set(measure._kernel._apart.values()) == {False}
     assert abs(found.trace.value - exact.trace.value) < 4 * found.trace.stderr
 
 
@@ -226,7 +226,7 @@ def test_where_activations_are_computed_again_samples_are_taken() -> None:
     )  # fmt: skip
     measure = Probe(state="state", modes=0)
     assert measure(net, rows()).trace.value > 0
-    assert set(measure._apart.values()) == {False}
+    assert set(measure._kernel._apart.values()) == {False}
 
 
 def test_tangents_of_groups_that_do_not_settle_leave_a_probe_of_samples(
@@ -267,7 +267,7 @@ def test_a_probe_that_tells_trials_apart_holds_the_truth(name: str) -> None:
                        "spatial_effective_rank", "core_cosine"):  # fmt: skip
             ours, truth = getattr(found, number), getattr(exact, number).value
             assert abs(ours.value - truth) < 4.5 * ours.stderr + 1e-3 * truth, (number, seed)
-    assert set(measure._apart.values()) <= {True}
+    assert set(measure._kernel._apart.values()) <= {True}
 
 
 @pytest.mark.parametrize("apart", [True, False])
@@ -331,7 +331,7 @@ def test_a_measurement_that_begins_anew_counts_its_own_draws() -> None:
     measure = Probe(max_products=90, tolerance=0.02, **settings)
     shot = measure(net, x)
     assert shot.method == "double-backward"
-    assert list(measure._apart.values()) == [True]
+    assert list(measure._kernel._apart.values()) == [True]
     assert dict(shot.trace_by_site).keys() == exact.keys() >= {"gain"}
     for (site, share), error in zip(shot.trace_by_site, shot.trace_by_site_stderr, strict=True):
         assert abs(share - exact[site]) < 5 * error + 0.02
