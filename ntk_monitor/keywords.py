@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from difflib import get_close_matches
 from functools import wraps
 from inspect import Parameter
 from typing import Any, ParamSpec, TypeVar, get_type_hints
-
-from ntk_monitor.checks import require_known_keywords
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,7 +22,7 @@ def with_keywords(*sources: Source, **defaults: Any) -> Callable[[Callable[P, R]
 
     Its signature, and the ``Args`` of its docstring, then have every setting: of these, `help`, a
     notebook, the command line and the documentation read them. A keyword that is none raises a
-    TypeError that says which one is meant.
+    TypeError that says which one is meant, also where there are no ``**settings``.
 
     Args:
         *sources: Dataclasses, whose docstrings describe their fields under ``Attributes``, and
@@ -31,7 +30,7 @@ def with_keywords(*sources: Source, **defaults: Any) -> Callable[[Callable[P, R]
         **defaults: Where the function's defaults are others.
 
     Returns:
-        A decorator of functions whose last parameter is ``**settings``.
+        A decorator of functions and of ``__init__``.
 
     Example:
         >>> from dataclasses import dataclass
@@ -67,7 +66,7 @@ def with_keywords(*sources: Source, **defaults: Any) -> Callable[[Callable[P, R]
 
         @wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            require_known_keywords(function, args, kwargs, known)
+            _require_known(function, args, kwargs, known)
             return function(*args, **kwargs)
 
         signature = inspect.Signature(
@@ -128,3 +127,31 @@ def _spelt_out(doc: str | None, described: dict[str, str]) -> str:
         for name, words in described.items()
     )
     return re.sub(r"    \*\*settings:.*\n(?:        .*\n)*", lambda _: entries, text + "\n")
+
+
+def _require_known(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    known: Sequence[str],
+) -> None:
+    """Refuse a misspelt keyword.
+
+    Args:
+        function: What is called, a function or an ``__init__``.
+        args: Its positional arguments.
+        kwargs: Those by name.
+        known: Names of its parameters.
+
+    Raises:
+        TypeError: If it has none of a name; it names the one that is meant.
+    """
+    unknown = [name for name in kwargs if name not in known]
+    if not unknown:
+        return
+    method = function.__name__ == "__init__"
+    who = type(args[0]).__name__ if method else function.__name__
+    close = get_close_matches(unknown[0], known, n=1)
+    settings = ", ".join(name for name in known if name != "self")
+    meant = f"did you mean {close[0]!r}?" if close else f"settings are {settings}"
+    raise TypeError(f"{who} has no setting {unknown[0]!r}: {meant}")

@@ -23,7 +23,6 @@ from ntk_monitor.model.isolation.deadline import Deadline
 from ntk_monitor.model.isolation.quiet import draw_anew
 from ntk_monitor.model.parameters.sharding import is_sharded
 from ntk_monitor.model.parameters.unwrapping import plain_module
-from ntk_monitor.model.state.finding import StatePath
 from ntk_monitor.notices import NOT_FINITE, say
 from ntk_monitor.probing.assembly import Findings, assembled, described, idle_units, remarks_on
 from ntk_monitor.probing.kernel import PREFERENCE, KernelMeasurement, key_of
@@ -271,8 +270,6 @@ class Probe(ProbeSettings):
 def probe(
     module: nn.Module,
     batch: Any,  # noqa: ANN401
-    *,
-    state: StatePath = "auto",
     **settings: Unpack[ProbeKeywords],
 ) -> Snapshot:
     """Measure what gradient descent can do to a model's state, on one batch.
@@ -283,12 +280,6 @@ def probe(
     Args:
         module: The model, a plain ``nn.Module`` or a ``LightningModule``.
         batch: What training would call it on.
-        state: Path of the module whose output is the state ``h``, or several paths, whose features
-            are put side by side. ``"auto"`` takes, on the way from trained parameters to every
-            output that the loss compares, the last recurrent layer or cell; without one, the last
-            module before the readout (the last layer with weights, if it is linear or
-            convolutional), or, if that is pooled and most weights act on other rows, the last one
-            on theirs. Of images, (B, n, H, W), the positions are rows.
         **settings: Those of `ProbeSettings`.
 
     Returns:
@@ -310,4 +301,4 @@ def probe(
         >>> snapshot.method, snapshot.state_shape
         ('exact', (16, 1, 8))
     """
-    return Probe(state=state, **settings)(module, batch)
+    return Probe(**settings)(module, batch)

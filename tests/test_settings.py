@@ -10,19 +10,18 @@ from ntk_monitor import Monitor, NTKMonitor, Probe, probe
 from ntk_monitor.keywords import descriptions
 from ntk_monitor.monitor import NTKTrainerCallback
 from ntk_monitor.monitor.settings import LoopKeywords, MonitorKeywords, PlanSettings
-from ntk_monitor.probing.settings import ProbeKeywords, ProbeSettings
+from ntk_monitor.probing.settings import ProbeKeywords, ProbeSettings, StatelessKeywords
 
 SETTINGS = {f.name: f.default for source in (ProbeSettings, PlanSettings) for f in fields(source)}
 TAKE_THEM = (NTKMonitor, Monitor, NTKTrainerCallback)
 
 
 def test_the_keywords_of_a_probe_are_its_settings() -> None:
-    hints = get_type_hints(ProbeSettings)
-    assert get_type_hints(ProbeKeywords) == {k: t for k, t in hints.items() if k != "state"}
+    assert get_type_hints(ProbeKeywords) == get_type_hints(ProbeSettings)
 
 
 def test_the_keywords_of_a_plan_are_its_settings() -> None:
-    own = set(get_type_hints(MonitorKeywords)) - set(get_type_hints(ProbeKeywords))
+    own = set(get_type_hints(MonitorKeywords)) - set(get_type_hints(StatelessKeywords))
     hints = get_type_hints(MonitorKeywords)
     assert {name: hints[name] for name in own} == get_type_hints(PlanSettings)
 

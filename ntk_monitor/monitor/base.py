@@ -114,7 +114,6 @@ class BaseMonitor:
         self.kept = ProbeBatch(probe_batch)
         self.on_error = on_error
         self.figures = figures
-        self.time_limit = self.probe.time_limit
         self._wanted_state = state
         self._begin()
 
@@ -122,7 +121,11 @@ class BaseMonitor:
         """A training begins: nothing is known of it yet."""
         self.failures = Failures("a probe", self.on_error, self.who)
         self._publisher = Publisher(
-            self.schedule, self.on_error, self.time_limit, figures=self.figures, who=self.who
+            self.schedule,
+            self.on_error,
+            self.probe.time_limit,
+            figures=self.figures,
+            who=self.who,
         )
         self.schedule.reset()
         for state in self.states:

@@ -94,6 +94,7 @@ def read_state(
         restore: Takes it over.
         begin: Begins anew.
     """
+    # What is no mapping at all is damaged, whatever its version: restoring it says how.
     found = state.get("version") if isinstance(state, Mapping) else version
     if not (isinstance(found, int) and found == version):
         begin()

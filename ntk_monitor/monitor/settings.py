@@ -8,7 +8,7 @@ from typing import Any, cast
 from ntk_monitor.monitor.failures import OnError
 from ntk_monitor.monitor.schedule import Plan
 from ntk_monitor.monitor.tracked_state import NamedStates
-from ntk_monitor.probing.settings import ProbeKeywords
+from ntk_monitor.probing.settings import StatelessKeywords
 
 
 @dataclass(kw_only=True, eq=False)
@@ -30,7 +30,7 @@ class PlanSettings:
     redraw_every_n_epochs: int | None = None
 
 
-class MonitorKeywords(ProbeKeywords, total=False):
+class MonitorKeywords(StatelessKeywords, total=False):
     """The settings of a plan and of its probes as keywords."""
 
     max_overhead_seconds: float
@@ -48,7 +48,7 @@ class LoopKeywords(MonitorKeywords, total=False):
     state: NamedStates
 
 
-def separated(settings: MonitorKeywords) -> tuple[PlanSettings, ProbeKeywords]:
+def separated(settings: MonitorKeywords) -> tuple[PlanSettings, StatelessKeywords]:
     """Settings of a plan, and those of its probes.
 
     Args:
@@ -60,4 +60,4 @@ def separated(settings: MonitorKeywords) -> tuple[PlanSettings, ProbeKeywords]:
     of_plan = {field.name for field in fields(PlanSettings)}
     plan: dict[str, Any] = {k: v for k, v in settings.items() if k in of_plan}
     rest = {name: value for name, value in settings.items() if name not in of_plan}
-    return PlanSettings(**plan), cast("ProbeKeywords", rest)
+    return PlanSettings(**plan), cast("StatelessKeywords", rest)

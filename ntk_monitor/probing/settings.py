@@ -18,7 +18,7 @@ from ntk_monitor.model.step import LossFn
 Tier = Literal["core", "modes", "kernel"]
 
 
-class ProbeKeywords(TypedDict, total=False):
+class StatelessKeywords(TypedDict, total=False):
     """The settings of a probe, but for its state, as keywords; see `ProbeSettings`."""
 
     parameters: ParameterFilter
@@ -37,6 +37,12 @@ class ProbeKeywords(TypedDict, total=False):
     time_limit: float | None
     max_memory: int | None
     seed: int
+
+
+class ProbeKeywords(StatelessKeywords, total=False):
+    """The settings of a probe as keywords."""
+
+    state: StatePath
 
 
 @dataclass(kw_only=True, eq=False)

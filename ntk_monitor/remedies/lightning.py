@@ -243,7 +243,7 @@ class LightningTraining:
 
 
 def held_on_device(trainer: Trainer, held: HeldOut) -> list[Any]:
-    """ObjectState-out batches where the model is.
+    """Held-out batches where the model is.
 
     Args:
         trainer: The Trainer.

@@ -9,7 +9,7 @@ from typing import Any
 
 from ntk_monitor.views.facts import PACKAGES, versions
 from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS
-from ntk_monitor.views.rows import HEAD, cells, printable, row_of, value_of
+from ntk_monitor.views.rows import HEAD, NUMBERS, cells, number_rows, printable, value_of
 
 NAMED = 3
 """How many runs a title names."""
@@ -71,9 +71,8 @@ def _section(name: str, run: Mapping[str, Any]) -> Iterator[str]:
                       [[name, *(text for _, text in run["about"])]])  # fmt: skip
     if run["modes"]:
         yield from _table(HEAD, [cells(mode) for mode in run["modes"]])
-    rows = [row for term in GLOSSARY + IN_RECORDS if (row := row_of(run, term)) is not None]
-    if rows:
-        yield from _table(("number", "value", "range", "meaning"), rows)
+    if rows := number_rows(run):
+        yield from _table(NUMBERS, rows)
     for alert in run["alerts"]:
         later = alert.get("replaced")
         yield f"- {_cell(alert['message'])}" + (f" *(Replaced at step {later}.)*" if later else "")

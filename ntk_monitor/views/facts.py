@@ -119,12 +119,11 @@ def _text(value: Any) -> str:  # noqa: ANN401
     return str(value) if isinstance(value, bool) else f"{float(value):.4g}"
 
 
-def lines(facts: Mapping[str, Any], planned: float | None = None) -> list[tuple[str, str]]:
+def lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The record as names and texts, for the head of a report.
 
     Args:
-        facts: The record; empty where a run has none.
-        planned: Planned steps, where the alert has recorded them.
+        facts: The record, as far as a run has one.
 
     Returns:
         Pairs; what is not known says so.
@@ -135,7 +134,7 @@ def lines(facts: Mapping[str, Any], planned: float | None = None) -> list[tuple[
     model = facts.get("model", unknown)
     if size is not None:
         model += f", {size:,} parameters" + (f", {trained:,} trained" if trained != size else "")
-    steps = facts.get("planned") or planned
+    steps = facts.get("planned")
     known = facts.get("versions", {})
     texts = (
         model,

@@ -23,9 +23,9 @@ from ntk_monitor.views.documents import as_json, made, markdown, title_of
 from ntk_monitor.views.events import NoRunsError, Picture, open_runs, pictures
 from ntk_monitor.views.facts import ABOUT
 from ntk_monitor.views.figures import COLORS, own_style
-from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS
+from ntk_monitor.views.glossary import GLOSSARY
 from ntk_monitor.views.layout import WIDTH
-from ntk_monitor.views.rows import HEAD, cells, points, printable, row_of
+from ntk_monitor.views.rows import HEAD, NUMBERS, cells, number_rows, points, printable
 from ntk_monitor.views.summary import STYLES
 
 POINTS = 60_000
@@ -174,7 +174,7 @@ def _page(
         about_head=["run", *ABOUT],
         about=about,
         mode_head=HEAD,
-        number_head=("number", "value", "range", "meaning"),
+        number_head=NUMBERS,
         runs=[_readable(name, run) for name, run in runs.items()],
         pictures=_pictures(runs, images),
     )
@@ -182,12 +182,11 @@ def _page(
 
 def _readable(name: str, run: Mapping[str, Any]) -> dict[str, Any]:
     """A run as the rows of tables."""
-    numbers = [row for term in GLOSSARY + IN_RECORDS if (row := row_of(run, term)) is not None]
     return {
         "name": name,
         "verdict": run["verdict"],
         "modes": [cells(mode) for mode in run["modes"]],
-        "numbers": numbers,
+        "numbers": number_rows(run),
         "alerts": run["alerts"],
     }
 

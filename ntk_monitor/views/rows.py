@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ntk_monitor.views.glossary import Term
+from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS, Term
 
 HEAD = (
     "mode",
@@ -18,6 +18,9 @@ HEAD = (
     "core overlap",
     "state",
 )
+"""Columns of a table of target modes."""
+NUMBERS = ("number", "value", "range", "meaning")
+"""Columns of a table of numbers."""
 
 
 def printable(text: str) -> str:
@@ -69,23 +72,24 @@ def number(value: float | str | None, stderr: float | str | None = None) -> str:
     return f"{value:z.3g}{error}"
 
 
-def row_of(run: Mapping[str, Any], term: Term) -> list[str] | None:
-    """A number of a run as it was last known, and where, if that was not at the last probe.
+def number_rows(run: Mapping[str, Any]) -> list[list[str]]:
+    """The numbers of a run as they were last known, and where, if not at the last probe.
 
     Args:
         run: What is known of the run.
-        term: The number.
 
     Returns:
-        Its name, value, range and meaning; None where it is not known.
+        A row for each that is known, with a cell for each of `NUMBERS`.
     """
-    found = value_of(run, term)
-    if found is None:
-        return None
-    value = number(found["value"], found["error"])
-    if found["step"] not in {None, run["step"]}:
-        value += f" (at step {found['step']})"
-    return [term.name, value, term.range, term.meaning]
+    rows = []
+    for term in GLOSSARY + IN_RECORDS:
+        found = value_of(run, term)
+        if found is not None:
+            value = number(found["value"], found["error"])
+            if found["step"] not in {None, run["step"]}:
+                value += f" (at step {found['step']})"
+            rows.append([term.name, value, term.range, term.meaning])
+    return rows
 
 
 def _last(run: Mapping[str, Any], term: Term) -> dict[str, Any] | None:

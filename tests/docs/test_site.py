@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.scripts import script
 
 from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS
 
@@ -45,24 +46,15 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     assert len(tutorials) > 4
 
 
-def script(name: str) -> object:
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 FILL = script("fill_numbers")
 NUMBERS = (DOCS / "numbers.md").read_text()
 
 
 def test_every_logged_tag_is_on_the_page() -> None:
-    tags = [tag for group in FILL.GROUPS.values() for tag in group]  # type: ignore[attr-defined]
+    tags = [tag for group in FILL.GROUPS.values() for tag in group]
     assert sorted(tags) == sorted(term.tag for term in GLOSSARY)
-    assert set(tags) == set(FILL.GOOD)  # type: ignore[attr-defined]
-    for run in FILL.MEASURED.values():  # type: ignore[attr-defined]
+    assert set(tags) == set(FILL.GOOD)
+    for run in FILL.MEASURED.values():
         logged = {re.sub(r"mode_\d+", "mode_<i>", tag) for row in run["history"] for tag in row}
         assert {tag.removesuffix("_stderr") for tag in logged - {"step"}} <= set(tags)
         assert len(run["history"]) > 20
@@ -70,17 +62,17 @@ def test_every_logged_tag_is_on_the_page() -> None:
 
 def test_the_pages_say_what_was_measured() -> None:
     """``python docs/fill_numbers.py`` writes them anew."""
-    assert NUMBERS.split("<!-- numbers -->")[1].strip() == "\n".join(FILL.sections()).strip()  # type: ignore[attr-defined]
-    assert NUMBERS.split("<!-- printed -->")[1].strip() == FILL.printed()  # type: ignore[attr-defined]
-    assert NUMBERS.split("<!-- records -->")[1].strip() == FILL.records()  # type: ignore[attr-defined]
-    assert NUMBERS.split("<!-- cosines -->")[1].strip() == FILL.cosines()  # type: ignore[attr-defined]
+    assert NUMBERS.split("<!-- numbers -->")[1].strip() == "\n".join(FILL.sections()).strip()
+    assert NUMBERS.split("<!-- printed -->")[1].strip() == FILL.printed()
+    assert NUMBERS.split("<!-- records -->")[1].strip() == FILL.records()
+    assert NUMBERS.split("<!-- cosines -->")[1].strip() == FILL.cosines()
     verdict = (DOCS / "what.md").read_text().split("<!-- verdict -->")[1].strip()
-    assert verdict == f"> {FILL.MEASURED['stalled']['verdict']}"  # type: ignore[attr-defined]
+    assert verdict == f"> {FILL.MEASURED['stalled']['verdict']}"
 
 
 def test_what_the_pictures_page_says_was_measured() -> None:
     text = (DOCS / "what.md").read_text()
-    for run in FILL.MEASURED.values():  # type: ignore[attr-defined]
+    for run in FILL.MEASURED.values():
         assert f"{run['steps']} steps" in text
         assert f"{run['history'][-1]['loss/now']:.3f}" in text
         assert all(f"{share:.0%}".replace("%", " %") in text for share in run["shares"])

@@ -33,7 +33,7 @@ def test_what_trains_is_told_from_the_objects_that_train() -> None:
     assert found["versions"]["torch"] == version("torch")
     assert found["versions"]["ntk-monitor"] == __version__
     assert found["outputs"] == ["cosine", "sine"]
-    texts = dict(lines(found, planned=500))
+    texts = dict(lines(found | {"planned": 500}))
     assert texts["model"] == "Sequential, 17 parameters, 8 trained"
     assert texts["planned steps"] == "500"
 

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from ntk_monitor.checks import require, suggesting
+from ntk_monitor.checks import require
 from ntk_monitor.estimators import Estimate
+from ntk_monitor.keywords import with_keywords
 from ntk_monitor.monitor.alerts.delivery import Alert, Delivery
 from ntk_monitor.monitor.alerts.reasons import (
     find_reason,
@@ -44,7 +45,7 @@ class StallDetector:
         planned: Steps of the whole training, as of the last probe; None where that is not known.
     """
 
-    @suggesting
+    @with_keywords()
     def __init__(
         self,
         patience: int = 3,

@@ -25,6 +25,13 @@ from ntk_monitor.snapshot import Snapshot
 OnProbe = Callable[[Snapshot, int], object]
 
 
+class LoopMonitorKeywords(LoopKeywords, total=False):
+    """All settings of a `LoopMonitor` as keywords, but for when it probes."""
+
+    alert: StallDetector | None
+    on_probe: OnProbe | None
+
+
 class LoopMonitor(BaseMonitor):
     """A monitor that keeps count of a training itself, and tells its alert and one function.
 

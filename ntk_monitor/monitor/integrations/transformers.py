@@ -16,12 +16,9 @@ from torch.utils.data import IterableDataset
 from ntk_monitor.keywords import with_keywords
 from ntk_monitor.model.isolation.quiet import random_states
 from ntk_monitor.model.step.standins import nothing
-from ntk_monitor.monitor.alerts.service import StallDetector
-from ntk_monitor.monitor.base import BaseMonitor
 from ntk_monitor.monitor.host import require_known
-from ntk_monitor.monitor.integrations.loop_host import LoopHost, LoopMonitor, OnProbe
+from ntk_monitor.monitor.integrations.loop_host import LoopHost, LoopMonitor, LoopMonitorKeywords
 from ntk_monitor.monitor.reporting.user_loggers import SummaryWriterLogger, loggers_of, writer_in
-from ntk_monitor.monitor.settings import LoopKeywords
 
 try:
     import accelerate  # noqa: F401 (the Trainer needs it)
@@ -55,16 +52,14 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
 
     who: ClassVar[str] = "NTKTrainerCallback"
 
-    @with_keywords(BaseMonitor.__init__)
+    @with_keywords(LoopMonitor.__init__)
     def __init__(
         self,
         every_n_steps: int | None = None,
         *,
-        alert: StallDetector | None = None,
-        on_probe: OnProbe | None = None,
         log_dir: str | os.PathLike[str] | None = None,
         logger: Any = None,  # noqa: ANN401
-        **settings: Unpack[LoopKeywords],
+        **settings: Unpack[LoopMonitorKeywords],
     ) -> None:
         """Check and keep the settings; one that is out of its range raises a ValueError.
 
@@ -74,16 +69,14 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
         Args:
             every_n_steps: Optimizer steps from probe to probe; by default 60 probes are spread over
                 the training.
-            alert: A `StallAlert`, to be told when a part of the target is out of reach.
-            on_probe: Called with each snapshot and its step.
             log_dir: Folder for event files and ``alerts.jsonl``; by default ``ntk_monitor`` in the
                 Trainer's ``output_dir``.
             logger: In place of event files: a ``SummaryWriter``, the Trainer's own
                 ``TensorBoardCallback`` (to be listed before this one), a logger of Lightning, or a
                 list of these.
-            **settings: Those of `NTKMonitor`.
+            **settings: Those of `LoopMonitor`.
         """
-        super().__init__(every_n_steps, alert=alert, on_probe=on_probe, **settings)
+        super().__init__(every_n_steps, **settings)
         self.log_dir = log_dir
         self.logger = logger
         self._host: LoopHost | None = None

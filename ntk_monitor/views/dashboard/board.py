@@ -97,9 +97,7 @@ def alert_of_text(text: str, step: int) -> dict[str, Any]:
 
 def _reason(text: str) -> str:
     found = _REASON.search(text)
-    if found is not None:
-        return found[1]
-    return "propagator"
+    return found[1] if found is not None else "propagator"
 
 
 def with_replacements(alerts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

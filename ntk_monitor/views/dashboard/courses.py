@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ntk_monitor.views.dashboard.selection import evenly
+
 TRIALS = 6
 STEPS = 45
 OUTPUTS = 3
@@ -41,17 +43,10 @@ def in_data(record: Record, index: int, names: Sequence[str]) -> dict[str, Any]:
     rows = items[place]["values"] if place < len(items) else []
     course = [[row[0] for row in rows]] if over == "trials" and rows else rows
     largest = max((abs(v) for row in course for v in row if v is not None), default=0) or 1
-    lines = [[None if v is None else round(v / largest, 3) for v in _some(row, STEPS)]
-             for row in _some(course, TRIALS)]  # fmt: skip
+    lines = [[None if v is None else round(v / largest, 3) for v in evenly(row, STEPS)]
+             for row in evenly(course, TRIALS)]  # fmt: skip
     return {"course": lines, "over": over, "outputs": outputs, "sites": sites}
 
 
 def _name(output: int, names: Sequence[str]) -> str:
     return names[output] if 0 <= output < len(names) else f"output {output}"
-
-
-def _some(items: Sequence[Any], most: int) -> list[Any]:
-    """Evenly spaced entries, with the first and the last."""
-    if len(items) <= most:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

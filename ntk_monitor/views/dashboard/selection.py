@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from ntk_monitor.views.glossary import GLOSSARY, OPTIONAL
 from ntk_monitor.views.record import SNAPSHOT_TAG
 
+Item = TypeVar("Item")
 MOST_NOTES = 6
 LOSSES = 2
 """Curves of a run that are called a loss, beside ours."""
@@ -44,7 +45,7 @@ class Notes:
         return notes[:MOST_NOTES] + ([f"and {more} more like these"] if more > 0 else [])
 
 
-def evenly(items: Sequence[int], most: int) -> list[int]:
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
     """Evenly spaced entries, with the first and the last.
 
     Args:

@@ -110,7 +110,7 @@ def summary_of(
     rows = _rows(curves, changes.history, shown, now=bool(record))
     found = verdict_of(rows, _losses(curves), _judge(curves, changes), step)
     verdict = found.plain() | {"detail": _detail(curves, step), "advice": advice(alerts, rows)}
-    facts = facts or {}
+    facts = {"planned": changes.planned} | dict(facts or {})
     modes = [row.plain() | in_data(shown, row.index, facts.get("outputs", ())) for row in rows]
     axes, columns = _columns(curves)
     return {
@@ -121,8 +121,8 @@ def summary_of(
         "alerts": alerts,
         "now": plain(_now(curves, record)),
         "step": step,
-        "facts": {"planned": changes.planned} | dict(facts),
-        "about": lines(facts, changes.planned),
+        "facts": facts,
+        "about": lines(facts),
     }
 
 

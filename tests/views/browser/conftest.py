@@ -18,6 +18,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from ntk_monitor.views.dashboard.plugin import NTKPlugin
+from ntk_monitor.views.events import open_runs
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -157,3 +158,14 @@ def serving(provider: DataProvider) -> Iterator[str]:
 @pytest.fixture
 def serve() -> Callable[[DataProvider], Any]:
     return serving
+
+
+@pytest.fixture
+def two(serve: Callable[..., Any], open_page: Open, tmp_path: Path) -> Any:
+    """The tab's page with a run that stalls and one that learns."""
+    write_run(tmp_path / "bad")
+    write_run(tmp_path / "good", stalled=False)
+    with serve(open_runs([tmp_path])) as url:
+        page = open_page(url)
+        page.wait_for_selector("[data-ready]")
+        yield page

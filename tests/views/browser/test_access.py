@@ -66,17 +66,6 @@ def test_axe_finds_nothing_grave_in_the_report(
     assert findings(page) == []
 
 
-@pytest.fixture
-def two(serve: Serve, open_page: Open, tmp_path: Path) -> Any:
-    """The tab's page with a run that stalls and one that learns."""
-    write_run(tmp_path / "bad")
-    write_run(tmp_path / "good", stalled=False)
-    with serve(open_runs([tmp_path])) as url:
-        page = open_page(url)
-        page.wait_for_selector("[data-ready]")
-        yield page
-
-
 def picture(page: Any, name: str) -> Any:
     """The picture of a chart, in view and drawn."""
     found = page.locator(f".chart-box[aria-label^='Chart of {name}.']").first
