@@ -135,7 +135,9 @@ def drawn(run: Run) -> dict[str, Any]:
 
 
 def write(runs: Path, docs: Path) -> None:
-    """Draw the pictures and write the page, of all runs that are kept.
+    """Draw the pictures of all runs that are kept, and write the page.
+
+    Of runs that are not kept the page says what it said before.
 
     Args:
         runs: The folder of the runs.
@@ -150,15 +152,19 @@ def write(runs: Path, docs: Path) -> None:
     images.mkdir(parents=True, exist_ok=True)
     for key, record in kept.items():
         picture(record["curves"]["run"], record["curves"]["cured"], images / f"{key}.png")
+    file = docs / "gallery.json"
+    before = json.loads(file.read_text()) if file.exists() else {"runs": {}, "pair": None}
+    runs_found = before["runs"] | {key: record["found"] for key, record in kept.items()}
     found: dict[str, Any] = {
         "seed": SEED, "torch": torch.__version__,
-        "runs": {key: record["found"] for key, record in kept.items()}, "pair": None,
+        "runs": {key: runs_found[key] for key in SHOWN if key in runs_found},
+        "pair": before["pair"],
     }  # fmt: skip
     pair = pair_of({key: record["curves"]["run"] for key, record in kept.items()})
     if pair is not None:
         found["pair"] = pair
         draw_pair(pair, kept, docs / "images")
-    (docs / "gallery.json").write_text(json.dumps(found, indent=1) + "\n")
+    file.write_text(json.dumps(found, indent=1) + "\n")
     (docs / "gallery.md").write_text(page(found))
 
 

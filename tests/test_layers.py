@@ -90,9 +90,12 @@ def test_every_layer_imports_only_from_lower_ones(room: str) -> None:
             continue
         seen.add(layer)
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(inside):
-                imported = node.module.removeprefix(inside).split(".")[0]
-                assert order.index(imported) <= order.index(layer), f"{path} imports {node.module}"
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                inner = [name.removeprefix(inside) for name in names if name.startswith(inside)]
+                for imported in {name.split(".")[0] for name in inner} & set(order):
+                    lower = order.index(imported) <= order.index(layer)
+                    assert lower, f"{path} imports {imported}"
     assert seen == set(order)
 
 

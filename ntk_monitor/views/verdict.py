@@ -218,7 +218,7 @@ def steps_in_words(
 
 def _band_in_words(low: float, high: float) -> str:
     if math.isinf(high):
-        return f"{about(low)} or more"
+        return f"at least {about(low)}"
     return " to ".join(dict.fromkeys((about(low), about(high))))
 
 

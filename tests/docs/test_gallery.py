@@ -160,3 +160,11 @@ def test_the_command_trains_draws_and_writes(tmp_path: Path) -> None:
     assert "out of reach" in found["verdict"]
     assert (tmp_path / "images" / "gallery" / "saturated.png").read_bytes()[1:4] == b"PNG"
     assert list((tmp_path / "runs" / "saturated").rglob("events.out.tfevents*"))
+
+
+def test_a_page_without_its_runs_says_what_it_said(tmp_path: Path) -> None:
+    """As in a fresh clone, where ``--only`` trains some again."""
+    (tmp_path / "gallery.json").write_text((DOCS / "gallery.json").read_text())
+    gallery.write(tmp_path / "no runs", tmp_path)
+    for name in ("gallery.json", "gallery.md"):
+        assert (tmp_path / name).read_text() == (DOCS / name).read_text()

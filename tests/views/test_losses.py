@@ -61,6 +61,14 @@ def test_noise_hides_and_says_so() -> None:
     assert "is hidden in its noise" in found.text
 
 
+@pytest.mark.parametrize(("noise", "says"), [(0.012, True), (1.0, False)])
+def test_a_range_that_says_nothing_is_not_said(noise: float, says: bool) -> None:
+    found = motion(lambda t: 1 - 0.02 * t, count=10, noise=noise)
+    assert found.state == "hidden"
+    assert (found.fall.high - found.fall.low < 1) == says
+    assert ("%" in found.text) == says
+
+
 def test_an_outlier_does_not_end_a_plateau() -> None:
     points = [(100 * i, 0.5 + 0.001 * (-1) ** i) for i in range(30)]
     points[17] = (1700, 40.0)

@@ -125,7 +125,7 @@ def test_without_modes_only_the_kernel_is_known() -> None:
         (math.inf, (9371.6, math.inf), "never, by the forecast (not before 9400)"),
         (math.nan, (None, None), "NaN"),
         (340.0, (252.0, 411.0), "340 (250 to 410)"),
-        (340.0, (252.0, math.inf), "340 (250 or more)"),
+        (340.0, (252.0, math.inf), "340 (at least 250)"),
         (340.0, (339.0, 341.0), "340"),
         (3e10, (None, None), "3e10"),
         (0.0, (0.0, 0.0), "0"),
