@@ -28,7 +28,8 @@ GROUPS = {
         "loss/transfer",
     ),
     "The gradient and the step": (
-        "gradient/norm", "gradient/signal_to_noise", "update/relative_size", "update/headroom",
+        "gradient/norm", "gradient/signal_to_noise", "gradient/clip_coefficient",
+        "update/learning_rate", "update/relative_size", "update/headroom",
     ),
     "The kernel": (
         "ntk/effective_rank", "ntk/temporal_effective_rank", "ntk/spatial_effective_rank",
@@ -53,6 +54,9 @@ GOOD = {
     "gradient/norm": "Steady, or falling with the loss.",
     "gradient/signal_to_noise": "1 and more. It has a standard error, too, and a large one on few "
     "trials.",
+    "gradient/clip_coefficient": "1, or just below, but for single steps.",
+    "update/learning_rate": "As you meant it to be. Whether it is small or large for this network, "
+    "`update/relative_size` and `update/headroom` tell.",
     "update/relative_size": "Within the range, and steady.",
     "update/headroom": "Between 1 and about 10. Somewhat below 1 is usual late in a training at a "
     "fixed rate: it then swings about a minimum.",

@@ -128,7 +128,8 @@ def test_scalars_are_the_documented_tags() -> None:
     names = ("learned", "rate", "steps_to_learn")
     wanted |= {f"target/mode_{i}/{name}" for i in (1, 2) for name in names}
     wanted |= {"core/effective_rank", "ntk/probe_seconds", "gradient/norm"}
-    wanted |= {"update/relative_size", "update/headroom"}
+    wanted |= {"update/relative_size", "update/headroom", "update/learning_rate"}
+    wanted |= {"gradient/clip_coefficient"}
     names = ("now", "in_10_steps", "in_30_steps", "forecast_holds_for")
     wanted |= {f"loss/{name}" for name in names}
     scalars = snapshot().scalars()

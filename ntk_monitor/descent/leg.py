@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Self
 
 import numpy as np
@@ -26,6 +26,7 @@ class Leg:
         parts: How each of them is.
         scaled: ``S`` on flat gradients, with what is clipped entry by entry.
         clip: What clipping by the norm leaves of the gradient.
+        clip_coefficient: What any clipping leaves of the gradient's norm.
         course: The small space, after `grown`.
         tangents: What its directions are in the parameters.
     """
@@ -44,8 +45,13 @@ class Leg:
         gradient = source.space.split(source.gradient)
         self.stepped = {name: gradient[name] for name in descent.stepped if name in gradient}
         self.parts: dict[str, Part] = descent.parts(self.stepped)
-        norm = math.sqrt(sum(float(g.double().square().sum()) for g in self.stepped.values()))
-        ratio = self._left_by_clipping()
+        norm = _norm(self.stepped)
+        clipped = descent.clipped(self.stepped)
+        self.clip_coefficient = _norm(clipped) / norm if norm else 1.0
+        ratio = {
+            n: torch.where(g == 0, 1.0, clipped[n].to(g) / torch.where(g == 0, 1.0, g))
+            for n, g in self.stepped.items()
+        }
         seen = [r[self.stepped[n] != 0] for n, r in ratio.items()]
         least = min((float(r.min()) for r in seen if r.numel()), default=1.0)
         most = max((float(r.max()) for r in seen if r.numel()), default=1.0)
@@ -62,13 +68,6 @@ class Leg:
             ])
         self.scaled = scaling(self.parts, source, mask)
         self.clip = min(self._clip_norm / norm, 1.0) if norm else 1.0
-
-    def _left_by_clipping(self) -> dict[str, Tensor]:
-        clipped = self.descent.clipped(self.stepped)
-        return {
-            n: torch.where(g == 0, 1.0, clipped[n].to(g) / torch.where(g == 0, 1.0, g))
-            for n, g in self.stepped.items()
-        }
 
     def grown(self, depth: int, pulled: Tensor | None = None, change: Tensor | None = None) -> Self:
         """Find the small space.
@@ -174,3 +173,7 @@ class Leg:
         return moved, self.descent.later(
             steps, split(theta), split(held), self.stepped, split(moved.gradient)
         )
+
+
+def _norm(gradients: Mapping[str, Tensor]) -> float:
+    return math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))

@@ -241,7 +241,12 @@ class _Prediction:
             as_tensor(full.steps), as_tensor(losses), as_tensor(full.learned), valid
         )
         instruments = Instruments(
-            norm, self._signal_to_noise(pieces), self._relative_update(), course.headroom()
+            norm,
+            self._signal_to_noise(pieces),
+            self._relative_update(),
+            course.headroom(),
+            math.nan if descent.learning_rate is None else descent.learning_rate,
+            self.leg.clip_coefficient,
         )
         return Predicted(self.observed.loss, transfer, forecast, instruments, predicted)
 

@@ -139,12 +139,18 @@ class Instruments:
             plain gradient descent, ``lambda`` being the largest eigenvalue that the forecast's
             Krylov space shows, hence an upper bound. Inf where nothing is stepped, nan without an
             optimizer.
+        learning_rate: That of the next step, of the first group of parameters that has one above 0;
+            nan where there is none.
+        clip_coefficient: Norm of the gradient after clipping over that before; 1 where nothing is
+            clipped. Nan without an optimizer.
     """
 
     gradient_norm: float
     signal_to_noise: Estimate | None
     relative_update: float
     headroom: float = math.nan
+    learning_rate: float = math.nan
+    clip_coefficient: float = math.nan
 
 
 @dataclass(frozen=True)

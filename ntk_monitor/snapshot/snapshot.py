@@ -189,9 +189,13 @@ class Snapshot:
             found = self.instruments
             tags["gradient/norm"] = found.gradient_norm
             tags["gradient/signal_to_noise"] = found.signal_to_noise
-            update = found.relative_update
-            tags["update/relative_size"] = None if math.isnan(update) else update
-            tags["update/headroom"] = found.headroom if math.isfinite(found.headroom) else None
+            of_the_step = {
+                "gradient/clip_coefficient": found.clip_coefficient,
+                "update/learning_rate": found.learning_rate,
+                "update/relative_size": found.relative_update,
+                "update/headroom": found.headroom,
+            }
+            tags |= {tag: x if math.isfinite(x) else None for tag, x in of_the_step.items()}
         tags["ntk/probe_seconds"] = self.seconds
         scalars: dict[str, float] = {}
         for tag, value in tags.items():

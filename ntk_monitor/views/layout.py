@@ -71,6 +71,8 @@ def custom_scalars_layout(modes: int, prefixes: Sequence[str] = ("",)) -> Layout
         ],
         "steps for which forecasts hold": ["Multiline", [f"{first}loss/forecast_holds_for$"]],
         "gradient norm": ["Multiline", [f"{first}gradient/norm$"]],
+        "left by clipping": ["Multiline", [f"{first}gradient/clip_coefficient$"]],
+        "learning rate": ["Multiline", [f"{first}update/learning_rate$"]],
         "relative update": ["Multiline", [f"{first}update/relative_size$"]],
         "headroom of the learning rate (best on a log axis)": [
             "Multiline",

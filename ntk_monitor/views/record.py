@@ -184,6 +184,8 @@ def _instruments(found: Instruments) -> dict[str, Any]:
         "signal_to_noise": _estimate(found.signal_to_noise),
         "relative_update": _rounded(found.relative_update),
         "headroom": _rounded(found.headroom),
+        "learning_rate": _rounded(found.learning_rate),
+        "clip_coefficient": _rounded(found.clip_coefficient),
     }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -158,6 +159,8 @@ def _page(
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
 
+    pages.filters["prose"] = _prose
+
     def own(name: str) -> str:
         return pages.loader.get_source(pages, name)[0] if pages.loader else ""
 
@@ -201,6 +204,15 @@ def _pictures(runs: Found, images: Mapping[str, Mapping[str, Picture]]) -> list[
             title = f"Figures of {name}, drawn last at step {step}"
             groups.append({"title": title, "images": shown})
     return groups
+
+
+def _prose(text: str) -> Markup:
+    """Text in which backticks mark code, as HTML."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # one without its other
+        return Markup(escape(text))
+    coded = (f"<code>{escape(p)}</code>" if i % 2 else escape(p) for i, p in enumerate(parts))
+    return Markup("".join(coded))
 
 
 def _image(png: bytes, text: str) -> dict[str, str]:

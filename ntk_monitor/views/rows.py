@@ -19,7 +19,7 @@ HEAD = (
     "state",
 )
 """Columns of a table of target modes."""
-NUMBERS = ("number", "value", "range", "meaning")
+NUMBERS = ("number", "value", "range", "meaning", "looks bad")
 """Columns of a table of numbers."""
 
 
@@ -88,7 +88,7 @@ def number_rows(run: Mapping[str, Any]) -> list[list[str]]:
             value = number(found["value"], found["error"])
             if found["step"] not in {None, run["step"]}:
                 value += f" (at step {found['step']})"
-            rows.append([term.name, value, term.range, term.meaning])
+            rows.append([term.name, value, term.range, term.meaning, term.bad])
     return rows
 
 

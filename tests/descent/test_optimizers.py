@@ -248,6 +248,22 @@ def test_how_steps_are_carried_on(make: Callable[[Any], Optimizer], velocity: Ve
     ))  # fmt: skip
 
 
+@pytest.mark.parametrize("clipped", CLIPS)
+def test_the_rate_and_what_clipping_leaves_are_told(clipped: str) -> None:
+    net = network()
+    clipping, clip = CLIPS[clipped]
+    optimizer = SGD(net.parameters(), lr=0.03)
+    found = measure(net, of([optimizer], net, clipping)).instruments
+    assert found is not None
+    assert found.learning_rate == 0.03
+    mse(net, data()).backward()
+    before = nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
+    clip(net)
+    after = nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
+    assert found.clip_coefficient == pytest.approx(float(after / before), rel=1e-5)
+    assert (found.clip_coefficient < 0.99) == (clipped in {"the norm", "each entry"})
+
+
 def test_clipping_of_a_users_own_sees_the_gradient_and_leaves_none() -> None:
     net = network()
     optimizer = SGD(net.parameters(), lr=RATE)

@@ -31,7 +31,8 @@ KERNEL = re.compile(r"ntk/(?!overhead|probe_seconds)|.*/alignment")
 MESSAGE = (
     "Target mode 2 is stalled at step 300: learned 0.000, needs 3e+10 steps where 200 remain. "
     "Reason: the activity that the weights multiply hardly has this mode's time course. "
-    "What helps: start from an initialisation whose activity is alive there."
+    "What helps: start from an initialisation whose activity is alive there; which one, "
+    "`ntk-monitor try --config FILE` finds out."
 )
 
 

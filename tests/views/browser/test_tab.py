@@ -59,6 +59,8 @@ def test_verdict_board_and_alerts(whole: tuple[Any, Any]) -> None:
     assert cells[6].endswith("3e10")
     assert cells[8] == "1e-11 ± 1e-12"
     assert "step 0: not judged" in row.locator(".chip").get_attribute("data-tip")
+    assert bad.locator(".verdict-advice code").inner_text() == "ntk-monitor try --config FILE"
+    assert frame.locator("#alerts .alert code").first.inner_text().startswith("ntk-monitor try")
     alerts = frame.locator("#alerts .alert").first.inner_text().lower()
     assert "warning" in alerts
     assert f"step {SINCE}" in alerts

@@ -1,7 +1,7 @@
 /** Alerts of the shown runs, the newest first. */
 
 import { chip } from './board.js';
-import { fill, h } from './dom.js';
+import { fill, h, prose } from './dom.js';
 import { num } from './format.js';
 
 const MOST = 200;
@@ -32,5 +32,5 @@ function item({ name, alert }, view) {
       h('span.run-cell', { 'data-tip': name }, h('i.swatch'), view.short(name)),
       reason ? h('span.reason', {}, `reason: ${reason}`) : null,
       replaced ? h('span.reason', {}, `replaced at step ${num(replaced, 6)}`) : null),
-    h('p', {}, message));
+    h('p', {}, prose(message)));
 }

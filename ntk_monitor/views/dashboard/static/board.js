@@ -1,7 +1,7 @@
 /** The verdict on each run, and what is known of each target mode. */
 
 import { Chart } from './chart.js';
-import { fill, h, term } from './dom.js';
+import { fill, h, prose, term } from './dom.js';
 import { courseOf } from './course.js';
 import { DASHES, finite, fixed, num, plusMinus } from './format.js';
 
@@ -83,7 +83,7 @@ function verdict(name, run, view) {
     h('ul.parts', {}, parts.map((part) => h('li', {}, fate(part, view), h('span', {}, part.text)))),
     loss && !flat ? h('p.verdict-loss', {}, loss) : null,
     note ? h(parts.length ? 'p.verdict-loss' : 'p.verdict-text', {}, note) : null,
-    advice ? h('p.verdict-advice', {}, h('b', {}, 'What helps: '), advice) : null,
+    advice ? h('p.verdict-advice', {}, h('b', {}, 'What helps: '), prose(advice)) : null,
     run.step === null ? null : h('p.verdict-detail', {},
       `Last probe at step ${num(run.step, 6)}${detail ? `: ${detail}` : ''}`),
     run.facts.model ? h('p.verdict-detail', { 'data-tip': run.about.map(([what, text]) => `${what}: ${text}`).join('\n') },

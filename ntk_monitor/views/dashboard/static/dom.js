@@ -23,6 +23,17 @@ export function h(tag, props = {}, ...children) {
 }
 
 /**
+ * Text in which backticks mark code.
+ * @param {string} text
+ * @returns {Array<Node|string>}
+ */
+export function prose(text) {
+  const parts = text.split('`');
+  if (parts.length % 2 === 0) return [text]; // one without its other
+  return parts.map((part, i) => (i % 2 ? h('code', {}, part) : part));
+}
+
+/**
  * Put children in place of those that an element has; where they read the same, nothing is touched.
  * @param {HTMLElement} element
  * @param {...(Node|string)} children
