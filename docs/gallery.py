@@ -29,6 +29,8 @@ from rich.console import Console
 from ntk_monitor.remedies import remedies
 
 DOCS = Path(__file__).parent
+NOTHING: dict[str, Any] = {"torch": torch.__version__, "runs": {}, "pair": None}
+"""What is known before any run."""
 KEPT = "found.json"
 
 
@@ -153,10 +155,10 @@ def write(runs: Path, docs: Path) -> None:
     for key, record in kept.items():
         picture(record["curves"]["run"], record["curves"]["cured"], images / f"{key}.png")
     file = docs / "gallery.json"
-    before = json.loads(file.read_text()) if file.exists() else {"runs": {}, "pair": None}
+    before = json.loads(file.read_text()) if file.exists() else NOTHING
     runs_found = before["runs"] | {key: record["found"] for key, record in kept.items()}
     found: dict[str, Any] = {
-        "seed": SEED, "torch": torch.__version__,
+        "seed": SEED, "torch": torch.__version__ if kept else before["torch"],
         "runs": {key: runs_found[key] for key in SHOWN if key in runs_found},
         "pair": before["pair"],
     }  # fmt: skip

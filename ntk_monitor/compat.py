@@ -1,6 +1,6 @@
 """What is used of PyTorch that it does not promise to keep: all of it, under names of our own.
 
-With torch 2.9 to 2.13 each of these is what it says here; `tests/test_compat.py` holds them to it.
+With torch 2.9 to 2.15 each of these is what it says here; `tests/test_compat.py` holds them to it.
 """
 
 from __future__ import annotations
@@ -8,13 +8,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.utils.checkpoint as checkpointing
 from torch import Tensor, nn
 from torch.distributed.tensor.placement_types import _StridedShard
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules import batchnorm, conv, instancenorm, pooling
+from torch.nn.modules import module as modules
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
 
 __all__ = [
+    "BACKWARD_HOOKS",
+    "CHECKPOINTING",
+    "CONVOLUTION",
+    "NORMS_OF_CHANNELS",
+    "POOLINGS",
     "NormWithStatistics",
     "StridedShard",
     "TorchDispatchMode",
@@ -30,7 +37,21 @@ __all__ = [
     "without_torch_function",
 ]
 
-NormWithStatistics: type[nn.Module] = _NormBase
+CONVOLUTION: type[nn.Module] = conv._ConvNd
+"""The class of convolutions, transposed ones among them."""
+NORMS_OF_CHANNELS: tuple[type[nn.Module], ...] = (
+    batchnorm._BatchNorm,
+    instancenorm._InstanceNorm,
+)
+"""Normalisations whose inputs have the channels before the places."""
+POOLINGS: tuple[type[nn.Module], ...] = (
+    pooling._MaxPoolNd,
+    pooling._AvgPoolNd,
+    pooling._AdaptiveAvgPoolNd,
+    pooling._AdaptiveMaxPoolNd,
+)
+"""Classes of layers that pool over places."""
+NormWithStatistics: type[nn.Module] = batchnorm._NormBase
 """The class of normalisations that may keep running statistics."""
 without_torch_function: Any = torch._C.DisableTorchFunction
 """A context in which no function mode, and no tensor subclass, sees calls of torch's functions."""
@@ -38,6 +59,22 @@ StridedShard = _StridedShard
 """How a parameter is placed that tensor parallelism and ``fully_shard`` split along one axis."""
 as_strided: Any = torch.ops.aten.as_strided.default
 """The operation that views a tensor's memory with strides of its own."""
+
+
+BACKWARD_HOOKS: tuple[dict[int, Any], ...] = (
+    modules._global_backward_hooks,
+    modules._global_backward_pre_hooks,
+)
+"""Hooks of the backward pass that all modules share."""
+CHECKPOINTING = tuple(
+    name
+    for name in (
+        "_checkpoint_without_reentrant_generator",
+        "_checkpoint_without_reentrant_generator_impl",  # from torch 2.15 on
+    )
+    if hasattr(checkpointing, name)
+)
+"""In `torch.utils.checkpoint`, what is done before and after a function, where not reentrant."""
 
 
 def default_device() -> torch.device | None:

@@ -25,12 +25,28 @@ def test_nothing_else_uses_private_names_of_torch() -> None:
     for path in ROOT.rglob("*.py"):
         if path == ROOT / "compat.py":
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        imported = {
+            alias.asname or alias.name: f"{node.module}.{alias.name}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        imported |= {
+            alias.asname: alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import)
+            for alias in node.names
+            if alias.asname
+        }
+        for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
                 found = [name for name in names if private.match(name)]
             elif isinstance(node, ast.Attribute):
-                found = [name] if private.match(name := ast.unparse(node)) else []
+                first, *others = ast.unparse(node).split(".")
+                name = ".".join([imported.get(first, first), *others])
+                found = [name] if private.match(name) else []
             else:
                 continue
             assert not found, f"{path.relative_to(ROOT)} uses {found[0]}: add it to compat.py"

@@ -83,6 +83,8 @@ class ForwardAD(TangentProducts):
         with torch.no_grad(), warnings.catch_warnings():
             # An operation that is done tangent by tangent is slower, and still right.
             warnings.filterwarnings("ignore", "There is a performance drop")
+            # torch loads its own rules for forward mode when they are first needed.
+            warnings.filterwarnings("ignore", r".torch\.jit\.script. is deprecated")
             many = vmap(product, chunk_size=self.chunk_size, randomness="same")
             images: Tensor = many(_together(G))
         return images

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import embedding_bag
 
+from ntk_monitor.compat import CHECKPOINTING
 from ntk_monitor.model.isolation.embedding_bag import plain_embedding_bag
 from ntk_monitor.model.isolation.interception import FunctionMode
 
@@ -130,17 +131,17 @@ def open_checkpoints(*, keep: bool) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    before = checkpointing.CheckpointFunction, checkpointing._checkpoint_without_reentrant_generator
+    plain: dict[str, Any] = {"CheckpointFunction": _Plain}
+    if not keep:
+        plain |= dict.fromkeys(CHECKPOINTING, _plain)
+    before = {name: getattr(checkpointing, name) for name in plain}
     try:
-        checkpointing.CheckpointFunction = _Plain  # type: ignore[misc,assignment]
-        if not keep:
-            checkpointing._checkpoint_without_reentrant_generator = _plain
+        for name, instead in plain.items():
+            setattr(checkpointing, name, instead)
         yield
     finally:
-        (
-            checkpointing.CheckpointFunction,  # type: ignore[misc]
-            checkpointing._checkpoint_without_reentrant_generator,
-        ) = before
+        for name, own in before.items():
+            setattr(checkpointing, name, own)
 
 
 class _Plain:

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules import module as _hooks
 
-from ntk_monitor.compat import NormWithStatistics, default_device
+from ntk_monitor.compat import BACKWARD_HOOKS, NormWithStatistics, default_device
 from ntk_monitor.model.isolation.kernels import Kernels, enable_mkldnn, kernels_for
 from ntk_monitor.model.isolation.object_state import ObjectState
 from ntk_monitor.model.parameters.sharding import reshard, waiting_gradients
@@ -192,10 +191,9 @@ def evaluation(module: nn.Module) -> Iterator[None]:
     """
     training = [(m, m.training) for m in module.modules()]
     token = _was_training.set(_was_training.get() | {id(m) for m, on in training if on})
-    everywhere = (_hooks._global_backward_hooks, _hooks._global_backward_pre_hooks)
-    before_here = [dict(hooks) for hooks in everywhere]
+    before_here = [dict(hooks) for hooks in BACKWARD_HOOKS]
     try:
-        for hooks in everywhere:
+        for hooks in BACKWARD_HOOKS:
             hooks.clear()
         for submodule, _ in training:
             submodule.training = False
@@ -206,7 +204,7 @@ def evaluation(module: nn.Module) -> Iterator[None]:
         _was_training.reset(token)
         for submodule, before in training:
             submodule.training = before  # of TorchScript, too, which keeps it elsewhere
-        for hooks, content in zip(everywhere, before_here, strict=True):
+        for hooks, content in zip(BACKWARD_HOOKS, before_here, strict=True):
             hooks.update(content)
 
 

@@ -8,8 +8,8 @@ from math import prod
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules import conv
 
+from ntk_monitor.compat import CONVOLUTION
 from ntk_monitor.model.batch.structure import first_tensor
 from ntk_monitor.model.state.calls import (
     CELLS,
@@ -23,7 +23,7 @@ from ntk_monitor.model.state.graph import graph_behind
 
 MINOR = 0.25
 """Share of the weights below which their rows are not those of the state."""
-READOUTS = (nn.Linear, nn.Bilinear, conv._ConvNd)
+READOUTS = (nn.Linear, nn.Bilinear, CONVOLUTION)
 """Layers that, as the last ones before a loss, make outputs of a state."""
 
 

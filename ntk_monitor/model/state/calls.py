@@ -7,24 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 
+from ntk_monitor.compat import CONVOLUTION, NORMS_OF_CHANNELS, POOLINGS
 from ntk_monitor.model.batch.structure import first_tensor
 from ntk_monitor.model.state.row_labels import Labels
 
 RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
 Recurrent = nn.RNN | nn.GRU | nn.LSTM
 CELLS = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
-CHANNELS_FIRST = (
-    conv._ConvNd,
-    batchnorm._BatchNorm,
-    instancenorm._InstanceNorm,
-    nn.GroupNorm,
-    pooling._MaxPoolNd,
-    pooling._AvgPoolNd,
-    pooling._AdaptiveAvgPoolNd,
-    pooling._AdaptiveMaxPoolNd,
-)
+CHANNELS_FIRST = (CONVOLUTION, *NORMS_OF_CHANNELS, nn.GroupNorm, *POOLINGS)
 FEATURES_LAST = (
     nn.Linear,
     nn.LayerNorm,
