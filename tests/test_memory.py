@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:You're resuming from a checkpoint:UserWarning",
     "ignore::ntk_monitor.monitor.StallWarning",
 )
-PROBES = 200
+PROBES = 60
 probe_module: Any = sys.modules["ntk_monitor.probing.kernel"]
 METHODS = ("finite-difference", "in-place", "forward-ad", "double-backward", "exact")
 

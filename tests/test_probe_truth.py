@@ -81,7 +81,8 @@ def test_target_modes_are_exact_with_every_method(case: Case, method: str) -> No
 @pytest.fixture(scope="module", params=CASES)
 def sampled(request: pytest.FixtureRequest) -> tuple[list[Snapshot], Truth, Case]:
     case = CASES[request.param]
-    shots = [measure(case, method="forward-ad", max_products=64, seed=s) for s in range(SEEDS)]
+    settings: dict[str, Any] = {"method": "forward-ad", "max_products": 64, "modes": 0}
+    shots = [measure(case, seed=s, learning_rate=None, **settings) for s in range(SEEDS)]
     return shots, exact(case), case
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ntk_monitor import Snapshot, probe
 
-EXAMPLES = 2000 if os.environ.get("NTK_MONITOR_NIGHTLY") else 200
+NIGHTLY = bool(os.environ.get("NTK_MONITOR_NIGHTLY"))
+EXAMPLES = 2000 if NIGHTLY else 200
 """Of all models together."""
 B, T = 4, 5
 
@@ -103,7 +104,9 @@ def test_every_way_by_itself(name: str) -> None:
         if where == name:
             ways = [KINDS[kind][0][0] for kind, _ in MODELS[name]]
             ways[i], how = chosen(name, i, way, call)
-            require_same(name, ways, f"stage {i + 1} {how}", rate=0.1)
+            # However a stage is called, its outputs are those that it has: they are forecast once.
+            rate = 0.1 if call < 0 or NIGHTLY else None
+            require_same(name, ways, f"stage {i + 1} {how}", rate)
 
 
 @pytest.mark.parametrize("name", MODELS)

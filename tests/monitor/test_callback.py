@@ -412,7 +412,7 @@ def test_accumulation_that_changes_with_the_epoch_is_counted(
     scheduling: dict[int, int], settings: dict[str, Any]
 ) -> None:
     steps, recorder = Steps(), Recorder()
-    monitor = NTKMonitor(**FAST)
+    monitor = NTKMonitor(**FAST | {"tier": "core"})
     trainer, _ = fit(
         [GradientAccumulationScheduler(scheduling), monitor, steps, recorder], **settings
     )

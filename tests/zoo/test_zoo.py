@@ -83,18 +83,18 @@ def test_products_agree_with_finite_differences(name: str) -> None:
     pulled = J.rmatvec(z)
     g *= pulled != 0  # the padding of an embedding moves the state, and no gradient moves it
     product = J.matvec(g)
-    gaps = []
-    for step in (1e-8, 1e-6, 1e-5, 1e-4):
+    size = torch.linalg.vector_norm(product)
+
+    def agrees(step: float) -> bool:
         ahead, behind = (
             moved(module, lin.parameters, change, batch, animal) for change in (step * g, -step * g)
         )
-        expected = (ahead - behind) / (2 * step)
-        gaps.append(
-            torch.linalg.vector_norm(product - expected) / torch.linalg.vector_norm(product)
-        )
-    assert float(min(gaps)) < animal.precision
+        gap = torch.linalg.vector_norm(product - (ahead - behind) / (2 * step))
+        return float(gap / size) < animal.precision
+
+    assert any(map(agrees, (1e-6, 1e-5, 1e-8, 1e-4)))
     forward, backward = (product * z).sum(), (pulled * g).sum()
-    assert float((forward - backward).abs() / torch.linalg.vector_norm(product)) < 1e-4
+    assert float((forward - backward).abs() / size) < 1e-4
 
 
 def eager(name: str) -> tuple[nn.Module, Any]:
