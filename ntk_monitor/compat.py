@@ -5,6 +5,8 @@ With torch 2.9 to 2.15 each of these is what it says here; `tests/test_compat.py
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 from torch.nn.modules import module as modules
+from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
 
@@ -26,6 +29,7 @@ __all__ = [
     "StridedShard",
     "TorchDispatchMode",
     "as_strided",
+    "backward_seen",
     "default_device",
     "hooks_of",
     "is_traceable_wrapper_subclass",
@@ -85,6 +89,35 @@ def default_device() -> torch.device | None:
     """
     context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
     return None if context is None else context.device
+
+
+IS_BACKWARD_SEEN = "has_torch_function" in torch.autograd.backward.__code__.co_names
+"""Whether function modes see ``torch.autograd.backward``; in torch 2.9 they do not."""
+
+
+@contextmanager
+def backward_seen() -> Iterator[None]:
+    """Have function modes see ``torch.autograd.backward``, whatever the version.
+
+    Yields:
+        Nothing.
+    """
+    if IS_BACKWARD_SEEN:
+        yield
+        return
+    own = torch.autograd.backward
+
+    def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        given = tuple(tree_leaves(tensors))
+        if has_torch_function(given):
+            return handle_torch_function(backward, given, tensors, *args, **kwargs)
+        return own(tensors, *args, **kwargs)
+
+    torch.autograd.backward = backward
+    try:
+        yield
+    finally:
+        torch.autograd.backward = own
 
 
 def hooks_of(parameter: Tensor) -> list[dict[int, Any]]:

@@ -1,6 +1,7 @@
 """Every number of a snapshot against dense truth in float64."""
 
 import math
+from typing import Any
 
 import pytest
 import torch

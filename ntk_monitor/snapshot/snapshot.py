@@ -7,7 +7,7 @@ import math
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -219,7 +219,8 @@ class Snapshot:
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        arrays, record = {}, {}
+        arrays: dict[str, Any] = {}
+        record: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
@@ -234,7 +235,7 @@ class Snapshot:
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         try:
             with unfinished.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, record=np.array(text), **arrays)
+                np.savez_compressed(file, record=np.array(text), **arrays)
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)

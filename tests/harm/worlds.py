@@ -11,11 +11,8 @@ from typing import Any
 import lightning.pytorch as lightning
 import pytorch_lightning
 import torch
-from lightning.pytorch.callbacks import (
-    EMAWeightAveraging,
-    LearningRateMonitor,
-    StochasticWeightAveraging,
-)
+from lightning.pytorch import callbacks
+from lightning.pytorch.callbacks import LearningRateMonitor, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -167,7 +164,6 @@ WORLDS: dict[str, World] = {
     "reentrant checkpointing": World(traits={"reentrant": True}),
     "bf16-true, checkpointing": World({"precision": "bf16-true"}, {"reentrant": False}),
     "SWA": World(callbacks=lambda: [StochasticWeightAveraging(0.01, swa_epoch_start=1)]),
-    "EMA": World(callbacks=lambda: [EMAWeightAveraging(decay=0.9)]),
     "fast_dev_run": World({"fast_dev_run": 3}),
     "barebones": World({"barebones": True}),
     "overfit_batches": World({"overfit_batches": 2}),
@@ -184,6 +180,8 @@ WORLDS: dict[str, World] = {
     "two monitors": World(two_monitors=True),
     "pytorch_lightning": World(module=OtherModule, package=pytorch_lightning),
 }
+if hasattr(callbacks, "EMAWeightAveraging"):  # from lightning 2.6 on
+    WORLDS["EMA"] = World(callbacks=lambda: [callbacks.EMAWeightAveraging(decay=0.9)])
 
 
 def loader(batches: int = 6, *, shuffle: bool = True) -> DataLoader:

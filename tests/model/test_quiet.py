@@ -403,6 +403,7 @@ def test_new_tensors_have_the_arithmetic_of_the_probe() -> None:
     assert torch.get_default_dtype() == before
 
 
+@pytest.mark.filterwarnings("ignore:Please use the new API settings:UserWarning")  # in torch 2.9
 def test_float32_is_float32_where_less_is_allowed() -> None:
     net, x = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)), torch.randn(32, 64)
     wanted = probe(net, x, max_products=24).trace

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
@@ -25,17 +25,16 @@ FULL_PRECISION = "ieee"
 
 
 @contextmanager
-def kernels_for(module: nn.Module, kernels: Kernels) -> Iterator[None]:
+def kernels_for(layers: Iterable[type[nn.Module]], kernels: Kernels) -> Iterator[None]:
     """Choose kernels in scope.
 
     Args:
-        module: The module that will be called.
+        layers: The classes of the modules that will be called.
         kernels: Which may be used. Convolutions keep theirs always.
 
     Yields:
         Nothing.
     """
-    layers = [type(m) for m in module.modules()]
     with ExitStack() as stack:
         stack.enter_context(_full_precision())
         if kernels == "plain":

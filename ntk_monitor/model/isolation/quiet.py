@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -44,17 +44,43 @@ def quiet(module: nn.Module, *, kernels: Kernels = "plain") -> Iterator[None]:
     inside = _inside.get()
     with ExitStack() as stack:
         if id(module) not in inside:
-            token = _inside.set(inside | {id(module)})
-            stack.callback(_inside.reset, token)
+            inside = {**inside, id(module): Parts.of(module)}
+            stack.callback(_inside.reset, _inside.set(inside))
             for guard in GUARDS:
                 stack.enter_context(guard(module))
-        stack.enter_context(modes(module))
-        stack.enter_context(kernels_for(module, kernels))
+        found = inside[id(module)]
+        stack.enter_context(modes(found.devices))
+        stack.enter_context(kernels_for(found.layers, kernels))
         yield
 
 
-_inside: ContextVar[frozenset[int]] = ContextVar("_inside", default=frozenset())
-"""The modules that are being probed, by id."""
+class Parts(NamedTuple):
+    """What a module is made of.
+
+    Attributes:
+        layers: The classes of its submodules.
+        devices: The kinds of device that its parameters are on, and the processor.
+    """
+
+    layers: frozenset[type[nn.Module]]
+    devices: frozenset[str]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Self:
+        """Look at a module.
+
+        Args:
+            module: The module.
+
+        Returns:
+            What it is made of.
+        """
+        devices = {"cpu", *(p.device.type for p in module.parameters())}
+        return cls(frozenset(map(type, module.modules())), frozenset(devices))
+
+
+_inside: ContextVar[Mapping[int, Parts]] = ContextVar("_inside", default={})  # noqa: B039
+"""The modules that are being probed, by id, and what they are made of."""
 _was_training: ContextVar[frozenset[int]] = ContextVar("_was_training", default=frozenset())
 """The submodules of these that training has in training mode, by id."""
 
@@ -209,11 +235,11 @@ def evaluation(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def modes(module: nn.Module) -> Iterator[None]:
+def modes(devices: Iterable[str]) -> Iterator[None]:
     """Grad mode, inference mode, autocast and anomaly detection.
 
     Args:
-        module: On whose devices autocast is off.
+        devices: On which kinds of them autocast is off.
 
     Yields:
         Nothing.
@@ -222,7 +248,7 @@ def modes(module: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
-        for device_type in {"cpu", *(p.device.type for p in module.parameters())}:
+        for device_type in devices:
             stack.enter_context(torch.autocast(device_type, enabled=False))
         if anomaly[0]:
             torch.autograd.set_detect_anomaly(False)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ntk_monitor.compat import tree_leaves, without_torch_function
+from ntk_monitor.compat import backward_seen, tree_leaves, without_torch_function
 from ntk_monitor.model.batch.structure import of_the_class, plain_tensor
 from ntk_monitor.model.isolation.interception import FunctionMode
 from ntk_monitor.model.step.comparison import Seen
@@ -66,6 +66,18 @@ class LossWatch(FunctionMode):
         self._paused, self._cut = False, cut
         self._normalised: Any = WeakIdKeyDictionary()
         self._count = 0
+        self._entered = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Begin to watch."""
+        self._entered.enter_context(backward_seen())
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:  # noqa: ANN401
+        """End it."""
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        self._entered.close()
 
     def call(
         self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]

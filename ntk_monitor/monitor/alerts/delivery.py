@@ -111,7 +111,7 @@ class Delivery:
         files.makedirs(self.folder, exist_ok=True)
         path = f"{self.folder}/{FILE}"
         try:
-            with files.open(path, "a") as file:
+            with files.open(path, "a" if files.exists(path) else "w") as file:
                 file.write(line)
         except (NotImplementedError, ValueError):  # stores that cannot append
             before = files.cat_file(path).decode() if files.exists(path) else ""

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-import fsspec
+from fsspec.core import url_to_fs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -231,7 +231,7 @@ def file_system(path: str) -> Any:  # noqa: ANN401
     Returns:
         The file system, of fsspec.
     """
-    return fsspec.url_to_fs(path)[0]
+    return url_to_fs(path)[0]
 
 
 def file_of(tag: str, step: int, ending: str) -> str:
