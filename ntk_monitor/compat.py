@@ -33,6 +33,7 @@ __all__ = [
     "default_device",
     "hooks_of",
     "is_traceable_wrapper_subclass",
+    "set_default_device",
     "tree_flatten",
     "tree_leaves",
     "tree_map",
@@ -89,6 +90,17 @@ def default_device() -> torch.device | None:
     """
     context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
     return None if context is None else context.device
+
+
+def set_default_device(device: torch.device | str | None) -> None:
+    """``torch.set_default_device``, after which torch 2.9 tells the default device, too.
+
+    Args:
+        device: The device; None for none.
+    """
+    torch.set_default_device(device)
+    if device is None and hasattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context"):
+        del torch._GLOBAL_DEVICE_CONTEXT.device_context
 
 
 IS_BACKWARD_SEEN = "has_torch_function" in torch.autograd.backward.__code__.co_names

@@ -13,6 +13,7 @@ from ntk_monitor.compat import (
     as_strided,
     default_device,
     hooks_of,
+    set_default_device,
     tree_leaves,
     without_torch_function,
 )
@@ -55,11 +56,12 @@ def test_nothing_else_uses_private_names_of_torch() -> None:
 def test_the_default_device_is_told() -> None:
     assert default_device() is None
     try:
-        torch.set_default_device("meta")
+        set_default_device("meta")
         assert default_device() == torch.device("meta")
     finally:
-        torch.set_default_device(None)
+        set_default_device(None)
     assert default_device() is None
+    assert torch.get_default_device() == torch.device("cpu")
 
 
 def test_functions_pass_modes_unseen() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ntk_monitor import probe
+from ntk_monitor.compat import set_default_device
 from ntk_monitor.model import quiet
 from ntk_monitor.model.derivatives import trial_gradients
 
@@ -292,7 +293,7 @@ def test_a_default_device_elsewhere_is_no_matter(method: str) -> None:
         torch.set_default_device("meta")
         found = probe(net, data, **settings)
     finally:
-        torch.set_default_device(None)
+        set_default_device(None)
     assert found.scalars() | {"ntk/probe_seconds": 0.0} == pytest.approx(
         wanted.scalars() | {"ntk/probe_seconds": 0.0}, nan_ok=True
     )

@@ -12,7 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ntk_monitor.compat import BACKWARD_HOOKS, NormWithStatistics, default_device
+from ntk_monitor.compat import (
+    BACKWARD_HOOKS,
+    NormWithStatistics,
+    default_device,
+    set_default_device,
+)
 from ntk_monitor.model.isolation.kernels import Kernels, enable_mkldnn, kernels_for
 from ntk_monitor.model.isolation.object_state import ObjectState
 from ntk_monitor.model.parameters.sharding import reshard, waiting_gradients
@@ -292,7 +297,7 @@ def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any]
 _cuda, _cudnn, _mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
 FLAGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "default device": (default_device, torch.set_default_device),
+    "default device": (default_device, set_default_device),
     "deterministic algorithms": (_determinism, _set_determinism),
     "number of threads": (torch.get_num_threads, torch.set_num_threads),
     "cuDNN enabled": _attribute(_cudnn, "enabled"),
