@@ -1,5 +1,5 @@
 # The verbs of this project, in the active virtual environment; `make help` lists them.
-.PHONY: help install lint format types test test-fast docs bench gallery outsiders
+.PHONY: help install lint format types test test-fast nightly versions docs bench gallery outsiders
 
 help:  ## List the verbs.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -24,6 +24,12 @@ test:  ## Run all tests, the doctests among them.
 
 test-fast:  ## Run the tests that take little, while working.
 	python -m pytest -n 2 --dist loadscope -m "not slow"
+
+nightly:  ## Run all tests with all combinations and examples: hours.
+	NTK_MONITOR_NIGHTLY=1 python -m pytest -n 2 --dist loadscope
+
+versions:  ## Run the fast tests with the lowest and the newest releases of everything (needs uv and gigabytes).
+	.ci/versions
 
 docs:  ## Build the site into docs/_build; a warning is an error, and so is a reference to nothing.
 	python -m sphinx -W --keep-going -n -b html docs docs/_build/html

@@ -25,6 +25,12 @@ SLOW = (
     *("docs/test_pages",),
 )
 """Those that `make test-fast` leaves out: marked ``slow``."""
+MARKED = {
+    "slow": SLOW,
+    "browser": ("views/browser/",),
+    "processes": ("ranks/", "harm/test_processes"),
+}
+"""Markers, and where the tests are that have them."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,8 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     items.sort(key=place)
     for item in items:
-        if any(f"tests/{name}" in item.nodeid for name in SLOW):
-            item.add_marker("slow")
+        for marker, names in MARKED.items():
+            if any(f"tests/{name}" in item.nodeid for name in names):
+                item.add_marker(marker)
 
 
 class Made(nn.Module):
