@@ -44,7 +44,7 @@ def test_a_saved_snapshot_comes_back_whole(tmp_path: Path) -> None:
 def test_nothing_is_pickled(tmp_path: Path) -> None:
     path = snapshot().save(tmp_path / "probe.npz")
     with np.load(path, allow_pickle=False) as archive:
-        assert json.loads(str(archive["record"]))["format"] == 2
+        assert json.loads(str(archive["record"]))["format"] == 3
         assert all(archive[name].dtype != object for name in archive)
 
 
@@ -62,7 +62,7 @@ def test_what_is_not_a_snapshot_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="snapshot of format 99"):
         Snapshot.load(other)
     partial = tmp_path / "partial.npz"
-    np.savez(partial, record=np.array(json.dumps({"format": 2})))
+    np.savez(partial, record=np.array(json.dumps({"format": 3})))
     with pytest.raises(ValueError, match="not a complete snapshot"):
         Snapshot.load(partial)
     with pytest.raises(FileNotFoundError):
@@ -72,14 +72,17 @@ def test_what_is_not_a_snapshot_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("trace", 1.0, "trace must be Estimate"),
-        ("trace", {"value": "1", "stderr": 0.0}, "trace must be Estimate"),
-        ("method", 3, "method must be str"),
-        ("products", -1, "products must be int"),
-        ("state_shape", [1, 2], r"state_shape must be \(B, T, n\)"),
+        ("trace", 1.0, r"Expected `object`, got `float` - at `\$.trace`"),
+        ("trace", {"value": "1", "stderr": 0.0}, r"got `str` - at `\$.trace.value`"),
+        ("method", 3, r"Expected `str`, got `int` - at `\$.method`"),
+        ("products", -1, "negative counts"),
+        ("state_shape", [1, 2], r"at `\$.state_shape`"),
         ("state_shape", [1, 1, 1], "temporal_modes must have shape"),
+        ("core_spectrum", "tensor_99", "no real numbers 'tensor_99'"),
+        ("core_spectrum", "bytes", "no real numbers 'bytes'"),
         ("coverage", None, "not a complete snapshot"),
-        ("state", [1], "state must be"),
+        ("state", [1], r"at `\$.state\[0\]`"),
+        ("tolerance_met", 1, r"at `\$.tolerance_met`"),
     ],
 )
 def test_a_damaged_snapshot_is_refused(
@@ -90,6 +93,7 @@ def test_a_damaged_snapshot_is_refused(
         arrays = dict(archive)
     record = json.loads(str(arrays["record"]))
     arrays["record"] = np.array(json.dumps({**record, field: value}))
+    arrays["bytes"] = np.zeros(3, dtype=np.int8)
     np.savez(path, **arrays)
     with pytest.raises(ValueError, match=message):
         Snapshot.load(path)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from ntk_monitor.estimators import Estimate
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

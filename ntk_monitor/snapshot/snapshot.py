@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
+import msgspec
 import numpy as np
-import torch
 from torch import Tensor
 
 from ntk_monitor import brief
@@ -22,16 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 from ntk_monitor.snapshot.parts import ComparedOutput, Forecast, Instruments, TargetMode
-from ntk_monitor.snapshot.saving import (
-    FORMAT,
-    KINDS,
-    is_count,
-    is_estimate,
-    is_number,
-    plain,
-    revive,
-    with_forecast,
-)
+from ntk_monitor.snapshot.saving import FORMAT, put_together, taken_apart
 
 AHEAD = (10, 30)
 """Steps ahead for which the loss is logged."""
@@ -219,18 +210,7 @@ class Snapshot:
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        arrays: dict[str, Any] = {}
-        record: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                arrays[field.name] = value.numpy()
-            elif isinstance(value, Forecast):
-                tensors = {f.name: getattr(value, f.name) for f in fields(value)}
-                record[field.name] = tensors.pop("valid_for")
-                arrays |= {f"forecast_{name}": t.numpy() for name, t in tensors.items()}
-            else:
-                record[field.name] = plain(value)
+        record, arrays = taken_apart(self)
         text = json.dumps({"format": FORMAT, **record})
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         try:
@@ -257,7 +237,7 @@ class Snapshot:
         try:
             with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 record = json.loads(str(archive["record"]))
-                arrays = {k: torch.from_numpy(archive[k]) for k in archive if k != "record"}
+                arrays = {name: archive[name] for name in archive if name != "record"}
         except (ValueError, KeyError, EOFError, BadZipFile) as error:
             raise ValueError(f"{path} is not a snapshot: {error}") from error
         found = record.pop("format", None) if isinstance(record, dict) else None
@@ -266,9 +246,9 @@ class Snapshot:
                 f"{path} is a snapshot of format {found}, this version reads format {FORMAT}"
             )
         try:
-            snapshot = cls(**with_forecast(arrays, revive(record)))
+            snapshot = put_together(cls, record, arrays)
             snapshot.require_valid()
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+        except (msgspec.ValidationError, ValueError) as error:
             raise ValueError(f"{path} is not a complete snapshot: {error}") from error
         return snapshot
 
@@ -276,23 +256,14 @@ class Snapshot:
         """Check every field's type, and the shapes of the tensors.
 
         Raises:
-            TypeError: If one is not what it should be.
+            ValueError: If one is not what it should be.
         """
-        for field in fields(self):
-            value, wanted = getattr(self, field.name), KINDS.get(str(field.type))
-            if wanted is not None and not wanted(value):
-                raise TypeError(f"{field.name} must be {field.type}, got {value!r}")
-        if not all(map(is_count, self.state_shape)) or len(self.state_shape) != 3:
-            raise TypeError(f"state_shape must be (B, T, n), got {self.state_shape}")
+        put_together(type(self), *taken_apart(self))
+        if min(*self.state_shape, self.products) < 0:
+            raise ValueError(f"negative counts: {self.state_shape}, {self.products} products")
         modes = (len(self.temporal_spectrum), *self.state_shape[:2])
         if self.temporal_modes.shape != modes:
             found = tuple(self.temporal_modes.shape)
-            raise TypeError(f"temporal_modes must have shape {modes}, got {found}")
+            raise ValueError(f"temporal_modes must have shape {modes}, got {found}")
         if self.core_spectrum.ndim != 1 or self.target_patterns.ndim != 3:
-            raise TypeError("core_spectrum must have one axis, and target_patterns three")
-        for mode in self.target_modes:
-            numbers = (mode.singular_value, mode.gain, mode.learned, mode.core_overlap)
-            if not is_count(mode.index) or not all(map(is_number, numbers)):
-                raise TypeError(f"target_modes must hold numbers, got {mode}")
-            if not is_estimate(mode.alignment):
-                raise TypeError(f"target_modes must hold estimates of alignments, got {mode}")
+            raise ValueError("core_spectrum must have one axis, and target_patterns three")

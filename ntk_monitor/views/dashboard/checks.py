@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
 
 from ntk_monitor.views.record import FORMAT, plain
 
@@ -17,7 +19,6 @@ LARGEST = 2**53
 """Whole numbers beyond it are not exact in a browser."""
 SEVERITIES = frozenset({"info", "warning"})
 
-_TEXTS = {"NaN", "Infinity", "-Infinity"}
 _ODD = (KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
@@ -63,33 +64,75 @@ def checked_snapshot(content: Any) -> dict[str, Any]:  # noqa: ANN401
             f"it is of format {record.get('format')!r}, this version reads 1 to {FORMAT}"
         )
     try:
-        _require(len(record["state_shape"]) == 3, "state_shape")
-        for name in ("core_spectrum", "temporal_spectrum", "state_shape"):
-            _require(all(map(_is_number, record[name])), name)
-        for name in ("trace", "core_total", "coverage", "products"):
-            _require(_is_number(record[name]), name)
-        for name in ("temporal_modes", "target_patterns"):
-            _require(_are_patterns(record[name]), name)
-        seen = record["seen_patterns"]
-        _require(seen is None or _are_patterns(seen), "seen_patterns")
-        for mode in record["target_modes"]:
-            _require(_is_whole(mode["index"]), "target_modes")
-            numbers = (mode["gain"], mode["core_overlap"], mode["learned"], mode["singular_value"])
-            _require(all(map(_is_number, numbers)), "target_modes")
-            _require(mode["steps_to_learn"] is None or _is_number(mode["steps_to_learn"]), "steps")
-            _require(_is_band(mode.get("steps_band")), "steps_band")
-            _require(_is_number(mode.get("share", 0)), "share")
-            for name, share in mode.get("by_site", ()):
-                _require(isinstance(name, str) and _is_number(share), "by_site")
-            for output, part in mode.get("by_output", ()):
-                _require(_is_whole(output) and _is_number(part), "by_output")
-        for name, *numbers in record.get("trace_by_site", ()):
-            _require(isinstance(name, str) and all(map(_is_number, numbers)), "trace_by_site")
-        for name in ("dead_units", "saturated_units"):
-            _require(_is_number(record.get(name, 0)), name)
-    except _ODD as error:
+        msgspec.convert(record, _Snapshot)
+    except (msgspec.ValidationError, RecursionError) as error:
         raise ValueError(f"it is not complete ({error})") from error
     return record
+
+
+Whole = Annotated[int, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
+Number = float | Literal["NaN", "Infinity", "-Infinity"]
+"""What of a number JSON has no sign for is text."""
+
+
+class _Pattern(msgspec.Struct):
+    values: list[list[Whole | None]]
+    scale: Number
+
+
+class _Patterns(msgspec.Struct):
+    trials: list[Whole]
+    steps: list[Whole]
+    items: list[_Pattern]
+
+    def __post_init__(self) -> None:
+        """Each has a row for each trial, with an entry for each step.
+
+        Raises:
+            ValueError: If one has not.
+        """
+        shape = {len(self.steps)} if self.trials else set()
+        for item in self.items:
+            if len(item.values) != len(self.trials) or {len(row) for row in item.values} != shape:
+                raise ValueError("patterns of another shape than their axes")
+
+
+class _Share(msgspec.Struct, array_like=True):
+    name: str
+    share: Number
+    stderr: Number = 0.0
+
+
+class _Mode(msgspec.Struct):
+    index: Whole
+    gain: Number
+    core_overlap: Number
+    learned: Number
+    singular_value: Number
+    steps_to_learn: Number | None
+    steps_band: tuple[Number, Number] | None = None
+    share: Number = 0.0
+    by_site: list[_Share] = []
+    by_output: list[tuple[Whole, Number]] = []
+
+
+class _Snapshot(msgspec.Struct):
+    """What the tab draws of a snapshot's record, as far as every version has it."""
+
+    state_shape: tuple[Whole, Whole, Whole]
+    core_spectrum: list[Number]
+    temporal_spectrum: list[Number]
+    trace: Number
+    core_total: Number
+    coverage: Number
+    products: Number
+    temporal_modes: _Patterns
+    target_patterns: _Patterns
+    seen_patterns: _Patterns | None
+    target_modes: list[_Mode]
+    trace_by_site: list[_Share] = []
+    dead_units: Number = 0.0
+    saturated_units: Number = 0.0
 
 
 def checked_facts(content: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -185,27 +228,6 @@ def _object(content: Any, most: int) -> dict[str, Any]:  # noqa: ANN401
     if _is_deep(record, MOST_LEVELS):
         raise ValueError(f"it is more than {MOST_LEVELS} levels deep")
     return dict(plain(dict(record)))
-
-
-def _are_patterns(patterns: Any) -> bool:  # noqa: ANN401
-    axes = (patterns["trials"], patterns["steps"])
-    shaped = all(
-        len(item["values"]) == len(axes[0])
-        and all(len(row) == len(axes[1]) for row in item["values"])
-        and all(v is None or _is_whole(v) for row in item["values"] for v in row)
-        and _is_number(item["scale"])
-        for item in patterns["items"]
-    )
-    return shaped and all(_is_whole(index) for axis in axes for index in axis)
-
-
-def _is_number(value: Any) -> bool:  # noqa: ANN401
-    return type(value) is float or _is_whole(value) or (isinstance(value, str) and value in _TEXTS)
-
-
-def _is_band(value: Any) -> bool:  # noqa: ANN401
-    ends = isinstance(value, list) and len(value) == 2
-    return value is None or (ends and all(map(_is_number, value)))
 
 
 def _is_whole(value: Any) -> bool:  # noqa: ANN401
