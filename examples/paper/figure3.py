@@ -27,7 +27,7 @@ SPANNED = 6
 
 def measure(seed: int, full: bool) -> Result:
     """Network 1 at initialisation, then its cosines while SGD trains it."""
-    units, steps, every = (256, 1000, 50) if full else (64, 200, 50)
+    units, steps, every = (256, 1000, 50) if full else (64, 200, 100)
     torch.manual_seed(seed)
     model = GRURegression(hidden_size=units)
     start, biased = (
