@@ -28,7 +28,7 @@ test-fast:  ## Run the tests that take little, while working.
 nightly:  ## Run all tests with all combinations and examples: hours.
 	NTK_MONITOR_NIGHTLY=1 python -m pytest -n 2 --dist loadscope
 
-versions:  ## Run the fast tests with the lowest and the newest releases of everything (needs uv and gigabytes).
+versions:  ## Run most tests with the lowest and the newest releases of everything (needs uv and gigabytes).
 	.ci/versions
 
 docs:  ## Build the site into docs/_build; a warning is an error, and so is a reference to nothing.

@@ -19,10 +19,12 @@ LONG = (
 """Few tests that take long: begun first, so that no worker is left with them at the end."""
 SLOW = (
     *LONG,
-    *("zoo/", "outsiders/", "remedies/test_search", "test_try", "test_probe_truth"),
+    *("zoo/", "outsiders/", "test_try", "test_probe_truth"),
     *("monitor/test_callback", "monitor/test_loggers", "harm/", "examples/", "model/test_theory"),
     *("views/test_report", "views/test_dashboard_server", "test_checkpoints", "test_cli"),
-    *("docs/test_pages",),
+    *("docs/", "estimators/", "remedies/", "test_commands"),
+    *("model/test_operations", "model/test_same_function", "model/test_trial_gradients"),
+    *("model/test_site_sampling", "model/test_inplace"),
 )
 """Those that `make test-fast` leaves out: marked ``slow``."""
 MARKED = {
