@@ -231,7 +231,7 @@ GLOSSARY = (
         "probe seconds",
         "What the probe cost.",
         "above 0",
-        "max_products down.",
+        "Long beside your steps: max_products down.",
         "seconds",
     ),
     Term(
