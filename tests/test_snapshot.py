@@ -41,6 +41,16 @@ def test_a_saved_snapshot_comes_back_whole(tmp_path: Path) -> None:
             assert type(a) is type(b)
 
 
+def test_bfloat16_comes_back_in_single_precision(tmp_path: Path) -> None:
+    """NumPy has none, and the state of a small model in it may be measured in it."""
+    first = snapshot()
+    modes = first.temporal_modes.bfloat16()
+    first = dataclasses.replace(first, temporal_modes=modes)
+    first.require_valid()
+    second = Snapshot.load(first.save(tmp_path / "probe.npz"))
+    assert torch.equal(second.temporal_modes, modes.float())
+
+
 def test_nothing_is_pickled(tmp_path: Path) -> None:
     path = snapshot().save(tmp_path / "probe.npz")
     with np.load(path, allow_pickle=False) as archive:

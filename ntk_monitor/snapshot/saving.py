@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def taken_apart(measured: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401
-    """A dataclass as plain types that JSON can hold, and its tensors apart.
+    """A dataclass as plain types that JSON can hold, and its tensors apart, bfloat16 as float32.
 
     Args:
         measured: The dataclass; others may be in it.
@@ -29,7 +29,8 @@ def taken_apart(measured: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa
         if not isinstance(value, Tensor):
             raise NotImplementedError(f"{type(value).__name__} cannot be written")
         name = f"tensor_{len(arrays)}"
-        arrays[name] = value.detach().cpu().numpy()
+        value = value.detach().cpu()
+        arrays[name] = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
         return name
 
     record: dict[str, Any] = msgspec.to_builtins(measured, enc_hook=name_of)

@@ -105,6 +105,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, Tenso
     "modes only": (mlp, lambda: (draw(13, 3), draw(13, 4)), {"tier": "modes"}),
     "core only": (mlp, lambda: (draw(13, 3), draw(13, 4)), {"tier": "core"}),
 }
+COMPARED: dict[str, Any] = {"dtype": torch.float64, "modes": 2, "max_products": 48}
+"""What both are probed with: enough for a round of samples, and for directions after it."""
 DENSE = {"mlp", "classes", "gru", "experts"}
 ANY_METHOD = DENSE | {"wide core", "transformer"}
 """Those that are measured by double backward, too, which knows nothing of processes."""
@@ -162,7 +164,7 @@ def compare(processes: Processes) -> dict[str, Any]:
             torch.manual_seed(3)
             module = make().double()
             batch = tuple(t.double() if t.is_floating_point() else t for t in draw_batch())
-            probe = Probe(method=method, dtype=torch.float64, modes=2, **settings)
+            probe = Probe(method=method, **COMPARED | settings)
             # A forecast has products of its own, whatever the method, and many small messages.
             wanted = processes.size == 2 or name in DENSE
             rate = 0.1 if method == METHODS[0] and wanted else None

@@ -25,7 +25,7 @@ from ntk_monitor.descent import descent_of
 from ntk_monitor.model import linearize
 from ntk_monitor.probe import Probe
 from ntk_monitor.processes import ALONE, Processes
-from ranks.data_parallel import CASES, by_samples_alone, draw, mlp, numbers, part
+from ranks.data_parallel import CASES, COMPARED, by_samples_alone, draw, mlp, numbers, part
 
 SHARDED = (
     "mlp",
@@ -71,14 +71,14 @@ def compare(processes: Processes, mesh: DeviceMesh) -> dict[str, Any]:
     for name in SHARDED if processes.size == 2 else ("mlp", "gru"):
         make, draw_batch, settings = CASES[name]
         batch = tuple(t.double() if t.is_floating_point() else t for t in draw_batch())
-        probe = Probe(dtype=torch.float64, modes=2, **settings)
+        probe = Probe(**COMPARED | settings)
         module = shard(made(make), mesh)
         before = state_of(module)
         together = numbers(probe, module, part(batch, processes), processes)
         assert state_of(module) == before
         alone = None
         if processes.index == 0:
-            probe = Probe(method="in-place", dtype=torch.float64, modes=2, **settings)
+            probe = Probe(method="in-place", **COMPARED | settings)
             alone = numbers(probe, made(make), batch)
         found[f"{name}, in-place"] = {"together": together, "alone": alone}
     return found
@@ -101,7 +101,7 @@ def tensor_parallel(world: Processes) -> dict[str, Any]:
     if pairs > 1:
         shard(module, mesh["data_parallel"])
     batch = draw(13, 3).double(), draw(13, 4).double()
-    settings: Any = {"state": "2", "dtype": torch.float64, "modes": 2}
+    settings: Any = {"state": "2", **COMPARED}
     before = state_of(module)
     together = numbers(Probe(**settings), module, part(batch, processes), processes)
     assert state_of(module) == before
