@@ -64,6 +64,7 @@ def test_functions_are_named_by_their_import_path(
     config = yaml.safe_load((CONFIGS / "memory_pro_network1.yaml").read_text())
     config["trainer"] |= {"max_steps": 2, "enable_progress_bar": False, "logger": False}
     config["trainer"]["enable_checkpointing"] = False
+    config["trainer"]["default_root_dir"] = str(tmp_path / "logs")  # where the config is saved
     config["trainer"]["callbacks"] = [
         {
             "class_path": "ntk_monitor.NTKMonitor",
