@@ -65,7 +65,7 @@ def checked_snapshot(content: Any) -> dict[str, Any]:  # noqa: ANN401
         )
     try:
         msgspec.convert(record, _Snapshot)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.ValidationError, OverflowError, RecursionError) as error:
         raise ValueError(f"it is not complete ({error})") from error
     return record
 
