@@ -4,13 +4,16 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import ntk_monitor
+from ntk_monitor import compat
 from ntk_monitor.compat import (
     NormWithStatistics,
     as_strided,
+    backward_seen,
     default_device,
     hooks_of,
     set_default_device,
@@ -62,6 +65,30 @@ def test_the_default_device_is_told() -> None:
         set_default_device(None)
     assert default_device() is None
     assert torch.get_default_device() == torch.device("cpu")
+
+
+def test_going_backward_is_seen_where_torch_does_not_show_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As with torch 2.9; this test has it so whatever the version."""
+    seen: list[str] = []
+    made: list[Tensor] = []
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
+            seen.append(func.__name__)
+
+    hidden = made.append
+    monkeypatch.setattr(torch.autograd, "backward", hidden)
+    monkeypatch.setattr(compat, "IS_BACKWARD_SEEN", False)
+    loss = torch.ones(())
+    with backward_seen(), Watch():
+        torch.autograd.backward(loss)
+    assert (seen, made) == (["backward"], [])
+    with backward_seen():
+        torch.autograd.backward(loss)
+    assert made == [loss]
+    assert torch.autograd.backward is hidden
 
 
 def test_functions_pass_modes_unseen() -> None:

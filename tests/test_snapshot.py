@@ -86,6 +86,7 @@ def test_what_is_not_a_snapshot_is_refused(tmp_path: Path) -> None:
         ("trace", {"value": "1", "stderr": 0.0}, r"got `str` - at `\$.trace.value`"),
         ("method", 3, r"Expected `str`, got `int` - at `\$.method`"),
         ("products", -1, "negative counts"),
+        ("state_shape", [-1, -1, 1], "negative counts"),
         ("state_shape", [1, 2], r"at `\$.state_shape`"),
         ("state_shape", [1, 1, 1], "temporal_modes must have shape"),
         ("core_spectrum", "tensor_99", "no real numbers 'tensor_99'"),

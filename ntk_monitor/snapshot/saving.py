@@ -46,8 +46,10 @@ def put_together(kind: type[T], record: Any, arrays: Mapping[str, Any]) -> T:  #
         arrays: Likewise.
 
     Returns:
-        It, with every field of the type that it is declared to have; for another there is a
-        ``msgspec.ValidationError`` that names it.
+        It, with every field of the type that it is declared to have.
+
+    Raises:
+        ValueError: If one is of another; the message names it.
     """
 
     def tensor_of(wanted: type, name: Any) -> Tensor:  # noqa: ANN401
@@ -56,4 +58,7 @@ def put_together(kind: type[T], record: Any, arrays: Mapping[str, Any]) -> T:  #
             raise ValueError(f"there are no real numbers {name!r}")
         return torch.from_numpy(found)
 
-    return msgspec.convert(record, kind, dec_hook=tensor_of)
+    try:
+        return msgspec.convert(record, kind, dec_hook=tensor_of)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from error

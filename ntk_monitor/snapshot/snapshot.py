@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
-import msgspec
 import numpy as np
 from torch import Tensor
 
@@ -247,20 +246,25 @@ class Snapshot:
             )
         try:
             snapshot = put_together(cls, record, arrays)
-            snapshot.require_valid()
-        except (msgspec.ValidationError, ValueError) as error:
+            snapshot._require_shapes()
+        except ValueError as error:
             raise ValueError(f"{path} is not a complete snapshot: {error}") from error
         return snapshot
 
     def require_valid(self) -> None:
         """Check every field's type, and the shapes of the tensors.
 
-        Raises:
-            ValueError: If one is not what it should be.
+        One that is not what it should be raises a ValueError.
         """
         put_together(type(self), *taken_apart(self))
-        if min(*self.state_shape, self.products) < 0:
-            raise ValueError(f"negative counts: {self.state_shape}, {self.products} products")
+        self._require_shapes()
+
+    def _require_shapes(self) -> None:
+        counts = (*self.state_shape, self.products, *(mode.index for mode in self.target_modes))
+        if min(counts) < 0:
+            raise ValueError(
+                f"negative counts among state_shape, products and indices of modes: {counts}"
+            )
         modes = (len(self.temporal_spectrum), *self.state_shape[:2])
         if self.temporal_modes.shape != modes:
             found = tuple(self.temporal_modes.shape)

@@ -420,7 +420,6 @@ def test_float32_is_float32_where_less_is_allowed() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace.*is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("inside", [True, False])
 def test_scripted_modules_are_refused_and_left_in_training(*, inside: bool) -> None:
     scripted = torch.jit.trace(nn.Linear(3, 4), torch.zeros(2, 3))

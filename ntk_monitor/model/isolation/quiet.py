@@ -49,7 +49,7 @@ def quiet(module: nn.Module, *, kernels: Kernels = "plain") -> Iterator[None]:
     inside = _inside.get()
     with ExitStack() as stack:
         if id(module) not in inside:
-            inside = {**inside, id(module): Parts.of(module)}
+            inside = {**inside, id(module): Kinds.of(module)}
             stack.callback(_inside.reset, _inside.set(inside))
             for guard in GUARDS:
                 stack.enter_context(guard(module))
@@ -59,8 +59,8 @@ def quiet(module: nn.Module, *, kernels: Kernels = "plain") -> Iterator[None]:
         yield
 
 
-class Parts(NamedTuple):
-    """What a module is made of.
+class Kinds(NamedTuple):
+    """The kinds of layers and of devices of a module.
 
     Attributes:
         layers: The classes of its submodules.
@@ -78,14 +78,14 @@ class Parts(NamedTuple):
             module: The module.
 
         Returns:
-            What it is made of.
+            Its kinds.
         """
         devices = {"cpu", *(p.device.type for p in module.parameters())}
         return cls(frozenset(map(type, module.modules())), frozenset(devices))
 
 
-_inside: ContextVar[Mapping[int, Parts]] = ContextVar("_inside", default={})  # noqa: B039
-"""The modules that are being probed, by id, and what they are made of."""
+_inside: ContextVar[Mapping[int, Kinds]] = ContextVar("_inside", default={})  # noqa: B039
+"""The modules that are being probed, by id, and their kinds."""
 _was_training: ContextVar[frozenset[int]] = ContextVar("_was_training", default=frozenset())
 """The submodules of these that training has in training mode, by id."""
 

@@ -111,9 +111,9 @@ class Delivery:
         files.makedirs(self.folder, exist_ok=True)
         path = f"{self.folder}/{FILE}"
         try:
-            with files.open(path, "a" if files.exists(path) else "w") as file:
+            with files.open(path, "a") as file:
                 file.write(line)
-        except (NotImplementedError, ValueError):  # stores that cannot append
+        except (NotImplementedError, ValueError, FileNotFoundError):  # stores that cannot append
             before = files.cat_file(path).decode() if files.exists(path) else ""
             with files.open(path, "w") as file:
                 file.write(before + line)

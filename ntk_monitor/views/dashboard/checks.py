@@ -65,13 +65,13 @@ def checked_snapshot(content: Any) -> dict[str, Any]:  # noqa: ANN401
         )
     try:
         msgspec.convert(record, _Snapshot)
-    except (msgspec.ValidationError, OverflowError, RecursionError) as error:
+    except msgspec.ValidationError as error:
         raise ValueError(f"it is not complete ({error})") from error
     return record
 
 
 Whole = Annotated[int, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
-Number = float | Literal["NaN", "Infinity", "-Infinity"]
+Number = Whole | float | Literal["NaN", "Infinity", "-Infinity"]
 """What of a number JSON has no sign for is text."""
 
 
@@ -97,7 +97,7 @@ class _Patterns(msgspec.Struct):
                 raise ValueError("patterns of another shape than their axes")
 
 
-class _Share(msgspec.Struct, array_like=True):
+class _Share(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     name: str
     share: Number
     stderr: Number = 0.0
@@ -112,7 +112,7 @@ class _Mode(msgspec.Struct):
     steps_to_learn: Number | None
     steps_band: tuple[Number, Number] | None = None
     share: Number = 0.0
-    by_site: list[_Share] = []
+    by_site: list[tuple[str, Number]] = []
     by_output: list[tuple[Whole, Number]] = []
 
 
