@@ -110,6 +110,17 @@ def test_a_damaged_snapshot_is_refused(
         Snapshot.load(path)
 
 
+def test_what_is_in_a_mode_is_checked() -> None:
+    first = snapshot()
+    first.require_valid()
+    odd = dataclasses.replace(first.target_modes[0], index=-1)
+    with pytest.raises(ValueError, match="negative counts"):
+        dataclasses.replace(first, target_modes=(odd,)).require_valid()
+    odd = dataclasses.replace(odd, gain="much")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"at `\$.target_modes\[0\].gain`"):
+        dataclasses.replace(first, target_modes=(odd,)).require_valid()
+
+
 def test_a_file_that_ends_too_soon_is_refused(tmp_path: Path) -> None:
     path = snapshot().save(tmp_path / "probe.npz")
     path.write_bytes(path.read_bytes()[:-200])

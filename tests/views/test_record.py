@@ -141,6 +141,8 @@ def test_a_writer_without_files_is_refused_or_ignored() -> None:
         {"format": 0},
         {"dead_units": "many"},
         {"trace": 10**400},
+        {"trace": 2**60},
+        {"trace_by_site": [["a", 0.5, 0.1, "more"]]},
         {"state_shape": [1, 2, 10**400]},
         {"more": functools.reduce(lambda inner, _: [inner], range(400), [])},
     ],
