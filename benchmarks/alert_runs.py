@@ -23,6 +23,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ntk_monitor.descent import Clipping, Descent, Scheduled, descent_of, read_ahead
+from ntk_monitor.monitor.score import Score
 from ntk_monitor.probe import Probe
 from ntk_monitor.snapshot import Snapshot, TargetMode
 
@@ -92,7 +93,7 @@ def record(name: str, seed: int) -> dict[str, Any]:
         "headroom": [], "modes": [],
     }  # fmt: skip
     every = max(training.steps // PROBES, 1)
-    losses = [math.nan]
+    losses, score = [math.nan], Score()
 
     def look(step: int) -> None:
         if step % every:
@@ -104,6 +105,7 @@ def record(name: str, seed: int) -> dict[str, Any]:
             horizon=max(training.steps - step, 1),
             second=None if alike else training.batch(),
         )
+        snapshot = score.kept(snapshot, step)
         found["steps"].append(step)
         found["loss"].append(short(losses[-1]))
         whole = snapshot.transfer

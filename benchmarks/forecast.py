@@ -1,7 +1,8 @@
 """What a forecast says, and what then happens.
 
-The trainings of `forecast_trainings.py` are forecast at their beginning, and after 5 and 30 % of
-their steps; then they go on, and it is recorded what happens to the loss and to the target's modes.
+The trainings of `forecast_trainings.py` are probed a few times, as a monitor would; what is said at
+their beginning, and after 5 and 30 % of their steps, is kept, and it is recorded what then happens
+to the loss and to the target's modes.
 `forecast_scores.py` compares the two. What happened is told by a few lines of this file's own, in
 the mode that a forecast speaks of: batch statistics as in training, no dropout.
 
@@ -19,7 +20,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,6 +37,9 @@ from ntk_monitor.probe import Probe
 
 RUNS = Path(__file__).parent / "results" / "forecast_runs.json.gz"
 CHECKPOINTS = (0.0, 0.05, 0.3)
+"""Shares of the training after which a forecast is compared with what then happens."""
+BETWEEN = (0.01, 0.025, 0.1, 0.2)
+"""Other shares at which the training is probed, so that a forecast knows how earlier ones fared."""
 POINTS = 300
 """How often the modes are looked at in a training, besides the steps just after a forecast."""
 FAILED = {"loss": math.nan, "steps": [], "losses": [], "valid_for": 0.0, "modes": []}
@@ -48,7 +52,8 @@ def say(training: Training, model: nn.Module, optimizer: Optimizer, step: int) -
     """What a probe forecasts; all that this benchmark knows of the package.
 
     Args:
-        training: The training; its probe is made at its first forecast, and kept in ``kept``.
+        training: The training; its probe is made at its first forecast, and kept in ``kept``,
+            and so is the score of earlier forecasts.
         model: Its model.
         optimizer: Its optimizer.
         step: How many steps were made.
@@ -63,9 +68,11 @@ def say(training: Training, model: nn.Module, optimizer: Optimizer, step: int) -
         descent_of,
         read_ahead,
     )
+    from ntk_monitor.monitor.score import Score  # noqa: PLC0415
 
     if "probe" not in training.kept:
         training.kept["probe"] = Probe(tier="modes", state=training.state, loss_fn=training.loss)
+        training.kept["score"] = Score()
     remaining = training.steps - step
     schedulers = [] if training.scheduler is None else [Scheduled(training.scheduler)]
     descent = descent_of(
@@ -77,6 +84,7 @@ def say(training: Training, model: nn.Module, optimizer: Optimizer, step: int) -
     snapshot = training.kept["probe"](
         model, training.evaluation, descent=descent, second=training.second, horizon=remaining
     )
+    snapshot = training.kept["score"].kept(snapshot, step)
     forecast = snapshot.forecast
     return {
         "loss": float(snapshot.loss),
@@ -279,6 +287,7 @@ def record(name: str, *, tangent: bool = False) -> dict[str, Any]:
     modes, speak = modes_of(training), stand_in if tangent else say
     steps = training.steps
     checkpoints = [round(share * steps) for share in CHECKPOINTS]
+    between = {round(share * steps) for share in BETWEEN}
     watched = set(range(0, steps + 1, max(1, steps // POINTS))) | {steps}
     for step in checkpoints:
         watched.update(step + ahead for ahead in (*range(11), *horizons_around()))
@@ -301,6 +310,9 @@ def record(name: str, *, tangent: bool = False) -> dict[str, Any]:
             ):
                 found[field].append(_short(value))
             found["learned"].append([_short(value) for value in now.learned])
+        if step in between.difference(checkpoints):
+            with suppress(Exception):  # kept where it is scored
+                speak(training, training.model, training.optimizer, step)
         if step in checkpoints:
             begin = time.perf_counter()
             try:

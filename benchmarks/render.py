@@ -210,7 +210,8 @@ def forecast(results: dict[str, Any]) -> str:
     lines = [
         "## Forecasts\n",
         f"{results['trainings']} short trainings (`benchmarks/forecast_trainings.py`), forecast at",
-        "their beginning, after 5 and 30 % of their steps (`benchmarks/forecast.py`). Settings",
+        "their beginning, after 5 and 30 % of their steps; four more probes in between let",
+        "forecasts know how earlier ones fared (`benchmarks/forecast.py`). Settings",
         "were chosen on one half of the tasks; *report* is the other. Loss: share within 25 % of",
         "what came so many steps ahead, in brackets that of no change at all. Time: share of modes",
         "whose steps to learn are right within a factor 5, or rightly beyond the training's end;",

@@ -13,6 +13,7 @@ from ntk_monitor.descent.optimizers import (
 )
 from ntk_monitor.descent.prediction import Predicted, Setting, predict
 from ntk_monitor.descent.schedules import Ahead, Scheduled, read_ahead
+from ntk_monitor.descent.times import crossing
 from ntk_monitor.descent.velocity import Velocity
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Scheduled",
     "Setting",
     "Velocity",
+    "crossing",
     "descent_of",
     "plain_descent",
     "plain_optimizer",

@@ -35,7 +35,7 @@ from ntk_monitor.probe import Probe
 from ntk_monitor.probing.settings import ProbeSettings, Tier
 from ntk_monitor.snapshot import Snapshot
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 class BaseMonitor:

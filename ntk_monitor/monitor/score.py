@@ -1,14 +1,19 @@
-"""How far ahead the forecasts of a training have come true."""
+"""How far ahead the forecasts of a training have come true, and how fast."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from ntk_monitor.snapshot import Forecast, Snapshot
+from ntk_monitor.descent import crossing
+from ntk_monitor.snapshot import Forecast, Snapshot, TargetMode
 
 KEPT = 20
 """Forecasts that are remembered, and four times as many comparisons."""
@@ -19,46 +24,76 @@ OFTEN = 0.75
 as far."""
 FEWEST = 3
 """Comparisons that say something."""
+RECENT = 1 / 3
+"""Share of the steps so far, the latest, in which it is looked at how fast forecasts come true."""
+SLOWEST = 100.0
+"""What forecasts are taken to be slower by at most."""
+
+Vector = NDArray[np.float64]
+
+
+class Said(NamedTuple):
+    """A forecast of the training.
+
+    Attributes:
+        step: The optimizer step at which it was made.
+        forecast: What it was, whatever earlier ones came to.
+        slowing: What the time in its loss was then stretched by.
+    """
+
+    step: int
+    forecast: Forecast
+    slowing: float = 1.0
 
 
 class Score:
-    """Compares earlier forecasts with the losses that came."""
+    """Compares earlier forecasts with what came, and corrects the next one by it."""
 
     def __init__(self) -> None:
         """Begin with nothing to compare."""
-        self._forecasts: list[tuple[int, Forecast]] = []
+        self._said: list[Said] = []
         self._found: list[tuple[float, bool]] = []
 
     def kept(self, snapshot: Snapshot, step: int) -> Snapshot:
-        """Compare a snapshot's loss with what was forecast of it, and remember its own forecast.
+        r"""Compare a snapshot with what was forecast of it, and remember its own forecast.
+
+        Steps on other batches undo a part of what a step does to the one that is probed, and speed
+        is lost as the kernel changes: in the latest third of the training so far things took
+        ``s >= 1`` times as many steps as forecasts gave them. That may be so in the coming steps,
+        or not, so that time in the new forecast is stretched by :math:`\sqrt{s}`: of the loss, and
+        of each target mode by its own ``s``. Steps to learn are stretched likewise; their band
+        reaches from those of the forecast to ``s`` times as many.
 
         Args:
             snapshot: A measurement of the training.
             step: The optimizer step at which it was made.
 
         Returns:
-            The same, its forecast knowing for how many steps earlier ones have come true.
+            The same, its forecast corrected, and knowing for how many steps earlier ones have come
+            true.
         """
         if snapshot.loss is not None:
-            for when, forecast in self._forecasts:
-                ahead = step - when
-                said = forecast.loss_in(ahead) if ahead > 0 else None
-                if said is not None:
-                    right = abs(said - snapshot.loss) <= RIGHT * abs(snapshot.loss)
-                    self._found.append((ahead, right))
-            self._found = self._found[-4 * KEPT :]
+            self._compare(snapshot.loss, step)
         if snapshot.forecast is None:
             return snapshot
-        forecast = replace(snapshot.forecast, valid_for=self._holds_for(snapshot.forecast))
-        self._forecasts = [*self._forecasts, (step, forecast)][-KEPT:]
-        return replace(snapshot, forecast=forecast)
+        forecast = snapshot.forecast
+        recent = [said for said in self._said if said.step >= (1 - RECENT) * step]
+        recent = [*(recent or self._said[-1:]), Said(step, forecast)]
+        of_the_loss, *of_modes = (_slower(recent, i) for i in range(_curves(forecast).shape[1]))
+        self._said = [*self._said, Said(step, forecast, math.sqrt(of_the_loss))][-KEPT:]
+        forecast = _stretched(forecast, np.sqrt([of_the_loss, *of_modes]))
+        return replace(
+            snapshot,
+            forecast=replace(forecast, valid_for=self._holds_for(forecast)),
+            target_modes=tuple(map(_later, snapshot.target_modes, of_modes)),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs to know, in plain types."""
         return {
-            "forecasts": [
-                [when, forecast.steps.tolist(), forecast.loss.tolist()]
-                for when, forecast in self._forecasts
+            "said": [
+                [step, [row.tolist() for row in _rows(forecast)], slowing]
+                for step, forecast, slowing in self._said
             ],
             "found": [list(each) for each in self._found],
         }
@@ -67,14 +102,24 @@ class Score:
         """Go on where a checkpoint was written.
 
         Args:
-            state: What `state_dict` gave; without a word of it nothing was kept.
+            state: What `state_dict` gave.
         """
-        forecasts = [
-            (int(when), Forecast(_tensor(steps), _tensor(losses), torch.zeros(len(steps), 0), 0.0))
-            for when, steps, losses in state.get("forecasts", ())
+        said = [
+            Said(int(step), _forecast(rows), float(slowing))
+            for step, rows, slowing in state["said"]
         ]
-        found = [(float(ahead), bool(right)) for ahead, right in state.get("found", ())]
-        self._forecasts, self._found = forecasts[-KEPT:], found[-4 * KEPT :]
+        found = [(float(ahead), bool(right)) for ahead, right in state["found"]]
+        self._said, self._found = said[-KEPT:], found[-4 * KEPT :]
+
+    def _compare(self, loss: float, step: int) -> None:
+        """Note which earlier forecasts of this loss were right, and how far ahead they were."""
+        for said in self._said:
+            ahead = step - said.step
+            expected = said.forecast.loss_in(ahead / said.slowing) if ahead > 0 else None
+            if expected is not None:
+                right = abs(expected - loss) <= RIGHT * abs(loss)
+                self._found.append((ahead, right))
+        self._found = self._found[-4 * KEPT :]
 
     def _holds_for(self, forecast: Forecast) -> float:
         """The farthest distance up to which enough of what was said came true."""
@@ -90,5 +135,63 @@ class Score:
         return farthest
 
 
-def _tensor(values: list[float]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+def _curves(forecast: Forecast) -> Vector:
+    """What should rise: the loss, negative, and the learned fractions; shape ``(h, 1 + modes)``."""
+    return np.column_stack([-forecast.loss.numpy(), forecast.learned.numpy()])
+
+
+def _slower(said: Sequence[Said], curve: int) -> float:
+    """How many times the steps went by, from one forecast to the next, that forecasts gave them.
+
+    Args:
+        said: Forecasts, in order; each begins where the one before it should have led.
+        curve: Which of their curves.
+
+    Returns:
+        The factor: 1 where things came in time or before it, or where nothing is known.
+    """
+    passed = given = 0.0
+    for before, after in itertools.pairwise(said):
+        curves, then = _curves(before.forecast), _curves(after.forecast)[0]
+        if curve >= min(curves.shape[1], len(then)):
+            continue
+        steps = after.step - before.step
+        passed += steps
+        needed = crossing(before.forecast.steps.numpy(), curves[:, curve], float(then[curve]))
+        given += min(needed, steps)
+    return min(passed / given, SLOWEST) if given > 0 else SLOWEST if passed > 0 else 1.0
+
+
+def _stretched(forecast: Forecast, factors: Vector) -> Forecast:
+    """A forecast in which all takes so many times as long: the loss, and each target mode."""
+    steps, *curves = (row.numpy() for row in _rows(forecast))
+    loss, *learned = (
+        torch.from_numpy(np.interp(steps / factor, steps, curve))
+        for factor, curve in zip(factors, curves, strict=True)
+    )
+    return replace(forecast, loss=loss, learned=_beside(learned, forecast.steps))
+
+
+def _later(mode: TargetMode, slower: float) -> TargetMode:
+    """A target mode whose steps to learn know how fast earlier forecasts of it came true."""
+    if mode.steps_to_learn is None or mode.steps_band is None:
+        return mode
+    low, high = mode.steps_band
+    steps = mode.steps_to_learn * math.sqrt(slower)
+    band = (low, max(high, mode.steps_to_learn * slower))
+    return replace(mode, steps_to_learn=steps, steps_band=band)
+
+
+def _rows(forecast: Forecast) -> list[torch.Tensor]:
+    """What is remembered of a forecast: its steps, the loss, and the target modes."""
+    return [forecast.steps, forecast.loss, *forecast.learned.T]
+
+
+def _forecast(rows: Sequence[Sequence[float]]) -> Forecast:
+    """A forecast from its rows; of unequal lengths they raise a ValueError."""
+    steps, loss, *learned = torch.tensor(rows, dtype=torch.float64)
+    return Forecast(steps, loss, _beside(learned, steps), math.nan)
+
+
+def _beside(columns: Sequence[torch.Tensor], steps: torch.Tensor) -> torch.Tensor:
+    return torch.stack(list(columns), dim=1) if columns else steps.new_zeros(len(steps), 0)

@@ -35,10 +35,12 @@ class TargetMode:
         share: ``sigma_i^2`` of the squared size of its target.
         rate: ``d learned / d step`` at the next step of the optimizer in use, of the studied
             parameters alone, the others being held. Nan without one.
-        steps_to_learn: Optimizer steps until ``learned`` is 0.9, by the forecast; inf where it
-            never is. None without an optimizer or learning rate.
-        steps_band: The least and the most of them, by forecasts in fewer Krylov directions and with
-            what another batch leaves of the rate. None where there are no steps.
+        steps_to_learn: Optimizer steps until ``learned`` is 0.9, by the forecast, which a monitor
+            corrects by how fast earlier ones came true; inf where it never is. None without an
+            optimizer or learning rate.
+        steps_band: The least and the most of them, by forecasts in fewer Krylov directions, with
+            what another batch leaves of the rate, and as slow as the training so far. None where
+            there are no steps.
         transfer: What a step on some trials does to this mode on others, over what it does to it on
             its own: 1 where all trials teach the same, 0 where what is learned of one is of no use
             for another. None where there are no others.

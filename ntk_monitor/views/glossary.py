@@ -105,7 +105,8 @@ GLOSSARY = (
         "target/mode_<i>/steps_to_learn",
         "steps to learn",
         "Steps of the optimizer in use until the mode is 0.9 learned, by a forecast with the "
-        "linearised model and the real loss; infinite where it never is.",
+        "linearised model and the real loss, corrected by how earlier forecasts fared; infinite "
+        "where it never is.",
         "above 0",
         "More than remain: read what StallAlert says helps.",
         "steps",

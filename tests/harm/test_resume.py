@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from harm.worlds import World, train
 from ntk_monitor import NTKMonitor, StallAlert
+from ntk_monitor.monitor.base import STATE_VERSION
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:UserWarning"),
@@ -87,7 +88,8 @@ def test_checkpoints_hold_plain_types_alone(tmp_path: Path) -> None:
 def test_a_state_of_another_version_is_told_of_and_begins_anew() -> None:
     monitor, other = NTKMonitor(), NTKMonitor()
     other.schedule.seen = 3
-    with pytest.warns(UserWarning, match="version 1, and this is version 2: it begins anew"):
+    words = f"version 1, and this is version {STATE_VERSION}: it begins anew"
+    with pytest.warns(UserWarning, match=words):
         monitor.load_state_dict({**other.state_dict(), "version": 1})
     assert monitor.schedule.seen == 0
     monitor.load_state_dict(other.state_dict())
@@ -99,7 +101,13 @@ def test_a_state_of_another_version_is_told_of_and_begins_anew() -> None:
     [
         {"version": 99},
         {"version": 2},
-        {"version": 2, "schedule": None},
+        {"version": STATE_VERSION, "schedule": None},
+        {
+            **NTKMonitor().state_dict(),
+            "score": {"said": [[0, [[0.0], [1.0, 2.0]], 1.0]], "found": []},
+        },
+        {**NTKMonitor().state_dict(), "score": {"said": [[0, [[0.0]], 1.0]], "found": []}},
+        {**NTKMonitor().state_dict(), "score": {}},
         {**NTKMonitor().state_dict(), "schedule": {"seen": float("nan")}},
         {**NTKMonitor().state_dict(), "schedule": {"seen": -1}},
         {**NTKMonitor().state_dict(), "schedule": {"elapsed": "long"}},

@@ -28,6 +28,7 @@ from monitor.ways import BATCH, DRAWING, FAST, STEPS, WAYS, Run, Texts, gpt, tra
 from ntk_monitor import Monitor, NTKMonitor, StallAlert
 from ntk_monitor.model.parameters.unwrapping import plain_module
 from ntk_monitor.monitor import StallDetector, StallWarning
+from ntk_monitor.monitor.base import STATE_VERSION
 from ntk_monitor.monitor.integrations.transformers import NTKTrainerCallback, first_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -355,7 +356,11 @@ def test_a_plain_loop_cut_in_two_goes_on() -> None:
 
 
 def test_a_state_that_cannot_be_read_begins_anew() -> None:
-    for state in ({"version": 2}, {**Monitor().state_dict(), "steps": "many"}, "nothing"):
+    for state in (
+        {"version": STATE_VERSION},
+        {**Monitor().state_dict(), "steps": "many"},
+        "nothing",
+    ):
         monitor = Monitor()
         with pytest.warns(UserWarning, match="Monitor: ") as caught:
             monitor.load_state_dict(state)  # type: ignore[arg-type]
