@@ -1,5 +1,6 @@
 """Cases shared by all tests: small models and batches, each with its seed."""
 
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, and these start others
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LONG = (
     *("ranks/test_sharded", "views/browser", "ranks/test_data_parallel", "test_memory"),
@@ -51,6 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, names in MARKED.items():
             if any(f"tests/{name}" in item.nodeid for name in names):
                 item.add_marker(marker)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of the garbage collector's way."""
+    gc.collect()
+    gc.freeze()
 
 
 class Made(nn.Module):
