@@ -16,6 +16,7 @@ import math
 import os
 from collections.abc import Iterator
 from functools import partial
+from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -165,21 +166,27 @@ def judged(runs: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
         return None
     trials = replay(runs, REASON.get(first["cause"]))
     whole = {name: final(run) for name, run in runs.items()}
-    there = [name for name, run in runs.items() if math.isfinite(final(run, "trial"))]
-    most = 10 * whole["as it is"]  # what diverges is only worst
-    order = spearmanr(
-        [min(final(runs[name], "trial"), most) for name in there],
-        [min(whole[name], most) for name in there],
-    )
+    tried = {name: final(run, "trial") for name, run in runs.items()}
     best = min(whole, key=whole.__getitem__)
     gains = {name: 1 - loss / whole["as it is"] for name, loss in whole.items()}
     pick = None if trials.best is None else trials.best.name
     return {
         "kind": first["kind"], "seed": first["seed"], "half": first["half"],
-        "cause": first["cause"], "rank correlation": float(order.statistic), "cost": trials.cost,
+        "cause": first["cause"], "rank correlation": rank_correlation(tried, whole),
+        "whole": whole, "cost": trials.cost,
         "pick": pick, "best": best, "gain of the best": gains[best],
         "gain of the pick": gains[pick] if pick else 0.0, "longer": trials.longer is not None,
     }  # fmt: skip
+
+
+def rank_correlation(of: dict[str, float], with_: dict[str, float]) -> float:
+    """Spearman's, of the losses that remedies led to, over those that fit both times."""
+    both = [name for name, loss in of.items() if math.isfinite(loss) and name in with_]
+    ranked = []
+    for losses in (of, with_):
+        most = 10 * losses["as it is"]  # what diverges is only worst
+        ranked.append([min(losses[name], most) for name in both])
+    return float(spearmanr(*ranked).statistic)
 
 
 def trainings(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -197,9 +204,15 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     helped = [each for each in found if each["gain of the best"] >= HELPED]
     others = [each for each in found if each["gain of the best"] < HELPED]
     right = [e for e in helped if e["gain of the pick"] > e["gain of the best"] / 2]
+    repeated = [
+        rank_correlation(a["whole"], b["whole"])
+        for a, b in combinations(helped, 2)
+        if a["kind"] == b["kind"]
+    ]
     return {
         "trainings that something helps": len(helped),
         "rank correlation, median": float(np.median([e["rank correlation"] for e in helped])),
+        "rank correlation of another seed, median": float(np.median(repeated)),
         "pick has over half of the best gain": len(right),
         "trainings that nothing helps": len(others),
         "said so": sum(each["pick"] is None for each in others),
@@ -264,6 +277,8 @@ def report() -> None:
     found = trainings(runs)
     halves = {which: [e for e in found if e["half"] == which] for which in ("choice", "report")}
     told = {which: summary(each) for which, each in halves.items()}
+    for each in found:
+        del each["whole"]  # it is kept with the runs
     save("remedies", {"summary": told, "trainings": found, "cures": cures(runs)})
     write_cures(cures(runs))
     for which, each in halves.items():
