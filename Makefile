@@ -20,13 +20,13 @@ types:  ## Check types.
 	python -m mypy
 
 test:  ## Run all tests, the doctests among them.
-	python -m pytest -n 2 --dist loadscope
+	python -m pytest -n 3 --dist loadscope
 
 test-fast:  ## Run the tests that take little, while working.
-	python -m pytest -n 2 --dist loadscope -m "not slow"
+	python -m pytest -n 3 --dist loadscope -m "not slow"
 
 nightly:  ## Run all tests with all combinations and examples: hours.
-	NTK_MONITOR_NIGHTLY=1 python -m pytest -n 2 --dist loadscope
+	NTK_MONITOR_NIGHTLY=1 python -m pytest -n 3 --dist loadscope
 
 versions:  ## Run most tests with the lowest and the newest releases of everything (needs uv and gigabytes).
 	.ci/versions

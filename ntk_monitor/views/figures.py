@@ -64,7 +64,7 @@ def cumulative_variance(snapshot: Snapshot) -> Figure:
     Returns:
         The figure.
     """
-    figure = Figure(figsize=(CARD, 2.8), layout="constrained")
+    figure = _framed(2.8, top=0.25)
     axes = figure.subplots()
     total = snapshot.trace.value / snapshot.state_shape[2]
     spectra = {
@@ -135,10 +135,21 @@ def target_modes(snapshot: Snapshot) -> Figure:
 
 def _stack(count: int, title: str) -> tuple[Figure, list[Axes]]:
     """Panels above each other with one time axis."""
-    figure = Figure(figsize=(CARD, 0.6 + 1.1 * count), layout="constrained")
+    height = 0.6 + 1.1 * count
+    figure = _framed(height, top=0.42)
     rows = list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=9, y=1 - 0.05 / height)
     return figure, rows
+
+
+def _framed(height: float, top: float) -> Figure:
+    """A figure of some height with its margins in inches, which a layout engine takes long for."""
+    figure = Figure(figsize=(CARD, height))
+    figure.subplots_adjust(
+        left=0.56 / CARD, right=1 - 0.08 / CARD, bottom=0.42 / height, top=1 - top / height,
+        hspace=0.36,
+    )  # fmt: skip
+    return figure
 
 
 def _draw(axes: Axes, pattern: Array, color: str, *, behind: bool = False) -> None:
