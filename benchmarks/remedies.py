@@ -31,7 +31,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 import ntk_monitor
-from ntk_monitor.monitor.alerts.delivery import Reason
+from ntk_monitor.reason import Reason
 from ntk_monitor.remedies import PlainTraining, Remedy, Trial, Trials, remedies
 from ntk_monitor.remedies.course import STAGES
 from ntk_monitor.remedies.race import Race

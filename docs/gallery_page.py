@@ -8,7 +8,7 @@ from typing import Any, get_args
 from gallery_pair import span
 from gallery_texts import MISSING, SHOWN, Shown
 
-from ntk_monitor.monitor.alerts.delivery import Reason
+from ntk_monitor.reason import Reason
 
 Found = Mapping[str, Any]
 NOTE = (

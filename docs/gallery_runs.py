@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, IterableDataset
 
 from ntk_monitor import NTKMonitor, Snapshot, StallAlert, try_remedies
-from ntk_monitor.monitor.alerts.delivery import Reason
+from ntk_monitor.reason import Reason
 from ntk_monitor.remedies import ApplyRemedy, Remedy, Trials
 from ntk_monitor.views.report import write_report
 

@@ -9,6 +9,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import NamedTuple
 
+from ntk_monitor.commands.brief_help import HELP_ALL, brief_help
+
 
 class Command(NamedTuple):
     """A command.
@@ -57,6 +59,10 @@ def main() -> int:
     if first not in COMMANDS:
         sys.stderr.write(unknown(first))
         return 2
+    if COMMANDS[first].module == "fit" and {"-h", "--help"} & set(arguments[1:]):
+        sys.stdout.write(brief_help(first))
+        return 0
+    arguments = ["--help" if argument == HELP_ALL else argument for argument in arguments]
     module = import_module(f"ntk_monitor.commands.{COMMANDS[first].module}")
     run: Callable[[Sequence[str]], int] = module.main
     return run(arguments if COMMANDS[first].module == "fit" else arguments[1:])

@@ -1,17 +1,20 @@
 """The commands themselves: found fast, told of, and with what they need inside the package."""
 
+import re
 import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 import ntk_monitor
 from ntk_monitor import cli
-from ntk_monitor.commands import demo, view
+from ntk_monitor.commands import brief_help, demo, report, view
 from ntk_monitor.commands import fit as fit_module
+from ntk_monitor.views.report import Kind
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,20 +38,42 @@ def test_help_lists_every_command(
         assert command.does in shown
 
 
-def test_help_and_version_import_neither_torch_nor_lightning() -> None:
+LIGHT = [["--help"], ["--version"], *([name, "--help"] for name in cli.COMMANDS)]
+
+
+@pytest.mark.parametrize("arguments", LIGHT, ids=" ".join)
+def test_help_and_version_import_neither_torch_nor_lightning(arguments: list[str]) -> None:
     code = (
-        "import sys; sys.argv = ['ntk-monitor', '{}']\n"
+        f"import sys; sys.argv = ['ntk-monitor', *{arguments}]\n"
         "from ntk_monitor import cli\n"
         "try: cli.main()\n"
         "except SystemExit: pass\n"
-        "print(sorted({{'torch', 'lightning', 'rich', 'numpy'}} & set(sys.modules)))"
+        "print(sorted({'torch', 'lightning', 'numpy'} & set(sys.modules)))"
     )
-    for flag in ("--help", "--version"):
-        done = subprocess.run(
-            [sys.executable, "-c", code.format(flag)], capture_output=True, text=True, check=True
-        )
-        assert done.stdout.splitlines()[-1] == "[]"
-    assert f"ntk-monitor {ntk_monitor.__version__}" in done.stdout
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *shown, heavy = done.stdout.splitlines()
+    assert heavy == "[]"
+    assert "ntk-monitor" in shown[0]
+    if arguments == ["--version"]:
+        assert shown == [f"ntk-monitor {ntk_monitor.__version__}"]
+
+
+def test_all_arguments_of_a_fit_are_shown_when_they_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, "fit", "--help-all")
+    assert ended.value.code == 0
+    every = capsys.readouterr().out
+    assert run(monkeypatch, "fit", "--help") == 0
+    brief = capsys.readouterr().out
+    assert len(brief.splitlines()) < 25
+    for flag in re.findall(r"--[a-z_]+(?=[ .\n])", brief):
+        assert flag in every or flag == brief_help.HELP_ALL
+
+
+def test_a_report_is_written_in_every_format_that_there_is() -> None:
+    assert tuple(report.ENDINGS) == get_args(Kind)
 
 
 def test_a_misspelt_command_is_told_what_is_meant(
@@ -62,13 +87,14 @@ def test_a_misspelt_command_is_told_what_is_meant(
     assert "Did you mean" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["demo", "view", "report", "try"])
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_has_a_help(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run(monkeypatch, name, "--help")
-    assert ended.value.code == 0
+    try:
+        assert run(monkeypatch, name, "--help") == 0
+    except SystemExit as ended:
+        assert ended.code == 0  # noqa: PT017
     assert f"usage: ntk-monitor {name}" in capsys.readouterr().out
 
 

@@ -17,6 +17,7 @@ ORDER = (
     "uncertainty",
     "processes",
     "notices",
+    "reason",
     "operators",
     "estimators",
     "model",
@@ -119,7 +120,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 LIGHTNING = {
     "checkpoints.py",
     "commands/fit.py",
-    "commands/trials.py",
+    "commands/from_config.py",
     "models/gru.py",
     "monitor/integrations/lightning/alert.py",
     "monitor/integrations/lightning/callback.py",

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.text import Text
 
-from ntk_monitor.views.events import NoRunsError
-from ntk_monitor.views.report import Kind, print_report, write_report
-from ntk_monitor.views.rows import printable
+from ntk_monitor.commands.display import has_display
 
 ENDINGS = {"html": "html", "markdown": "md", "json": "json"}
 
@@ -38,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--format",
-        choices=get_args(Kind),
+        choices=tuple(ENDINGS),
         default="html",
         help="a page; markdown, to paste into an issue; or json, for programs",
     )
@@ -52,6 +48,11 @@ def main(arguments: Sequence[str]) -> int:
         "--open", type=bool, default=True, help="whether to show it in a browser, if there is one"
     )
     settings = parser.parse_args(list(arguments))
+    # After --help, which is to be quick.
+    from ntk_monitor.views.events import NoRunsError  # noqa: PLC0415
+    from ntk_monitor.views.report import print_report, write_report  # noqa: PLC0415
+    from ntk_monitor.views.rows import printable  # noqa: PLC0415
+
     paths = [Path(run) for run in settings.runs]
     printed = str(settings.output) == "-"
     output = None if printed else Path(settings.output or f"ntk_report.{ENDINGS[settings.format]}")
@@ -73,8 +74,3 @@ def main(arguments: Sequence[str]) -> int:
     if made.path is not None and settings.format == "html" and settings.open and has_display():
         webbrowser.open(made.path.resolve().as_uri())
     return 0
-
-
-def has_display() -> bool:
-    """Whether a browser has a window; without one it would take over the terminal."""
-    return sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))

@@ -5,17 +5,11 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI
 from rich.console import Console
 
-from ntk_monitor.commands.fit import command_line
-from ntk_monitor.monitor.alerts.delivery import Reason
-from ntk_monitor.remedies.lightning import LightningTraining
-from ntk_monitor.remedies.search import SHARE, try_remedies
-from ntk_monitor.remedies.trial import LIBRARIES, silent
+from ntk_monitor.reason import Reason
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,6 +24,10 @@ def main(arguments: Sequence[str]) -> int:
     own, training = _parser().parse_known_args(list(arguments))
     if "--config" not in training and not any(a.startswith("--config=") for a in training):
         _parser().error("--config must be the file that `ntk-monitor fit` trains with, got none")
+    # After --help, which is to be quick.
+    from ntk_monitor.commands.from_config import FromConfig  # noqa: PLC0415
+    from ntk_monitor.remedies.search import SHARE, try_remedies  # noqa: PLC0415
+
     make = FromConfig(training)
     make.check()
     console = Console()
@@ -37,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         make,
         ckpt_path=own.ckpt,
         reason=own.reason,
-        share=own.share,
+        share=SHARE if own.share is None else own.share,
         max_cost=own.max_cost,
         time_limit=own.time_limit,
         processes=own.processes,
@@ -73,7 +71,7 @@ def _parser() -> ArgumentParser:
         "--reason", type=str, choices=get_args(Reason), help="why it stalls, as the alert says"
     )
     parser.add_argument(
-        "--share", type=float, default=SHARE, help="share of the planned steps for each trial"
+        "--share", type=float, default=None, help="share of the planned steps for each trial"
     )
     parser.add_argument(
         "--max-cost", type=float, default=1.0, help="most that all may cost, in whole trainings"
@@ -82,59 +80,3 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--processes", type=int, default=1, help="trials at a time")
     parser.add_argument("--seed", type=int, default=0, help="of what the config draws no seed for")
     return parser
-
-
-class FromConfig:
-    """Makes a training from the arguments of ``ntk-monitor fit``."""
-
-    def __init__(self, arguments: Sequence[str]) -> None:
-        """Keep them.
-
-        Args:
-            arguments: As on the command line.
-        """
-        self.arguments = list(arguments)
-
-    def check(self) -> None:
-        """Read them, and make nothing; ends the program where they are wrong."""
-        _Reader(self.arguments)
-
-    def __call__(self) -> LightningTraining:
-        """Make the training."""
-        maker = _Maker(self.arguments)
-        return LightningTraining(maker.model, maker.datamodule, maker.settings)
-
-
-class _Reader(LightningCLI):
-    """Reads a config, and makes nothing."""
-
-    def __init__(self, arguments: list[str]) -> None:
-        with command_line(arguments), silent(*LIBRARIES):
-            super().__init__(
-                LightningModule,
-                LightningDataModule,
-                save_config_callback=None,
-                subclass_mode_model=True,
-                subclass_mode_data=True,
-                parser_kwargs={"prog": "ntk-monitor try"},
-                run=False,
-            )
-
-    def instantiate_classes(self) -> None:
-        pass
-
-
-class _Maker(_Reader):
-    """Makes what a config says, but its Trainer."""
-
-    settings: dict[str, Any]
-
-    def instantiate_classes(self) -> None:
-        LightningCLI.instantiate_classes(self)
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
-        del kwargs
-        found = dict(self.config_init["trainer"])
-        found.pop("logger", None)  # which would write files
-        self.settings = found
-        return None  # type: ignore[return-value]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ntk_monitor.commands.report import has_display
+from ntk_monitor.commands.display import has_display
 
 EVENTS = "events.out.tfevents.*"
 

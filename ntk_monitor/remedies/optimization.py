@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ntk_monitor.checks import require
 from ntk_monitor.descent import plain_optimizer
-from ntk_monitor.monitor.alerts.delivery import Reason
+from ntk_monitor.reason import Reason
 from ntk_monitor.remedies.remedy import Loop, NotApplicableError, Remedy
 
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ntk_monitor.checks import require
-from ntk_monitor.monitor.alerts.delivery import Reason
+from ntk_monitor.reason import Reason
 
 Look = Callable[[], Tensor]
 """Calls the step function on a training batch, always the same, and gives the loss."""

@@ -14,8 +14,8 @@ import torch
 
 from ntk_monitor.checks import require
 from ntk_monitor.model.isolation.quiet import random_states
-from ntk_monitor.monitor.alerts.delivery import Reason
 from ntk_monitor.notices import say
+from ntk_monitor.reason import Reason
 from ntk_monitor.remedies.catalogue import remedies as known_remedies
 from ntk_monitor.remedies.progress import Progress
 from ntk_monitor.remedies.race import Race

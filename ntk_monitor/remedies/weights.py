@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ntk_monitor.checks import require
-from ntk_monitor.monitor.alerts.delivery import Reason
+from ntk_monitor.reason import Reason
 from ntk_monitor.remedies.remedy import Look, NotApplicableError, Remedy
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

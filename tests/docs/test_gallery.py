@@ -11,8 +11,8 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from ntk_monitor.monitor.alerts.delivery import Reason
 from ntk_monitor.monitor.alerts.reasons import CURES
+from ntk_monitor.reason import Reason
 from ntk_monitor.views.verdict import LEARNED
 
 DOCS = Path(__file__).parents[2] / "docs"

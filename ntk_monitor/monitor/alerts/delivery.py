@@ -16,18 +16,9 @@ from typing import Any, Literal
 
 from ntk_monitor.monitor.failures import Failures
 from ntk_monitor.monitor.reporting.sinks import Severity, file_system
+from ntk_monitor.reason import Reason
 
 Kind = Literal["stalled", "recovered", "unpredictable"]
-Reason = Literal[
-    "clipping",
-    "decay",
-    "saturated",
-    "readout",
-    "core",
-    "propagator",
-    "learning rate",
-    "gradient noise",
-]
 FILE = "alerts.jsonl"
 FAREWELL = 10.0
 """Seconds that the end of a training waits for notifications that are on their way."""

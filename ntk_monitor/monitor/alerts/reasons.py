@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from ntk_monitor.descent.prediction import LEARNED
-from ntk_monitor.monitor.alerts.delivery import Reason
+from ntk_monitor.reason import Reason
 from ntk_monitor.snapshot import Snapshot, TargetMode
 
 LOW_OVERLAP = 0.01
