@@ -1,6 +1,7 @@
 """The commands themselves: found fast, told of, and with what they need inside the package."""
 
 import re
+import runpy
 import subprocess
 import sys
 from importlib.resources import files
@@ -156,3 +157,9 @@ def test_names_are_imported_when_they_are_asked_for() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["[]", "module 'ntk_monitor' has no attribute 'absent'"]
+
+
+def test_an_older_python_is_told_which_one_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 13, "final", 0))
+    with pytest.raises(SystemExit, match=r"needs Python 3\.11 or newer, and this is Python 3\.10"):
+        runpy.run_path(str(ROOT / "setup.py"))
