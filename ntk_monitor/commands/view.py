@@ -41,8 +41,10 @@ def main(arguments: Sequence[str]) -> int:
             f"{settings.folder}: give the log folder of a run, or train with a TensorBoardLogger\n"
         )
         return 2
-    url = serve(settings.folder, settings.port, settings.host)
-    Console().print(f"{url}  (Ctrl-C ends it)", markup=False, highlight=False, soft_wrap=True)
+    console = Console()
+    with console.status("starting TensorBoard"):
+        url = serve(settings.folder, settings.port, settings.host)
+    console.print(f"{url}  (Ctrl-C ends it)", markup=False, highlight=False, soft_wrap=True)
     if not settings.no_open and has_display():
         webbrowser.open(url)
     try:
