@@ -28,6 +28,8 @@ RECENT = 1 / 3
 """Share of the steps so far, the latest, in which it is looked at how fast forecasts come true."""
 SLOWEST = 100.0
 """What forecasts are taken to be slower by at most."""
+NEAR = 3.0
+"""Steps ahead that are taken to come as they are forecast."""
 
 Vector = NDArray[np.float64]
 
@@ -60,9 +62,9 @@ class Score:
         Steps on other batches undo a part of what a step does to the one that is probed, and speed
         is lost as the kernel changes: in the latest third of the training so far things took
         ``s >= 1`` times as many steps as forecasts gave them. That may be so in the coming steps,
-        or not, so that time in the new forecast is stretched by :math:`\sqrt{s}`: of the loss, and
-        of each target mode by its own ``s``. Steps to learn are stretched likewise; their band
-        reaches from those of the forecast to ``s`` times as many.
+        or not, so that time in the new forecast is stretched by :math:`\sqrt{s}`, beyond the next
+        few steps: of the loss, and of each target mode by its own ``s``. Steps to learn are
+        stretched likewise; their band reaches from those of the forecast to ``s`` times as many.
 
         Args:
             snapshot: A measurement of the training.
@@ -115,7 +117,8 @@ class Score:
         """Note which earlier forecasts of this loss were right, and how far ahead they were."""
         for said in self._said:
             ahead = step - said.step
-            expected = said.forecast.loss_in(ahead / said.slowing) if ahead > 0 else None
+            then = float(_sooner(np.array(float(ahead)), said.slowing))
+            expected = said.forecast.loss_in(then) if ahead > 0 else None
             if expected is not None:
                 right = abs(expected - loss) <= RIGHT * abs(loss)
                 self._found.append((ahead, right))
@@ -166,10 +169,16 @@ def _stretched(forecast: Forecast, factors: Vector) -> Forecast:
     """A forecast in which all takes so many times as long: the loss, and each target mode."""
     steps, *curves = (row.numpy() for row in _rows(forecast))
     loss, *learned = (
-        torch.from_numpy(np.interp(steps / factor, steps, curve))
+        torch.from_numpy(np.interp(_sooner(steps, factor), steps, curve))
         for factor, curve in zip(factors, curves, strict=True)
     )
     return replace(forecast, loss=loss, learned=_beside(learned, forecast.steps))
+
+
+def _sooner(steps: Vector, factor: float) -> Vector:
+    """When a forecast gives what comes after some steps, if all beyond `NEAR` takes longer."""
+    found: Vector = np.minimum(steps, NEAR + (steps - NEAR) / factor)
+    return found
 
 
 def _later(mode: TargetMode, slower: float) -> TargetMode:
@@ -177,9 +186,10 @@ def _later(mode: TargetMode, slower: float) -> TargetMode:
     if mode.steps_to_learn is None or mode.steps_band is None:
         return mode
     low, high = mode.steps_band
-    steps = mode.steps_to_learn * math.sqrt(slower)
-    band = (low, max(high, mode.steps_to_learn * slower))
-    return replace(mode, steps_to_learn=steps, steps_band=band)
+    near = min(mode.steps_to_learn, NEAR)
+    far = mode.steps_to_learn - near
+    band = (low, max(high, near + far * slower))
+    return replace(mode, steps_to_learn=near + far * math.sqrt(slower), steps_band=band)
 
 
 def _rows(forecast: Forecast) -> list[torch.Tensor]:

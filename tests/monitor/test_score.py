@@ -103,12 +103,22 @@ def test_what_took_four_times_as_long_may_take_twice_as_long() -> None:
         shot = seen(10.0 - 0.025 * step, -0.1, (0.01 * step, 0.04), (0.01 * step, 0.01))
         told = score.kept(shot, step)
     late, timely = told.target_modes
-    assert late.steps_to_learn == pytest.approx(2 * (0.9 - 0.3) / 0.04)
-    assert late.steps_band == pytest.approx(((0.9 - 0.3) / 0.08, 4 * (0.9 - 0.3) / 0.04))
+    assert late.steps_to_learn == pytest.approx(3 + 2 * (15 - 3))
+    assert late.steps_band == pytest.approx((7.5, 3 + 4 * (15 - 3)))
     assert timely.steps_to_learn == pytest.approx((0.9 - 0.3) / 0.01)
     assert told.forecast is not None
-    assert told.forecast.loss_in(20) == pytest.approx(9.25 - 10 * 0.1)
-    assert told.forecast.learned[-1].tolist() == pytest.approx([0.3 + 15 * 0.04, 0.3 + 30 * 0.01])
+    assert told.forecast.loss_in(30) == pytest.approx(9.25 - (3 + 27 / 2) * 0.1)
+    assert told.forecast.learned[-1].tolist() == pytest.approx([
+        0.3 + (3 + 27 / 2) * 0.04,
+        0.3 + 30 * 0.01,
+    ])
+
+
+def test_the_next_steps_come_as_they_are_forecast() -> None:
+    score = Score()
+    for step in (0, 10):
+        told = score.kept(seen(1.0, 0.0, (0.1, 0.01), (0.87, 0.01)), step)
+    assert told.target_modes[1].steps_to_learn == pytest.approx(3.0)
 
 
 def test_what_never_moved_is_as_slow_as_it_can_be() -> None:
@@ -116,7 +126,7 @@ def test_what_never_moved_is_as_slow_as_it_can_be() -> None:
     for step in (0, 10):
         told = score.kept(seen(1.0, 0.0, (0.1, 0.01), (0.1, 0.0)), step)
     stuck, never = told.target_modes
-    assert stuck.steps_to_learn == pytest.approx(80 * math.sqrt(SLOWEST))
+    assert stuck.steps_to_learn == pytest.approx(3 + 77 * math.sqrt(SLOWEST))
     assert never.steps_to_learn == math.inf
     assert told.forecast is not None
     assert told.forecast.loss_in(20) == 1.0  # it was said to stay, and did
@@ -128,7 +138,7 @@ def test_the_past_is_forgotten() -> None:
     for step in range(0, 200, 10):
         learned += 0.0 if step < 100 else 0.02  # as is forecast, from then on
         told = score.kept(seen(1.0, 0.0, (learned, 0.002)), step)
-        slow = told.target_modes[0].steps_to_learn / ((0.9 - learned) / 0.002)
+        slow = (told.target_modes[0].steps_to_learn - 3) / ((0.9 - learned) / 0.002 - 3)
         if step == 90:
             assert slow == pytest.approx(math.sqrt(SLOWEST))
     assert slow == pytest.approx(1.0)
