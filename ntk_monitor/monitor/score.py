@@ -76,9 +76,9 @@ class Score:
         """
         if snapshot.loss is not None:
             self._compare(snapshot.loss, step)
-        if snapshot.forecast is None:
-            return snapshot
         forecast = snapshot.forecast
+        if forecast is None or not len(forecast.steps):
+            return snapshot
         recent = [said for said in self._said if said.step >= (1 - RECENT) * step]
         recent = [*(recent or self._said[-1:]), Said(step, forecast)]
         of_the_loss, *of_modes = (_slower(recent, i) for i in range(_curves(forecast).shape[1]))

@@ -80,7 +80,9 @@ def test_near_ones_may_be_right_where_far_ones_are_not() -> None:
 
 def test_what_has_no_loss_or_no_forecast_is_let_through() -> None:
     score = Score()
-    for shot in (Seen(None, None), Seen(1.0, None)):
+    none = torch.zeros(0)
+    empty = Forecast(none, none, torch.zeros(0, 0), 0.0)
+    for shot in (Seen(None, None), Seen(1.0, None), Seen(1.0, empty)):
         assert score.kept(shot, 0) is shot  # type: ignore[arg-type, comparison-overlap]
 
 
