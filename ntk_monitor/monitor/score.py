@@ -84,10 +84,11 @@ class Score:
         of_the_loss, *of_modes = (_slower(recent, i) for i in range(_curves(forecast).shape[1]))
         self._said = [*self._said, Said(step, forecast, math.sqrt(of_the_loss))][-KEPT:]
         forecast = _stretched(forecast, np.sqrt([of_the_loss, *of_modes]))
+        factors = itertools.chain(of_modes, itertools.repeat(1.0))
         return replace(
             snapshot,
             forecast=replace(forecast, valid_for=self._holds_for(forecast)),
-            target_modes=tuple(map(_later, snapshot.target_modes, of_modes)),
+            target_modes=tuple(map(_later, snapshot.target_modes, factors)),
         )
 
     def state_dict(self) -> dict[str, Any]:

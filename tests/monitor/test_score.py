@@ -152,6 +152,10 @@ def test_modes_may_come_and_go() -> None:
         told = score.kept(seen(1.0, 0.0, *[(0.1, 0.01)] * count), step)
         assert len(told.target_modes) == count
     assert [m.steps_to_learn for m in told.target_modes] == pytest.approx([80.0, 80.0])
+    shot = seen(1.0, 0.0, (0.1, 0.01))
+    unforecast = Seen(1.0, seen(1.0, 0.0).forecast, shot.target_modes)
+    told = score.kept(unforecast, 5)  # type: ignore[arg-type]
+    assert told.target_modes == shot.target_modes
 
 
 def test_it_goes_on_from_its_own_words() -> None:
