@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, and these start others
+if "PYTEST_XDIST_WORKER" in os.environ:  # no fewer processes than cores, and these start others
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -81,10 +81,10 @@ class Score:
             return snapshot
         recent = [said for said in self._said if said.step >= (1 - RECENT) * step]
         recent = [*(recent or self._said[-1:]), Said(step, forecast)]
-        of_the_loss, *of_modes = (_slower(recent, i) for i in range(_curves(forecast).shape[1]))
-        self._said = [*self._said, Said(step, forecast, math.sqrt(of_the_loss))][-KEPT:]
-        forecast = _stretched(forecast, np.sqrt([of_the_loss, *of_modes]))
-        factors = itertools.chain(of_modes, itertools.repeat(1.0))
+        slower = _slower(recent)
+        self._said = [*self._said, Said(step, forecast, math.sqrt(slower[0]))][-KEPT:]
+        forecast = _stretched(forecast, np.sqrt(slower))
+        factors = itertools.chain(slower[1:], itertools.repeat(1.0))
         return replace(
             snapshot,
             forecast=replace(forecast, valid_for=self._holds_for(forecast)),
@@ -144,26 +144,28 @@ def _curves(forecast: Forecast) -> Vector:
     return np.column_stack([-forecast.loss.numpy(), forecast.learned.numpy()])
 
 
-def _slower(said: Sequence[Said], curve: int) -> float:
+def _slower(said: Sequence[Said]) -> list[float]:
     """How many times the steps went by, from one forecast to the next, that forecasts gave them.
 
     Args:
         said: Forecasts, in order; each begins where the one before it should have led.
-        curve: Which of their curves.
 
     Returns:
-        The factor: 1 where things came in time or before it, or where nothing is known.
+        A factor for each curve of the last: 1 where things came in time or before it, or where
+        nothing is known.
     """
-    passed = given = 0.0
+    count = _curves(said[-1].forecast).shape[1]
+    passed, given = [0.0] * count, [0.0] * count
     for before, after in itertools.pairwise(said):
-        curves, then = _curves(before.forecast), _curves(after.forecast)[0]
-        if curve >= min(curves.shape[1], len(then)):
-            continue
-        steps = after.step - before.step
-        passed += steps
-        needed = crossing(before.forecast.steps.numpy(), curves[:, curve], float(then[curve]))
-        given += min(needed, steps)
-    return min(passed / given, SLOWEST) if given > 0 else SLOWEST if passed > 0 else 1.0
+        steps, ahead = after.step - before.step, before.forecast.steps.numpy()
+        there = zip(_curves(before.forecast).T, _curves(after.forecast)[0], strict=False)
+        for i, (curve, then) in enumerate(itertools.islice(there, count)):
+            passed[i] += steps
+            given[i] += min(crossing(ahead, curve, float(then)), steps)
+    return [
+        min(p / g, SLOWEST) if g > 0 else SLOWEST if p > 0 else 1.0
+        for p, g in zip(passed, given, strict=True)
+    ]
 
 
 def _stretched(forecast: Forecast, factors: Vector) -> Forecast:

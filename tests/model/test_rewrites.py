@@ -17,7 +17,7 @@ from torch import Tensor
 from ntk_monitor import Snapshot, probe
 
 NIGHTLY = bool(os.environ.get("NTK_MONITOR_NIGHTLY"))
-EXAMPLES = 2000 if NIGHTLY else 100
+EXAMPLES = 2000 if NIGHTLY else 200
 """Of all models together."""
 B, T = 4, 5
 

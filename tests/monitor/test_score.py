@@ -128,6 +128,7 @@ def test_what_never_moved_is_as_slow_as_it_can_be() -> None:
     for step in (0, 10):
         told = score.kept(seen(1.0, 0.0, (0.1, 0.01), (0.1, 0.0)), step)
     stuck, never = told.target_modes
+    assert SLOWEST == 100
     assert stuck.steps_to_learn == pytest.approx(3 + 77 * math.sqrt(SLOWEST))
     assert never.steps_to_learn == math.inf
     assert told.forecast is not None
@@ -152,9 +153,12 @@ def test_modes_may_come_and_go() -> None:
         told = score.kept(seen(1.0, 0.0, *[(0.1, 0.01)] * count), step)
         assert len(told.target_modes) == count
     assert [m.steps_to_learn for m in told.target_modes] == pytest.approx([80.0, 80.0])
+    for step, count in enumerate((3, 3, 1), start=1000):
+        told = score.kept(seen(1.0, 0.0, *[(0.1, 0.01)] * count), step)
+        assert len(told.target_modes) == count
     shot = seen(1.0, 0.0, (0.1, 0.01))
     unforecast = Seen(1.0, seen(1.0, 0.0).forecast, shot.target_modes)
-    told = score.kept(unforecast, 5)  # type: ignore[arg-type]
+    told = score.kept(unforecast, 1005)  # type: ignore[arg-type]
     assert told.target_modes == shot.target_modes
 
 
