@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -113,14 +115,15 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("groups", [4, 32])
+@pytest.mark.parametrize(("groups", "atoms_taken"), [(4, 2), (32, 2), (4, 0)])
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_of_groups_are_those_of_the_dense_jacobian(
-    name: str, groups: int, monkeypatch: pytest.MonkeyPatch
+    name: str, groups: int, atoms_taken: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         trial_gradients, "MOST_GROUPS", groups
     )  # with 4, two of them have two trials
+    monkeypatch.setattr(trial_gradients, "MANY", math.inf if atoms_taken else 0)
     make, batch, others = MODELS[name]
     lin, trials = parts_of(make(), batch())
     assert trials.groups == min(B, groups)
@@ -133,6 +136,7 @@ def test_gradients_of_groups_are_those_of_the_dense_jacobian(
     images = torch.randn(3, *lin.state.shape, dtype=torch.float64)
     leading = trials.take_out(images, 2, range(2))
     atoms, w = trials._directions, trials._cotangents(range(2))
+    assert len(atoms) == atoms_taken
     bounds = torch.tensor(trials._counts).cumsum(0).tolist()
 
     def by_group(u: Tensor) -> Tensor:
@@ -145,7 +149,8 @@ def test_gradients_of_groups_are_those_of_the_dense_jacobian(
         return torch.stack([p.sum(2) for p in torch.tensor_split(each, bounds[:-1], 2)], 2)
 
     taken = inside(w, atoms)
-    torch.testing.assert_close(inside(atoms, atoms)[0, 1], torch.zeros(trials.groups).double())
+    apart = inside(atoms, atoms)[:1, 1:]
+    torch.testing.assert_close(apart, torch.zeros_like(apart))
     x, q = by_group(w), by_group(atoms)
     rest = x - torch.einsum("srb,rbp->sbp", taken, q)
     found = trials.gradients(range(2))
@@ -161,6 +166,9 @@ def test_gradients_of_groups_are_those_of_the_dense_jacobian(
     together = x.sum(1)[:, own]
     torch.testing.assert_close(found.together, together @ together.T)
 
+    if not atoms_taken:
+        assert len(leading) == 0
+        return
     flat = leading.flatten(1)
     torch.testing.assert_close(flat @ flat.T, torch.eye(len(flat), dtype=torch.float64))
     quotients = torch.einsum("sbtn,btnp->sp", leading, J)[:, ~own].square().sum(1)
@@ -337,7 +345,17 @@ def test_a_measurement_that_begins_anew_counts_its_own_draws() -> None:
         assert abs(share - exact[site]) < 5 * error + 0.02
 
 
-def test_draws_that_are_taken_again_count_once() -> None:
+@pytest.mark.parametrize(("directions", "taken"), [(3, 2), (400, 0)])
+def test_directions_are_taken_out_of_groups_that_have_few(directions: int, taken: int) -> None:
+    lin, trials = parts_of(nn.Sequential(OrderedDict(state=nn.Linear(4, 60))), rows().double())
+    few = torch.randn(directions, *lin.state.shape, dtype=torch.float64)
+    images = torch.einsum("sd,dbtn->sbtn", torch.randn(8, directions).double(), few)
+    assert len(trials.take_out(images, 2, range(2))) == (3 * taken)
+    assert len(trials._directions) == taken
+
+
+def test_draws_that_are_taken_again_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial_gradients, "MANY", math.inf)
     lin, trials = parts_of(recurrent().double(), rows().double())
     images = torch.randn(4, *lin.state.shape, dtype=torch.float64)
     trials.take_out(images, 2, range(0))

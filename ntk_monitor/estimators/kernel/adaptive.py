@@ -30,6 +30,8 @@ START, ATOMS = 8, 4
 how many of these are taken out."""
 FEWEST, ROUND, MOST = 2, 4, 16
 """Draws of a round: the fewest, those of the first, and the most; only pairs of one round count."""
+PARTS = 64
+"""Where nothing is taken out of them, groups of all draws that the first round has, together."""
 LEADING = 4
 """Leading directions of all groups that are taken out of samples at a time."""
 INDEPENDENT = 4
@@ -256,11 +258,12 @@ class _ByTrial:
         sampling = self._sampling
         sampling.extend(min(START - MIN_SAMPLES, sampling.spare()))
         sampling.krylov.compare()
-        few = sampling.left() < ATOMS + ROUND + FOR_VIEWS
+        several = min(max(ROUND, PARTS // self._trials.groups), self._trials.most)
+        few = sampling.left() < max(several, ATOMS + ROUND) + FOR_VIEWS
         if few or self._are_samples_enough():
             return _by_samples(sampling, self._tolerance)
         self._leading = list(self._trials.take_out(sampling.taken(), ATOMS, range(ROUND)))
-        self._draw(ROUND)
+        self._draw(ROUND if self._leading else several)
         met = self._settle_whole() & self._settle_views()
         sketch = self._sampling.sketch
         error = self._sampling.krylov.compare()

@@ -43,6 +43,9 @@ COTANGENTS, APART = (2,), (3,)
 """The families of random cotangents, and of tangents of groups."""
 TOGETHER = 3
 """Leading directions of all groups that are made, for each that is taken out of a group."""
+MANY = 32
+"""Effective rank of groups from which none of their directions are worth the products that these
+take: draws average over them."""
 PIECES = 4
 """Of rows whose inner products with one another are taken."""
 GAP = 1e-3
@@ -193,14 +196,19 @@ class TrialGradients:
         return rows * units + 2 * self.groups * largest + 2 * self._space.size
 
     def take_out(self, Y: Tensor, count: int, ahead: range) -> Tensor:
-        """Choose atoms, and take their gradients with those of the next draws; a product each."""
+        """Choose atoms, and take their gradients with those of the next draws; a product each.
+
+        None where groups have many directions, or there is no memory for them.
+        """
         Y = Y.to(self._dtype)
         count = min(count, len(Y), min(self._counts) * math.prod(self._shape[1:]) // 2)
         kept = self.groups * sum(m * q for m, q in self._keys.values())
         count = min(count, int(self._numbers / kept), self.most - len(ahead))
-        if count <= 0:
+        flat = self._grouped(Y, 1).flatten(2).transpose(0, 1)  # (g, s, entries)
+        gram = (flat @ flat.transpose(1, 2)).double()
+        if count <= 0 or not _rank(gram) <= MANY:
             return Y[:0]
-        self._directions = self._leading_in_groups(Y, count)
+        self._directions = self._leading_in_groups(flat, gram, count)
         self._jacobian.products += count
         together = torch.cat([self._directions, self._cotangents(ahead)])
         found = self._sensitivities(together)
@@ -213,10 +221,9 @@ class TrialGradients:
         by_trial = shares.repeat_interleave(counts, dim=2)
         return torch.einsum("dab,abtn->dbtn", by_trial, self._directions)
 
-    def _leading_in_groups(self, Y: Tensor, count: int) -> Tensor:
+    def _leading_in_groups(self, flat: Tensor, gram: Tensor, count: int) -> Tensor:
         """Orthonormal directions of each group in which some images are large."""
-        flat = self._grouped(Y, 1).flatten(2).transpose(0, 1)  # (g, s, entries)
-        values, vectors = torch.linalg.eigh((flat @ flat.transpose(1, 2)).double())
+        values, vectors = torch.linalg.eigh(gram)
         values, vectors = values[:, -count:], vectors[:, :, -count:]
         least = torch.finfo(self._dtype).eps * values[:, -1:] + torch.finfo(values.dtype).tiny
         scaled = vectors / values.clamp(min=0).add(least).sqrt().unsqueeze(1)
@@ -241,9 +248,9 @@ class TrialGradients:
         taken = self._taken(w)
         atoms, images = self._images(self._directions), self._images(w)
         # F* F is the diagonal matrix of the core's eigenvalues.
-        sizes = self._core.factor.double().square().sum(0).repeat_interleave(self._shape[2])
+        sizes = self._core.factor.square().sum(0).repeat_interleave(self._shape[2])
         s, g = len(w), self.groups
-        rest = images.double() - taken @ atoms.double()
+        rest = images - taken.to(images) @ atoms
         squares = {
             name: x.reshape(s, -1).square().sum(1, dtype=torch.float64)  # also of single numbers
             for name, x in self._space.split(own).items()
@@ -258,7 +265,7 @@ class TrialGradients:
             _inner(own, own),
             self._products([atoms], [images], taken),
             (
-                (atoms.double().square() @ sizes).view(-1, g),
+                (atoms.square() @ sizes).view(len(atoms) // g, g),
                 (rest.square() @ sizes).view(s, g),
             ),
         )
@@ -308,11 +315,12 @@ class TrialGradients:
                 squares[name] = squares[name] + own if name in squares else own
         rest = mixed - among @ taken.T
         left = whole - taken @ mixed - (taken @ rest).T
+        r, s = len(among) // g, len(whole) // g
         return Products(
-            among.view(-1, g, len(among) // g, g),
-            rest.view(-1, g, len(whole) // g, g),
-            left.view(-1, g, len(whole) // g, g),
-            whole.view(-1, g, len(whole) // g, g).sum((1, 3)),
+            among.view(r, g, r, g),
+            rest.view(r, g, s, g),
+            left.view(s, g, s, g),
+            whole.view(s, g, s, g).sum((1, 3)),
         )
 
     def _cotangents(self, indices: range) -> Tensor:
@@ -465,6 +473,14 @@ class TrialGradients:
 def _inner(one: Tensor, two: Tensor) -> Tensor:
     """Inner products of rows, in float64, of sums in their own arithmetic."""
     return (one @ two.T).double()
+
+
+def _rank(gram: Tensor) -> float:
+    """The effective rank of groups by themselves, from inner products of samples, (g, s, s)."""
+    squares = gram.diagonal(dim1=1, dim2=2)
+    trace_squared = squares.sum(1).square() - squares.square().sum(1)
+    norm_squared = gram.square().sum((1, 2)) - squares.square().sum(1)
+    return float(trace_squared.sum() / norm_squared.sum())
 
 
 def _gram(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,18 @@ from torch import Tensor
 from ntk_monitor.model.state.row_labels import NONE, Labels
 
 Rows = tuple[int, int]
+
+
+class Block(NamedTuple):
+    """Rows that are some steps of all trials.
+
+    Attributes:
+        steps: Which steps.
+        by_trial: Whether they come trial by trial, rather than step by step.
+    """
+
+    steps: slice
+    by_trial: bool
 
 
 @dataclass(frozen=True)
@@ -59,9 +72,21 @@ class Placement:
         Returns:
             Shape ``(its rows, q)``.
         """
+        B, T = u.shape[:2]
+        if use not in self._blocks:
+            self._blocks[use] = _block(self.inverse[use], (B, T))
+        block = self._blocks[use]
+        if block is not None:
+            steps = u[:, block.steps]
+            return (steps if block.by_trial else steps.transpose(0, 1)).flatten(0, 1)
         inverse = self.inverse[use].to(u.device)
         flat = u.flatten(0, 1)[inverse.clamp(min=0)]
         return flat.where((inverse >= 0).unsqueeze(-1), 0) if bool((inverse < 0).any()) else flat
+
+    @cached_property
+    def _blocks(self) -> dict[int, Block | None]:
+        """Uses so far that have some steps of all trials: which; others None."""
+        return {}
 
 
 class Numbering(NamedTuple):
@@ -227,6 +252,19 @@ def _placement(parts: Sequence[Tensor], count: int, rows: Rows, *, is_shared: bo
     if is_shared:
         index = index.expand(rows[0], count).flatten()
     return Placement(index, tuple(parts), is_shared)
+
+
+def _block(inverse: Tensor, rows: Rows) -> Block | None:
+    """Which steps of all trials some rows are, of which a view costs less than gathering them."""
+    B, T = rows
+    begin, count = int(inverse[0]) if len(inverse) else NONE, len(inverse) // B
+    steps = slice(begin, begin + count)
+    if begin < 0 or count * B != len(inverse) or begin + count > T:
+        return None
+    numbers = torch.arange(B * T, device=inverse.device).reshape(B, T)[:, steps]
+    if torch.equal(inverse, numbers.flatten()):
+        return Block(steps, by_trial=True)
+    return Block(steps, by_trial=False) if torch.equal(inverse, numbers.T.flatten()) else None
 
 
 def by_order(rows: Rows, order: str, spans: Sequence[int], device: Any) -> Placement:  # noqa: ANN401

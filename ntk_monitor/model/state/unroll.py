@@ -48,9 +48,10 @@ def step(kind: str, p: Tensor, q: Tensor, h: Tensor, c: Tensor) -> Hidden:
         Hidden and cell state after the step.
     """
     if kind == "GRU":
-        (p_r, p_z, p_n), (q_r, q_z, q_n) = p.chunk(3, -1), q.chunk(3, -1)
-        r, z = torch.sigmoid(p_r + q_r), torch.sigmoid(p_z + q_z)
-        return (1 - z) * torch.tanh(p_n + r * q_n) + z * h, c
+        n = h.shape[-1]
+        (p_gates, p_n), (q_gates, q_n) = p.split((2 * n, n), -1), q.split((2 * n, n), -1)
+        r, z = torch.sigmoid(p_gates + q_gates).chunk(2, -1)
+        return torch.lerp(torch.tanh(torch.addcmul(p_n, r, q_n)), h, z), c
     if kind == "LSTM":
         i, f, g, o = (p + q).chunk(4, -1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
