@@ -48,7 +48,7 @@ def step(kind: str, p: Tensor, q: Tensor, h: Tensor, c: Tensor) -> Hidden:
         Hidden and cell state after the step.
     """
     if kind == "GRU":
-        sizes = (2 * h.shape[-1], h.shape[-1])
+        sizes = [2 * h.shape[-1], h.shape[-1]]
         (p_gates, p_n), (q_gates, q_n) = (torch.split(sums, sizes, -1) for sums in (p, q))
         r, z = torch.sigmoid(p_gates + q_gates).chunk(2, -1)
         return torch.lerp(torch.tanh(torch.addcmul(p_n, r, q_n)), h, z), c
