@@ -198,7 +198,8 @@ class TrialGradients:
     def take_out(self, Y: Tensor, count: int, ahead: range) -> Tensor:
         """Choose atoms, and take their gradients with those of the next draws; a product each.
 
-        None where groups have many directions, or there is no memory for them.
+        Returns:
+            Leading directions of all groups; none where groups have many, or memory lacks.
         """
         Y = Y.to(self._dtype)
         count = min(count, len(Y), min(self._counts) * math.prod(self._shape[1:]) // 2)
