@@ -73,6 +73,19 @@ def images() -> nn.Module:
     return Made(lambda m, x: m.readout(m.state(x).flatten(1)), state=state, readout=nn.Linear(8, 2))
 
 
+def wide() -> nn.Module:
+    """Weights of more entries than there are pairs of rows."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        hidden = torch.tanh(m.twice(torch.tanh(m.twice(torch.tanh(m.once(x))))))
+        return m.readout(m.state(hidden))
+
+    return Made(
+        forward, once=nn.Linear(4, 30), twice=nn.Linear(30, 30), state=nn.Linear(30, 5),
+        readout=nn.Linear(5, 2),
+    )  # fmt: skip
+
+
 def words() -> nn.Module:
     return Made(
         lambda m, x: m.readout(m.state(m.embed(x))),
@@ -91,6 +104,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], set[str]]
     "GRU, both ways": (lambda: recurrent(num_layers=2, bidirectional=True), rows, set()),
     "cells": (cells, rows, set()),
     "images": (images, lambda: torch.randn(B, 4, 2, 2), set()),
+    "wide": (wide, lambda: torch.randn(B, 1, 4), set()),
     "words": (words, lambda: torch.randint(0, 5, (B, T)), {"embed.weight"}),
 }
 
@@ -129,6 +143,9 @@ def test_gradients_of_groups_are_those_of_the_dense_jacobian(
     assert trials.groups == min(B, groups)
     assert set(trials._own) == others
     assert trials.gap() < 1e-9
+    by_rows = [key[0][0] for key, gram in trials._grams.items() if gram is not None]
+    every = ["once.weight", "twice.weight", "state.weight"]
+    assert by_rows == ((every if groups > B else every[1:]) if name == "wide" else [])
     J = dense(lin)
     sizes = {n: p.numel() for n, p in lin.module.named_parameters() if n in lin.parameters}
     own = torch.cat([torch.full((sizes[n],), n in others) for n in lin.parameters])

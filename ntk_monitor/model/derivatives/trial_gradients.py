@@ -46,6 +46,8 @@ TOGETHER = 3
 MANY = 32
 """Effective rank of groups from which none of their directions are worth the products that these
 take: draws average over them."""
+FEW_ROWS = 16
+"""Operations besides its units that an entry of inner products of rows is taken to cost."""
 PIECES = 4
 """Of rows whose inner products with one another are taken."""
 GAP = 1e-3
@@ -166,9 +168,10 @@ class TrialGradients:
         self._graph: tuple[Tensor, list[Tensor]] | None = None
         self.squares = {}
         self._keys = {site.key: (site.activity.shape[2], site.units) for site in sites}
+        self._grams = {key: self._gram_of_rows(key) for key in self._keys}
         self._directions = torch.empty(0, *self._shape, dtype=self._dtype, device=self._device)
         self._ahead: dict[range, list[Tensor]] = {}
-        self._atoms = [self._directions.new_empty(0, m * q) for m, q in self._keys.values()]
+        self._atoms = list(self._entries(self._nothing()))
         self._numbers = room / torch.finfo(self._dtype).bits * 8
         self.most = int(self._numbers / self._numbers_of_a_draw)
         every = [forward.tensors[n] for n in names]
@@ -191,9 +194,10 @@ class TrialGradients:
     def _numbers_of_a_draw(self) -> int:
         """Sensitivities of all sites, and gradients in the largest of them."""
         units = sum(site.units for site in self._sites)
-        largest = max(m * q for m, q in self._keys.values())
+        largest = max(map(self._size_of, self._keys))
         rows = self._shape[0] * self._shape[1]
-        return rows * units + 2 * self.groups * largest + 2 * self._space.size
+        pairs = max((V.numel() for V in self._grams.values() if V is not None), default=0)
+        return rows * units + 2 * self.groups * largest + 2 * self._space.size + 2 * pairs
 
     def take_out(self, Y: Tensor, count: int, ahead: range) -> Tensor:
         """Choose atoms, and take their gradients with those of the next draws; a product each.
@@ -203,7 +207,7 @@ class TrialGradients:
         """
         Y = Y.to(self._dtype)
         count = min(count, len(Y), min(self._counts) * math.prod(self._shape[1:]) // 2)
-        kept = self.groups * sum(m * q for m, q in self._keys.values())
+        kept = self.groups * sum(map(self._size_of, self._keys))
         count = min(count, int(self._numbers / kept), self.most - len(ahead))
         flat = self._grouped(Y, 1).flatten(2).transpose(0, 1)  # (g, s, entries)
         gram = (flat @ flat.transpose(1, 2)).double()
@@ -213,9 +217,10 @@ class TrialGradients:
         self._jacobian.products += count
         together = torch.cat([self._directions, self._cotangents(ahead)])
         found = self._sensitivities(together)
-        self._atoms = list(self._vectors([each[:count] for each in found]))
+        self._atoms = list(self._entries([each[:count] for each in found]))
         self._ahead = {ahead: [each[count:] for each in found]}
-        H = torch.stack([_gram(x) for x in self._atoms]).sum(0)
+        each = zip(self._atoms, self._grams.values(), strict=True)
+        H = torch.stack([_inner_products(x, x, gram) for x, gram in each]).sum(0)
         _, vectors = torch.linalg.eigh(H)
         shares = vectors.flip(1)[:, : TOGETHER * count].T.reshape(-1, count, self.groups).to(Y)
         counts = torch.tensor(self._counts, device=Y.device)
@@ -256,7 +261,9 @@ class TrialGradients:
             name: x.reshape(s, -1).square().sum(1, dtype=torch.float64)  # also of single numbers
             for name, x in self._space.split(own).items()
         }
-        kernel = self._products(self._atoms, self._vectors(found), taken, squares)
+        kernel = self._products(
+            self._atoms, self._entries(found), self._grams.items(), taken, squares
+        )
         if not indices.start:  # a measurement that begins anew
             self.squares = {}
         for name, x in squares.items():
@@ -264,7 +271,7 @@ class TrialGradients:
         return Gradients(
             kernel,
             _inner(own, own),
-            self._products([atoms], [images], taken),
+            self._products([atoms], [images], [(None, None)], taken),
             (
                 (atoms.square() @ sizes).view(len(atoms) // g, g),
                 (rest.square() @ sizes).view(s, g),
@@ -290,6 +297,7 @@ class TrialGradients:
         self,
         atoms: Iterable[Tensor],
         draws: Iterable[Tensor],
+        grams: Iterable[tuple[Key | None, Tensor | None]],
         taken: Tensor,
         squares: dict[str, Tensor] | None = None,
     ) -> Products:
@@ -298,6 +306,7 @@ class TrialGradients:
         Args:
             atoms: Of each kind of entries, or of the core.
             draws: Likewise.
+            grams: Kinds of entries, each with the Gram matrix of its rows; see `_entries`.
             taken: What each draw has of each atom.
             squares: Takes those of each draw, by the first name of each kind of entries.
 
@@ -307,12 +316,13 @@ class TrialGradients:
         g = self.groups
         zero = torch.zeros((), dtype=torch.float64, device=self._device)
         among, mixed, whole = zero, zero, zero
-        names = [None] if squares is None else [key[0][0] for key in self._keys]
-        for x, y, name in zip(atoms, draws, names, strict=True):
-            of_draws = _gram(y)
-            among, mixed, whole = among + _gram(x), mixed + _inner(x, y), whole + of_draws
-            if squares is not None and name is not None:
-                own = of_draws.diagonal().view(-1, g).sum(1)
+        for x, y, (key, gram) in zip(atoms, draws, grams, strict=True):
+            of_draws = _inner_products(y, y, gram)
+            among = among + _inner_products(x, x, gram)
+            mixed = mixed + _inner_products(x, y, gram)
+            whole = whole + of_draws
+            if squares is not None and key is not None:
+                own, name = of_draws.diagonal().view(-1, g).sum(1), key[0][0]
                 squares[name] = squares[name] + own if name in squares else own
         rest = mixed - among @ taken.T
         left = whole - taken @ mixed - (taken @ rest).T
@@ -335,9 +345,15 @@ class TrialGradients:
         )
         return noise.view(-1, *self._shape)
 
-    def _vectors(self, found: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The gradients, a tensor of shape ``(len g, q m)`` for each kind of entries."""
-        return (self._by_group(key, found) for key in self._keys)
+    def _entries(self, found: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The gradients of each kind of entries, as vectors or by rows.
+
+        Yields:
+            Gradients themselves, ``s_b^* V_b``, shape ``(len g, q m)``; or where it is less work to
+            take their inner products from those of rows, ``s``, shape ``(len, g, rows, q)``.
+        """
+        for key, gram in self._grams.items():
+            yield self._rows_of(key, found) if gram is not None else self._by_group(key, found)
 
     def _by_group(self, key: Key, found: Sequence[Tensor]) -> Tensor:
         total: Tensor | None = None
@@ -348,6 +364,30 @@ class TrialGradients:
                 total = here if total is None else total.add_(here)
         assert total is not None
         return total.flatten(2).flatten(0, 1)
+
+    def _rows_of(self, key: Key, found: Sequence[Tensor]) -> Tensor:
+        """The sensitivities of all sites that share some entries, one below the other."""
+        each = zip(self._sites, found, strict=False)
+        return torch.cat([self._grouped(s, 1) for site, s in each if site.key == key], dim=2)
+
+    def _gram_of_rows(self, key: Key) -> Tensor | None:
+        """``V V*`` over the rows of all groups, where gradients are kept by rows; else None."""
+        m, q = self._keys[key]
+        activities = [site.activity for site in self._sites if site.key == key]
+        rows = max(self._counts) * sum(V.shape[1] for V in activities)
+        if rows**2 * (q + FEW_ROWS) >= m * q:
+            return None
+        V = torch.cat([self._grouped(V, 0) for V in activities], dim=1).flatten(0, 1)
+        return V @ V.T
+
+    def _size_of(self, key: Key) -> int:
+        """Numbers of a group's gradient in some entries."""
+        (m, q), gram = self._keys[key], self._grams[key]
+        return m * q if gram is None else len(gram) // self.groups * q
+
+    def _nothing(self) -> list[Tensor]:
+        """Sensitivities of no cotangents."""
+        return [self._directions.new_empty(0, *self._shape[:2], s.units) for s in self._sites]
 
     def _grouped(self, x: Tensor, axis: int) -> Tensor:
         """Trials and steps at some axis as groups and rows, those that a group lacks zero."""
@@ -462,13 +502,36 @@ class TrialGradients:
         wanted, found = whole @ whole.T, self._sensitivities(three)
         own = self._own_gradients(found)
         by_groups, stray = _inner(own, own), 0.0
-        for vectors in self._vectors(found):
-            v = vectors.view(3, self.groups, -1)
-            by_groups = by_groups + _inner(v.sum(1), v.sum(1))
-            stray += float(v[2, self.groups // 2 :].double().square().sum())
+        others = slice(2 * self.groups + self.groups // 2, None)
+        for vectors, gram in zip(self._entries(found), self._grams.values(), strict=True):
+            products = _inner_products(vectors, vectors, gram)
+            by_groups = by_groups + products.view(3, self.groups, 3, self.groups).sum((1, 3))
+            stray += float(products.diagonal()[others].sum())
         sizes = wanted.diagonal().sqrt().clamp(min=torch.finfo(wanted.dtype).tiny)
         gaps = (wanted - by_groups).abs() / torch.outer(sizes, sizes)
         return max(float(gaps.max()), math.sqrt(stray) / float(sizes[2]))
+
+
+def _inner_products(one: Tensor, two: Tensor, gram: Tensor | None) -> Tensor:
+    """Inner products of gradients of groups, in float64.
+
+    Args:
+        one: As `TrialGradients._entries` has them.
+        two: Likewise.
+        gram: That of the activity's rows, of gradients by rows.
+
+    Returns:
+        Shape ``(r g, s g)``.
+    """
+    if gram is None:
+        return _gram(one) if one is two else _inner(one, two)
+    (r, g, rows, _), s = one.shape, len(two)
+    flat = two.flatten(0, 2)
+    found = one.new_empty(r, g, s, g)
+    for each, x in zip(found, one, strict=True):
+        products = (x.flatten(0, 1) @ flat.T).view(g * rows, s, g * rows).mul_(gram.unsqueeze(1))
+        each.copy_(products.view(g, rows, s, g, rows).sum((1, 4)))
+    return found.view(r * g, s * g).double()
 
 
 def _inner(one: Tensor, two: Tensor) -> Tensor:
