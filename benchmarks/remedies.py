@@ -165,7 +165,10 @@ def judged(runs: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     if not math.isfinite(final(first)):
         return None
     trials = replay(runs, REASON.get(first["cause"]))
-    whole = {name: final(run) for name, run in runs.items()}
+    whole, half_way = (
+        {name: final(run, stage=stage) for name, run in runs.items()}
+        for stage in (STAGES, STAGES - 1)
+    )
     tried = {name: final(run, "trial") for name, run in runs.items()}
     best = min(whole, key=whole.__getitem__)
     gains = {name: 1 - loss / whole["as it is"] for name, loss in whole.items()}
@@ -173,6 +176,7 @@ def judged(runs: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     return {
         "kind": first["kind"], "seed": first["seed"], "half": first["half"],
         "cause": first["cause"], "rank correlation": rank_correlation(tried, whole),
+        "rank correlation half way": rank_correlation(half_way, whole),
         "whole": whole, "cost": trials.cost,
         "pick": pick, "best": best, "gain of the best": gains[best],
         "gain of the pick": gains[pick] if pick else 0.0, "longer": trials.longer is not None,
@@ -213,6 +217,9 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
         "trainings that something helps": len(helped),
         "rank correlation, median": float(np.median([e["rank correlation"] for e in helped])),
         "rank correlation of another seed, median": float(np.median(repeated)),
+        "rank correlation half way, median": float(
+            np.median([e["rank correlation half way"] for e in helped])
+        ),
         "pick has over half of the best gain": len(right),
         "trainings that nothing helps": len(others),
         "said so": sum(each["pick"] is None for each in others),
