@@ -356,7 +356,8 @@ def remedies(results: dict[str, Any]) -> str:
     ]
     columns = (
         "half", "helped", "pick has over half of the best gain", "rank correlation, median",
-        "of another seed", "half way", "nothing helps", "said so", "cost in trainings, median", "most",
+        "of another seed", "half way", "nothing helps", "said so",
+        "cost in trainings, median", "most",
     )  # fmt: skip
     rows = [
         (
