@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import CASES
+from lightning.pytorch import LightningModule
 from monitor.helpers import fit
 from torch import Tensor, nn
 
-from ntk_monitor import NTKMonitor, Snapshot, probe
+from ntk_monitor import NTKMonitor, Snapshot, linearize, probe
 from ntk_monitor.estimators.kernel.tangent_sketch import TangentSketch
 from ntk_monitor.model.isolation.memory import free_memory
 from ntk_monitor.probe import Probe
@@ -66,6 +67,36 @@ def test_no_tensor_waits_for_the_garbage_collector(name: str, method: str) -> No
         assert live_bytes(collect=False) == before
     finally:
         gc.enable()
+
+
+def graph_nodes() -> int:
+    """Nodes of autograd's graphs that python can reach; each keeps what its operation saved."""
+    gc.collect()
+    return sum(type(o).__name__.endswith("Backward0") for o in gc.get_objects())
+
+
+class WithLoss(LightningModule):
+    """A case's model in a ``training_step``, and one whose forward stores what it saw."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.seen = net, torch.zeros(())
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        self.seen = self.net(batch[0])
+        return nn.functional.mse_loss(self.seen, batch[1])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_graph_of_the_first_pass_is_kept(name: str) -> None:
+    """It holds the activations of a training step, which would be there at all products."""
+    case = CASES[name]
+    model, batch = WithLoss(case.make_model()), case.make_batch()
+    before = graph_nodes()
+    lin = linearize(model, batch, state=f"net.{case.state}", copies=False)
+    assert lin.loss is not None
+    assert lin.comparisons
+    assert graph_nodes() == before
 
 
 def test_memory_is_flat_over_a_training() -> None:

@@ -169,7 +169,8 @@ def _loss(step: StepFunction, recorded: Recorded) -> tuple[StepLoss, Ends]:
     compares = find_heads(discovery, loss, producers, acting)
     value = float(loss.detach())
     ends = compares.nodes or ((loss.grad_fn,),)
-    return StepLoss(value, compares, discovery.sums), Ends(ends, are_compared=True)
+    kept = compares._replace(nodes=())  # they would keep the pass's graph alive
+    return StepLoss(value, kept, discovery.sums), Ends(ends, are_compared=True)
 
 
 def recorded_pass(question: Question, room: float) -> Recorded:

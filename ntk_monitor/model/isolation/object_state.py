@@ -134,7 +134,8 @@ class _Attributes:
         if not names and type(self._value) is self._class:
             return None
         some = object.__new__(_Attributes)
-        some.__dict__.update(self.__dict__, _names=names)
+        then = {n: v for n, v in self._then.items() if n in names}  # others may hold a pass alive
+        some.__dict__.update(self.__dict__, _names=names, _then=then)
         return some
 
     def put_back(self) -> None:
