@@ -39,7 +39,7 @@ def gpt2(layers: int, trials: int, steps: int) -> Workload:
     """A language model like GPT-2 and a batch of tokens."""
     config = GPT2Config(n_layer=layers, use_cache=False)
     tokens = torch.randint(config.vocab_size, (trials, steps))
-    return GPT2LMHeadModel(config), {"input_ids": tokens}
+    return GPT2LMHeadModel(config), {"input_ids": tokens, "labels": tokens}
 
 
 def mlp(width: int, trials: int) -> Workload:
@@ -58,20 +58,24 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
 }
 
 
-def call(module: nn.Module, batch: Batch) -> Tensor:
-    """The outputs that a loss would take."""
-    return module(batch) if isinstance(batch, Tensor) else module(**batch).logits
+def loss_of(module: nn.Module, batch: Batch) -> Tensor:
+    """The loss, which the language model knows."""
+    return module(batch).square().mean() if isinstance(batch, Tensor) else module(**batch).loss
 
 
 def inference(module: nn.Module, batch: Batch) -> None:
     """A plain forward pass."""
     with torch.no_grad():
-        call(module.eval(), batch)
+        module.eval()
+        if isinstance(batch, Tensor):
+            module(batch)
+        else:
+            module(input_ids=batch["input_ids"])
 
 
 def training(module: nn.Module, batch: Batch) -> None:
     """A forward and a backward pass, without an optimizer."""
-    call(module, batch).square().mean().backward()
+    loss_of(module, batch).backward()
 
 
 def products(method: str) -> Callable[[nn.Module, Batch], None]:
