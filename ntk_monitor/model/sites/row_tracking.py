@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ntk_monitor.compat import tree_leaves
 from ntk_monitor.model.sites.operations.contractions import contraction_of
-from ntk_monitor.model.sites.operations.convolutions import convolution_of
+from ntk_monitor.model.sites.operations.convolutions import Axis, convolution_of
 from ntk_monitor.model.sites.operations.signatures import in_order
 from ntk_monitor.model.state.row_labels import (
     NONE,
@@ -383,14 +383,15 @@ class RowTracker:
     def _windows(self, operation: Operation) -> list[Labels]:
         """A convolution: of each window the entry that leaves as many as possible a number."""
         (output, *_) = operation.outputs
-        window = convolution_of(operation.name, operation.args, operation.kwargs)
-        if window is None:
+        found = convolution_of(operation.name, operation.args, operation.kwargs)
+        if found is None:
             return []
+        x, axes = found
 
         def over(numbers: Tensor) -> Tensor:
-            return _tapped(numbers, window).unsqueeze(1).expand(output.shape)
+            return _tapped(numbers, axes).unsqueeze(1).expand(output.shape)
 
-        known = self._labelled(window.x, operation)
+        known = self._labelled(x, operation)
         return [{s: self._gathered(s, label, (1,)).each(over) for s, label in known.items()}]
 
     def _summed(self, operation: Operation) -> list[Labels]:
@@ -538,21 +539,15 @@ def _by_row(numbers: Tensor, places: Tensor, count: int) -> Tensor:
     return found
 
 
-def _tapped(numbers: Tensor, window: Any) -> Tensor:  # noqa: ANN401
+def _tapped(numbers: Tensor, axes: Sequence[Axis]) -> Tensor:
     """Of each window of a convolution the number in one place, the same place in all."""
-    for axis, (kernel, margin, stride, dilation) in enumerate(window.axes, start=1):
-        reach = dilation * (kernel - 1)
-        wide = pad(numbers.movedim(axis, -1).contiguous(), margin, value=NONE)
-        count = (wide.shape[-1] - reach - 1) // stride + 1
-        best: Tensor | None = None
-        still = min(margin[0] // dilation, kernel - 1)  # where an entry keeps its place
-        for tap in dict.fromkeys((still, (kernel - 1) // 2, kernel - 1, 0)):
-            begin = tap * dilation
-            found = wide[..., begin : begin + (count - 1) * stride + 1 : stride]
-            if best is None or int((found >= 0).sum()) > int((best >= 0).sum()):
-                best = found
-        assert best is not None
-        numbers = best.movedim(-1, axis)
+    for i, axis in enumerate(axes, start=1):
+        wide = pad(numbers.movedim(i, -1).contiguous(), axis.margins, value=NONE)
+        windows = wide.unfold(-1, axis.span, axis.stride)[..., :: axis.dilation]
+        still = min(axis.margins[0] // axis.dilation, axis.kernel - 1)  # an entry keeps its place
+        taps = dict.fromkeys((still, (axis.kernel - 1) // 2, axis.kernel - 1, 0))
+        best = max((windows[..., tap] for tap in taps), key=lambda found: int((found >= 0).sum()))
+        numbers = best.movedim(-1, i)
     return numbers
 
 

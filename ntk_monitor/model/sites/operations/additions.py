@@ -26,14 +26,9 @@ def read_add(a: Any, b: Any, *, alpha: float = 1, signs: tuple[int, int] = (1, 1
     ]
 
 
-def read_subtract(a: Any, b: Any, *, alpha: float = 1) -> list[Use]:  # noqa: ANN401
-    """``a - alpha * b``."""
-    return read_add(a, b, alpha=alpha, signs=(1, -1))
-
-
 def read_reversed_subtract(a: Any, b: Any, *, alpha: float = 1) -> list[Use]:  # noqa: ANN401
     """``b - alpha * a``."""
-    return read_subtract(b, a, alpha=alpha)
+    return read_add(b, a, alpha=alpha, signs=(1, -1))
 
 
 def _bias(bias: Tensor, out: Sequence[int]) -> Use:

@@ -35,17 +35,15 @@ def contraction(
     """
     inputs, out = equation.split("->")
     indices = inputs.split(",")
-    names, single = _without_copies(indices, which, operands[which])
+    indices[which], single = _without_copies(indices, which, operands[which])
     operands = [single if i == which else t for i, t in enumerate(operands)]
-    indices[which] = names
-    inputs = ",".join(indices)
-    weight = indices.pop(which)
-    others = [t.detach() for i, t in enumerate(operands) if i != which]  # and so no graph
     sizes = {
         i: size
-        for name, tensor in zip(inputs.split(","), operands, strict=True)
-        for i, size in zip(name, tensor.shape, strict=True)
+        for names, tensor in zip(indices, operands, strict=True)
+        for i, size in zip(names, tensor.shape, strict=True)
     }
+    weight = indices.pop(which)
+    others = [t.detach() for i, t in enumerate(operands) if i != which]  # and so no graph
     elsewhere = set("".join(indices))
     groups = [i for i in weight if i in out and i in elsewhere]
     units = [i for i in weight if i in out and i not in elsewhere]
@@ -108,23 +106,20 @@ def contraction_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     """
     given = in_order(name, args, kwargs)
     if name == "einsum":
-        operands = given[1:]
+        equation, *operands = given
         if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
             operands = list(operands[0])
-        explicit = _explicit(given[0].replace(" ", ""), operands)
-        return Contraction(explicit, tuple(operands))
+        return Contraction(_explicit(equation.replace(" ", ""), operands), tuple(operands))
     if name == "linear":
         x, weight, *bias = given
         rows = LETTERS[: x.ndim - 1]
         units = "y" if weight.ndim > 1 else ""
-        addend = bias[0] if bias else None
-        return Contraction(f"{rows}z,{units}z->{rows}{units}", (x, weight), addend)
+        return Contraction(f"{rows}z,{units}z->{rows}{units}", (x, weight), *bias)
     if name == "bilinear":
         x, z, weight, *bias = given
         rows = LETTERS[: x.ndim - 1]
-        addend = bias[0] if bias else None
-        return Contraction(f"{rows}w,{rows}x,ywx->{rows}y", (x, z, weight), addend)
-    if name in {"addmm", "addmv", "baddbmm"}:
+        return Contraction(f"{rows}w,{rows}x,ywx->{rows}y", (x, z, weight), *bias)
+    if name in {"addmm", "addmm_", "addmv", "baddbmm"}:
         return contraction_of("matmul", given[1:], {})._replace(addend=given[0])
     if name == "__rmatmul__":
         given = given[::-1]
@@ -157,81 +152,58 @@ def _without_copies(indices: Sequence[str], which: int, weight: Tensor) -> tuple
     return names, weight
 
 
-def read_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[Use]:
-    """``F.linear``."""
-    rows = LETTERS[: x.ndim - 1]
-    if weight.ndim == 1:
-        return [contraction(f"{rows}z,z->{rows}", (x, weight), 1, bias)]
-    return [contraction(f"{rows}z,yz->{rows}y", (x, weight), 1, bias)]
-
-
-def read_bilinear(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[Use]:
-    """``F.bilinear``."""
-    rows = LETTERS[: x.ndim - 1]
-    return [contraction(f"{rows}w,{rows}x,ywx->{rows}y", (x, z, weight), 2, bias)]
-
-
-def read_matmul(a: Tensor, b: Tensor, *, bias: Tensor | None = None) -> list[Use]:
-    """``a @ b`` and its relatives, either operand being the weight."""
-    batch = LETTERS[: max(a.ndim, b.ndim, 2) - 2]
-    left = "z" if a.ndim == 1 else batch[len(batch) - a.ndim + 2 :] + "yz"
-    right = "z" if b.ndim == 1 else batch[len(batch) - b.ndim + 2 :] + "zx"
-    out = batch + ("" if a.ndim == 1 else "y") + ("" if b.ndim == 1 else "x")
-    left, a = _without_broadcast(left, a, right, b)
-    right, b = _without_broadcast(right, b, left, a)
-    return [contraction(f"{left},{right}->{out}", (a, b), which, bias) for which in (1, 0)]
-
-
-def _without_broadcast(names: str, t: Tensor, others: str, other: Tensor) -> tuple[str, Tensor]:
-    """Drop the axes of size one that are repeated to fit the other operand."""
-    for i in reversed(range(t.ndim)):
-        at = others.find(names[i])
-        if t.shape[i] == 1 and at >= 0 and other.shape[at] > 1:
-            names, t = names[:i] + names[i + 1 :], t.squeeze(i)
-    return names, t
-
-
-def read_addmm(
-    bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1
-) -> list[Use]:
-    """``bias + a @ b``."""
-    is_bias = bias.ndim == 1 and b.ndim > 1 and len(bias) == b.shape[-1]
-    uses = read_matmul(a, b, bias=bias if is_bias else None)
+def read_product(name: str, *args: Any, beta: float = 1, alpha: float = 1) -> list[Use]:  # noqa: ANN401
+    """A product of tensors: of ``a @ b`` and its relatives either operand may be the weight."""
+    equation, operands, addend = contraction_of(name, args, {})
+    which = {"linear": (1,), "bilinear": (2,), "einsum": _whole(equation)}.get(name, (1, 0))
+    is_bias = name in {"linear", "bilinear"} or (
+        addend is not None
+        and addend.ndim == 1 < operands[1].ndim
+        and len(addend) == operands[1].shape[-1]
+    )
+    equation, operands = _without_broadcast(equation, operands)
+    uses = [contraction(equation, operands, i, addend if is_bias else None) for i in which]
     scaled = [replace(use, scale=float(alpha), bias_scale=float(beta)) for use in uses]
-    if is_bias:
+    if is_bias or addend is None:
         return scaled
-    added = read_add(bias, uses[0].write(nothing_added(uses[0], a)))
+    added = read_add(addend, uses[0].write(nothing_added(uses[0], operands[0])))
     return [*scaled, *(replace(use, bias_scale=float(beta)) for use in added)]
 
 
-def read_einsum(equation: str, *operands: Any) -> list[Use]:  # noqa: ANN401
-    """``torch.einsum`` with an equation."""
-    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
-        operands = tuple(operands[0])
-    explicit = _explicit(equation.replace(" ", ""), operands)
-    names, _, out = explicit.partition("->")
-    split = names.split(",")
-    uses = []
-    for which, name in enumerate(split):
-        elsewhere = {*out, *"".join(split[:which] + split[which + 1 :])}
-        if len(set(name)) == len(name) and elsewhere.issuperset(name):
-            uses.append(contraction(explicit, operands, which))
-    return uses
+def _whole(equation: str) -> tuple[int, ...]:
+    """The operands whose indices are neither repeated nor summed over by themselves."""
+    inputs, out = equation.split("->")
+    split = inputs.split(",")
+    return tuple(
+        which
+        for which, name in enumerate(split)
+        if len(set(name)) == len(name)
+        and {*out, *"".join(split[:which] + split[which + 1 :])}.issuperset(name)
+    )
+
+
+def _without_broadcast(equation: str, operands: Sequence[Tensor]) -> tuple[str, tuple[Tensor, ...]]:
+    """A product without the axes of size one that are repeated to fit another operand."""
+    gone = [
+        tuple(i for i, letter in enumerate(names) if letter == BROADCAST)
+        for names in equation.partition("->")[0].split(",")
+    ]
+    pairs = zip(gone, operands, strict=True)
+    narrow = tuple(t.squeeze(axes) if axes else t for axes, t in pairs)
+    return equation.replace(BROADCAST, ""), narrow
 
 
 def _explicit(equation: str, operands: Sequence[Tensor]) -> str:
     """An equation with an output, and with letters in place of an ellipsis."""
     inputs, arrow, out = equation.partition("->")
-    free = [i for i in LETTERS if i not in equation]
-    most = max(
-        t.ndim - len(name.replace("...", ""))
-        for name, t in zip(inputs.split(","), operands, strict=True)
-    )
-    dots = "".join(free[:most])
-    names = []
-    for name, tensor in zip(inputs.split(","), operands, strict=True):
-        count = tensor.ndim - len(name.replace("...", ""))
-        names.append(name.replace("...", dots[len(dots) - count :]))
+    names = inputs.split(",")
+    pairs = zip(names, operands, strict=True)
+    counts = [t.ndim - len(name.replace("...", "")) for name, t in pairs]
+    dots = "".join([i for i in LETTERS if i not in equation][: max(counts)])
+    names = [
+        name.replace("...", dots[len(dots) - count :])
+        for name, count in zip(names, counts, strict=True)
+    ]
     if not arrow:
         letters = "".join(names)
         out = "..." + "".join(i for i in sorted(set(letters) - set(dots)) if letters.count(i) == 1)

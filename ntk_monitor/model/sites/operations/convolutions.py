@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -11,21 +12,34 @@ from torch.nn.functional import pad
 from ntk_monitor.model.sites.operations.signatures import in_order
 from ntk_monitor.model.sites.operations.use import Use
 
+Sizes = int | Sequence[int]
+"""One number for all axes, or one for each."""
 
-class Window(NamedTuple):
-    """What a convolution looks at.
+
+class Axis(NamedTuple):
+    """How a convolution goes along one of the last axes.
 
     Attributes:
-        x: Its input, (B, C, ...).
-        axes: For each of the last axes the size of the kernel, the margins before and after, the
-            stride, and the dilation.
+        kernel: The size of the kernel.
+        margins: Before and after the input.
+        stride: From one window to the next.
+        dilation: From one entry of a window to the next.
     """
 
-    x: Tensor
-    axes: tuple[tuple[int, tuple[int, int], int, int], ...]
+    kernel: int
+    margins: tuple[int, int]
+    stride: int
+    dilation: int
+
+    @property
+    def span(self) -> int:
+        """How many entries a window reaches over."""
+        return self.dilation * (self.kernel - 1) + 1
 
 
-def convolution_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Window | None:
+def convolution_of(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Tensor, list[Axis]] | None:
     """What a convolution looks at.
 
     Args:
@@ -34,111 +48,88 @@ def convolution_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         kwargs: Its arguments by name.
 
     Returns:
-        Its windows; None for other operations, and of a single sequence or image.
+        Its input, (B, C, ...), and how it goes along each of the last axes; None for a single
+        sequence or image.
     """
-    if name not in {"conv1d", "conv2d", "conv3d"}:
-        return None
     given = in_order(name, args, kwargs)
     x, weight = given[:2]
-    if x.ndim != weight.ndim:
-        return None
-    stride, margins, dilation = _windows(weight, *given[3:6])
-    each = zip(weight.shape[2:], margins, stride, dilation, strict=True)
-    return Window(x, tuple(each))
+    return None if x.ndim != weight.ndim else (x, _axes(weight, *given[3:6]))
 
 
-def _windows(
-    weight: Tensor,
-    stride: Any = 1,  # noqa: ANN401
-    padding: Any = 0,  # noqa: ANN401
-    dilation: Any = 1,  # noqa: ANN401
-) -> tuple[tuple[int, ...], list[tuple[int, int]], tuple[int, ...]]:
-    """Stride, margins and dilation of a convolution along each of the last axes."""
-    axes = weight.ndim - 2
-    stride, dilation = _each(stride, axes), _each(dilation, axes)
-    if padding == "valid":
-        padding = 0
-    if padding == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-        return stride, [(n // 2, n - n // 2) for n in total], dilation
-    return stride, [(n, n) for n in _each(padding, axes)], dilation
+def _axes(
+    weight: Tensor, stride: Sizes = 1, padding: Sizes | str = 0, dilation: Sizes = 1
+) -> list[Axis]:
+    """How a convolution goes along each of the last axes."""
+    kernel, count = weight.shape[2:], weight.ndim - 2
+    stride, dilation = _each(stride, count), _each(dilation, count)
+    if isinstance(padding, str):  # "same" or "valid"
+        total = [(k - 1) * d * (padding == "same") for k, d in zip(kernel, dilation, strict=True)]
+        margins = [(n // 2, n - n // 2) for n in total]
+    else:
+        margins = [(n, n) for n in _each(padding, count)]
+    return [Axis(*each) for each in zip(kernel, margins, stride, dilation, strict=True)]
 
 
 def read_convolution(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: Any = 1,  # noqa: ANN401
-    padding: Any = 0,  # noqa: ANN401
-    dilation: Any = 1,  # noqa: ANN401
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
     groups: int = 1,
 ) -> list[Use]:
     """``F.conv1d``, ``F.conv2d``, ``F.conv3d``: patches, with output positions as rows."""
     if groups > 1 and weight.shape[1] == 1:
         return []  # depthwise: every channel is scaled by itself
-    stride, margins, dilation = _windows(weight, stride, padding, dilation)
-    kernel = tuple(weight.shape[2:])
-    return [_patches(x, weight, bias, kernel, margins, stride, dilation, groups)]
+    return [_patches(x, weight, bias, _axes(weight, stride, padding, dilation), groups)]
 
 
 def read_transposed_convolution(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: Any = 1,  # noqa: ANN401
-    padding: Any = 0,  # noqa: ANN401
-    output_padding: Any = 0,  # noqa: ANN401
+    stride: Sizes = 1,
+    padding: Sizes = 0,
+    output_padding: Sizes = 0,
     groups: int = 1,
-    dilation: Any = 1,  # noqa: ANN401
+    dilation: Sizes = 1,
 ) -> list[Use]:
     """``F.conv_transpose1d`` to ``3d``: patches of the input with zeros put in between."""
-    axes = weight.ndim - 2
+    count = weight.ndim - 2
     if groups > 1 and weight.shape[0] == groups:
         return []
-    stride, dilation = _each(stride, axes), _each(dilation, axes)
-    kernel = tuple(weight.shape[2:])
-    spread = x.new_zeros(
-        *x.shape[:-axes], *((n - 1) * s + 1 for n, s in zip(x.shape[-axes:], stride, strict=True))
-    )
+    stride = _each(stride, count)
+    sizes = ((n - 1) * s + 1 for n, s in zip(x.shape[-count:], stride, strict=True))
+    spread = x.new_zeros(*x.shape[:-count], *sizes)
     spread[_thinned(stride)] = x.detach()
-    margins = [
-        (d * (k - 1) - p, d * (k - 1) - p + o)
-        for d, k, p, o in zip(
-            dilation, kernel, _each(padding, axes), _each(output_padding, axes), strict=True
-        )
+    each = (_each(given, count) for given in (dilation, padding, output_padding))
+    axes = [
+        Axis(k, (d * (k - 1) - p, d * (k - 1) - p + o), 1, d)
+        for k, d, p, o in zip(weight.shape[2:], *each, strict=True)
     ]
     by_group = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
-    use = _patches(spread, by_group, bias, kernel, margins, (1,) * axes, dilation, groups)
-    return [Use(weight, bias, use.read, use.write, use.rows, use.units, use.groups)]
+    return [replace(_patches(spread, by_group, bias, axes, groups), weight=weight)]
 
 
 def _patches(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    kernel: tuple[int, ...],
-    margins: Sequence[tuple[int, int]],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
+    x: Tensor, weight: Tensor, bias: Tensor | None, axes: Sequence[Axis], groups: int
 ) -> Use:
     """A weight ``(out, in / groups, *kernel)`` on the patches of an input."""
-    axes = len(kernel)
-    batched = x.ndim == axes + 2
+    batched = x.ndim == len(axes) + 2
     x = (x if batched else x.unsqueeze(0)).detach()
-    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     sizes = [
-        (n + sum(m) - span) // s + 1
-        for n, m, span, s in zip(x.shape[2:], margins, spans, stride, strict=True)
+        (n + sum(axis.margins) - axis.span) // axis.stride + 1
+        for n, axis in zip(x.shape[2:], axes, strict=True)
     ]
 
     def read() -> Tensor:
-        windows = pad(x, [n for margin in reversed(margins) for n in margin])
-        for axis in range(axes):
-            windows = windows.unfold(axis + 2, spans[axis], stride[axis])
-        windows = windows[_thinned(dilation)]
+        windows = pad(x, [n for axis in reversed(axes) for n in axis.margins])
+        for i, axis in enumerate(axes, start=2):
+            windows = windows.unfold(i, axis.span, axis.stride)
+        windows = windows[_thinned([axis.dilation for axis in axes])]
         V = windows.reshape(len(x), groups, -1, *windows.shape[2:]).movedim(1, 0)
-        return V.movedim(2, 2 + axes).flatten(2 + axes)
+        return V.movedim(2, 2 + len(axes)).flatten(2 + len(axes))
 
     def write(u: Tensor) -> Tensor:
         out = u.movedim(-1, 2).movedim(0, 1).flatten(1, 2)
@@ -152,7 +143,7 @@ def _thinned(steps: Sequence[int]) -> Any:  # noqa: ANN401
     return (..., *(slice(None, None, step) for step in steps))
 
 
-def _each(value: Any, axes: int) -> tuple[int, ...]:  # noqa: ANN401
+def _each(value: Sizes, axes: int) -> tuple[int, ...]:
     """One number for each axis."""
     if isinstance(value, int):
         return (value,) * axes

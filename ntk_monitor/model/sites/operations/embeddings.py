@@ -14,11 +14,7 @@ from ntk_monitor.model.sites.operations.use import Use, first_group
 
 
 def read_embedding(
-    index: Tensor,
-    weight: Tensor,
-    padding_idx: int | None = None,
-    *_: Any,  # noqa: ANN401
-    **__: Any,  # noqa: ANN401
+    index: Tensor, weight: Tensor, padding_idx: int | None = None, *_: object, **__: object
 ) -> list[Use]:
     """``F.embedding``: one-hot vectors over the entries that occur."""
     untrained = None if padding_idx is None else padding_idx % len(weight)

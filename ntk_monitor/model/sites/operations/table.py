@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from ntk_monitor.model.sites.operations.additions import (
-    read_add,
-    read_reversed_subtract,
-    read_subtract,
-)
-from ntk_monitor.model.sites.operations.contractions import (
-    read_addmm,
-    read_bilinear,
-    read_einsum,
-    read_linear,
-    read_matmul,
-)
-from ntk_monitor.model.sites.operations.convolutions import (
-    read_convolution,
-    read_transposed_convolution,
-)
-from ntk_monitor.model.sites.operations.embeddings import (
-    read_embedding,
-    read_embedding_bag,
-    read_index,
-    read_index_select,
-)
+from ntk_monitor.model.sites.operations import additions, contractions, convolutions, embeddings
 from ntk_monitor.model.sites.operations.signatures import by_name, in_order
 from ntk_monitor.model.sites.operations.use import Use, product
 from ntk_monitor.model.state import unroll as cells
@@ -50,31 +30,22 @@ def read_cell(
     return [product(*part, place) for place, part in enumerate(parts)]
 
 
+PRODUCTS = frozenset({
+    *("linear", "bilinear", "matmul", "mm", "bmm", "mv", "dot", "addmm", "addmm_", "addmv"),
+    *("baddbmm", "einsum"),
+})
+_subtract = partial(additions.read_add, signs=(1, -1))
 READERS: dict[str, Reader] = {
-    "linear": read_linear,
-    "bilinear": read_bilinear,
-    "matmul": read_matmul,
-    "mm": read_matmul,
-    "bmm": read_matmul,
-    "mv": read_matmul,
-    "dot": read_matmul,
-    "addmm": read_addmm,
-    "addmm_": read_addmm,
-    "addmv": read_addmm,
-    "baddbmm": read_addmm,
-    "einsum": read_einsum,
-    "add": read_add,
-    "add_": read_add,
-    "sub": read_subtract,
-    "sub_": read_subtract,
-    "subtract": read_subtract,
-    "rsub": read_reversed_subtract,
-    "embedding": read_embedding,
-    "embedding_bag": read_embedding_bag,
-    "__getitem__": read_index,
-    "index_select": read_index_select,
-    **{f"conv{n}d": read_convolution for n in (1, 2, 3)},
-    **{f"conv_transpose{n}d": read_transposed_convolution for n in (1, 2, 3)},
+    **{name: partial(contractions.read_product, name) for name in PRODUCTS},
+    **dict.fromkeys(("add", "add_"), additions.read_add),
+    **dict.fromkeys(("sub", "sub_", "subtract"), _subtract),
+    "rsub": additions.read_reversed_subtract,
+    "embedding": embeddings.read_embedding,
+    "embedding_bag": embeddings.read_embedding_bag,
+    "__getitem__": embeddings.read_index,
+    "index_select": embeddings.read_index_select,
+    **{f"conv{n}d": convolutions.read_convolution for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": convolutions.read_transposed_convolution for n in (1, 2, 3)},
     **dict.fromkeys(cells.CELL_STEPS, read_cell),
 }
 """How to read an operation, by its name."""
