@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ntk_monitor.compat import without_torch_function
 from ntk_monitor.model.batch.structure import first_tensor
+from ntk_monitor.model.sites.activity import joined
 from ntk_monitor.model.sites.operations.table import READERS, uses_in
 from ntk_monitor.model.sites.operations.use import Use
+from ntk_monitor.model.sites.placement import Placement
 from ntk_monitor.model.sites.placing import PlacedUses
 from ntk_monitor.model.sites.records import Record, layer_uses
 from ntk_monitor.model.sites.registry import registered_uses
@@ -109,9 +111,10 @@ class Collector(Watch):
             complete = [record for record in self._found[i] if record is not None]
             if len(complete) == len(uses):
                 self._found[i] = [None] * len(uses)
-                self._sites[i] = self._shown(i, self._placed.joined(complete, order))
+                self._sites[i] = self._shown(i, complete, order)
 
-    def _shown(self, i: int, sites: Sequence[WeightSite]) -> list[WeightSite]:
+    def _shown(self, i: int, uses: Sequence[Record], order: Placement) -> list[WeightSite]:
+        sites = joined(uses, self._placed.rows, order, self._placed.valid)
         for g, site in enumerate(sites):
             self._visit((i, g), site)
         return [site.without_activity() for site in sites]

@@ -121,32 +121,25 @@ def _by_numbers(
     """The sites of one weight by the numbers of their rows; None where numbers were lost."""
     follower = recorder.rows
     labels = [follower.used.get(record.key, NOTHING) for record in group]
+    pairs = zip(group, labels, strict=True)
+    met: list[Labels] = [{**own, **follower.met.get(r.key, {})} for r, own in pairs]
     sources = {numbering.source for numbering in known}
-    heard = [
-        sources & {*each, *follower.met.get(r.key, ())} or r.key in follower.spread
-        for r, each in zip(group, labels, strict=True)
-    ]
-    if not known or not any(heard):
+    spread = [record.key in follower.spread for record in group]
+    if not known or not (any(spread) or any(sources & each.keys() for each in met)):
         return None
     best: list[tuple[Sequence[Record], Placement]] = []
     most = 0
-    met: list[Labels] = [
-        {**own, **follower.met.get(r.key, {})} for r, own in zip(group, labels, strict=True)
-    ]
-    numbered: Iterable[tuple[Numbering, list[Labels]]] = product(known, (labels, met))
-    for numbering, told in numbered:
+    for numbering, told in product(known, (labels, met)):
         found: list[tuple[Sequence[Record], Placement]] = []
         own = [
-            NOTHING if r.key in follower.spread and not numbering.is_shared else each
-            for r, each in zip(group, told, strict=True)
+            NOTHING if wide and not numbering.is_shared else each
+            for wide, each in zip(spread, told, strict=True)
         ]
-        for numbers, placement in placed_by(
-            numbering, own, rows, follower.shape_of(numbering.source)
-        ):
+        shape = follower.shape_of(numbering.source)
+        for numbers, placement in placed_by(numbering, own, rows, shape):
             uses = [group[i] for i in numbers]
-            if all(
-                _is_inside(*each, dependence) for each in zip(uses, placement.inverse, strict=True)
-            ):
+            each_use = zip(uses, placement.inverse, strict=True)
+            if all(_is_inside(record, inverse, dependence) for record, inverse in each_use):
                 found.append((uses, placement))
         count = sum(int((p.index >= 0).sum()) for _, p in found)
         if count > most:
@@ -257,7 +250,7 @@ class PlacedUses(NamedTuple):
     @property
     def counts(self) -> Counter[str]:
         """How many sites each parameter has."""
-        return Counter(name for uses, _ in self.uses for name in parameters_of(uses[0]))
+        return Counter(name for names in self.parameters for name in names)
 
     @property
     def parameters(self) -> list[tuple[str, ...]]:
@@ -268,8 +261,7 @@ class PlacedUses(NamedTuple):
     def leaders(self) -> dict[str, str]:
         """The site's name by that of each parameter with one: a bias goes with its weight."""
         found: dict[str, str] = {}
-        for uses, _ in self.uses:
-            names = parameters_of(uses[0])
+        for names in self.parameters:
             for name in names:
                 found.setdefault(name, found.get(names[0], names[0]))
         return found
@@ -277,19 +269,7 @@ class PlacedUses(NamedTuple):
     def sites(self) -> Iterator[WeightSite]:
         """The sites one after the other, with their activity, which takes memory of its own."""
         for uses, placement in self.uses:
-            yield from self.joined(uses, placement)
-
-    def joined(self, uses: Sequence[Record], placement: Placement) -> list[WeightSite]:
-        """The sites (one for each group of the weight) of a use, or of one at each time step.
-
-        Args:
-            uses: The uses, one for each time step if there are several.
-            placement: How their rows run over the state's.
-
-        Returns:
-            The sites.
-        """
-        return joined(uses, self.rows, placement, self.valid)
+            yield from joined(uses, self.rows, placement, self.valid)
 
     def covered_by(self, sites: Iterable[WeightSite]) -> Coverage:
         """What all sites cover.

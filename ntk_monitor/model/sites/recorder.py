@@ -26,18 +26,17 @@ from ntk_monitor.model.sites.records import (
     Record,
     activity_bytes,
     has_copies,
-    is_pending,
     layer_uses,
     no_tensor,
-    rows_of,
 )
 from ntk_monitor.model.sites.registry import registered_uses
 from ntk_monitor.model.sites.row_tracking import MOVING, Operation, RowTracker
 from ntk_monitor.model.sites.saved_tensors import Sketch, TooLargeError
 from ntk_monitor.model.sites.watch import Function, Watch
 from ntk_monitor.model.state.calls import RECURRENT, Call
-from ntk_monitor.model.state.row_labels import fits
-from ntk_monitor.model.state.sources import replaced
+from ntk_monitor.model.state.finding import recurrent_source
+from ntk_monitor.model.state.row_labels import change_all, fits
+from ntk_monitor.model.state.sources import read_rows, replaced
 
 OUTSIDE = frozenset({
     *("add", "add_", "sub", "sub_", "subtract", "rsub", "mul", "mul_", "multiply", "div", "div_"),
@@ -178,39 +177,35 @@ class Recorder(Watch):
         origins = [self.origin(t) for t in inputs]
         output = func(*args, **kwargs)
         outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
-        written = [args[0]] if name == "__setitem__" else outputs
+        is_data = partial(self._is_data, constants=name in READERS)
+        operation = Operation(name, func, args, kwargs, outputs, is_data)
         with without_torch_function(), torch.no_grad():
-            is_data = partial(self._is_data, constants=name in READERS)
-            self.rows.see(Operation(name, func, args, kwargs, written, is_data))
+            into_the_first = name == "__setitem__"
+            self.rows.see(operation._replace(outputs=[args[0]]) if into_the_first else operation)
         if not outputs or name == "__get__":
             return output
-        if name in DRAWING:
-            for t in outputs:
-                self._forget(t)
+        if name not in DRAWING and None not in origins:
+            self._learn_constants(operation, inputs, number)
             return output
-        names = tuple(dict.fromkeys(n for o in origins if o is not None for n in o.names))
-        if None in origins:
-            if names and outputs[0].requires_grad:
-                self._meet(name, self._read(name, number, args, kwargs, outputs[0]), origins)
-            for t in outputs:
-                self._forget(t)  # what data was written into, in place, is a constant no more
-            return output
-        self._learn_constants(Operation(name, func, args, kwargs, outputs, is_data), number)
+        studied = any(o is not None and o.names for o in origins)
+        if name not in DRAWING and studied and outputs[0].requires_grad:
+            self._meet(name, self._read(operation, number), origins)
+        for t in outputs:
+            self._forget(t)  # what data was written into, in place, is a constant no more
         return output
 
-    def _learn_constants(self, operation: Operation, number: int) -> None:
+    def _learn_constants(self, operation: Operation, inputs: Sequence[Tensor], number: int) -> None:
         """What is made of parameters and constants alone: where it comes from."""
-        name, args, kwargs = operation.name, operation.args, operation.kwargs
-        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        name, args, outputs = operation.name, operation.args, operation.outputs
         pairs = [(t, o) for t in inputs if (o := self.origin(t)) is not None]
-        origins, outputs = [o for _, o in pairs], operation.outputs
+        origins = [o for _, o in pairs]
         names = tuple(dict.fromkeys(n for o in origins for n in o.names))
         pending = [r for o in origins for r in o.pending]
         copies = {n for t, o in pairs if has_copies(t) for n in o.names}
         copies = copies if len(copies) < len(names) else set()
         constant = any(not o.names for o in origins)
         if names and (constant or copies) and name not in ADDING:
-            read = self._read(name, number, args, kwargs, outputs[0])
+            read = self._read(operation, number)
             pending += [r for r in read if not (copies and has_copies(r.use.weight))]
             for n in copies:  # a learned first state of all trials: no weight, but what one acts on
                 self.met.setdefault(n, name)
@@ -275,7 +270,7 @@ class Recorder(Watch):
             if origin not in weights:
                 for n in origin.names:
                     self.met.setdefault(n, name)
-        self.records.extend(r for r in read if not (name in ADDING and is_pending(r)))
+        self.records.extend(r for r in read if not (name in ADDING and r.is_pending))
 
     def _is_data(self, tensor: Tensor, *, constants: bool) -> bool:
         """Whether a tensor has rows of its own: data, or a constant that meets a weight."""
@@ -340,8 +335,8 @@ class Recorder(Watch):
             output = first_tensor(kept.output)
             if self.sketch is None and isinstance(output, Tensor):
                 self._spend(output.numel() * output.element_size())
-            if self.sketch is None and isinstance(output, Tensor) and (at := address_of(output)):
-                self._returned.setdefault(at, []).append(len(self.calls) - 1)
+                if at := address_of(output):
+                    self._returned.setdefault(at, []).append(len(self.calls) - 1)
             number = self._layer_calls[call.path]
             self._layer_calls[call.path] += 1
             if isinstance(call.module, RECURRENT):
@@ -365,26 +360,34 @@ class Recorder(Watch):
 
     def _read_registered(self, call: Call, number: int, use: Use) -> None:
         output = first_tensor(call.output)
-        origins = self._studied(use.weight), self._studied(use.bias)
-        if any(origins) and isinstance(output, Tensor) and output.requires_grad:
-            key, label = (call.path, number, use.place), (call.path, use.place)
-            reads = tensors_of((call.args, call.kwargs))
-            record = self._record(use, origins, key, (output,), label, REGISTERED, reads)
-            self.records.append(record)
+        if isinstance(output, Tensor):
+            self.records += self._of_call(call, (number, use.place), use, (output,), REGISTERED)
 
     def _read_layer(self, call: Call, number: int) -> None:
         output, last = call.output
+        source = recurrent_source(call)
         output = output if isinstance(output, Tensor) else output.data
-        rows = rows_of(call, self.rows.of(output))
+        rows = change_all(
+            self.rows.of(output),
+            lambda x: read_rows(source, call.output[0], x)[..., 0].flatten(),
+        )
         returned = (output, *(last if isinstance(last, tuple) else (last,)))
         for local, use, valid in layer_uses(call):
-            origins = self._studied(use.weight), self._studied(use.bias)
-            if any(origins) and output.requires_grad:
-                key, label = (call.path, number, local), (call.path, local)
-                reads = tensors_of((call.args, call.kwargs))
-                record = self._record(use, origins, key, returned, label, number, reads, call.path)
-                self.rows.used[key] = rows
+            for record in self._of_call(call, (number, local), use, returned, number):
+                self.rows.used[record.key] = rows
                 self.records.append(replace(record, path=call.path, local=local, valid=valid))
+
+    def _of_call(
+        self, call: Call, at: tuple[int, Any], use: Use, returned: tuple[Tensor, ...], number: int
+    ) -> list[Record]:
+        """The use of a studied weight in a call of a submodule, or none."""
+        origins = self._studied(use.weight), self._studied(use.bias)
+        if not any(origins) or not returned[0].requires_grad:
+            return []
+        key, reads = (call.path, *at), tensors_of((call.args, call.kwargs))
+        if number == REGISTERED:
+            self._follow(use, key, returned[0])
+        return [self._record(use, origins, key, returned, (call.path, at[1]), number, reads)]
 
     def _record(
         self,
@@ -394,8 +397,7 @@ class Recorder(Watch):
         returned: tuple[Tensor, ...],
         label: tuple[Any, ...],
         call: int,
-        reads: Iterable[Tensor] = (),
-        path: str | None = None,
+        reads: Iterable[Tensor],
     ) -> Record:
         """What is kept of a use; ``reads`` are tensors that its activity is read off."""
         output: Tensor | None = returned[0]
@@ -410,8 +412,6 @@ class Recorder(Watch):
         # A view is in the graph no more where it is written to; what it is a view of is.
         both = (t for t in (*returned, *(t._base for t in returned)) if t is not None)
         nodes = tuple(t.grad_fn for t in both if t.grad_fn is not None)
-        if path is None:
-            self._follow(use, key, returned[0])
         return Record(use, *origins, key, output, nodes, label, call)
 
     def _follow(self, use: Use, key: tuple[Any, ...], returned: Tensor) -> None:
@@ -424,20 +424,15 @@ class Recorder(Watch):
         if fits(numbers.shape, returned.shape):
             self.rows.use(key, returned, numbers, count)
 
-    def _read(
-        self,
-        name: str,
-        number: int,
-        args: Any,  # noqa: ANN401
-        kwargs: Any,  # noqa: ANN401
-        output: Tensor,
-    ) -> list[Record]:
+    def _read(self, operation: Operation, number: int) -> list[Record]:
         """The uses of studied parameters in one operation."""
+        name, output = operation.name, operation.outputs[0]
         if name not in READERS:
             return []
         with without_torch_function():
-            args, kwargs = tree_map(self._as_expanded, (args, kwargs))
+            args, kwargs = tree_map(self._as_expanded, (operation.args, operation.kwargs))
             uses = uses_in(name, args, kwargs)
+        reads = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         found: list[Record] = []
         places: set[int] = set()
         # Where either factor could be the weight, one that is studied goes before a studied bias.
@@ -450,11 +445,10 @@ class Recorder(Watch):
             if use.weight is not None and weight is not None:
                 offset = 0 if weight.derived else use.weight.storage_offset()
                 label += [tuple(use.weight.shape), offset]
-            reads = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+            key = (number, i)
+            self._follow(use, key, output)
             found.append(
-                self._record(
-                    use, (weight, bias), (number, i), (output,), tuple(label), number, reads
-                )
+                self._record(use, (weight, bias), key, (output,), tuple(label), number, reads)
             )
         return found
 

@@ -12,9 +12,6 @@ from torch import Tensor
 
 from ntk_monitor.model.sites.operations.use import Use, product
 from ntk_monitor.model.state.calls import RECURRENT, Call
-from ntk_monitor.model.state.finding import recurrent_source
-from ntk_monitor.model.state.row_labels import Labels, change_all
-from ntk_monitor.model.state.sources import read_rows
 from ntk_monitor.model.state.unroll import layer_activity, layer_input
 
 REGISTERED = -1
@@ -104,19 +101,10 @@ class Record:
         tensors = (self.use.weight, self.use.bias)
         return sum(t.numel() for t in tensors if t is not None)
 
-
-def rows_of(call: Call, labels: Labels) -> Labels:
-    """The rows of a recurrent layer, (B, T), trial by trial and step by step.
-
-    Args:
-        call: Its call.
-        labels: Of what it returned.
-
-    Returns:
-        Their numbers, of shape ``(B T,)``.
-    """
-    source, output = recurrent_source(call), call.output[0]
-    return change_all(labels, lambda x: read_rows(source, output, x)[..., 0].flatten())
+    @property
+    def is_pending(self) -> bool:
+        """Whether it is not yet known which parameters act here."""
+        return any(o is not None and o.pending for o in (self.weight, self.bias))
 
 
 def layer_uses(call: Call) -> Iterator[tuple[str, Use, Tensor | None]]:
@@ -157,8 +145,3 @@ def has_copies(tensor: Tensor | None) -> bool:
     return tensor is not None and any(
         size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)
     )
-
-
-def is_pending(record: Record) -> bool:
-    """Whether it is not yet known which parameters act in an operation."""
-    return any(o is not None and o.pending for o in (record.weight, record.bias))
