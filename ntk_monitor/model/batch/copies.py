@@ -37,17 +37,14 @@ def fingerprint(batch: Any) -> int | None:  # noqa: ANN401
         A checksum over all tensors, or, where there are none in containers, over what pickle
         writes, with checksums of tensors in their places; None where that cannot be had.
     """
-    tensors = tensors_of(batch)
+    tensors, written = tensors_of(batch), io.BytesIO()
     try:
-        return checksum(*tensors) if tensors else _pickled_checksum(batch)
+        if tensors:
+            return checksum(*tensors)
+        _Pickler(written).dump(batch)
+        return zlib.crc32(written.getvalue())
     except Exception:
         return None
-
-
-def _pickled_checksum(batch: Any) -> int:  # noqa: ANN401
-    written = io.BytesIO()
-    _Pickler(written).dump(batch)
-    return zlib.crc32(written.getvalue())
 
 
 class _Pickler(pickle.Pickler):
@@ -135,8 +132,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same numbers; not, where they cannot be compared."""
     try:
         return torch.equal(a, b) or (
-            bool(torch.equal(a.isnan(), b.isnan()))
-            and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
+            torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
         )
     except (RuntimeError, NotImplementedError):
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ntk_monitor.compat import is_traceable_wrapper_subclass
+from ntk_monitor.model.isolation.object_state import slots_of
 
 
 def described(batch: Any) -> str:  # noqa: ANN401
@@ -183,16 +184,9 @@ def _inside(value: Any) -> Iterator[Any]:  # noqa: ANN401
         yield from value.values()
     elif isinstance(value, (list, tuple, set, frozenset, deque)):
         yield from value
-    slots = (
-        name for kind in type(value).__mro__ for name in _names(kind.__dict__.get("__slots__"))
-    )
-    yield from (held for name in slots if (held := getattr(value, name, None)) is not None)
+    held = (getattr(value, name, None) for name in slots_of(value))
+    yield from (each for each in held if each is not None)
     yield from getattr(value, "__dict__", {}).values()
-
-
-def _names(slots: Any) -> Sequence[str]:  # noqa: ANN401
-    names = (slots,) if isinstance(slots, str) else tuple(slots or ())
-    return [name for name in names if name not in {"__dict__", "__weakref__"}]
 
 
 def size_of(batch: Any) -> int:  # noqa: ANN401

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -12,25 +12,23 @@ from torch.overrides import TorchFunctionMode
 
 from ntk_monitor.compat import TorchDispatchMode, tree_leaves
 
+Function = Callable[..., Any]
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+
 
 class FunctionMode(TorchFunctionMode):
     """Gets the calls of PyTorch's functions while it is entered, and makes them or not."""
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None
     ) -> Any:  # noqa: ANN401
         """Hand a call on with its name."""
         del types
         return self.call(func, getattr(func, "__name__", ""), args, kwargs or {})
 
     @abstractmethod
-    def call(
-        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:  # noqa: ANN401
+    def call(self, func: Function, name: str, args: Args, kwargs: Kwargs) -> Any:  # noqa: ANN401
         """Make a call, or do something else in its place.
 
         Args:
@@ -52,18 +50,14 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None
     ) -> Any:  # noqa: ANN401
         """Hand an operation on."""
         del types
         return self.call(func, args, kwargs or {})
 
     @abstractmethod
-    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    def call(self, func: Any, args: Args, kwargs: Kwargs) -> Any:  # noqa: ANN401
         """Make an operation, or do something else in its place.
 
         Args:
@@ -76,7 +70,7 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
 
 
-def written_to(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:  # noqa: ANN401
+def written_to(func: Any, args: Args, kwargs: Kwargs) -> list[Tensor]:  # noqa: ANN401
     """The tensors that an operation writes to.
 
     Args:

@@ -88,19 +88,21 @@ def _write_tensor(value: Tensor, then: _TensorThen) -> None:
 def _state(name: str) -> Keeper:
     """A random generator whose state has a getter and a setter."""
 
+    def read(value: Any) -> Any:  # noqa: ANN401
+        return getattr(value, f"get{name}")()
+
     def same(value: Any, then: Any) -> bool:  # noqa: ANN401
-        now = getattr(value, f"get{name}")()
+        now = read(value)
         return torch.equal(now, then) if isinstance(now, Tensor) else str(now) == str(then)
 
-    def write(value: Any, then: Any) -> None:  # noqa: ANN401
-        getattr(value, f"set{name}")(then)
-
-    return Keeper(lambda value: getattr(value, f"get{name}")(), same, write)
+    return Keeper(read, same, lambda value, then: getattr(value, f"set{name}")(then))
 
 
 _ARRAY = Keeper(
     lambda value: value.copy() if value.flags.writeable else None,
-    lambda value, then: then is None or np.array_equal(value, then, equal_nan=_has_nan(value)),
+    lambda value, then: (
+        then is None or np.array_equal(value, then, equal_nan=value.dtype.kind in "fc")
+    ),
     np.copyto,
 )
 _NUMPY_GENERATOR = Keeper(
@@ -110,15 +112,8 @@ _NUMPY_GENERATOR = Keeper(
 )
 
 
-def _has_nan(value: Any) -> bool:  # noqa: ANN401
-    return bool(value.dtype.kind in "fc")
-
-
 KEEPERS: tuple[tuple[type, Keeper], ...] = (
-    (dict, CONTAINER),
-    (list, CONTAINER),
-    (set, CONTAINER),
-    (deque, CONTAINER),
+    *((kind, CONTAINER) for kind in (dict, list, set, deque)),
     (Tensor, Keeper(_read_tensor, _same_tensor, _write_tensor)),
     (np.ndarray, _ARRAY),
     (torch.Generator, _state("_state")),

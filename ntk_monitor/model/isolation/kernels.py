@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch.nn.functional import embedding_bag
 
 from ntk_monitor.compat import CHECKPOINTING
 from ntk_monitor.model.isolation.embedding_bag import plain_embedding_bag
-from ntk_monitor.model.isolation.interception import FunctionMode
+from ntk_monitor.model.isolation.interception import Args, Function, FunctionMode, Kwargs
 
 Kernels = Literal["any", "reversible", "plain"]
 """``"any"``: the fastest, for plain passes. ``"reversible"``: those that go backward in evaluation
@@ -36,7 +36,9 @@ def kernels_for(layers: Iterable[type[nn.Module]], kernels: Kernels) -> Iterator
         Nothing.
     """
     with ExitStack() as stack:
-        stack.enter_context(_full_precision())
+        # Products of float32 in float32, where the user allows TF32 or bfloat16 inside them.
+        backends = (b for b in _REDUCIBLE if hasattr(b, "fp32_precision"))
+        stack.enter_context(exchanged((b, "fp32_precision", FULL_PRECISION) for b in backends))
         if kernels == "plain":
             stack.enter_context(_plain_attention())
             if any(issubclass(layer, nn.EmbeddingBag) for layer in layers):
@@ -83,28 +85,30 @@ def enable_mkldnn(*, enabled: bool) -> None:
 class _PlainBags(FunctionMode):
     """Computes bags of embeddings in operations that have all derivatives."""
 
-    def call(
-        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:  # noqa: ANN401
-        if func is embedding_bag:
-            plain = plain_embedding_bag(*args, **kwargs)
-            if plain is not None:
-                return plain
-        return func(*args, **kwargs)
+    def call(self, func: Function, name: str, args: Args, kwargs: Kwargs) -> Any:  # noqa: ANN401
+        plain = plain_embedding_bag(*args, **kwargs) if func is embedding_bag else None
+        return func(*args, **kwargs) if plain is None else plain
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
-    """Do float32 products in float32, where the user allows TF32 or bfloat16 inside them."""
-    backends = [b for b in _REDUCIBLE if hasattr(b, "fp32_precision")]
-    before = [b.fp32_precision for b in backends]
+def exchanged(values: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Give attributes other values in scope.
+
+    Args:
+        values: Objects, each with the name of an attribute and its value in scope.
+
+    Yields:
+        Nothing.
+    """
+    values = list(values)
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in values]
     try:
-        for backend in backends:
-            backend.fp32_precision = FULL_PRECISION
+        for each in values:
+            setattr(*each)
         yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        for each in before:
+            setattr(*each)
 
 
 _REDUCIBLE: tuple[Any, ...] = (
@@ -133,14 +137,8 @@ def open_checkpoints(*, keep: bool) -> Iterator[None]:
     plain: dict[str, Any] = {"CheckpointFunction": _Plain}
     if not keep:
         plain |= dict.fromkeys(CHECKPOINTING, _plain)
-    before = {name: getattr(checkpointing, name) for name in plain}
-    try:
-        for name, instead in plain.items():
-            setattr(checkpointing, name, instead)
+    with exchanged((checkpointing, name, instead) for name, instead in plain.items()):
         yield
-    finally:
-        for name, own in before.items():
-            setattr(checkpointing, name, own)
 
 
 class _Plain:

@@ -8,7 +8,7 @@ import threading
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,7 +36,7 @@ class ObjectState:
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         """Take note of what is held now."""
         modules = list(modules)
-        self._kept: list[_Keepsake] = []
+        self._kept: list[_Attributes | _Contents] = []
         self._seen: dict[int, Any] = {}
         own = {id(m) for m in modules}
         waiting: deque[Any] = deque(modules)
@@ -53,10 +53,9 @@ class ObjectState:
         keeper = next((k for kind, k in KEEPERS if isinstance(value, kind)), None)
         if keeper is not None:
             self._kept.append(_Contents(value, keeper))
-        if isinstance(value, dict):
-            yield from (v for v in value.values() if _may_change(v)) if _is_short(value) else ()
-        elif isinstance(value, (list, tuple, set, deque)):
-            yield from (v for v in value if _may_change(v)) if _is_short(value) else ()
+        if isinstance(value, (dict, list, tuple, set, deque)):
+            if len(value) <= MOST_ITEMS:
+                yield from filter(_may_change, value.values() if isinstance(value, dict) else value)
         elif isinstance(value, nn.Module) or (keeper is None and _has_attributes(value)):
             attributes = _Attributes(value)
             self._kept.append(attributes)
@@ -71,7 +70,7 @@ class ObjectState:
 
     def changed(self) -> ObjectState | None:
         """What, other than hooks, has changed since; None if nothing has."""
-        found = [some for kept in self._kept if (some := kept.changed()) is not None]
+        found = [part for kept in self._kept if (part := kept.changed()) is not None]
         if not found:
             return None
         some = object.__new__(ObjectState)
@@ -96,16 +95,6 @@ class ObjectState:
             ) from failed
 
 
-class _Keepsake(Protocol):
-    """One thing that is kept."""
-
-    def changed(self) -> _Keepsake | None:
-        """The part of it that has changed since, hooks aside."""
-
-    def put_back(self) -> None:
-        """Put it back."""
-
-
 class _Attributes:
     """The attributes and the class of one object."""
 
@@ -114,7 +103,7 @@ class _Attributes:
 
     def __init__(self, value: Any) -> None:  # noqa: ANN401
         self._value, self._class = value, type(value)
-        self._slots = _slots(value)
+        self._slots = slots_of(value)
         self._then = self._read()
 
     def _read(self) -> dict[str, Any]:
@@ -194,19 +183,16 @@ def _may_change(value: Any) -> bool:  # noqa: ANN401
     return not isinstance(value, _ATOMS) and not isinstance(value, _CODE)
 
 
-def _is_short(container: Any) -> bool:  # noqa: ANN401
-    return len(container) <= MOST_ITEMS
-
-
 def _has_attributes(value: Any) -> bool:  # noqa: ANN401
     """Whether an object is one that a user's code keeps numbers in."""
-    if isinstance(value, _BUSY) or not (hasattr(value, "__dict__") or _slots(value)):
+    if isinstance(value, _BUSY) or not (hasattr(value, "__dict__") or slots_of(value)):
         return False
     homes = [f"{kind.__module__}." for kind in type(value).__mro__]
     return not any(home.startswith(f"{package}.") for home in homes for package in _ELSEWHERE)
 
 
-def _slots(value: Any) -> tuple[str, ...]:  # noqa: ANN401
+def slots_of(value: Any) -> tuple[str, ...]:  # noqa: ANN401
+    """The names of an object's attributes that its classes have slots for."""
     found = []
     for kind in type(value).__mro__:
         slots = kind.__dict__.get("__slots__", ())

@@ -18,7 +18,7 @@ from ntk_monitor.compat import (
     default_device,
     set_default_device,
 )
-from ntk_monitor.model.isolation.kernels import Kernels, enable_mkldnn, kernels_for
+from ntk_monitor.model.isolation.kernels import Kernels, enable_mkldnn, exchanged, kernels_for
 from ntk_monitor.model.isolation.object_state import ObjectState
 from ntk_monitor.model.parameters.sharding import reshard, waiting_gradients
 from ntk_monitor.model.parameters.unwrapping import unwrapped
@@ -107,13 +107,8 @@ def batch_statistics(module: nn.Module) -> Iterator[tuple[str, ...]]:
         and not isinstance(submodule, nn.SyncBatchNorm)  # which waits for other processes
         and id(submodule) in _was_training.get()
     ]
-    try:
-        for _, submodule in found:
-            submodule.training = True
+    with exchanged((submodule, "training", True) for _, submodule in found):
         yield tuple(f"{name}.{own}".lstrip(".") for name, m in found for own in m._buffers)
-    finally:
-        for _, submodule in found:
-            submodule.training = False
 
 
 @contextmanager
@@ -294,7 +289,8 @@ def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any]
     return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
 
 
-_cuda, _cudnn, _mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+_cuda, _cudnn = torch.backends.cuda, torch.backends.cudnn
+_mkldnn, _mha = torch.backends.mkldnn, torch.backends.mha
 FLAGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "default device": (default_device, set_default_device),
@@ -303,18 +299,12 @@ FLAGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "cuDNN enabled": _attribute(_cudnn, "enabled"),
     "cuDNN benchmark": _attribute(_cudnn, "benchmark"),
     "cuDNN deterministic": _attribute(_cudnn, "deterministic"),
-    "oneDNN enabled": (
-        lambda: bool(_mkldnn.enabled),
-        lambda value: enable_mkldnn(enabled=value),
-    ),
+    "oneDNN enabled": (lambda: bool(_mkldnn.enabled), lambda value: enable_mkldnn(enabled=value)),
     "flash attention": (_cuda.flash_sdp_enabled, _cuda.enable_flash_sdp),
     "memory-efficient attention": (_cuda.mem_efficient_sdp_enabled, _cuda.enable_mem_efficient_sdp),
     "plain attention": (_cuda.math_sdp_enabled, _cuda.enable_math_sdp),
     "cuDNN attention": (_cuda.cudnn_sdp_enabled, _cuda.enable_cudnn_sdp),
-    "fast path of attention layers": (
-        torch.backends.mha.get_fastpath_enabled,
-        torch.backends.mha.set_fastpath_enabled,
-    ),
+    "fast path of attention layers": (_mha.get_fastpath_enabled, _mha.set_fastpath_enabled),
     "float errors of numpy": (np.geterr, lambda value: np.seterr(**value)),
 }
 """Flags of the process, each with how it is read and written."""
@@ -331,14 +321,9 @@ def dense_gradients(module: nn.Module) -> Iterator[None]:
         Nothing.
     """
     kinds = (nn.Embedding, nn.EmbeddingBag)
-    found = [m for m in module.modules() if isinstance(m, kinds) and m.sparse]
-    for m in found:
-        m.sparse = False
-    try:
+    found = (m for m in module.modules() if isinstance(m, kinds) and m.sparse)
+    with exchanged((m, "sparse", False) for m in found):
         yield
-    finally:
-        for m in found:
-            m.sparse = True
 
 
 GUARDS: tuple[Guard, ...] = (

@@ -197,10 +197,8 @@ class Given:
         own = local(tensor)
         if isinstance(tensor, DTensor) and own.shape != part.shape:
             own = tensor.full_tensor().detach()
-            for axis, (begin, length) in enumerate(
-                zip(place_of(seen).offsets, part.shape, strict=True)
-            ):
-                own = own.narrow(axis, begin, length)
+            ranges = zip(place_of(seen).offsets, part.shape, strict=True)
+            own = own[tuple(slice(begin, begin + length) for begin, length in ranges)]
         flat = own.reshape(-1)
         return lambda start, count: flat[start : start + count]
 
@@ -264,7 +262,7 @@ def require_separate(parameters: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: If two of them, or two entries of one, are in the same memory.
     """
-    shared = _shared({name: local(parameter) for name, parameter in parameters.items()})
+    shared = _shared(parameters)
     if shared is not None:
         raise ValueError(
             f"the parameters {shared[0]!r} and {shared[1]!r} share memory, so that "
@@ -282,17 +280,16 @@ def share_memory(parameters: Mapping[str, Tensor]) -> bool:
         True if they are.
     """
     try:
-        return (
-            _shared({name: local(parameter) for name, parameter in parameters.items()}) is not None
-        )
+        return _shared(parameters) is not None
     except (RuntimeError, NotImplementedError, ValueError):  # of a kind without memory of its own
         return True
 
 
-def _shared(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
-    """The names of two tensors in the same memory, or twice that of one."""
+def _shared(parameters: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """The names of two parameters in the same memory, or twice that of one."""
     spans = []
-    for name, own in tensors.items():
+    for name, parameter in parameters.items():
+        own = local(parameter)
         reach = sum((n - 1) * step for n, step in zip(own.shape, own.stride(), strict=True))
         if reach + 1 < own.numel():
             return name, name

@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ntk_monitor.compat import tree_leaves, tree_map, without_torch_function
 from ntk_monitor.model.batch.structure import first_tensor, tensors_of
+from ntk_monitor.model.isolation.interception import Function
 from ntk_monitor.model.isolation.memory import address_of
 from ntk_monitor.model.sites.operations.table import READERS, uses_in
 from ntk_monitor.model.sites.operations.use import Use
@@ -32,7 +33,7 @@ from ntk_monitor.model.sites.records import (
 from ntk_monitor.model.sites.registry import registered_uses
 from ntk_monitor.model.sites.row_tracking import MOVING, Operation, RowTracker
 from ntk_monitor.model.sites.saved_tensors import Sketch, TooLargeError
-from ntk_monitor.model.sites.watch import Function, Watch
+from ntk_monitor.model.sites.watch import Watch
 from ntk_monitor.model.state.calls import RECURRENT, Call
 from ntk_monitor.model.state.finding import recurrent_source
 from ntk_monitor.model.state.row_labels import change_all, fits

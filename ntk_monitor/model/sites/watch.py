@@ -11,15 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from ntk_monitor.compat import without_torch_function
-from ntk_monitor.model.isolation.interception import FunctionMode
+from ntk_monitor.model.isolation.interception import Args, Function, FunctionMode, Kwargs
 from ntk_monitor.model.sites.operations.table import READERS, perturbed
 from ntk_monitor.model.sites.records import Tap
 
 COMPOSED = {"multi_head_attention_forward"}
 """Operations written in Python of others; their parts are watched."""
-
-
-Function = Callable[..., Any]
 
 
 class Watch(FunctionMode):
@@ -30,9 +27,7 @@ class Watch(FunctionMode):
         super().__init__()
         self._count = 0
 
-    def call(
-        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:  # noqa: ANN401
+    def call(self, func: Function, name: str, args: Args, kwargs: Kwargs) -> Any:  # noqa: ANN401
         """Number an operation and hand it over; one that is composed of others is opened."""
         if name in COMPOSED:
             with self:

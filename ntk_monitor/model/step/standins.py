@@ -8,7 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ntk_monitor.model.isolation.interception import FunctionMode, OperationMode
+from ntk_monitor.model.isolation.interception import (
+    Args,
+    Function,
+    FunctionMode,
+    Kwargs,
+    OperationMode,
+)
 from ntk_monitor.model.isolation.memory import address_of
 
 ACTIONS = ("save_checkpoint", "print", "fit", "validate", "test", "predict")
@@ -274,9 +280,7 @@ class WithoutWrites(FunctionMode):
         self._tensors = list(tensors)
         self._places = {at for t in self._tensors if (at := address_of(t))}
 
-    def call(
-        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:  # noqa: ANN401
+    def call(self, func: Function, name: str, args: Args, kwargs: Kwargs) -> Any:  # noqa: ANN401
         """Make a call, unless it writes there; an embedding's ``max_norm`` is left out."""
         first = args[0] if args else None
         writes = name == "__setitem__" or (name.endswith("_") and not name.startswith("_"))

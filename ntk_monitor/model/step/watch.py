@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, Self
 
@@ -13,7 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ntk_monitor.compat import backward_seen, tree_leaves, without_torch_function
 from ntk_monitor.model.batch.structure import of_the_class, plain_tensor
-from ntk_monitor.model.isolation.interception import FunctionMode
+from ntk_monitor.model.isolation.interception import Args, Function, FunctionMode, Kwargs
 from ntk_monitor.model.step.comparison import Seen
 from ntk_monitor.model.step.losses import LOSSES, Loss
 from ntk_monitor.model.step.tape import Tape
@@ -79,9 +79,7 @@ class LossWatch(FunctionMode):
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
         self._entered.close()
 
-    def call(
-        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:  # noqa: ANN401
+    def call(self, func: Function, name: str, args: Args, kwargs: Kwargs) -> Any:  # noqa: ANN401
         """Look at a call, and make it, unless it goes backward."""
         if self._paused:
             return func(*args, **kwargs)
@@ -105,9 +103,7 @@ class LossWatch(FunctionMode):
         self._follow_logits(func, name, args, kwargs, output)
         return output
 
-    def _logits(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Place, Tensor] | None:
+    def _logits(self, args: Args, kwargs: Kwargs) -> tuple[Place, Tensor] | None:
         """What log-probabilities were made of: with these the loss is the same, and linear."""
         place: Place = (0,) if args else ("input",)
         y = argument_at(args, kwargs, place)
@@ -118,12 +114,7 @@ class LossWatch(FunctionMode):
         return (place, logits) if axis == min(1, y.ndim - 1) else None
 
     def _follow_logits(
-        self,
-        func: Callable[..., Any],
-        name: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        output: Any,  # noqa: ANN401
+        self, func: Function, name: str, args: Args, kwargs: Kwargs, output: object
     ) -> None:
         """Take note of log-probabilities, and of others of their shapes."""
         first = argument_at(args, kwargs, (0,) if args else ("input",))
@@ -248,7 +239,7 @@ def _generic(y: Tensor, t: Tensor, loss: Loss) -> Tensor:
     return loss.generic(noise, t.detach()).to(y.dtype).expand_as(y).clone()
 
 
-def _in_two(args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:  # noqa: ANN401
+def _in_two(args: Any, kwargs: Any) -> tuple[Function, Args, Kwargs]:  # noqa: ANN401
     """A linear layer and its cross-entropy, which torch also has as one."""
     given = dict(zip(("input", "linear_weight", "target"), args, strict=False)) | kwargs
     x, weight, target = (given.pop(name) for name in ("input", "linear_weight", "target"))
@@ -281,12 +272,7 @@ def argument_at(args: Sequence[Any], kwargs: Mapping[str, Any], place: Place) ->
     return value
 
 
-def _with(
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    place: Place,
-    value: Any,  # noqa: ANN401
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _with(args: Args, kwargs: Kwargs, place: Place, value: object) -> tuple[Args, Kwargs]:
     """Arguments with another one in a place."""
     first = place[0]
     if isinstance(first, str):
