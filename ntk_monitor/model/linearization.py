@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -23,11 +22,12 @@ from ntk_monitor.model.derivatives.jacobian import ParameterJacobian
 from ntk_monitor.model.derivatives.products import Function
 from ntk_monitor.model.derivatives.propagator import Propagator
 from ntk_monitor.model.derivatives.sampled_jacobian import SampledJacobian
-from ntk_monitor.model.derivatives.site_sampling import SiteSampler, WideSite
-from ntk_monitor.model.derivatives.trial_gradients import TrialGradients, TrialSite
+from ntk_monitor.model.derivatives.site_sampling import SiteSampler
+from ntk_monitor.model.derivatives.trial_gradients import TrialGradients
 from ntk_monitor.model.isolation.kernels import Kernels
 from ntk_monitor.model.isolation.quiet import quiet
 from ntk_monitor.model.parameters.selection import ParameterSpace
+from ntk_monitor.model.passes import Found
 from ntk_monitor.model.sites.records import REGISTERED
 from ntk_monitor.model.sites.weight_sites import Coverage, WeightSite
 from ntk_monitor.model.state.finding import State
@@ -81,18 +81,11 @@ class Linearization:
     processes: Processes
     _forward: ForwardMap
     _state: State
-    _recurrence: State | None
+    _found: Found
     _trained: tuple[str, ...]
-    _space: ParameterSpace
-    _chunk_size: int
     _compares: Compares
     _batch: Any
-    _wide: tuple[WideSite, ...] = ()
-    _by_trial: tuple[TrialSite, ...] = ()
-    _room: float = math.inf
-    _untrained: Mapping[str, int] = field(default_factory=dict)
-    _accuracy: float = 0.01
-    _leaders: Mapping[str, str] = field(default_factory=dict)
+    _accuracy: float
 
     @property
     def step(self) -> str:
@@ -175,18 +168,18 @@ class Linearization:
     @property
     def _is_at_sites(self) -> bool:
         """Whether products are taken where wide weights act."""
-        return bool(self._wide) and self.jacobian.method == "finite-difference"
+        return bool(self._found.wide) and self.jacobian.method == "finite-difference"
 
     def _at_sites(self, seed: int = 0) -> SiteSampler:
         return SiteSampler(
             self._forward,
             self._state,
-            self._wide,
+            self._found.wide,
             self.parameters,
             self.jacobian,
             seed,
             self._accuracy,
-            self._untrained,
+            self._found.untrained,
         )
 
     def by_trial(self, core: CoreGram, seed: int) -> TrialGradients | None:
@@ -200,25 +193,25 @@ class Linearization:
             The Jacobian; None where there are few trials, no weight site tells them apart, or there
             is no memory for a round of draws.
         """
-        if not self._by_trial or self.processes.size > 1:
+        if not self._found.by_trial or self.processes.size > 1:
             return None
         trials = TrialGradients(
             self._forward,
             self._state,
-            self._by_trial,
+            self._found.by_trial,
             self.parameters,
             self.jacobian,
             core,
             seed,
             self._accuracy,
-            self._untrained,
-            self._room,
+            self._found.untrained,
+            self._found.room,
         )
         return trials if trials.most >= ROUND else None
 
     def without_wide_sites(self) -> Linearization:
         """The same, with a tangent of its own for every parameter."""
-        return replace(self, _wide=())
+        return replace(self, _found=self._found._replace(wide=()))
 
     @property
     def ntk(self) -> LinearOperator:
@@ -275,7 +268,7 @@ class Linearization:
         ``f``. For a state without recurrence it is the identity: of a state that a module computes
         step by step, the steps must be calls of a submodule.
         """
-        recurrence = self._recurrence
+        recurrence = self._found.recurrence
         identity = Identity(tuple(self.state.shape), self.state.dtype, self.state.device)
         if recurrence is None:
             return Propagator(identity, identity)
@@ -292,15 +285,16 @@ class Linearization:
 
         How the parameters act on one step of the model, the state before it given; two products.
         """
-        source = self._recurrence
+        source = self._found.recurrence
         if source is None:
             return self.ntk
-        flat = self._space.join([self._forward.tensors[name] for name in self.parameters])
+        theta = {name: self._forward.tensors[name] for name in self.parameters}
+        space = ParameterSpace({name: parameter.shape for name, parameter in theta.items()})
 
-        def one_step(theta: Tensor) -> Tensor:
-            return self._run(source, _carrying_on(self.state), self._space.split(theta))
+        def one_step(flat: Tensor) -> Tensor:
+            return self._run(source, _carrying_on(self.state), space.split(flat))
 
-        direct = self._derivative("D_θF", one_step, flat)
+        direct = self._derivative("D_θF", one_step, space.join(list(theta.values())))
         return direct @ direct.T
 
     @property
@@ -335,7 +329,7 @@ class Linearization:
         return self._forward.run({} if theta is None else theta, state, intervention)
 
     def _derivative(self, name: str, function: Function, at: Tensor) -> Derivative:
-        return differentiate(name, function, at, self.state, self._quiet, self._chunk_size)
+        return differentiate(name, function, at, self.state, self._quiet, self._found.chunk_size)
 
     def on(self, batch: Any) -> Linearization:  # noqa: ANN401
         """The same model on another batch, as far as its state and what is compared; one pass.
@@ -485,7 +479,7 @@ class Linearization:
         """
         found: dict[str, X] = {}
         for name, square in squares.items():
-            leader = self._leaders.get(name, name)
+            leader = self._found.leaders.get(name, name)
             found[leader] = found[leader] + square if leader in found else square
         return found
 

@@ -27,7 +27,7 @@ from ntk_monitor.model.derivatives.jacobian import ParameterJacobian
 from ntk_monitor.model.derivatives.live_forward_map import LiveForwardMap, ShardedForwardMap
 from ntk_monitor.model.derivatives.products import AUTOMATIC, IN_PLACE, make_products
 from ntk_monitor.model.derivatives.substitution import Substitution
-from ntk_monitor.model.discovery import Discovered, discover
+from ntk_monitor.model.discovery import discover
 from ntk_monitor.model.isolation.kernels import Kernels
 from ntk_monitor.model.isolation.memory import room
 from ntk_monitor.model.isolation.quiet import quiet
@@ -42,13 +42,10 @@ from ntk_monitor.model.parameters.selection import (
 )
 from ntk_monitor.model.parameters.sharding import is_sharded, require_precision
 from ntk_monitor.model.parameters.unwrapping import plain_module
-from ntk_monitor.model.passes import Consumer, Question, UnregisteredError
+from ntk_monitor.model.passes import Consumer, Found, Question, UnregisteredError
 from ntk_monitor.model.second_pass import second_pass
 from ntk_monitor.model.state.finding import StatePath, require_paths
-from ntk_monitor.model.step import (
-    LossFn,
-    step_function,
-)
+from ntk_monitor.model.step import LossFn, StepFunction, step_function
 from ntk_monitor.processes import ALONE, Processes, checksum
 
 logger = logging.getLogger(__name__)
@@ -119,146 +116,130 @@ def linearize(
     """
     require_paths(state)
     require_tensors(module, batch)
-    settings: dict[str, Any] = {
-        "state": state,
-        "parameters": parameters,
-        "forward_fn": forward_fn,
-        "target_fn": target_fn,
-        "loss_fn": loss_fn,
-        "method": method,
-        "dtype": dtype,
-        "chunk_size": chunk_size,
-        "accuracy": accuracy,
-        "mask_fn": mask_fn,
-        "processes": processes,
-        "max_memory": max_memory,
-        "consume": consume,
-        "copies": copies or share_memory(dict(module.named_parameters())),
-    }
+    copies = copies or share_memory(dict(module.named_parameters()))
     module = plain_module(module)
+
+    def context(kernels: Kernels) -> AbstractContextManager[None]:
+        return quiet(module, kernels=kernels)
+
+    def attempt(
+        method: str | Sequence[str], dtype: torch.dtype | None, *, copies: bool
+    ) -> Linearization:
+        """Do so with one choice of methods."""
+        sharded = is_sharded(module)
+        wanted = _wanted(module, method, sharded=sharded)
+        in_place = IN_PLACE in wanted
+        with context("reversible"):
+            _require_real(module)
+            trained = select_parameters(module, None)
+            names = select_parameters(module, parameters)
+            reference = dict(module.named_parameters())[names[0]]
+            dtype = reference.dtype if dtype is None else dtype
+            if in_place:
+                _require_dtype(module, names, dtype)
+            batch_here = cast_batch(batch, dtype, reference.device)
+            step = step_function(
+                module, forward_fn=forward_fn, target_fn=target_fn, loss_fn=loss_fn
+            )
+            forward = _forward_map(
+                module, batch_here, step, dtype, processes, in_place=in_place, copies=copies
+            )
+            mask = (default_mask if mask_fn is None else mask_fn)(batch)
+            chosen = parameters is not None
+            question = Question(
+                forward, names, chosen, state, mask, mask_fn is not None, processes, consume
+            )
+            found = discover(question, sketched=in_place, room=room(max_memory, reference.device))
+            idle = without_match(parameters, found.reached)
+            if idle:
+                raise ValueError(
+                    f"parameters={idle} do not act on the state {', '.join(found.where.paths)!r}: "
+                    "leave them out, or choose a later module with state=..."
+                )
+            outputs, comparisons = second_pass(forward, found, batch, recorded=not in_place)
+            if sharded:
+                _require_whole(found, processes)
+        if in_place and not found.reached:  # a frozen body
+            wanted = AUTOMATIC
+        found = found._replace(
+            chunk_size=found.chunk_size if chunk_size is None else chunk_size,
+            by_trial=() if in_place else found.by_trial,
+            labels={},
+        )
+        return Linearization(
+            state=found.h,
+            outputs=outputs,
+            comparisons=comparisons,
+            loss=found.loss.value,
+            sites=found.sites,
+            coverage=found.coverage,
+            jacobian=_jacobian(forward, found, context, wanted, accuracy, processes),
+            parameters=found.reached,
+            processes=processes,
+            _forward=forward,
+            _state=found.where,
+            _found=found,
+            _trained=trained,
+            _compares=found.loss.compares,
+            _batch=batch,
+            _accuracy=accuracy,
+        )
+
     try:
         try:
-            return _linearize(module, batch, **settings)
+            return attempt(method, dtype, copies=copies)
         except WriteError:
             logger.info("the step writes to parameters: they are copied")
-            return _linearize(module, batch, **{**settings, "copies": True})
+            return attempt(method, dtype, copies=True)
     except UnregisteredError as error:
         reason = error
     if method != "auto" and (isinstance(method, str) or len(method) == 1):
         raise ValueError(str(reason)) from reason
     logger.info("method %s: %s", IN_PLACE, reason)
-    return _linearize(module, batch, **{**settings, "method": IN_PLACE, "dtype": None})
+    return attempt(IN_PLACE, None, copies=copies)
 
 
-def _linearize(
+def _forward_map(
     module: nn.Module,
-    batch: Any,  # noqa: ANN401
-    *,
-    state: StatePath,
-    parameters: ParameterFilter,
-    forward_fn: ForwardFn | None,
-    target_fn: TargetFn | None,
-    loss_fn: LossFn | None,
-    method: str | Sequence[str],
-    dtype: torch.dtype | None,
-    chunk_size: int | None,
-    accuracy: float,
-    mask_fn: MaskFn | None,
+    batch: object,
+    step: StepFunction,
+    dtype: torch.dtype,
     processes: Processes,
-    max_memory: int | None,
-    consume: Consumer | None,
+    *,
+    in_place: bool,
     copies: bool,
-) -> Linearization:
-    """Do what `linearize` says, with one choice of methods.
+) -> ForwardMap:
+    if is_sharded(module):
+        require_precision(module, dtype)
+        return ShardedForwardMap(module, batch, step, dtype, processes)
+    if in_place:
+        forward: ForwardMap = LiveForwardMap(module, batch, step, dtype)
+    else:
+        forward = ForwardMap(module, batch, step, dtype, copies=copies)
+    forward.together = processes.everyone.size > 1
+    return forward
+
+
+def _wanted(module: nn.Module, method: str | Sequence[str], *, sharded: bool) -> Sequence[str]:
+    """The methods that are asked for.
 
     Returns:
-        As there.
+        Their names.
 
     Raises:
-        ValueError: As there.
+        ValueError: If they do not go with the module, or with one another.
     """
-    wanted = AUTOMATIC if method == "auto" else (method,) if isinstance(method, str) else method
-    sharded = is_sharded(module)
-    if sharded and method == "auto":
-        wanted = (IN_PLACE,)
-    in_place = IN_PLACE in wanted
-    if sharded and not in_place:
+    if method == "auto":
+        return (IN_PLACE,) if sharded else AUTOMATIC
+    wanted = (method,) if isinstance(method, str) else method
+    if sharded and IN_PLACE not in wanted:
         raise ValueError(
             f"the parameters of {type(module).__name__} are sharded, so that no process has all of "
             f"them: method={IN_PLACE!r} works on the parts, got method={method!r}"
         )
-    if in_place and len(wanted) > 1:
+    if IN_PLACE in wanted and len(wanted) > 1:
         raise ValueError(f"method={IN_PLACE!r} does not go with others, got {tuple(wanted)}")
-
-    def context(kernels: Kernels) -> AbstractContextManager[None]:
-        return quiet(module, kernels=kernels)
-
-    with context("reversible"):
-        _require_real(module)
-        trained = select_parameters(module, None)
-        names = select_parameters(module, parameters)
-        reference = dict(module.named_parameters())[names[0]]
-        dtype = reference.dtype if dtype is None else dtype
-        if in_place:
-            _require_dtype(module, names, dtype)
-        batch_here = cast_batch(batch, dtype, reference.device)
-        step = step_function(module, forward_fn=forward_fn, target_fn=target_fn, loss_fn=loss_fn)
-        forward: ForwardMap
-        if sharded:
-            require_precision(module, dtype)
-            forward = ShardedForwardMap(module, batch_here, step, dtype, processes)
-        elif in_place:
-            forward = LiveForwardMap(module, batch_here, step, dtype)
-        else:
-            forward = ForwardMap(module, batch_here, step, dtype, copies=copies)
-        forward.together = processes.everyone.size > 1 and not sharded
-        mask = (default_mask if mask_fn is None else mask_fn)(batch)
-        chosen = parameters is not None
-        question = Question(
-            forward, names, chosen, state, mask, mask_fn is not None, processes, consume
-        )
-        found = discover(question, sketched=in_place, room=room(max_memory, reference.device))
-        idle = without_match(parameters, found.reached)
-        if idle:
-            raise ValueError(
-                f"parameters={idle} do not act on the state {', '.join(found.where.paths)!r}: "
-                "leave them out, or choose a later module with state=..."
-            )
-        outputs, comparisons = second_pass(forward, found, batch, recorded=not in_place)
-        if sharded:
-            _require_whole(found, processes)
-        if in_place:
-            theta = (forward.tensors[name] for name in found.reached)
-            _require_alike([t for t in theta if not isinstance(t, DTensor)], processes.everyone)
-    chunk_size = found.chunk_size if chunk_size is None else chunk_size
-    if in_place and not found.reached:  # a frozen body
-        wanted = AUTOMATIC
-    jacobian = _jacobian(forward, found, context, wanted, chunk_size, accuracy, processes)
-    return Linearization(
-        state=found.h,
-        outputs=outputs,
-        comparisons=comparisons,
-        loss=found.loss.value,
-        sites=found.sites,
-        coverage=found.coverage,
-        jacobian=jacobian,
-        parameters=found.reached,
-        processes=processes,
-        _forward=forward,
-        _state=found.where,
-        _recurrence=found.recurrence,
-        _trained=trained,
-        _space=ParameterSpace({name: forward.tensors[name].shape for name in found.reached}),
-        _chunk_size=chunk_size,
-        _compares=found.loss.compares,
-        _batch=batch,
-        _wide=found.wide if not in_place else (),
-        _by_trial=found.by_trial if not in_place else (),
-        _room=found.room,
-        _untrained=found.untrained,
-        _leaders=found.leaders,
-        _accuracy=accuracy,
-    )
+    return wanted
 
 
 def _require_real(module: nn.Module) -> None:
@@ -294,18 +275,18 @@ def _require_dtype(module: nn.Module, names: Sequence[str], dtype: torch.dtype) 
 
 def _jacobian(
     forward: ForwardMap,
-    found: Discovered,
+    found: Found,
     context: Quiet,
     wanted: Sequence[str],
-    chunk_size: int,
     accuracy: float,
     processes: Processes,
 ) -> ParameterJacobian:
     """The Jacobian with the methods that are wanted, each made when it is needed."""
     theta = {name: forward.tensors[name] for name in found.reached}
     space = ParameterSpace({name: t.shape for name, t in theta.items()})
-    if not isinstance(forward, LiveForwardMap):
-        _require_alike(list(theta.values()), processes)
+    live = isinstance(forward, LiveForwardMap)
+    whole = [t for t in theta.values() if not isinstance(t, DTensor)]
+    _require_alike(whole, processes.everyone if live else processes)
 
     @cache
     def flat() -> Tensor:
@@ -321,7 +302,7 @@ def _jacobian(
 
     def make(name: str) -> Products:
         if name not in {"finite-difference", IN_PLACE} or not theta:
-            return lambda: make_products(name, state_at, flat(), chunk_size)
+            return lambda: make_products(name, state_at, flat(), found.chunk_size)
         spread, rows = forward.spread(theta.values()), found.untrained
         return FiniteDifference(theta, state_with, rows, accuracy, spread, processes, found.here)
 
@@ -342,7 +323,7 @@ def _require_alike(parameters: Sequence[Tensor], processes: Processes) -> None:
         )
 
 
-def _require_whole(found: Discovered, processes: Processes) -> None:
+def _require_whole(found: Found, processes: Processes) -> None:
     """Refuse a state of which processes with the same batch have other parts.
 
     Raises:

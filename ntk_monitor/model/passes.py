@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
@@ -12,12 +13,12 @@ from torch import Tensor
 
 from ntk_monitor.model.batch.structure import first_tensor, main_output
 from ntk_monitor.model.derivatives.forward_map import ForwardMap, Recorded
+from ntk_monitor.model.derivatives.site_sampling import WideSite
+from ntk_monitor.model.derivatives.trial_gradients import TrialSite
 from ntk_monitor.model.isolation.memory import free_memory
 from ntk_monitor.model.sites.placement import Rows
-from ntk_monitor.model.sites.recorder import Recorder
-from ntk_monitor.model.sites.saved_tensors import (
-    TooLargeError,
-)
+from ntk_monitor.model.sites.saved_tensors import TooLargeError
+from ntk_monitor.model.sites.weight_sites import Coverage, WeightSite
 from ntk_monitor.model.state.calls import Call, Ends, WeightUse
 from ntk_monitor.model.state.finding import State, StatePath, find_state, state_rows
 from ntk_monitor.model.state.graph import graph_behind
@@ -60,6 +61,10 @@ class Question(NamedTuple):
     processes: Processes
     consume: Consumer | None
 
+    def sizes(self, names: Sequence[str]) -> dict[str, int]:
+        """How many numbers each parameter has, by its name."""
+        return {name: self.forward.tensors[name].numel() for name in names}
+
 
 class UnregisteredError(ValueError):
     """A pass uses parameters of the model's own where copies should be."""
@@ -83,15 +88,43 @@ class StepLoss(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What one recorded pass tells of the state and the loss."""
+    """What is known of a model before any product: of its first passes.
+
+    Attributes:
+        where: Where the state is.
+        h: The state.
+        graph: What is behind it, as long as that is kept.
+        reached: The studied parameters that reach the state.
+        here: Those of them that do so in this process.
+        loss: The step's loss.
+        labels: The rows of the state.
+        untrained: By parameters' names, a row that gets no gradient.
+        chunk_size: How many tangents fit in memory.
+        recurrence: The state as the outputs of what recurs, or None.
+        sites: The weight sites, none where their activity is consumed.
+        coverage: What all of them cover.
+        leaders: The site's name by that of each parameter with one.
+        wide: Sites with more parameters than they need tangents for.
+        by_trial: Sites that tell trials apart.
+        room: Bytes that gradients trial by trial may take.
+    """
 
     where: State
     h: Tensor
     graph: set[Any]
     reached: tuple[str, ...]
+    here: tuple[str, ...]
     loss: StepLoss
     labels: Labels
-    here: tuple[str, ...]
+    untrained: Mapping[str, int]
+    chunk_size: int
+    recurrence: State | None = None
+    sites: tuple[WeightSite, ...] = ()
+    coverage: Coverage = Coverage(0.0)
+    leaders: Mapping[str, str] = {}
+    wide: tuple[WideSite, ...] = ()
+    by_trial: tuple[TrialSite, ...] = ()
+    room: float = math.inf
 
     @property
     def rows(self) -> Rows:
@@ -130,7 +163,9 @@ def found_in(question: Question, recorded: Recorded) -> Found:
             "descent cannot move it: choose a later module with state=..., or other parameters"
         )
     own = tuple(name for name in reached if name in reaching)
-    return Found(where, h, graph, reached, loss, state_rows(where, recorder.calls), own)
+    labels, chunk_size = state_rows(where, recorder.calls), affordable_chunk(recorder.calls, h)
+    untrained = {name: row for name in reached if (row := recorder.untrained(name)) is not None}
+    return Found(where, h, graph, reached, own, loss, labels, untrained, chunk_size)
 
 
 def _require_registered(forward: ForwardMap, graph: set[Any]) -> None:
@@ -196,17 +231,6 @@ def recorded_pass(question: Question, room: float) -> Recorded:
     if not question.processes.all(True):
         raise TooLargeError("what a pass keeps takes more memory than another process has")
     return recorded
-
-
-def sizes_of(question: Question, names: Sequence[str]) -> dict[str, int]:
-    """How many numbers each parameter has, by its name."""
-    return {name: question.forward.tensors[name].numel() for name in names}
-
-
-def untrained_rows(recorder: Recorder, names: Sequence[str]) -> dict[str, int]:
-    """The row of each weight that gets no gradient, by its name, where there is one."""
-    rows = {name: recorder.untrained(name) for name in names}
-    return {name: row for name, row in rows.items() if row is not None}
 
 
 def affordable_chunk(calls: Sequence[Call], h: Tensor) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.model.derivatives.forward_map import ForwardMap
-from ntk_monitor.model.discovery import Discovered
+from ntk_monitor.model.passes import Found
 from ntk_monitor.model.sites.placement import numberings
 from ntk_monitor.model.state.row_labels import Labels
 from ntk_monitor.model.step import Comparison, ForwardStep, Head, StepError, StepFunction
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 def second_pass(
     forward: ForwardMap,
-    found: Discovered,
+    found: Found,
     batch: Any,  # noqa: ANN401
     *,
     recorded: bool,
@@ -82,11 +82,10 @@ def second_pass(
     return outputs[0] if len(outputs) == 1 else outputs, comparisons
 
 
-def _layouts(several: Iterable[Labels], found: Discovered) -> Iterator[Layout | None]:
+def _layouts(several: Iterable[Labels], found: Found) -> Iterator[Layout | None]:
     """Where rows and features of some outputs are."""
-    rows = (found.h.shape[0], found.h.shape[1])
-    known = list(numberings(found.rows, rows))
-    return (layout_of(labels, known, rows) for labels in several)
+    known = list(numberings(found.labels, found.rows))
+    return (layout_of(labels, known, found.rows) for labels in several)
 
 
 def _gradients(step: StepFunction, returned: Any, watch: Following) -> dict[int, Tensor]:  # noqa: ANN401

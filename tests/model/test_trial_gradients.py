@@ -276,7 +276,7 @@ def test_without_memory_for_a_round_trials_are_not_told_apart(
     monkeypatch.setattr(discovery, "TRIAL_MEMORY", 5000)  # the activity alone
     parts = Activities()
     lin = linearize(recurrent(), rows(), state="state", dtype=torch.float64, consume=parts.add)
-    assert len(lin._by_trial) == 2
+    assert len(lin._found.by_trial) == 2
     assert lin.by_trial(CoreGram.of(parts), 0) is None
 
 
