@@ -487,13 +487,10 @@ class Linearization:
         """The outputs, None for those that nothing moves, and what they are computed from."""
         leaf = self.state.clone().requires_grad_()
         with self._quiet("reversible"):
-            intervention = Intervention(
-                given=leaf.clone()
-            )  # what follows may write into it in place
-            _, returned, watch = self._forward.run_whole(
-                {}, self._state, self._compares.readings, intervention
-            )
-            if self._compares.readings:
+            readings = self._compares.readings
+            given = Intervention(given=leaf.clone())  # what follows may write into it in place
+            _, returned, watch = self._forward.run_whole({}, self._state, readings, given)
+            if readings:
                 found = [compared(c.head, watch.seen).output for c in self.comparisons]
             else:
                 found = [main_output(returned)]

@@ -27,7 +27,7 @@ def require_same(kept: Linearization, streamed: Linearization) -> None:
     assert streamed.coverage == kept.coverage
     assert streamed.parameters == kept.parameters
     assert streamed.modules == kept.modules
-    assert (streamed._recurrence is None) == (kept._recurrence is None)
+    assert (streamed._found.recurrence is None) == (kept._found.recurrence is None)
     assert torch.equal(streamed.state, kept.state)
     assert len(streamed.sites) == len(kept.sites)
     for site, other in zip(streamed.sites, kept.sites, strict=True):
@@ -133,7 +133,7 @@ def test_a_step_that_is_the_state_is_known_as_the_recurrence() -> None:
     x = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0))
     kept, streamed = both(nn.Sequential(Loop(), nn.Linear(4, 1)), x, state="0")
     require_same(kept, streamed)
-    assert streamed._recurrence is not None
+    assert streamed._found.recurrence is not None
     u = torch.randn(kept.state.shape, dtype=torch.float64)
     torch.testing.assert_close(streamed.propagator.matvec(u), kept.propagator.matvec(u))
 

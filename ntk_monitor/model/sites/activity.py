@@ -7,10 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ntk_monitor.model.sites.placement import (
-    Placement,
-    Rows,
-)
+from ntk_monitor.model.sites.placement import Placement, Rows
 from ntk_monitor.model.sites.records import Record, Tap
 from ntk_monitor.model.sites.weight_sites import WeightSite, over_entries
 

@@ -50,11 +50,11 @@ class Collector(Watch):
         self.outputs: dict[str, list[Tensor]] = {path: [] for path in watched}
         self._wanted: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
         self._numbers: set[Any] = set()
-        self._found: list[list[Record | None]] = []
+        self._found: list[dict[int, Record]] = []
         self._sites: dict[int, list[WeightSite]] = {}
         self._calls: Counter[str] = Counter()
         for i, (uses, _) in enumerate(placed.uses):
-            self._found.append([None] * len(uses))
+            self._found.append({})
             for step, record in enumerate(uses):
                 self._wanted.setdefault(record.key, []).append((i, step))
                 self._numbers.add(record.key[0])
@@ -108,10 +108,10 @@ class Collector(Watch):
         for i, step in self._wanted.pop(key, ()):
             uses, order = self._placed.uses[i]
             self._found[i][step] = replace(uses[step], use=use, valid=valid)
-            complete = [record for record in self._found[i] if record is not None]
-            if len(complete) == len(uses):
-                self._found[i] = [None] * len(uses)
-                self._sites[i] = self._shown(i, complete, order)
+            if len(self._found[i]) == len(uses):
+                complete, self._found[i] = self._found[i], {}
+                in_order = [complete[number] for number in range(len(uses))]
+                self._sites[i] = self._shown(i, in_order, order)
 
     def _shown(self, i: int, uses: Sequence[Record], order: Placement) -> list[WeightSite]:
         sites = joined(uses, self._placed.rows, order, self._placed.valid)

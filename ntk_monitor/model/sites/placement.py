@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +40,8 @@ class Placement:
     index: Tensor
     inverse: tuple[Tensor, ...]
     is_shared: bool = False
+    _blocks: dict[int, Block | None] = field(default_factory=dict, init=False, compare=False)
+    """Uses so far that have some steps of all trials: which; others None."""
 
     def of_state(self, parts: Sequence[Tensor], rows: Rows) -> Tensor:
         """Activity on the rows of uses as (B, T, m), zero where there is none.
@@ -82,11 +83,6 @@ class Placement:
         inverse = self.inverse[use].to(u.device)
         flat = u.flatten(0, 1)[inverse.clamp(min=0)]
         return flat.where((inverse >= 0).unsqueeze(-1), 0) if bool((inverse < 0).any()) else flat
-
-    @cached_property
-    def _blocks(self) -> dict[int, Block | None]:
-        """Uses so far that have some steps of all trials: which; others None."""
-        return {}
 
 
 class Numbering(NamedTuple):

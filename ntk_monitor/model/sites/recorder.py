@@ -369,8 +369,7 @@ class Recorder(Watch):
         source = recurrent_source(call)
         output = output if isinstance(output, Tensor) else output.data
         rows = change_all(
-            self.rows.of(output),
-            lambda x: read_rows(source, call.output[0], x)[..., 0].flatten(),
+            self.rows.of(output), lambda x: read_rows(source, call.output[0], x)[..., 0].flatten()
         )
         returned = (output, *(last if isinstance(last, tuple) else (last,)))
         for local, use, valid in layer_uses(call):

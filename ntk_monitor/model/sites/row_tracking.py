@@ -27,13 +27,12 @@ from ntk_monitor.model.state.row_labels import (
     NOTHING,
     Label,
     Labels,
-    all_kinds,
     change_all,
     common_shape,
     either,
     fits,
     is_still,
-    none_of,
+    made_of,
     one_of,
     together,
 )
@@ -251,36 +250,20 @@ class RowTracker:
         names = ("tensors", "sequences")
         parts = list(operation.first(*names))
         known = [self._labelled(part, operation) for part in parts]
-        found: dict[int, Label] = {}
-        for source in dict.fromkeys(s for labels in known for s in labels):
-            here = [labels.get(source) for labels in known]
-
-            def join(kind: int, here: Sequence[Label | None] = here) -> Tensor:
-                pairs = zip(parts, here, strict=True)
-                each = [none_of(part) if label is None else label[kind] for part, label in pairs]
-                joined: Tensor = operation.again(each, *names)
-                return joined
-
-            found[source] = all_kinds(here, join)
+        found = made_of(known, parts, lambda each: operation.again(each, *names))
         return self._whole(found, operation.outputs[0])
 
     def _written(self, operation: Operation) -> list[Labels]:
         """What is put in takes the place of what was there; so does what is added to it."""
         into, value = operation.args[0], operation.args[-1]
-        before, new = self.of(into), self._labelled(value, operation)
-        found: dict[int, Label] = {}
-        for source in dict.fromkeys([*before, *new]):
-            here = (before.get(source), new.get(source))
 
-            def write(kind: int, here: tuple[Label | None, Label | None] = here) -> Tensor:
-                there, put = here
-                old = none_of(into) if there is None else there[kind]
-                own = _none_like(value, into) if put is None else put[kind]
-                target = old.clone(memory_format=torch.contiguous_format)
-                return _put(operation, target, own)
+        def write(numbers: Sequence[Tensor]) -> Tensor:
+            old, own = numbers
+            return _put(operation, old.clone(memory_format=torch.contiguous_format), own)
 
-            found[source] = all_kinds(here, write)
-        return self._whole(found, operation.outputs[0])
+        known = [self.of(into), self._labelled(value, operation)]
+        put = value if isinstance(value, Tensor) else into.new_zeros(())
+        return self._whole(made_of(known, [into, put], write), operation.outputs[0])
 
     def _unpacked(self, operation: Operation) -> list[Labels]:
         data, sizes, first, _, *rest = operation.args
@@ -343,11 +326,13 @@ class RowTracker:
 
     def _over_features(self, labels: Labels, output: Tensor) -> Labels:
         """The numbers of rows, the same for all features."""
+        return self._gather(labels, (-1,), lambda x: x.unsqueeze(-1).expand(output.shape))
 
-        def over(numbers: Tensor) -> Tensor:
-            return numbers.unsqueeze(-1).expand(output.shape)
-
-        return {s: self._gathered(s, label, (-1,)).each(over) for s, label in labels.items()}
+    def _gather(
+        self, labels: Labels, axes: Sequence[int], change: Callable[[Tensor], Tensor]
+    ) -> Labels:
+        """One number for all entries along some axes, laid out anew."""
+        return {s: self._gathered(s, x, axes).each(change) for s, x in labels.items()}
 
     def _gathered(self, source: int, label: Label, axes: Sequence[int]) -> Label:
         """One number for all entries along some axes."""
@@ -373,8 +358,7 @@ class RowTracker:
             known = self._labelled(operand, operation)
             gone = [i for i, each in enumerate(letters) if each not in out]
             spread = partial(_spread, letters=letters, out=out, shape=output.shape)
-            own = {s: self._gathered(s, x, gone).each(spread) for s, x in known.items()}
-            found = either(found, own)
+            found = either(found, self._gather(known, gone, spread))
         if isinstance(addend, Tensor) and (known := self._labelled(addend, operation)):
             wide = change_all(known, lambda x: x.expand(output.shape))
             found = together([found, wide]) if found else wide
@@ -387,12 +371,10 @@ class RowTracker:
         if found is None:
             return []
         x, axes = found
-
-        def over(numbers: Tensor) -> Tensor:
-            return _tapped(numbers, axes).unsqueeze(1).expand(output.shape)
-
         known = self._labelled(x, operation)
-        return [{s: self._gathered(s, label, (1,)).each(over) for s, label in known.items()}]
+        return [
+            self._gather(known, (1,), lambda x: _tapped(x, axes).unsqueeze(1).expand(output.shape))
+        ]
 
     def _summed(self, operation: Operation) -> list[Labels]:
         given, (output, *_) = operation.first("input", "self"), operation.outputs
@@ -410,8 +392,7 @@ class RowTracker:
                 numbers = numbers.unsqueeze(axis)
             return numbers
 
-        known = self._labelled(given, operation)
-        return [{s: self._gathered(s, label, axes).each(shaped) for s, label in known.items()}]
+        return [self._gather(self._labelled(given, operation), axes, shaped)]
 
     def _row_by_row(self, operation: Operation) -> list[Labels]:
         """An operation that keeps places: what it returns has the shape of what it is given."""
@@ -486,13 +467,6 @@ def _spread(numbers: Tensor, letters: str, out: str, shape: torch.Size) -> Tenso
     order = [left.index(each) for each in out if each in left]
     index = tuple(slice(None) if each in left else None for each in out)
     return numbers.permute(order)[index].expand(shape)
-
-
-def _none_like(value: Any, into: Tensor) -> Tensor:  # noqa: ANN401
-    """No numbers, of a value's shape."""
-    if isinstance(value, Tensor):
-        return none_of(value)
-    return torch.tensor(NONE, dtype=torch.int32, device=into.device)
 
 
 def _is_spread_along(joined: Labels, tensor: Tensor, shape: torch.Size) -> bool:

@@ -11,14 +11,7 @@ from torch import Tensor, nn
 
 from ntk_monitor.compat import CONVOLUTION
 from ntk_monitor.model.batch.structure import first_tensor
-from ntk_monitor.model.state.calls import (
-    CELLS,
-    RECURRENT,
-    Call,
-    Ends,
-    WeightUse,
-    is_channels_first,
-)
+from ntk_monitor.model.state.calls import CELLS, RECURRENT, Call, Ends, WeightUse, is_channels_first
 from ntk_monitor.model.state.graph import graph_behind
 
 MINOR = 0.25

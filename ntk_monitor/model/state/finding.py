@@ -15,13 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ntk_monitor.model.batch.structure import first_tensor
 from ntk_monitor.model.parameters.unwrapping import plain_name
 from ntk_monitor.model.state.automatic import automatic_state
-from ntk_monitor.model.state.calls import (
-    RECURRENT,
-    Call,
-    Ends,
-    WeightUse,
-    is_channels_first,
-)
+from ntk_monitor.model.state.calls import RECURRENT, Call, Ends, WeightUse, is_channels_first
 from ntk_monitor.model.state.row_labels import Label, Labels
 from ntk_monitor.model.state.sources import StateSource, is_time_first, read_rows, unpack
 
@@ -60,29 +54,20 @@ def state_rows(state: State, calls: Sequence[Call]) -> Labels:
     parts = []
     for source in state.sources:
         own = [call for call in calls if call.path == source.path]
-        sources = dict.fromkeys(s for call in own for s in call.rows)
         found = {}
-        for s in sources:
-            each = [
-                label.each(partial(_narrow_rows, source, call.output))
-                if (label := call.rows.get(s)) is not None
-                else None
-                for call in own
-            ]
-            known = next(label for label in each if label is not None)
-            if len(each) == 1:
-                found[s] = known
-            elif all(label is not None for label in each):
-                found[s] = Label(
-                    *(source.together([label[i] for label in each if label]) for i in range(3))
+        for s in own[0].rows:
+            if all(s in call.rows for call in own):
+                each = (
+                    call.rows[s].each(partial(_narrow_rows, source, call.output)) for call in own
                 )
+                found[s] = Label(*(source.together(kind) for kind in zip(*each, strict=True)))
         parts.append(found)
     if len(parts) == 1:
         return parts[0]
     joined = {}
     for s in dict.fromkeys(s for part in parts for s in part):
         those = [part[s] for part in parts if s in part]
-        joined[s] = Label(*(torch.cat([label[i] for label in those], dim=-1) for i in range(3)))
+        joined[s] = Label(*(torch.cat(kind, dim=-1) for kind in zip(*those, strict=True)))
     return joined
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -51,20 +51,31 @@ def change_all(labels: Labels, change: Callable[[Tensor], Tensor]) -> Labels:
     return {source: label.each(change) for source, label in labels.items()}
 
 
-def all_kinds(given: Iterable[Label | None], change: Callable[[int], Tensor]) -> Label:
-    """A label made of several: where each of them is one, so is what is made of them.
+def made_of(
+    several: Sequence[Labels],
+    tensors: Sequence[Tensor],
+    change: Callable[[Sequence[Tensor]], Tensor],
+) -> Labels:
+    """The numbers of what is made of several tensors.
 
     Args:
-        given: The labels; None for a tensor without numbers.
-        change: From the number of a kind (nearest, highest, lowest) to what it becomes.
+        several: Those of each, some of which may have none of a source.
+        tensors: The tensors.
+        change: From numbers of each to what becomes of them.
 
     Returns:
-        The label.
+        By each source; where all have one number, so has what is made of them.
     """
-    near = change(0)
-    if all(label is None or label.is_one for label in given):
-        return Label(near, near, near)
-    return Label(near, change(1), change(2))
+    found: dict[int, Label] = {}
+    for source in dict.fromkeys(s for labels in several for s in labels):
+        pairs = [(labels.get(source), t) for labels, t in zip(several, tensors, strict=True)]
+        one = all(label is None or label.is_one for label, _ in pairs)
+        near, *others = (
+            change([none_of(t) if label is None else label[kind] for label, t in pairs])
+            for kind in range(1 if one else 3)
+        )
+        found[source] = Label(near, *(others or (near, near)))
+    return found
 
 
 def none_of(tensor: Tensor) -> Tensor:

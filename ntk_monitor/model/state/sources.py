@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ntk_monitor.model.batch.structure import first_tensor, of_the_class, plain_tensor
-from ntk_monitor.model.state.calls import (
-    RECURRENT,
-)
+from ntk_monitor.model.state.calls import RECURRENT
 from ntk_monitor.model.state.row_labels import NONE
 
 Layout = Literal["batch", "time", "unbatched", "channels"]
@@ -54,9 +52,7 @@ def _pack_like(old: PackedSequence, padded: Tensor) -> PackedSequence:
     if old.sorted_indices is not None:
         padded = padded.index_select(0, old.sorted_indices)
     steps = [padded[:count, t] for t, count in enumerate(old.batch_sizes.tolist())]
-    return PackedSequence(
-        torch.cat(steps), old.batch_sizes, old.sorted_indices, old.unsorted_indices
-    )
+    return old._replace(data=torch.cat(steps))
 
 
 @dataclass(frozen=True)
@@ -189,12 +185,7 @@ def read_rows(source: StateSource, output: Any, numbers: Tensor) -> Tensor:  # n
     """
     found = first_tensor(output)
     if isinstance(found, PackedSequence):
-        packed = PackedSequence(
-            (numbers - NONE).double(),
-            found.batch_sizes,
-            found.sorted_indices,
-            found.unsorted_indices,
-        )
+        packed = found._replace(data=(numbers - NONE).double())
         return unpack(packed)[0].long() + NONE
     return source.read(numbers.double()).long()
 

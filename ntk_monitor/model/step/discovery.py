@@ -31,7 +31,7 @@ PROBABILITIES = frozenset({"sigmoid", "softmax"})
 LOGARITHMS = frozenset({"log", "log_softmax", "logsigmoid"})
 """Functions whose results are taken for log-probabilities."""
 ARRANGING = frozenset({
-    *("view", "reshape", "flatten", "unsqueeze", "squeeze", "permute", "transpose"),
+    *("view", "reshape", "flatten", "unsqueeze", "squeeze", "permute", "transpose")
 })
 """Functions that put the same numbers in another shape."""
 FLATTENING = frozenset({"view", "reshape", "flatten", "ravel"})

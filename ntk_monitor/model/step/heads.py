@@ -36,10 +36,7 @@ class Compares(NamedTuple):
 
 
 def find_heads(
-    discovery: Discovery,
-    loss: Tensor,
-    producers: Mapping[Any, str],
-    acting: Set[Any],
+    discovery: Discovery, loss: Tensor, producers: Mapping[Any, str], acting: Set[Any]
 ) -> Compares:
     """What a loss compares.
 

@@ -125,10 +125,8 @@ def _completed(found: Tensor, rows: Rows) -> Tensor | None:
         flat = each.reshape(len(each), -1)
         if flat.shape != (B, T):
             continue
-        trials, steps = (
-            _common(flat.where(flat < 0, flat // T)),
-            _common(flat.where(flat < 0, flat % T).T),
-        )
+        trials = _common(flat.where(flat < 0, flat // T))
+        steps = _common(flat.where(flat < 0, flat % T).T)
         if trials is not None and steps is not None:
             whole = trials.unsqueeze(1) * T + steps
             return whole.reshape(each.shape).movedim(0, axis)

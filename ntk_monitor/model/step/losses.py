@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -62,12 +62,9 @@ class Loss:
 def _multi_hot(target: Tensor, _: Mapping[str, Any], output: Tensor) -> Tensor:
     """Lists of labels, each ended by a negative one, as a yes or no for every class."""
     named = (target >= 0).cumprod(-1).bool()
-    return (
-        torch
-        .zeros_like(output)
-        .scatter_add_(-1, target.where(named, 0), named.to(output.dtype))
-        .clamp_(max=1)
-    )
+    found = torch.zeros_like(output)
+    found.scatter_add_(-1, target.where(named, 0), named.to(output.dtype))
+    return found.clamp_(max=1)
 
 
 def _of_logarithm(target: Tensor, given: Mapping[str, Any], _: Tensor) -> Tensor:
@@ -124,31 +121,19 @@ LOSSES: dict[str, Loss] = {
 
 RATES = Loss("poisson_nll_loss", generic=_rates)
 """Poisson's with ``log_input=False``."""
+_PICK = Loss(
+    "a log-probability",
+    "classes",
+    torch.exp,
+    counts="rows",
+    generic=_last_logarithms,
+    classes_second=False,
+)
 BY_HAND: dict[str, Loss] = {
     "difference": Loss("a difference", generic=_around),
     "overlap": Loss("a product with probabilities", "bits", counts="all", generic=_chances),
-    "gather": Loss(
-        "a log-probability",
-        "classes",
-        torch.exp,
-        lambda t, _, __: t.squeeze(-1),
-        "rows",
-        _last_logarithms,
-        classes_second=False,
-    ),
-    "pick": Loss(
-        "a log-probability",
-        "classes",
-        torch.exp,
-        counts="rows",
-        generic=_last_logarithms,
-        classes_second=False,
-    ),
-    "product": Loss(
-        "a product with log-probabilities",
-        link=torch.exp,
-        counts="rows",
-        generic=_last_logarithms,
-    ),
+    "gather": replace(_PICK, target=lambda t, _, __: t.squeeze(-1)),
+    "pick": _PICK,
+    "product": replace(_PICK, name="a product with log-probabilities", kind="values"),
 }
 """What a loss that is written by hand does with outputs and a target."""

@@ -82,18 +82,13 @@ class Tape(OperationMode):
         """Make a call, and record it if it is on something that is followed."""
         leaves, structure = tree_flatten((args, kwargs))
         self._find_views(leaves)
-        if not any(isinstance(leaf, Tensor) and id(leaf) in self._slots for leaf in leaves):
+        if not any(id(leaf) in self._slots for leaf in leaves):
             return func(*args, **kwargs)
         changed = written_to(func, args, kwargs)
         for written in changed:
             if id(written) not in self._slots:
                 self._follow_memory(written)
-        found = [
-            _Slot(self._slots[id(leaf)])
-            if isinstance(leaf, Tensor) and id(leaf) in self._slots
-            else leaf
-            for leaf in leaves
-        ]
+        found = [_Slot(self._slots[id(x)]) if id(x) in self._slots else x for x in leaves]
         result = func(*args, **kwargs)
         slots = tuple(
             self._slot(leaf) if isinstance(leaf, Tensor) else None for leaf in tree_leaves(result)
