@@ -132,20 +132,20 @@ class Discovery(LossWatch):
         writes = name.endswith("_") and not name.startswith("__") and name not in HARMLESS
         if self._protected and writes and args:
             self._protect(args[0])
-        if self._protected and name in NORMALISING and _third_option(args, kwargs) is not None:
-            self._protect(args[1] if len(args) > 1 else kwargs.get("weight"), "max_norm")
-        readings = self._readings(name, args, kwargs) if name in COMPARING else ()
-        before = [(r, *_compared(r, args, kwargs)) for r in readings]
-        nodes = [y.grad_fn for _, y, _ in before]
-        rows = [self._rows_of(y) for _, y, _ in before]
+        if (
+            self._protected
+            and name in NORMALISING
+            and _given(args, kwargs, 3, "max_norm") is not None
+        ):
+            self._protect(_given(args, kwargs, 1, "weight"), "max_norm")
+        reading = self._reading(name, args, kwargs) if name in COMPARING else None
+        y, t = _compared(reading, args, kwargs)
+        node, rows = (None, NOTHING) if y is None else (y.grad_fn, self._rows_of(y))
         output = func(*args, **kwargs)
-        for (reading, y, t), node, labels in zip(before, nodes, rows, strict=True):
-            result = output.grad_fn if isinstance(output, Tensor) else None
-            if node is None or result is None:
-                continue
-            if self.is_constant(t):
-                self.constant_targets.append(result)
-                continue
+        result = output.grad_fn if node is not None and isinstance(output, Tensor) else None
+        if result is not None and self.is_constant(t):
+            self.constant_targets.append(result)
+        elif result is not None and reading is not None:
             if name in LOSSES:
                 self.sums[number] = sums_of(y, t)
             self.candidates.append(
@@ -160,21 +160,22 @@ class Discovery(LossWatch):
                     is_column=y in self._columns,
                     whole=self._flattened.get(y),
                     tensors=(output, t) if self._keep and name not in LOSSES else None,
-                    rows=labels,
+                    rows=rows,
                 )
             )
         self._learn(name, args, kwargs, output)
         return output
 
-    def _protect(self, written: Any, how: str = "") -> None:  # noqa: ANN401
+    def _protect(
+        self, written: object, how: str = "a target network, weights that are clipped"
+    ) -> None:
         """Refuse a call that would write into the parameters themselves."""
         for tensor in tree_leaves(written):
             if not isinstance(tensor, Tensor) or type(tensor).__name__ == "DTensor":
                 continue
             if tensor.numel() and address_of(tensor) in self._protected:
-                what = how or "a target network, weights that are clipped"
                 raise StepError(
-                    f"the step writes into parameters of the model ({what}), and "
+                    f"the step writes into parameters of the model ({how}), and "
                     "method='in-place' keeps no copy of them: leave the method out, or "
                     f"{REMEDY}"
                 )
@@ -183,38 +184,30 @@ class Discovery(LossWatch):
         """Whether a tensor is known to be the same for every batch."""
         return tensor in self._constants
 
-    def _readings(self, name: str, args: Any, kwargs: Any) -> tuple[Reading, ...]:  # noqa: ANN401
-        """How a call compares; none where it does not."""
+    def _reading(self, name: str, args: Any, kwargs: Any) -> Reading | None:  # noqa: ANN401
+        """How a call compares; None where it does not."""
+        other = _place(args, 1, "other")
+        reading: Reading | None
         if name in LOSSES:
-            rates = name == "poisson_nll_loss" and not kwargs.get("log_input", _third(args))
-            loss = RATES if rates else LOSSES[name]
+            log_input = _given(args, kwargs, 2, "log_input", True)
+            loss = RATES if name == "poisson_nll_loss" and not log_input else LOSSES[name]
             reading = Reading(loss, _place(args, 0, "input"), _place(args, 1, "target"))
         elif name in DISTANCES:
             reading = Reading(BY_HAND["difference"], _place(args, 0, "x1"), _place(args, 1, "x2"))
             reading = self._turned(reading, args, kwargs)
         elif name in DIFFERENCES:
-            other = _place(args, 1, "other")
-            reading = self._turned(Reading(BY_HAND["difference"], (0,), other), args, kwargs)
-            if kwargs.get("alpha", 1) != 1 or not _is_whole(reading, args, kwargs):
-                return ()
+            turned = self._turned(Reading(BY_HAND["difference"], (0,), other), args, kwargs)
+            whole = kwargs.get("alpha", 1) == 1 and _is_whole(turned, args, kwargs)
+            reading = turned if whole else None
         elif name in PRODUCTS:
-            other = _place(args, 1, "other")
-            weighs = self._weighs(
-                self._turned(Reading(BY_HAND["product"], (0,), other), args, kwargs), args, kwargs
-            )
-            if weighs is None:
-                return ()
-            reading = weighs
+            turned = self._turned(Reading(BY_HAND["product"], (0,), other), args, kwargs)
+            reading = self._weighs(turned, args, kwargs)
         else:
-            picked = self._picked(name, args, kwargs)
-            if picked is None:
-                return ()
-            reading = picked
+            reading = self._picked(name, args, kwargs)
         y, t = _compared(reading, args, kwargs)
         floating = isinstance(y, Tensor) and y.is_floating_point() and y.ndim > 0
-        if not floating or not y.requires_grad or not isinstance(t, Tensor) or t.requires_grad:
-            return ()
-        return (reading,)
+        floating = floating and y.requires_grad
+        return reading if floating and isinstance(t, Tensor) and not t.requires_grad else None
 
     def _turned(self, reading: Reading, args: Any, kwargs: Any) -> Reading:  # noqa: ANN401
         """The reading in which the outputs are what can be trained."""
@@ -243,8 +236,7 @@ class Discovery(LossWatch):
             return None
         last = source.ndim - 1
         if name == "gather":
-            dim = argument_at(args, kwargs, _place(args, 1, "dim"))
-            which = argument_at(args, kwargs, _place(args, 2, "index"))
+            dim, which = _given(args, kwargs, 1, "dim"), _given(args, kwargs, 2, "index")
             fits = isinstance(dim, int) and dim % source.ndim == last and which.shape[-1] == 1
             return Reading(BY_HAND["gather"], (0,), _place(args, 2, "index")) if fits else None
         index: Any = args[1] if len(args) > 1 else None
@@ -296,19 +288,17 @@ def _tensors_in(values: Iterable[Any]) -> list[Tensor]:
     return found
 
 
-def _compared(reading: Reading, args: Any, kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401
-    """The outputs and the target of a call."""
+def _compared(reading: Reading | None, args: Any, kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401
+    """The outputs and the target of a call; nothing where it does not compare."""
+    if reading is None:
+        return None, None
     output = argument_at(args, kwargs, reading.output)
     return output, argument_at(args, kwargs, reading.target)
 
 
-def _third_option(args: Sequence[Any], kwargs: Any) -> Any:  # noqa: ANN401
-    """The ``max_norm`` of an embedding."""
-    return args[3] if len(args) > 3 else kwargs.get("max_norm")
-
-
-def _third(args: Sequence[Any]) -> Any:  # noqa: ANN401
-    return args[2] if len(args) > 2 else True
+def _given(args: Any, kwargs: Any, index: int, name: str, default: Any = None) -> Any:  # noqa: ANN401
+    """An argument that may have been given by position or by name."""
+    return args[index] if len(args) > index else kwargs.get(name, default)
 
 
 def _place(args: Sequence[Any], index: int, name: str) -> Place:

@@ -22,12 +22,7 @@ ACTIONS = ("save_checkpoint", "print", "fit", "validate", "test", "predict")
 PLACES = ("log_dir", "save_dir", "root_dir", "name", "version")
 """What a step may read off a logger."""
 COLLECTIVES = (
-    "all_gather",
-    "all_reduce",
-    "reduce",
-    "broadcast",
-    "barrier",
-    "reduce_boolean_decision",
+    *("all_gather", "all_reduce", "reduce", "broadcast", "barrier", "reduce_boolean_decision"),
 )
 
 
@@ -169,7 +164,8 @@ class Training:
         self._optimizers = [_Optimizer(optimizer) for optimizer in optimizers]
         self._schedulers = [_Scheduler(config.scheduler) for config in configs]
         several = getattr(real, "world_size", 1) > 1
-        self.trainer = _without_trainer() if real is None else self._trainer(real, several)
+        without = StandIn(_NoTrainer(), loggers=[], **dict.fromkeys(ACTIONS, nothing))
+        self.trainer = without if real is None else self._trainer(real, several)
         self._instead: dict[str, Any] = {
             **dict.fromkeys(("log", "log_dict", "print", "clip_gradients"), nothing),
             **dict.fromkeys(("toggle_optimizer", "untoggle_optimizer"), nothing),
@@ -315,7 +311,3 @@ class _NoTrainer:
             f"the training step asks its Trainer for {name!r}, and there is no Trainer: pass "
             "loss_fn=lambda module, batch: ..., or forward_fn and target_fn"
         )
-
-
-def _without_trainer() -> StandIn:
-    return StandIn(_NoTrainer(), loggers=[], **dict.fromkeys(ACTIONS, nothing))
