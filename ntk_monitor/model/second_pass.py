@@ -16,7 +16,7 @@ from ntk_monitor.model.passes import Found
 from ntk_monitor.model.sites.placement import numberings
 from ntk_monitor.model.state.row_labels import Labels
 from ntk_monitor.model.step import Comparison, ForwardStep, Head, StepError, StepFunction
-from ntk_monitor.model.step.comparison import Seen, compared, rows_compared
+from ntk_monitor.model.step.comparison import compared, rows_compared
 from ntk_monitor.model.step.heads import leads_there
 from ntk_monitor.model.step.layout import Layout, layout_of
 from ntk_monitor.model.step.losses import BY_HAND, Loss
@@ -64,11 +64,8 @@ def second_pass(
         _require_same_comparisons(found.loss.sums, watch.sums, step)
         gradients = _gradients(step, returned, watch)
     seen = {
-        number: Seen(
-            one.output.detach(),
-            None if one.target is None else one.target.detach(),
-            counts_of(gradients.get(number), readings[number].loss),
-            one.reach,
+        number: one.each(Tensor.detach)._replace(
+            counts=counts_of(gradients.get(number), readings[number].loss)
         )
         for number, one in watch.seen.items()
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from torch import nn
 
 @contextmanager
 def unwrapped(module: nn.Module) -> Iterator[None]:
-    """Compiled submodules, in whose place are the ones that were compiled.
+    """Compiled submodules, in whose place are the ones that were compiled; and compiled functions.
 
     Their parameters have the names that they had before compilation. The registries are put back
     by `attributes`.
@@ -27,7 +27,9 @@ def unwrapped(module: nn.Module) -> Iterator[None]:
         for name, child in list(parent._modules.items()):
             if child is not None and (plain := plain_module(child)) is not child:
                 parent._modules[name] = plain
-    with _eager_code():
+    # Nothing can have been compiled where there is no compiler yet.
+    has_compiled = "torch._dynamo" in sys.modules
+    with torch.compiler.set_stance("force_eager") if has_compiled else nullcontext():
         yield
 
 
@@ -64,17 +66,3 @@ def plain_name(name: str) -> str:
         The path in the module as it was written.
     """
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
-
-
-@contextmanager
-def _eager_code() -> Iterator[None]:
-    """Run compiled functions and modules as they were written.
-
-    Yields:
-        Nothing.
-    """
-    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield

@@ -67,8 +67,7 @@ class ByGradient:
             return None
         B, use = len(self._h), record.use
         count = prod(use.rows)
-        number = torch.arange(count, device=gradient.device).reshape(1, *use.rows, 1)
-        numbers = use.write(number.expand(use.groups, *use.rows, use.units))
+        numbers = use.laid_out(torch.arange(count, device=gradient.device))
         if numbers.shape[:-1] == gradient.shape[:-1]:  # a cell returns fewer than are weighed
             numbers = numbers[..., :1]
         touched = numbers.expand_as(gradient)[gradient != 0]
@@ -157,10 +156,9 @@ class _Shaker(Watch):
 
 def _mask(record: Record, name: str, which: Tensor) -> Tensor:
     """Some rows of a use in the layout of the operation's output."""
-    use = record.use
     if name in CELL_STEPS:  # the output has fewer features than the weighted sum
         return which.unsqueeze(-1)
-    return use.write(which.reshape(1, *use.rows, 1).expand(use.groups, *use.rows, use.units))
+    return record.use.laid_out(which)
 
 
 def _noise(like: Tensor, mask: Tensor) -> Tensor:

@@ -417,8 +417,7 @@ class Recorder(Watch):
     def _follow(self, use: Use, key: tuple[Any, ...], returned: Tensor) -> None:
         """Note the rows of a use, which are those of what the operation returned."""
         count = prod(use.rows)
-        numbers = torch.arange(count, device=returned.device).reshape(1, *use.rows, 1)
-        numbers = use.write(numbers.expand(use.groups, *use.rows, use.units))
+        numbers = use.laid_out(torch.arange(count, device=returned.device))
         if numbers.shape != returned.shape:  # a cell returns fewer features than are weighed
             numbers = numbers[..., :1]
         if fits(numbers.shape, returned.shape):

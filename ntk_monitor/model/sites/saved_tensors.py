@@ -30,12 +30,8 @@ def without_saved_tensors() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    with torch.autograd.graph.saved_tensors_hooks(_drop, _miss):
+    with torch.autograd.graph.saved_tensors_hooks(lambda _: None, _miss):
         yield
-
-
-def _drop(_: Tensor) -> None:
-    return None
 
 
 def _miss(_: None) -> Tensor:

@@ -134,21 +134,12 @@ def _expanded_alike(changed: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
     return changed(*(_compact(x) for x in numbers)).expand(shape)
 
 
-def _filled(a: Tensor, b: Tensor) -> Tensor:
-    """The first where it has numbers, else the second."""
-    if bool((_compact(a) >= 0).all()):
-        return a
-    return _expanded_alike(lambda x, y: torch.where(x >= 0, x, y), a, b)
-
-
 def _nearer(a: Tensor, b: Tensor) -> Tensor:
-    """Of two numberings the one with more different numbers, else the first."""
+    """Of two numberings the one with more different numbers, else the first; the other fills it."""
     first, second = (a, b) if _moving_axes(a) >= _moving_axes(b) else (b, a)
-    return _filled(first, second)
-
-
-def _higher(a: Tensor, b: Tensor) -> Tensor:
-    return _expanded_alike(torch.maximum, a, b)
+    if bool((_compact(first) >= 0).all()):
+        return first
+    return _expanded_alike(lambda x, y: torch.where(x >= 0, x, y), first, second)
 
 
 def _lower(a: Tensor, b: Tensor) -> Tensor:
@@ -169,7 +160,7 @@ def together(several: Sequence[Labels]) -> Labels:
             elif not (known.is_one and label.is_one and _same(known.near, label.near)):
                 found[source] = Label(
                     _nearer(known.near, label.near),
-                    _higher(known.high, label.high),
+                    _expanded_alike(torch.maximum, known.high, label.high),
                     _lower(known.low, label.low),
                 )
     return found

@@ -34,6 +34,12 @@ class Seen(NamedTuple):
     counts: Tensor | None = None
     reach: float = 1.0
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Seen:
+        """The same with all tensors changed alike."""
+        output, target, counts = (None if x is None else change(x) for x in self[:3])
+        assert output is not None
+        return self._replace(output=output, target=target, counts=counts)
+
 
 @dataclass(frozen=True)
 class Head:
@@ -155,18 +161,15 @@ def _laid_out(seen: Seen, loss: Loss, *, is_column: bool) -> Seen:
     y, t = seen.output, seen.target
     assert t is not None
     if loss.kind == "classes":
-        distribution = t.ndim == y.ndim
         if y.ndim == 1:
-            return _each(seen, lambda x: x.unsqueeze(0))
-        if y.ndim > 2 and loss.classes_second:
-            moved = _each(seen, lambda x: x.movedim(1, -1) if x.ndim == y.ndim else x)
-            return moved if distribution else moved._replace(target=t)
-        return seen
+            return seen.each(lambda x: x.unsqueeze(0))
+        second = y.ndim > 2 and loss.classes_second  # class indices have no such axis
+        return seen.each(lambda x: x.movedim(1, -1) if second and x.ndim == y.ndim else x)
     shape = torch.broadcast_tensors(y, t)[0].shape  # type: ignore[no-untyped-call]
-    whole = _each(seen, lambda x: x.expand(shape))  # as the loss does it
+    whole = seen.each(lambda x: x.expand(shape))  # as the loss does it
     if is_column and len(shape) == 2:
-        return _each(whole, lambda x: x.unsqueeze(-1))
-    return whole if len(shape) > 1 else _each(whole, lambda x: x.reshape(-1, 1))
+        return whole.each(lambda x: x.unsqueeze(-1))
+    return whole if len(shape) > 1 else whole.each(lambda x: x.reshape(-1, 1))
 
 
 def _unflattened(seen: Seen, head: Head) -> Seen:
@@ -180,16 +183,10 @@ def _unflattened(seen: Seen, head: Head) -> Seen:
         return seen
     if classes:
         second = head.loss.classes_second
-        rows = _each(seen._replace(target=None), lambda x: x.reshape(whole))
-        rows = _each(rows, lambda x: x.movedim(-1, 1)) if second else rows
+        rows = seen._replace(target=None).each(lambda x: x.reshape(whole))
+        rows = rows.each(lambda x: x.movedim(-1, 1)) if second else rows
         return rows._replace(target=t.reshape(whole[:-1]))
-    return seen if t.shape != y.shape else _each(seen, lambda x: x.reshape(whole))
-
-
-def _each(seen: Seen, change: Callable[[Tensor], Tensor]) -> Seen:
-    y, t, counts = (None if x is None else change(x) for x in seen[:3])
-    assert y is not None
-    return seen._replace(output=y, target=t, counts=counts)
+    return seen if t.shape != y.shape else seen.each(lambda x: x.reshape(whole))
 
 
 def _joined(tensors: Sequence[Tensor], how: Joined) -> Tensor:

@@ -149,19 +149,17 @@ class TrainingStep(StepFunction):
 
     def loss(self, returned: Any, meant: Sequence[Tensor]) -> Tensor | None:  # noqa: ANN401, D102
         meant = [*self._training.meant, *meant]
-        if not self._automatic:
-            if meant:
-                return _sum(meant)
+        if not self._automatic and not meant:
             raise StepError(
                 f"{self.name} optimises by itself and handed no loss to manual_backward on this "
                 f"batch: {REMEDY}"
             )
-        if returned is None:
+        if self._automatic and returned is None:
             raise SkippedBatchError(
                 f"{self.name} returned None for the kept batch, which training skips: another "
                 "batch is kept in its place"
             )
-        return self._scalar(returned)
+        return self._scalar(returned) if self._automatic else _sum(meant)
 
 
 class SkippedBatchError(StepError):

@@ -79,20 +79,12 @@ def _around(noise: Tensor, target: Tensor) -> Tensor:
     return noise + target
 
 
-def _rates(noise: Tensor, _: Tensor) -> Tensor:
-    return noise.exp()
-
-
 def _chances(noise: Tensor, _: Tensor) -> Tensor:
     return noise.sigmoid()
 
 
 def _logarithms(noise: Tensor, _: Tensor) -> Tensor:
     return noise.log_softmax(1 if noise.ndim > 2 else -1)
-
-
-def _last_logarithms(noise: Tensor, _: Tensor) -> Tensor:
-    return noise.log_softmax(-1)
 
 
 LOSSES: dict[str, Loss] = {
@@ -119,14 +111,14 @@ LOSSES: dict[str, Loss] = {
 """Loss functions of `torch.nn.functional` that compare outputs with a target, by name. The others
 (triplets, rankings, similarities, alignments) compare outputs with one another."""
 
-RATES = Loss("poisson_nll_loss", generic=_rates)
+RATES = Loss("poisson_nll_loss", generic=lambda noise, _: noise.exp())
 """Poisson's with ``log_input=False``."""
 _PICK = Loss(
     "a log-probability",
     "classes",
     torch.exp,
     counts="rows",
-    generic=_last_logarithms,
+    generic=lambda noise, _: noise.log_softmax(-1),
     classes_second=False,
 )
 BY_HAND: dict[str, Loss] = {

@@ -67,6 +67,10 @@ class StandIn:
         return repr(vars(self)["_StandIn__real"])
 
 
+def nothing(*_: Any, **__: Any) -> None:  # noqa: ANN401
+    """In place of a method that does something."""
+
+
 class Silence:
     """Takes whatever is said to a logger, and does nothing with it."""
 
@@ -79,17 +83,8 @@ class Silence:
             raise AttributeError(name)
         return self
 
-    def __getitem__(self, _: Any) -> Silence:  # noqa: ANN401
-        return self
-
-    def __setitem__(self, *_: object) -> None:
-        """Nothing is kept."""
-
-    def __enter__(self) -> Silence:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing was begun."""
+    __getitem__ = __enter__ = __call__
+    __setitem__ = __exit__ = nothing
 
     def __iter__(self) -> Iterator[Any]:
         return iter(())
@@ -99,10 +94,6 @@ class Silence:
 
     def __bool__(self) -> bool:
         return True
-
-
-def nothing(*_: Any, **__: Any) -> None:  # noqa: ANN401
-    """In place of a method that does something."""
 
 
 class _Logger(StandIn):

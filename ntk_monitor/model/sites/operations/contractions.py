@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ntk_monitor.model.sites.operations.additions import read_add
 from ntk_monitor.model.sites.operations.signatures import in_order
-from ntk_monitor.model.sites.operations.use import Use, nothing_added
+from ntk_monitor.model.sites.operations.use import Use
 
 LETTERS = string.ascii_letters
 
@@ -166,7 +166,8 @@ def read_product(name: str, *args: Any, beta: float = 1, alpha: float = 1) -> li
     scaled = [replace(use, scale=float(alpha), bias_scale=float(beta)) for use in uses]
     if is_bias or addend is None:
         return scaled
-    added = read_add(addend, uses[0].write(nothing_added(uses[0], operands[0])))
+    nothing = operands[0].new_zeros(()).expand(uses[0].rows)
+    added = read_add(addend, uses[0].laid_out(nothing))
     return [*scaled, *(replace(use, bias_scale=float(beta)) for use in added)]
 
 

@@ -54,17 +54,3 @@ def in_order(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[
 
 
 _DEFAULTS = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
-
-
-def by_name(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """An operation's other arguments.
-
-    Args:
-        name: Of the operation.
-        kwargs: Its arguments by name.
-
-    Returns:
-        Those that have no place.
-    """
-    order = SIGNATURES.get(name, ())
-    return {key: value for key, value in kwargs.items() if key not in order}

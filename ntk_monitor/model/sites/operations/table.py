@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ntk_monitor.model.sites.operations import additions, contractions, convolutions, embeddings
-from ntk_monitor.model.sites.operations.signatures import by_name, in_order
+from ntk_monitor.model.sites.operations.signatures import SIGNATURES, in_order
 from ntk_monitor.model.sites.operations.use import Use, product
 from ntk_monitor.model.state import unroll as cells
 
@@ -63,7 +63,8 @@ def uses_in(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[U
         The uses, of everything that could be a weight; none where it is called in an unknown way.
     """
     try:
-        return READERS[name](*in_order(name, args, kwargs), **by_name(name, kwargs))
+        others = {key: kwargs[key] for key in kwargs if key not in SIGNATURES.get(name, ())}
+        return READERS[name](*in_order(name, args, kwargs), **others)
     except (TypeError, ValueError, AttributeError, IndexError):
         return []
 

@@ -44,6 +44,11 @@ class Use:
     scale: float = 1.0
     bias_scale: float = 1.0
 
+    def laid_out(self, rows: Tensor) -> Tensor:
+        """What is known of each row, in the layout of the operation's output."""
+        wide = rows.reshape(1, *self.rows, 1).expand(self.groups, *self.rows, self.units)
+        return self.write(wide)
+
 
 def product(activity: Tensor, weight: Tensor, bias: Tensor | None, place: int = 0) -> Use:
     """A use of a weight of shape (q, ...) that multiplies activity as it is.
@@ -65,8 +70,3 @@ def product(activity: Tensor, weight: Tensor, bias: Tensor | None, place: int = 
 def first_group(u: Tensor) -> Tensor:
     """What is added to the only group."""
     return u[0]
-
-
-def nothing_added(use: Use, like: Tensor) -> Tensor:
-    """Nothing, in the shape of what is added to a use's ``Q``."""
-    return like.new_zeros(()).expand(use.groups, *use.rows, use.units)
