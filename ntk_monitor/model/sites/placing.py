@@ -183,11 +183,7 @@ def _coverage(
     left_out = {name: left_out[name] for name in names if name in left_out}
     sizes = {name: p.numel() for name, p in module.named_parameters()}
     behind = sum(sizes[name] for name in names)
-    covered = sum(
-        sizes[name] * inside[name] / (inside[name] + outside[name])
-        for name in names
-        if inside[name]
-    )
+    covered = sum(sizes[n] * inside[n] / (inside[n] + outside[n]) for n in names if inside[n])
     share = covered / behind if behind else 0.0  # of a frozen body nothing
     return Coverage(share, left_out, tuple(missed))
 

@@ -49,10 +49,9 @@ def in_every_process(
     left_out = {**coverage.left_out, **dict.fromkeys(sorted(lost), reason)}
     gone = sum(sizes[name] for name in lost - set(coverage.left_out))
     fraction = coverage.fraction - gone / sum(sizes.values())
-    widths = (
-        site.activity.shape[2] if every is None else len(every)
+    shapes = tuple(
+        (site.name, site.activity.shape[2] if every is None else len(every), site.units)
         for site, every in zip(kept, entries, strict=True)
     )
-    shapes = tuple((s.name, width, s.units) for s, width in zip(kept, widths, strict=True))
     coverage = replace(coverage, fraction=fraction, left_out=left_out, sites=shapes)
     return dict(zip(numbers, entries, strict=True)), coverage

@@ -21,15 +21,7 @@ from ntk_monitor.model.isolation.interception import Function
 from ntk_monitor.model.isolation.memory import address_of
 from ntk_monitor.model.sites.operations.table import READERS, uses_in
 from ntk_monitor.model.sites.operations.use import Use
-from ntk_monitor.model.sites.records import (
-    REGISTERED,
-    Origin,
-    Record,
-    activity_bytes,
-    has_copies,
-    layer_uses,
-    no_tensor,
-)
+from ntk_monitor.model.sites.records import REGISTERED, Origin, Record, has_copies, layer_uses
 from ntk_monitor.model.sites.registry import registered_uses
 from ntk_monitor.model.sites.row_tracking import MOVING, Operation, RowTracker
 from ntk_monitor.model.sites.saved_tensors import Sketch, TooLargeError
@@ -402,9 +394,9 @@ class Recorder(Watch):
         """What is kept of a use; ``reads`` are tensors that its activity is read off."""
         output: Tensor | None = returned[0]
         if self.sketch is not None:
-            use, output = replace(use, read=no_tensor), None
+            use, output = replace(use, read=_no_tensor), None
         else:
-            self._spend(activity_bytes(use, returned[0]))
+            self._spend(use.activity_bytes(returned[0].element_size()))
             once = _Once(use.read)
             use = replace(use, read=once)
             for address in {address_of(t) for t in reads}:
@@ -486,6 +478,11 @@ class _Once:
         """Keep a copy."""
         found = self._read().detach().clone()
         self._read = lambda: found
+
+
+def _no_tensor() -> Tensor:
+    """Refuse to read activity in a pass that does not keep it; raises a RuntimeError."""
+    raise RuntimeError("activity is not kept in this pass")
 
 
 def _writes(name: str, args: Any, kwargs: Any) -> bool:  # noqa: ANN401

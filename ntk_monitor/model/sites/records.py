@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import torch
@@ -124,20 +123,6 @@ def layer_uses(call: Call) -> Iterator[tuple[str, Use, Tensor | None]]:
     for local, activity in seen.items():
         bias = getattr(module, local.replace("weight", "bias"), None)
         yield local, product(activity, getattr(module, local), bias), valid
-
-
-def activity_bytes(use: Use, output: Tensor) -> int:
-    """What the activity of a use takes at most."""
-    rows = prod(use.rows)
-    columns = 1 if use.weight is None else use.weight.numel() // (use.units * use.groups)
-    if use.entries is not None:  # over the entries that occur
-        columns = min(columns, rows)
-    return use.groups * rows * columns * output.element_size()
-
-
-def no_tensor() -> Tensor:
-    """Refuse to read activity in a pass that does not keep it; raises a RuntimeError."""
-    raise RuntimeError("activity is not kept in this pass")
 
 
 def has_copies(tensor: Tensor | None) -> bool:

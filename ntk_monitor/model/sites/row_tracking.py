@@ -98,6 +98,11 @@ class Operation(NamedTuple):
     outputs: Sequence[Tensor]
     is_data: Callable[[Tensor], bool]
 
+    @property
+    def in_order(self) -> list[Any]:
+        """Its arguments by position, as far as they have one."""
+        return in_order(self.name, self.args, self.kwargs)
+
     def first(self, *names: str) -> Any:  # noqa: ANN401
         """The first argument, by position or by one of its names."""
         if self.args:
@@ -226,18 +231,19 @@ class RowTracker:
         ]
 
     def _rows_of_a_weight(self, operation: Operation) -> list[Labels]:
-        """Rows of a weight are chosen by number: they are those of the numbers."""
+        """Rows of a weight that are chosen by number."""
         at = {"__getitem__": 1, "index_select": 2}.get(operation.name)
         index = None if at is None else operation.args[at]
+        return self._chosen(index, operation)
+
+    def _chosen(self, index: Any, operation: Operation) -> list[Labels]:  # noqa: ANN401
+        """Rows of a table are those of the numbers that choose them."""
         (output, *_) = operation.outputs
         if not isinstance(index, Tensor) or output.ndim <= index.ndim:
             return []
         more = [1] * (output.ndim - index.ndim)
-
-        def spread(numbers: Tensor) -> Tensor:
-            return numbers.reshape(*numbers.shape, *more).expand(output.shape)
-
-        return [change_all(self._labelled(index, operation), spread)]
+        known = self._labelled(index, operation)
+        return [change_all(known, lambda x: x.reshape(*x.shape, *more).expand(output.shape))]
 
     def _sorted(self, operation: Operation) -> list[Labels]:
         given = operation.args[1] if len(operation.args) > 1 else -1
@@ -301,7 +307,7 @@ class RowTracker:
         return [rows, *(change_all(rows, partial(final, like=t)) for t in last)]
 
     def _cell(self, operation: Operation) -> list[Labels]:
-        x, hidden = in_order(operation.name, operation.args, operation.kwargs)[:2]
+        x, hidden = operation.in_order[:2]
         hidden = hidden if isinstance(hidden, Tensor) else hidden[0]
         known = self._labelled(x, operation) or self.of(hidden)
         found = self._over_features(known, operation.outputs[0])
@@ -313,9 +319,7 @@ class RowTracker:
         return [self._over_features(known, operation.outputs[0])]
 
     def _looked_up(self, operation: Operation) -> list[Labels]:
-        shape = operation.outputs[0].shape
-        known = self._labelled(operation.first("input"), operation)
-        return [change_all(known, lambda x: x.unsqueeze(-1).expand(shape))]
+        return self._chosen(operation.first("input"), operation)
 
     def _bags(self, operation: Operation) -> list[Labels]:
         index = operation.first("input")
@@ -349,9 +353,7 @@ class RowTracker:
     def _contracted(self, operation: Operation) -> list[Labels]:
         """A product keeps the rows of its operands that it does not sum over."""
         (output, *_) = operation.outputs
-        equation, operands, addend = contraction_of(
-            operation.name, operation.args, operation.kwargs
-        )
+        equation, operands, addend = contraction_of(operation.name, operation.in_order)
         inputs, out = equation.split("->")
         found: Labels = NOTHING
         for letters, operand in zip(inputs.split(","), operands, strict=True):
@@ -367,7 +369,7 @@ class RowTracker:
     def _windows(self, operation: Operation) -> list[Labels]:
         """A convolution: of each window the entry that leaves as many as possible a number."""
         (output, *_) = operation.outputs
-        found = convolution_of(operation.name, operation.args, operation.kwargs)
+        found = convolution_of(operation.in_order)
         if found is None:
             return []
         x, axes = found

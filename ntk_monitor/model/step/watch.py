@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ntk_monitor.compat import backward_seen, tree_leaves, without_torch_function
 from ntk_monitor.model.batch.structure import of_the_class, plain_tensor
 from ntk_monitor.model.isolation.interception import Args, Function, FunctionMode, Kwargs
+from ntk_monitor.model.isolation.kernels import exchanged
 from ntk_monitor.model.step.comparison import Seen
 from ntk_monitor.model.step.losses import LOSSES, Loss
 from ntk_monitor.model.step.tape import Tape
@@ -130,18 +131,9 @@ class LossWatch(FunctionMode):
                 shaped = func(logits, *args[1:], **kwargs)
                 self._normalised[output] = shaped, output.ndim - 1
 
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Overlook calls that are none of the step's.
-
-        Yields:
-            Nothing.
-        """
-        self._paused = True
-        try:
-            yield
-        finally:
-            self._paused = False
+    def pause(self) -> AbstractContextManager[None]:
+        """Overlook calls that are none of the step's, in scope."""
+        return exchanged([(self, "_paused", True)])
 
     def see(self, func: Any, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Make a call, and do what this watch is for."""

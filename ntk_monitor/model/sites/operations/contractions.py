@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.model.sites.operations.additions import read_add
-from ntk_monitor.model.sites.operations.signatures import in_order
 from ntk_monitor.model.sites.operations.use import Use
 
 LETTERS = string.ascii_letters
@@ -93,18 +92,16 @@ class Contraction(NamedTuple):
     addend: Any = None
 
 
-def contraction_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Contraction:
+def contraction_of(name: str, given: Sequence[Any]) -> Contraction:
     """Which axes of its operands a product sums over, and which it keeps.
 
     Args:
         name: Of the operation.
-        args: Its positional arguments.
-        kwargs: Its arguments by name.
+        given: Its arguments by position.
 
     Returns:
         The product.
     """
-    given = in_order(name, args, kwargs)
     if name == "einsum":
         equation, *operands = given
         if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
@@ -120,7 +117,7 @@ def contraction_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         rows = LETTERS[: x.ndim - 1]
         return Contraction(f"{rows}w,{rows}x,ywx->{rows}y", (x, z, weight), *bias)
     if name in {"addmm", "addmm_", "addmv", "baddbmm"}:
-        return contraction_of("matmul", given[1:], {})._replace(addend=given[0])
+        return contraction_of("matmul", given[1:])._replace(addend=given[0])
     if name == "__rmatmul__":
         given = given[::-1]
     a, b = given[:2]
@@ -154,7 +151,7 @@ def _without_copies(indices: Sequence[str], which: int, weight: Tensor) -> tuple
 
 def read_product(name: str, *args: Any, beta: float = 1, alpha: float = 1) -> list[Use]:  # noqa: ANN401
     """A product of tensors: of ``a @ b`` and its relatives either operand may be the weight."""
-    equation, operands, addend = contraction_of(name, args, {})
+    equation, operands, addend = contraction_of(name, args)
     which = {"linear": (1,), "bilinear": (2,), "einsum": _whole(equation)}.get(name, (1, 0))
     is_bias = name in {"linear", "bilinear"} or (
         addend is not None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ntk_monitor.model.sites.operations.signatures import in_order
 from ntk_monitor.model.sites.operations.use import Use
 
 Sizes = int | Sequence[int]
@@ -37,21 +36,16 @@ class Axis(NamedTuple):
         return self.dilation * (self.kernel - 1) + 1
 
 
-def convolution_of(
-    name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[Tensor, list[Axis]] | None:
+def convolution_of(given: Sequence[Any]) -> tuple[Tensor, list[Axis]] | None:
     """What a convolution looks at.
 
     Args:
-        name: Of the operation.
-        args: Its positional arguments.
-        kwargs: Its arguments by name.
+        given: Its arguments by position.
 
     Returns:
         Its input, (B, C, ...), and how it goes along each of the last axes; None for a single
         sequence or image.
     """
-    given = in_order(name, args, kwargs)
     x, weight = given[:2]
     return None if x.ndim != weight.ndim else (x, _axes(weight, *given[3:6]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 
 from torch import Tensor
 
@@ -43,6 +44,14 @@ class Use:
     entries: Callable[[], Tensor] | None = None
     scale: float = 1.0
     bias_scale: float = 1.0
+
+    def activity_bytes(self, itemsize: int) -> int:
+        """What the activity takes at most."""
+        rows = prod(self.rows)
+        columns = 1 if self.weight is None else self.weight.numel() // (self.units * self.groups)
+        if self.entries is not None:  # over the entries that occur
+            columns = min(columns, rows)
+        return self.groups * rows * columns * itemsize
 
     def laid_out(self, rows: Tensor) -> Tensor:
         """What is known of each row, in the layout of the operation's output."""
