@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
+from ntk_monitor.model.batch.structure import first_tensor
 from ntk_monitor.model.derivatives.site_sampling import wide_site, wide_sites
 from ntk_monitor.model.derivatives.trial_gradients import trial_sites
 from ntk_monitor.model.isolation.memory import free_memory
-from ntk_monitor.model.passes import (
-    MEMORY_SHARE,
-    Found,
-    Question,
-    found_in,
-    recorded_pass,
-    recurrence_of,
-    step_of,
-)
+from ntk_monitor.model.passes import MEMORY_SHARE, Found, Question, found_in, recorded_pass
 from ntk_monitor.model.sites.collector import Collector, Number
 from ntk_monitor.model.sites.dependence import ByGradient, ByShaking
 from ntk_monitor.model.sites.placing import Dependence, PlacedUses, place_uses
@@ -32,6 +27,9 @@ from ntk_monitor.model.sites.saved_tensors import (
     without_saved_tensors,
 )
 from ntk_monitor.model.sites.weight_sites import Coverage, WeightSite
+from ntk_monitor.model.state.calls import Call
+from ntk_monitor.model.state.finding import State
+from ntk_monitor.model.state.sources import StateSource
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +67,7 @@ def _kept(question: Question, room: float) -> Found:
     del recorded  # what the step returned may be larger than all else
     placed = _placed(question, recorder, found, ByGradient(found.h))
     h = found.h.detach()
-    recurrence = recurrence_of(found.where, step_of(found.where, recorder.calls, h), h)
+    recurrence = _recurrence_of(found.where, _step_of(found.where, recorder.calls, h), h)
     room = min(room, MEMORY_SHARE * free_memory(h.device), TRIAL_MEMORY)
     found = found._replace(h=h, graph=set(), recurrence=recurrence, room=room)
     return _with_sites(question, placed, found._replace(leaders=placed.leaders))
@@ -130,7 +128,7 @@ def _streamed(question: Question) -> Found:
             return forward.run(forward.leaves(question.names), where).detach().clone()
 
     placed = _placed(question, recorder, found, ByShaking(state_again, found.rows))
-    steps = list(step_of(where, recorder.calls, found.h))
+    steps = list(_step_of(where, recorder.calls, found.h))
     del recorder
     found = found._replace(h=found.h.detach(), graph=set(), leaders=placed.leaders)
     return _collected(question, placed, found, steps)
@@ -166,5 +164,49 @@ def _collected(
     h = question.forward.collect(collector, names, where)
     coverage = placed.covered_by(collector.sites.values()) if common is None else common
     sites = tuple(site for _, site in sorted(seen.items()))
-    recurrence = recurrence_of(where, collector.outputs, h)
+    recurrence = _recurrence_of(where, collector.outputs, h)
     return found._replace(h=h, sites=sites, coverage=coverage, recurrence=recurrence)
+
+
+def _step_of(state: State, calls: Sequence[Call], h: Tensor) -> dict[str, list[Tensor]]:
+    """What each submodule of the state's returned, where it may be the state step by step."""
+    if len(state.sources) > 1 or state.sources[0].recurrent or state.sources[0].spans:
+        return {}
+    steps: dict[str, list[Tensor]] = {}
+    for call in calls:
+        output = first_tensor(call.output)
+        if (
+            call.path.startswith(f"{state.sources[0].path}.")
+            and isinstance(output, Tensor)
+            and output.ndim == 2
+        ):
+            steps.setdefault(call.path, []).append(output)
+    return {
+        path: outputs
+        for path, outputs in steps.items()
+        if len(outputs) == h.shape[1] > 1 and outputs[0].shape == h[:, 0].shape
+    }
+
+
+def _recurrence_of(state: State, steps: Mapping[str, Sequence[Tensor]], h: Tensor) -> State | None:
+    """The state as the outputs of what recurs.
+
+    That is the state's own module if it is a recurrent layer or a cell; else a submodule of it
+    that is called once per time step and returns just the state.
+
+    Args:
+        state: The state.
+        steps: What each submodule returned at each of its calls.
+        h: The state's values.
+
+    Returns:
+        It; None if there is no such module.
+    """
+    if len(state.sources) > 1:
+        return None
+    if state.sources[0].recurrent or state.sources[0].spans:
+        return state
+    for path, outputs in steps.items():
+        if torch.equal(torch.stack(list(outputs), dim=1), h):
+            return replace(state, sources=(StateSource(path, spans=(1,) * len(outputs)),))
+    return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -23,7 +22,6 @@ from ntk_monitor.model.state.calls import Call, Ends, WeightUse
 from ntk_monitor.model.state.finding import State, StatePath, find_state, state_rows
 from ntk_monitor.model.state.graph import graph_behind
 from ntk_monitor.model.state.row_labels import NOTHING, Labels
-from ntk_monitor.model.state.sources import StateSource
 from ntk_monitor.model.step import StepError, StepFunction
 from ntk_monitor.model.step.heads import Compares, find_heads
 from ntk_monitor.model.step.standins import REMEDY
@@ -240,47 +238,3 @@ def affordable_chunk(calls: Sequence[Call], h: Tensor) -> int:
     size = 2 * sum(t.numel() * t.element_size() for t in tensors)
     most = MEMORY_SHARE * free_memory(h.device) / max(size, 1)
     return int(max(1, min(MAX_CHUNK, most)))
-
-
-def step_of(state: State, calls: Sequence[Call], h: Tensor) -> dict[str, list[Tensor]]:
-    """What each submodule of the state's returned, where it may be the state step by step."""
-    if len(state.sources) > 1 or state.sources[0].recurrent or state.sources[0].spans:
-        return {}
-    steps: dict[str, list[Tensor]] = {}
-    for call in calls:
-        output = first_tensor(call.output)
-        if (
-            call.path.startswith(f"{state.sources[0].path}.")
-            and isinstance(output, Tensor)
-            and output.ndim == 2
-        ):
-            steps.setdefault(call.path, []).append(output)
-    return {
-        path: outputs
-        for path, outputs in steps.items()
-        if len(outputs) == h.shape[1] > 1 and outputs[0].shape == h[:, 0].shape
-    }
-
-
-def recurrence_of(state: State, steps: Mapping[str, Sequence[Tensor]], h: Tensor) -> State | None:
-    """The state as the outputs of what recurs.
-
-    That is the state's own module if it is a recurrent layer or a cell; else a submodule of it
-    that is called once per time step and returns just the state.
-
-    Args:
-        state: The state.
-        steps: What each submodule returned at each of its calls.
-        h: The state's values.
-
-    Returns:
-        It; None if there is no such module.
-    """
-    if len(state.sources) > 1:
-        return None
-    if state.sources[0].recurrent or state.sources[0].spans:
-        return state
-    for path, outputs in steps.items():
-        if torch.equal(torch.stack(list(outputs), dim=1), h):
-            return replace(state, sources=(StateSource(path, spans=(1,) * len(outputs)),))
-    return None

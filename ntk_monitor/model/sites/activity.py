@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ def joined(
             tuple(r.call for r in uses),
             first.use.place if first.local is None else first.local,
             first.path,
-            _Write(uses, g, placement),
+            _writer(uses, g, placement),
             g,
         )
         derived = first.weight is not None and first.weight.is_computed
@@ -73,26 +73,23 @@ def _columns(record: Record, entries: Tensor | None) -> Tensor:
     return torch.cat(columns, dim=-1)
 
 
-class _Write:
+def _writer(
+    uses: Sequence[Record], group: int, placement: Placement
+) -> Callable[[Tensor, int], Tensor]:
     """From what is added to a site's outputs to what is added to the operation's."""
+    in_layer, units, groups = uses[0].path is not None, uses[0].use.units, uses[0].use.groups
+    rows, writes = [r.use.rows for r in uses], [r.use.write for r in uses]
 
-    def __init__(self, uses: Sequence[Record], group: int, placement: Placement) -> None:
-        self.group, self.placement = group, placement
-        self.in_layer = uses[0].path is not None
-        self.units, self.groups = uses[0].use.units, uses[0].use.groups
-        self.rows = [record.use.rows for record in uses]
-        self.writes = [record.use.write for record in uses]
-
-    def __call__(self, u: Tensor, use: int) -> Tensor:
-        if self.placement.is_shared:
+    def write(u: Tensor, use: int) -> Tensor:
+        if placement.is_shared:
             return u
-        rows = self.rows[use]
-        u = self.placement.of_use(u, use)
-        if self.in_layer:
-            return u.reshape(*rows, self.units)
-        u = u.reshape(1, *rows, self.units)
-        if self.groups > 1:
-            number = torch.arange(self.groups, device=u.device)
-            here = (number == self.group).to(u.dtype)
+        u = placement.of_use(u, use)
+        if in_layer:
+            return u.reshape(*rows[use], units)
+        u = u.reshape(1, *rows[use], units)
+        if groups > 1:
+            here = (torch.arange(groups, device=u.device) == group).to(u.dtype)
             u = u * here.reshape(-1, *(1 for _ in u.shape[1:]))
-        return self.writes[use](u)
+        return writes[use](u)
+
+    return write

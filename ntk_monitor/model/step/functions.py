@@ -188,11 +188,10 @@ class ForwardStep(StepFunction):
             target_fn: ``batch -> target``; None for the usual places.
             training: Stands in for a Trainer, where the module may have one.
         """
-        plain = forward_fn is None and target_fn is None
         self.name = f"{type(module).__name__}.forward" if forward_fn is None else "forward_fn"
         self.forward_fn = default_forward if forward_fn is None else forward_fn
         self.target_fn = default_target if target_fn is None else target_fn
-        self.is_watched = plain
+        self.is_watched = forward_fn is None and target_fn is None
         self._training = training or Training(module)
 
     def __call__(self, module: nn.Module, batch: Any) -> Any:  # noqa: ANN401, D102
