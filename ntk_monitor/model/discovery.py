@@ -16,8 +16,8 @@ from ntk_monitor.model.derivatives.trial_gradients import trial_sites
 from ntk_monitor.model.isolation.memory import free_memory
 from ntk_monitor.model.passes import MEMORY_SHARE, Found, Question, found_in, recorded_pass
 from ntk_monitor.model.sites.collector import Collector, Number
-from ntk_monitor.model.sites.dependence import ByGradient, ByShaking
-from ntk_monitor.model.sites.placing import Dependence, PlacedUses, place_uses
+from ntk_monitor.model.sites.dependence import ByGradient, ByShaking, Dependence
+from ntk_monitor.model.sites.placing import PlacedUses, place_uses
 from ntk_monitor.model.sites.processes import in_every_process
 from ntk_monitor.model.sites.recorder import Recorder
 from ntk_monitor.model.sites.saved_tensors import (
@@ -170,16 +170,13 @@ def _collected(
 
 def _step_of(state: State, calls: Sequence[Call], h: Tensor) -> dict[str, list[Tensor]]:
     """What each submodule of the state's returned, where it may be the state step by step."""
-    if len(state.sources) > 1 or state.sources[0].recurrent or state.sources[0].spans:
+    source = state.sources[0]
+    if len(state.sources) > 1 or source.recurrent or source.spans:
         return {}
     steps: dict[str, list[Tensor]] = {}
     for call in calls:
-        output = first_tensor(call.output)
-        if (
-            call.path.startswith(f"{state.sources[0].path}.")
-            and isinstance(output, Tensor)
-            and output.ndim == 2
-        ):
+        output, inside = first_tensor(call.output), call.path.startswith(f"{source.path}.")
+        if inside and isinstance(output, Tensor) and output.ndim == 2:
             steps.setdefault(call.path, []).append(output)
     return {
         path: outputs

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +49,9 @@ def quiet(module: nn.Module, *, kernels: Kernels = "plain") -> Iterator[None]:
     inside = _inside.get()
     with ExitStack() as stack:
         if id(module) not in inside:
-            inside = {**inside, id(module): Kinds.of(module)}
+            devices = frozenset({"cpu", *(p.device.type for p in module.parameters())})
+            kinds = Kinds(frozenset(map(type, module.modules())), devices)
+            inside = {**inside, id(module): kinds}
             stack.callback(_inside.reset, _inside.set(inside))
             for guard in GUARDS:
                 stack.enter_context(guard(module))
@@ -69,19 +71,6 @@ class Kinds(NamedTuple):
 
     layers: frozenset[type[nn.Module]]
     devices: frozenset[str]
-
-    @classmethod
-    def of(cls, module: nn.Module) -> Self:
-        """Look at a module.
-
-        Args:
-            module: The module.
-
-        Returns:
-            Its kinds.
-        """
-        devices = {"cpu", *(p.device.type for p in module.parameters())}
-        return cls(frozenset(map(type, module.modules())), frozenset(devices))
 
 
 _inside: ContextVar[Mapping[int, Kinds]] = ContextVar("_inside", default={})  # noqa: B039

@@ -21,7 +21,7 @@ from ntk_monitor.model.state.unroll import CELL_STEPS
 
 
 class ByGradient:
-    """Told by going backward from the state; a `weight_sites.Dependence`."""
+    """Told by going backward from the state."""
 
     def __init__(self, h: Tensor) -> None:
         """Keep the state.
@@ -79,8 +79,7 @@ class ByGradient:
 class ByShaking:
     """Told by what changes in the state when rows of an operation's output are changed.
 
-    In the memory of a forward pass; a `weight_sites.Dependence`. One pass where the
-    rows of all operations run trial by trial.
+    In the memory of a forward pass; one pass where the rows of all operations run trial by trial.
     """
 
     def __init__(self, run: Callable[[], Tensor], rows: Rows) -> None:
@@ -131,6 +130,10 @@ class ByShaking:
             shaken = self._run()
         limit = math.sqrt(torch.finfo(self._h.dtype).eps) * self._h.abs().amax()
         return ~((shaken - self._h).abs() <= limit).all(dim=-1).cpu()
+
+
+Dependence = ByGradient | ByShaking
+"""Tells what of the state depends on which rows of an operation."""
 
 
 class _Shaker(Watch):

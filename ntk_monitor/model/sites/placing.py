@@ -7,11 +7,12 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ntk_monitor.model.sites.activity import joined, parameters_of
+from ntk_monitor.model.sites.dependence import Dependence
 from ntk_monitor.model.sites.operations.table import READERS
 from ntk_monitor.model.sites.placement import (
     Numbering,
@@ -25,19 +26,6 @@ from ntk_monitor.model.sites.recorder import OUTSIDE, Recorder
 from ntk_monitor.model.sites.records import REGISTERED, Record
 from ntk_monitor.model.sites.weight_sites import Coverage, Order, WeightSite
 from ntk_monitor.model.state.row_labels import NOTHING, Labels
-
-
-class Dependence(Protocol):
-    """Tells what of the state depends on which rows of an operation."""
-
-    def moves_first_step(self, record: Record) -> bool:
-        """Whether the first time step of the state depends on an operation."""
-
-    def moves(self, record: Record, which: Tensor) -> bool:
-        """Whether the state depends on some rows of an operation."""
-
-    def orders(self, records: Sequence[Record]) -> list[Order | None]:
-        """How the rows of operations run over the state's; None if they are others."""
 
 
 def place_uses(
