@@ -50,9 +50,8 @@ def of_draws(
         can be had.
     """
     if trials is not None:
-        return lin.by_site({
-            name: torch.tensor(x, device="cpu") for name, x in trials.squares.items()
-        })
+        squares = trials.squares.items()
+        return lin.by_site({name: torch.tensor(x, device="cpu") for name, x in squares})
     if count < 2:
         return {}
     # Of rows of each process by themselves, so that no gradients are sent around.

@@ -438,9 +438,8 @@ class Recorder(Watch):
                 label += [tuple(use.weight.shape), offset]
             key = (number, i)
             self._follow(use, key, output)
-            found.append(
-                self._record(use, (weight, bias), key, (output,), tuple(label), number, reads)
-            )
+            origins = (weight, bias)
+            found.append(self._record(use, origins, key, (output,), tuple(label), number, reads))
         return found
 
     def _spend(self, size: int) -> None:

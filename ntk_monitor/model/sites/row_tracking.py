@@ -368,15 +368,12 @@ class RowTracker:
 
     def _windows(self, operation: Operation) -> list[Labels]:
         """A convolution: of each window the entry that leaves as many as possible a number."""
-        (output, *_) = operation.outputs
-        found = convolution_of(operation.in_order)
+        found, shape = convolution_of(operation.in_order), operation.outputs[0].shape
         if found is None:
             return []
         x, axes = found
         known = self._labelled(x, operation)
-        return [
-            self._gather(known, (1,), lambda x: _tapped(x, axes).unsqueeze(1).expand(output.shape))
-        ]
+        return [self._gather(known, (1,), lambda x: _tapped(x, axes).unsqueeze(1).expand(shape))]
 
     def _summed(self, operation: Operation) -> list[Labels]:
         given, (output, *_) = operation.first("input", "self"), operation.outputs

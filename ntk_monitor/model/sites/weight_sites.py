@@ -56,9 +56,8 @@ class WeightSite:
         """
         if entries is None or self.entries is None:
             return self
-        return replace(
-            self, activity=over_entries(self.activity, self.entries, entries), entries=entries
-        )
+        activity = over_entries(self.activity, self.entries, entries)
+        return replace(self, activity=activity, entries=entries)
 
 
 @dataclass(frozen=True)

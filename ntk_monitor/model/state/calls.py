@@ -82,7 +82,7 @@ class Ends(NamedTuple):
         are_compared: Whether a loss tells what they are.
     """
 
-    nodes: tuple[tuple[Any, ...], ...] = ()
+    nodes: tuple[tuple[Any, ...], ...]
     are_compared: bool = False
 
 

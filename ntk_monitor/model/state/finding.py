@@ -128,11 +128,11 @@ def find_state(
     module: nn.Module,
     state: StatePath,
     calls: Sequence[Call],
-    weights: Sequence[WeightUse] = (),
-    ends: Ends | None = None,
-    mask: Tensor | None = None,
+    weights: Sequence[WeightUse],
+    ends: Ends,
+    mask: Tensor | None,
     *,
-    must_fit: bool = True,
+    must_fit: bool,
 ) -> tuple[State, Tensor]:
     """Decide which modules' outputs are the state.
 
@@ -146,7 +146,7 @@ def find_state(
             act; never the outputs themselves, where there is another.
         calls: All calls of submodules in one forward pass, in order.
         weights: The uses of weights, in order.
-        ends: The outputs; None where they are not known.
+        ends: The outputs.
         mask: Which rows there are, (B, T), or how many of each trial, (B,); None for all.
         must_fit: Whether a mask of another shape is an error; otherwise it is left aside.
 
@@ -169,7 +169,7 @@ def find_state(
                 f"state={wanted!r} is not a module of {type(module).__name__}{hint}; its modules "
                 f"are {', '.join(known)}"
             )
-        path = automatic_state(calls, weights, ends or Ends()) if wanted == "auto" else wanted
+        path = automatic_state(calls, weights, ends) if wanted == "auto" else wanted
         source = _source(module, path, calls)
         steps = [source.read(call.output) for call in calls if call.path == path]
         if len(steps) > 1:
