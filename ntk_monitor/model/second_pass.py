@@ -143,7 +143,7 @@ def _require_same_comparisons(
 
 
 def _remedy(step: StepFunction) -> str:
-    if not step.is_watched or isinstance(step, ForwardStep):
+    if isinstance(step, ForwardStep):
         return (
             "a probe needs a forward pass that repeats itself: draw noise with torch's, numpy's or "
             "python's global generators or one that the module keeps, and keep nothing outside the "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,18 +17,26 @@ from ntk_monitor.model.step.standins import REMEDY, StepError, Training
 LossFn = Callable[[nn.Module, Any], Any]
 
 
-class StepFunction(ABC):
-    """One call of what training minimises, with nothing optimised.
+class StepFunction:
+    """One call of what training minimises, with nothing optimised: of a user's ``loss_fn``, say.
 
     Attributes:
         name: What is called.
         is_watched: Whether its loss tells what is compared.
     """
 
-    name: str
     is_watched: bool = True
 
-    @abstractmethod
+    def __init__(self, name: str, call: LossFn, training: Training) -> None:
+        """Keep it.
+
+        Args:
+            name: What is called.
+            call: ``(module, batch)`` to what is returned.
+            training: Stands in for a Trainer.
+        """
+        self.name, self._call, self._training = name, call, training
+
     def __call__(self, module: nn.Module, batch: Any) -> Any:  # noqa: ANN401
         """Call it.
 
@@ -40,6 +47,8 @@ class StepFunction(ABC):
         Returns:
             What it returned.
         """
+        with self._training.standing_in():
+            return self._call(module, batch)
 
     def loss(self, returned: Any, meant: Sequence[Tensor]) -> Tensor | None:  # noqa: ANN401
         """The loss.
@@ -51,6 +60,7 @@ class StepFunction(ABC):
         Returns:
             A scalar; None where there is none. Where there should be one, a StepError is raised.
         """
+        meant = [*self._training.meant, *meant]
         return _sum(meant) if meant else self._scalar(returned)
 
     def _scalar(self, returned: Any) -> Tensor:  # noqa: ANN401
@@ -89,27 +99,6 @@ class StepFunction(ABC):
         return ""
 
 
-class LossStep(StepFunction):
-    """A user's ``loss_fn``."""
-
-    def __init__(self, loss_fn: LossFn, training: Training) -> None:
-        """Keep it.
-
-        Args:
-            loss_fn: ``(module, batch) -> loss``.
-            training: Stands in for a Trainer.
-        """
-        self.name = str(getattr(loss_fn, "name", "loss_fn"))
-        self._loss_fn, self._training = loss_fn, training
-
-    def __call__(self, module: nn.Module, batch: Any) -> Any:  # noqa: ANN401, D102
-        with self._training.standing_in():
-            return self._loss_fn(module, batch)
-
-    def loss(self, returned: Any, meant: Sequence[Tensor]) -> Tensor | None:  # noqa: ANN401, D102
-        return super().loss(returned, [*self._training.meant, *meant])
-
-
 class TrainingStep(StepFunction):
     """A Lightning module's own ``training_step``."""
 
@@ -123,29 +112,28 @@ class TrainingStep(StepFunction):
         Raises:
             StepError: If it cannot be called with one batch.
         """
-        self.name = f"{type(module).__name__}.training_step"
-        self._training = training
+        name = f"{type(module).__name__}.training_step"
         self._automatic = bool(getattr(module, "automatic_optimization", True))
         step: Any = module.training_step
         parameters = inspect.signature(step).parameters
         if "dataloader_iter" in parameters:
             raise StepError(
-                f"{self.name} takes a dataloader_iter and fetches its batches itself, so that it "
+                f"{name} takes a dataloader_iter and fetches its batches itself, so that it "
                 f"cannot be repeated on one: {REMEDY}"
             )
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         positional = [p for p in parameters.values() if p.kind in kinds]
         # As Lightning does: a second argument, by whatever name, is the number of the batch.
         any_number = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters.values())
-        self._numbers = (0,) * (len(positional) > 1 or any_number)
-        self._named = {n: 0 for n in ("dataloader_idx", "batch_idx") if n in parameters}
+        numbers = (0,) * (len(positional) > 1 or any_number)
+        named = {n: 0 for n in ("dataloader_idx", "batch_idx") if n in parameters}
         if len(positional) > 1:
-            self._named.pop(positional[1].name, None)
+            named.pop(positional[1].name, None)
 
-    def __call__(self, module: nn.Module, batch: Any) -> Any:  # noqa: ANN401, D102
-        step: Any = module.training_step
-        with self._training.standing_in():
-            return step(batch, *self._numbers, **self._named)
+        def call(module: Any, batch: Any) -> Any:  # noqa: ANN401
+            return module.training_step(batch, *numbers, **named)
+
+        super().__init__(name, call, training)
 
     def loss(self, returned: Any, meant: Sequence[Tensor]) -> Tensor | None:  # noqa: ANN401, D102
         meant = [*self._training.meant, *meant]
@@ -178,7 +166,7 @@ class ForwardStep(StepFunction):
         module: nn.Module,
         forward_fn: ForwardFn | None,
         target_fn: TargetFn | None,
-        training: Training | None = None,
+        training: Training,
     ) -> None:
         """Keep how the module is called.
 
@@ -188,15 +176,10 @@ class ForwardStep(StepFunction):
             target_fn: ``batch -> target``; None for the usual places.
             training: Stands in for a Trainer, where the module may have one.
         """
-        self.name = f"{type(module).__name__}.forward" if forward_fn is None else "forward_fn"
-        self.forward_fn = default_forward if forward_fn is None else forward_fn
+        name = f"{type(module).__name__}.forward" if forward_fn is None else "forward_fn"
+        super().__init__(name, default_forward if forward_fn is None else forward_fn, training)
         self.target_fn = default_target if target_fn is None else target_fn
         self.is_watched = forward_fn is None and target_fn is None
-        self._training = training or Training(module)
-
-    def __call__(self, module: nn.Module, batch: Any) -> Any:  # noqa: ANN401, D102
-        with self._training.standing_in():
-            return self.forward_fn(module, batch)
 
     def loss(self, returned: Any, meant: Sequence[Tensor]) -> Tensor | None:  # noqa: ANN401, D102
         del meant
@@ -259,12 +242,13 @@ def step_function(
         ``loss_fn`` if there is one; else, unless a forward pass is asked for, a Lightning module's
         ``training_step``; else a forward pass.
     """
+    training = Training(module)
     if loss_fn is not None:
-        return LossStep(loss_fn, Training(module))
+        return StepFunction(str(getattr(loss_fn, "name", "loss_fn")), loss_fn, training)
     asked = forward_fn is not None or target_fn is not None
     if not asked and has_training_step(module):
-        return TrainingStep(module, Training(module))
-    return ForwardStep(module, forward_fn, target_fn)
+        return TrainingStep(module, training)
+    return ForwardStep(module, forward_fn, target_fn, training)
 
 
 def has_training_step(module: nn.Module) -> bool:
