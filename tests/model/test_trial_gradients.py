@@ -54,6 +54,15 @@ def recurrent(**options: Any) -> nn.Module:
     return Made(lambda m, x: m.readout(first(m.state(x))), state=layer, readout=nn.Linear(size, 2))
 
 
+def around() -> nn.Module:
+    """Weights before and after a recurrent layer, which is written out in between."""
+    return Made(
+        lambda m, x: m.readout(m.state(first(m.layer(m.inside(x))))),
+        inside=nn.Linear(4, 3), layer=nn.GRU(3, 3, batch_first=True), state=nn.Linear(3, 3),
+        readout=nn.Linear(3, 2),
+    )  # fmt: skip
+
+
 def cells() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         h, hidden = x.new_zeros(B, 3), []
@@ -102,6 +111,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], set[str]]
     ),
     "GRU": (recurrent, rows, set()),
     "GRU, both ways": (lambda: recurrent(num_layers=2, bidirectional=True), rows, set()),
+    "around": (around, rows, set()),
     "cells": (cells, rows, set()),
     "images": (images, lambda: torch.randn(B, 4, 2, 2), set()),
     "wide": (wide, lambda: torch.randn(B, 1, 4), set()),
@@ -206,6 +216,12 @@ def test_samples_of_groups_have_the_law_of_their_own_rows() -> None:
     net = Made(lambda m, x: m.readout(m.state(x)), state=net, readout=nn.Linear(2, 1))
     wanted, found, error = law_of(*parts_of(net, torch.randn(4, 1, 3)), 600)
     same = torch.block_diag(*[torch.ones(2, 2)] * 4)
+    assert float(((found - wanted * same) / error).abs().max()) < 4.5
+
+
+def test_samples_reach_weights_after_a_layer_that_is_written_out() -> None:
+    wanted, found, error = law_of(*parts_of(around(), torch.randn(4, 2, 4)), 600)
+    same = torch.block_diag(*[torch.ones(6, 6)] * 4)
     assert float(((found - wanted * same) / error).abs().max()) < 4.5
 
 

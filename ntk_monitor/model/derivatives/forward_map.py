@@ -27,6 +27,7 @@ from ntk_monitor.model.derivatives.recording import (
 )
 from ntk_monitor.model.derivatives.substitution import Substitution
 from ntk_monitor.model.isolation.deadline import require_time
+from ntk_monitor.model.isolation.interception import FunctionMode
 from ntk_monitor.model.isolation.kernels import open_checkpoints
 from ntk_monitor.model.isolation.memory import address_of
 from ntk_monitor.model.isolation.object_state import ObjectState
@@ -427,11 +428,16 @@ class ForwardMap:
         parts: dict[str, list[Tensor]] = {path: [] for path in state.paths}
         missing = {source.path: max(len(source.spans), 1) for source in state.sources}
         seen: Counter[str] = Counter()
+        at_operations = intervention.at_operations
+        modes: list[FunctionMode] = [Injector(at_operations)] if at_operations else []
+        modes += [watch] if watch is not None else []
 
         def follow(path: str) -> Hook:
             def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:  # noqa: ANN401
                 call = Call(path, module, args, kwargs, output)
-                with nullcontext() if watch is None else watch.pause():
+                with ExitStack() as paused:
+                    for mode in modes:
+                        paused.enter_context(mode.pause())
                     changed, computed = intervention.apply(call, seen[path], state)
                 seen[path] += 1
                 if computed is not None:
@@ -455,12 +461,10 @@ class ForwardMap:
                 if instead is not None:
                     stack.enter_context(instead_of_forward(submodule, instead))
                 stack.enter_context(watched(submodule, follow(path)))
-            if at_operations := intervention.at_operations:
-                stack.enter_context(Injector(at_operations))
-            if watch is not None:
-                stack.enter_context(watch)
-                if watch.differentiates or self._steps_itself:
-                    stack.enter_context(torch.enable_grad())
+            for mode in modes:
+                stack.enter_context(mode)
+            if watch is not None and (watch.differentiates or self._steps_itself):
+                stack.enter_context(torch.enable_grad())
             try:
                 returned = self._call({**self.tensors, **theta})
             except _Enough as enough:  # what the pass has computed is let go of at once

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -20,12 +21,29 @@ Kwargs = dict[str, Any]
 class FunctionMode(TorchFunctionMode):
     """Gets the calls of PyTorch's functions while it is entered, and makes them or not."""
 
+    _paused = False
+
     def __torch_function__(
         self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None
     ) -> Any:  # noqa: ANN401
         """Hand a call on with its name."""
         del types
+        if self._paused:
+            return func(*args, **(kwargs or {}))
         return self.call(func, getattr(func, "__name__", ""), args, kwargs or {})
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Overlook calls that are not the model's own, in scope.
+
+        Yields:
+            Nothing.
+        """
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
 
     @abstractmethod
     def call(self, func: Function, name: str, args: Args, kwargs: Kwargs) -> Any:  # noqa: ANN401

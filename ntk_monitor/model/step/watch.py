@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -14,7 +14,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ntk_monitor.compat import backward_seen, tree_leaves, without_torch_function
 from ntk_monitor.model.batch.structure import of_the_class, plain_tensor
 from ntk_monitor.model.isolation.interception import Args, Function, FunctionMode, Kwargs
-from ntk_monitor.model.isolation.kernels import exchanged
 from ntk_monitor.model.step.comparison import Seen
 from ntk_monitor.model.step.losses import LOSSES, Loss
 from ntk_monitor.model.step.tape import Tape
@@ -64,7 +63,7 @@ class LossWatch(FunctionMode):
         super().__init__()
         self.meant: list[Tensor] = []
         self.differentiates = False
-        self._paused, self._cut = False, cut
+        self._cut = cut
         self._normalised: Any = WeakIdKeyDictionary()
         self._count = 0
         self._entered = ExitStack()
@@ -82,8 +81,6 @@ class LossWatch(FunctionMode):
 
     def call(self, func: Function, name: str, args: Args, kwargs: Kwargs) -> Any:  # noqa: ANN401
         """Look at a call, and make it, unless it goes backward."""
-        if self._paused:
-            return func(*args, **kwargs)
         if name == "backward":
             self.differentiates = True
             given = args[0] if args else kwargs.get("tensors")
@@ -130,10 +127,6 @@ class LossWatch(FunctionMode):
             if axis == first.ndim - 1 and output.shape[-1] == first.shape[-1]:
                 shaped = func(logits, *args[1:], **kwargs)
                 self._normalised[output] = shaped, output.ndim - 1
-
-    def pause(self) -> AbstractContextManager[None]:
-        """Overlook calls that are none of the step's, in scope."""
-        return exchanged([(self, "_paused", True)])
 
     def see(self, func: Any, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Make a call, and do what this watch is for."""
