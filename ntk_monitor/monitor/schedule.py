@@ -38,30 +38,6 @@ FIGURE_SHARE = 0.25
 NONE, CHEAP = 0, 1
 """A choice is the number of products that a probe may spend: none at all is no probe, and one
 stands for the few of a cheap one."""
-REMEMBERED = (
-    "seen",
-    "skipped",
-    "spent",
-    "last",
-    "base",
-    "probes",
-    "wholes",
-    "judged",
-    "probed",
-    "taken",
-    "whole_at",
-    "drawn_at",
-    "cheap_last",
-    "cheap_seconds",
-    "whole_seconds",
-    "per_product",
-    "size",
-    "figure_seconds",
-    "figures_spent",
-    "figures_due",
-    "announced",
-)
-"""What a resumed training needs to know, beside the time that has passed."""
 
 
 def require_plan(
@@ -90,25 +66,11 @@ def require_plan(
         require(bool(plan) and min(plan) >= 1, "plan", "a list of steps of at least 1", plan)
 
 
-@dataclass
-class Schedule:
-    """The planned probes, within a share of the wall time or some seconds, whichever is more.
-
-    A probe is due when the step count passes a planned step, so that several optimizers or
-    accumulated batches cannot jump over it. Whether it is taken is asked then: where the planned
-    ones would take more than the training can pay for, they are thinned out evenly up to its end,
-    by what a probe and a step have taken so far. The first ones are cheap, to learn what they cost;
-    after that some are whole, or all of them where these can be paid for, and the last one is.
+@dataclass(kw_only=True)
+class Account:
+    """What a resumed training needs to know of its probes, beside the time that has passed.
 
     Attributes:
-        every_n_steps: The interval of the plan ``"steps"``; None for `MOST_PROBES` over the
-            training, or one every `INTERVAL` steps where its end is not known.
-        max_overhead: Largest share of wall time, or None for no limit.
-        plan: Which steps.
-        clock: Seconds from an arbitrary moment.
-        max_overhead_seconds: Seconds that may be spent where that share is less.
-        two_kinds: Whether a cheap probe is another one than a whole one.
-        total: Optimizer steps of the whole training; infinite where that is not known.
         seen: How many planned probes were passed.
         spent: Seconds spent in probes, logging and figures included.
         last: Seconds that the latest probe took.
@@ -133,13 +95,6 @@ class Schedule:
         announced: Whether it was said what is planned.
     """
 
-    every_n_steps: int | None
-    max_overhead: float | None
-    plan: Plan = "steps"
-    clock: Callable[[], float] = time.perf_counter
-    max_overhead_seconds: float = 0.0
-    two_kinds: bool = True
-    total: float = math.inf
     seen: int = 0
     spent: float = 0.0
     last: float = 0.0
@@ -161,19 +116,47 @@ class Schedule:
     figures_spent: float = 0.0
     figures_due: bool = False
     announced: bool = False
+
+
+@dataclass
+class Schedule(Account):
+    """The planned probes, within a share of the wall time or some seconds, whichever is more.
+
+    A probe is due when the step count passes a planned step, so that several optimizers or
+    accumulated batches cannot jump over it. Whether it is taken is asked then: where the planned
+    ones would take more than the training can pay for, they are thinned out evenly up to its end,
+    by what a probe and a step have taken so far. The first ones are cheap, to learn what they cost;
+    after that some are whole, or all of them where these can be paid for, and the last one is.
+
+    Attributes:
+        every_n_steps: The interval of the plan ``"steps"``; None for `MOST_PROBES` over the
+            training, or one every `INTERVAL` steps where its end is not known.
+        max_overhead: Largest share of wall time, or None for no limit.
+        plan: Which steps.
+        clock: Seconds from an arbitrary moment.
+        max_overhead_seconds: Seconds that may be spent where that share is less.
+        two_kinds: Whether a cheap probe is another one than a whole one.
+        total: Optimizer steps of the whole training; infinite where that is not known.
+    """
+
+    every_n_steps: int | None
+    max_overhead: float | None
+    plan: Plan = "steps"
+    clock: Callable[[], float] = time.perf_counter
+    max_overhead_seconds: float = 0.0
+    two_kinds: bool = True
+    total: float = math.inf
     _drawn: float = field(default=0.0, repr=False)
     _started: float | None = field(default=None, repr=False)
     _before: float = field(default=0.0, repr=False)
 
     def reset(self) -> None:
         """A training begins anew."""
-        fresh = Schedule(None, None)
-        for name in (*REMEMBERED, "total", "_drawn", "_started", "_before"):
-            setattr(self, name, getattr(fresh, name))
+        vars(self).update(vars(Account()), total=math.inf, _drawn=0.0, _started=None, _before=0.0)
 
     def state_dict(self) -> dict[str, float]:
         """What a resumed training needs to know, in plain types."""
-        known = {name: getattr(self, name) for name in REMEMBERED}
+        known = {name: getattr(self, name) for name in vars(Account())}
         return {**known, "elapsed": self.elapsed}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
@@ -188,10 +171,8 @@ class Schedule:
         values = {name: float(value) for name, value in state.items()}
         if not all(0 <= value < math.inf for value in values.values()):
             raise ValueError(f"a schedule has finite counts and times, got {dict(state)}")
-        fresh = Schedule(None, None)
-        for name in REMEMBERED:
-            kind = type(getattr(fresh, name))
-            setattr(self, name, kind(values.get(name, getattr(fresh, name))))
+        for name, fresh in vars(Account()).items():
+            setattr(self, name, type(fresh)(values.get(name, fresh)))
         # A state without it is of a version that kept to the share.
         self._before = values.get("elapsed", self.spent / (self.max_overhead or 1.0))
 
@@ -339,13 +320,9 @@ class Schedule:
         reserved = whole if left >= 2 * whole else 0.0
         if cheap > left - reserved:
             return NONE
-        wanted = not self.wholes or self.figures_due or self._since_whole >= WHOLE_EVERY
+        wanted = not self.wholes or self.figures_due or self.seen - self.whole_at >= WHOLE_EVERY
         all_whole = (self.probes + 1) * whole <= self.limit(step)
         return size if reserved and (wanted or all_whole) else CHEAP
-
-    @property
-    def _since_whole(self) -> int:
-        return self.seen - self.whole_at
 
     def wants_figures(self, step: int, epoch: int, started: float, *, final: bool) -> bool:
         """Whether the figures of a whole probe may be drawn.
