@@ -37,10 +37,7 @@ class LearningRate(Remedy):
         """
         require(0 < factor < math.inf, "factor", "a positive number", factor)
         self.factor = factor
-
-    @property
-    def name(self) -> str:  # type: ignore[override]  # noqa: D102
-        return f"learning rate x {self.factor:g}"
+        self.name = f"learning rate x {factor:g}"
 
     def change_optimizer(self, optimizer: Optimizer) -> Optimizer:  # noqa: D102
         if all(_reference(group) == 0 for group in optimizer.param_groups):
@@ -56,10 +53,7 @@ class _Replacement(Remedy):
     def __init__(self, lr: float) -> None:
         require(0 < lr < math.inf, "lr", "a positive number", lr)
         self.lr = lr
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return f"{type(self).__name__}, lr {self.lr:g}"
+        self.name = f"{type(self).__name__}, lr {lr:g}"
 
 
 class Adam(_Replacement):
@@ -111,10 +105,7 @@ class WeightDecay(Remedy):
         """
         require(0 <= value < math.inf, "value", "0 or more", value)
         self.value = value
-
-    @property
-    def name(self) -> str:  # type: ignore[override]  # noqa: D102
-        return f"weight decay {self.value:g}" if self.value else "no weight decay"
+        self.name = f"weight decay {value:g}" if value else "no weight decay"
 
     def change_optimizer(self, optimizer: Optimizer) -> Optimizer:  # noqa: D102
         groups = [group for group in optimizer.param_groups if "weight_decay" in group]
@@ -140,10 +131,7 @@ class Clipping(Remedy):
         """
         require(norm is None or norm > 0, "norm", "a norm above 0, or None", norm)
         self.norm = norm
-
-    @property
-    def name(self) -> str:  # type: ignore[override]  # noqa: D102
-        return "no clipping" if self.norm is None else f"clipped at norm {self.norm:g}"
+        self.name = "no clipping" if norm is None else f"clipped at norm {norm:g}"
 
     def change_loop(self, loop: Loop) -> Loop:  # noqa: D102
         if self.norm is None and loop.clip_norm is None and loop.clip_value is None:
@@ -166,15 +154,8 @@ class LargerBatches(Remedy):
         """
         require(times >= 2, "times", "at least 2", times)
         self.times = times
+        self.name = f"batches x {times}"
         self.cost = float(times)
-
-    @property
-    def arguments(self) -> dict[str, Any]:  # noqa: D102
-        return {"times": self.times}
-
-    @property
-    def name(self) -> str:  # type: ignore[override]  # noqa: D102
-        return f"batches x {self.times}"
 
     def change_loop(self, loop: Loop) -> Loop:  # noqa: D102
         return replace(loop, accumulate=loop.accumulate * self.times)
@@ -188,6 +169,7 @@ class Curriculum(Remedy):
     """
 
     reasons: ClassVar[tuple[Reason, ...]] = ("core",)
+    changes_data: ClassVar[bool] = True
 
     def __init__(self, over: float = 0.5) -> None:
         """Choose how long it takes.
@@ -197,14 +179,7 @@ class Curriculum(Remedy):
         """
         require(0 < over <= 1, "over", "a share above 0 and up to 1", over)
         self.over = over
-
-    @property
-    def name(self) -> str:  # type: ignore[override]  # noqa: D102
-        return f"curriculum over {self.over:.0%}"
-
-    @property
-    def changes_data(self) -> bool:  # noqa: D102
-        return True
+        self.name = f"curriculum over {over:.0%}"
 
     def change_data(self, data: Any, progress: float) -> None:  # noqa: ANN401, D102
         part = data

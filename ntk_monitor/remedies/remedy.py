@@ -46,12 +46,14 @@ class Remedy:
         name: What a table calls it.
         reasons: The stall's reasons for which it is tried first.
         fresh: Whether it makes sense only before the first step.
+        changes_data: Whether it changes what is trained on.
         cost: Batches that one of its steps takes, over those of a step without it.
     """
 
     name: str = "as it is"
     reasons: ClassVar[tuple[Reason, ...]] = ()
     fresh: ClassVar[bool] = False
+    changes_data: ClassVar[bool] = False
     cost: float = 1.0
 
     def change_model(self, model: nn.Module, look: Look) -> None:
@@ -93,14 +95,9 @@ class Remedy:
         """
 
     @property
-    def changes_data(self) -> bool:
-        """Whether it changes what is trained on."""
-        return False
-
-    @property
     def arguments(self) -> dict[str, Any]:
         """The arguments that make it again, in plain types."""
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if not hasattr(Remedy, name)}
 
     def __repr__(self) -> str:
         """As it is written."""
@@ -119,13 +116,9 @@ class Together(Remedy):
         """
         known = all(isinstance(each, Remedy) for each in remedies)
         require(known and len(remedies) > 0, "remedies", "a sequence of remedies", remedies)
-        self.remedies = tuple(remedies)
+        self.remedies = list(remedies)
         self.name = " and ".join(each.name for each in remedies)
         self.cost = max(each.cost for each in remedies)
-
-    @property
-    def arguments(self) -> dict[str, Any]:  # noqa: D102
-        return {"remedies": list(self.remedies)}
 
     @property
     def fresh(self) -> bool:  # type: ignore[override]  # noqa: D102
@@ -136,7 +129,7 @@ class Together(Remedy):
         return tuple(reason for each in self.remedies for reason in each.reasons)
 
     @property
-    def changes_data(self) -> bool:  # noqa: D102
+    def changes_data(self) -> bool:  # type: ignore[override]  # noqa: D102
         return any(each.changes_data for each in self.remedies)
 
     def change_model(self, model: nn.Module, look: Look) -> None:  # noqa: D102

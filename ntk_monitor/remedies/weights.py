@@ -100,10 +100,7 @@ class Gain(Remedy):
         """
         require(0 < factor < math.inf, "factor", "a positive number", factor)
         self.factor = factor
-
-    @property
-    def name(self) -> str:  # type: ignore[override]  # noqa: D102
-        return f"weights x {self.factor:g}"
+        self.name = f"weights x {factor:g}"
 
     def change_model(self, model: nn.Module, look: Look) -> None:  # noqa: D102
         del look
