@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+import math
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
@@ -11,7 +11,7 @@ from rich.progress import Progress as Bar
 from ntk_monitor.remedies.trial import Trial
 
 
-class Progress:
+class Progress(Bar):
     """A bar on a terminal: how many trials are over, and the best loss so far."""
 
     def __init__(self, count: int, shown: bool) -> None:
@@ -22,7 +22,7 @@ class Progress:
             shown: Whether it is wanted.
         """
         console = Console(stderr=True)
-        self._bar = Bar(
+        super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.fields[best]}"),
@@ -31,23 +31,9 @@ class Progress:
             disable=not shown or not console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("trials", total=count, best="")
+        self._bar = self.add_task("trials", total=count, best="")
         self._over = 0
-        self._best = float("inf")
-
-    def __enter__(self) -> Progress:
-        """Show it."""
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Take it away."""
-        self._bar.stop()
+        self._best = math.inf
 
     def begin(self, name: str) -> None:
         """A trial begins.
@@ -55,7 +41,7 @@ class Progress:
         Args:
             name: Of its remedy.
         """
-        self._bar.update(self._task, description=name)
+        self.update(self._bar, description=name)
 
     def moved(self, share: float) -> None:
         """A trial has come as far.
@@ -63,7 +49,7 @@ class Progress:
         Args:
             share: Of its steps.
         """
-        self._bar.update(self._task, completed=self._over + min(share, 1.0))
+        self.update(self._bar, completed=self._over + min(share, 1.0))
 
     def done(self, trial: Trial) -> None:
         """A trial is over.
@@ -75,5 +61,5 @@ class Progress:
         loss = trial.loss
         if trial.is_whole and loss is not None and loss.value < self._best:
             self._best = loss.value
-            self._bar.update(self._task, best=f"best so far: {trial.name}, loss {loss.value:.4g}")
-        self._bar.update(self._task, completed=self._over)
+            self.update(self._bar, best=f"best so far: {trial.name}, loss {loss.value:.4g}")
+        self.update(self._bar, completed=self._over)
