@@ -5,26 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ntk_monitor.reason import Reason
-from ntk_monitor.remedies.optimization import (
-    Adam,
-    Clipping,
-    Curriculum,
-    LargerBatches,
-    LearningRate,
-    Shampoo,
-    WeightDecay,
-)
+from ntk_monitor.remedies import optimization, weights
 from ntk_monitor.remedies.remedy import Remedy, Together
-from ntk_monitor.remedies.weights import (
-    CentredReadout,
-    FourierFeatures,
-    Gain,
-    HoldingRecurrence,
-    LiveUnits,
-    OrthogonalRecurrence,
-    Unfreeze,
-    UnitVariance,
-)
 
 
 def remedies(reason: Reason | None = None) -> tuple[Remedy, ...]:
@@ -37,26 +19,26 @@ def remedies(reason: Reason | None = None) -> tuple[Remedy, ...]:
         The remedies, in the order in which they are tried.
     """
     found: Sequence[Remedy] = (
-        Adam(1e-3),
-        Adam(1e-2),
-        Together([OrthogonalRecurrence(), Adam(1e-3)]),
-        Together([HoldingRecurrence(), Adam(1e-3)]),
-        LearningRate(10.0),
-        Clipping(None),
-        WeightDecay(0.0),
-        Unfreeze(),
-        LiveUnits(),
-        UnitVariance(),
-        Shampoo(),
-        HoldingRecurrence(),
-        OrthogonalRecurrence(),
-        Curriculum(),
-        FourierFeatures(),
-        LearningRate(0.1),
-        Gain(2.0),
-        Clipping(1.0),
-        CentredReadout(),
-        WeightDecay(0.01),
-        LargerBatches(4),
+        optimization.Adam(1e-3),
+        optimization.Adam(1e-2),
+        Together([weights.OrthogonalRecurrence(), optimization.Adam(1e-3)]),
+        Together([weights.HoldingRecurrence(), optimization.Adam(1e-3)]),
+        optimization.LearningRate(10.0),
+        optimization.Clipping(None),
+        optimization.WeightDecay(0.0),
+        weights.Unfreeze(),
+        weights.LiveUnits(),
+        weights.UnitVariance(),
+        optimization.Shampoo(),
+        weights.HoldingRecurrence(),
+        weights.OrthogonalRecurrence(),
+        optimization.Curriculum(),
+        weights.FourierFeatures(),
+        optimization.LearningRate(0.1),
+        weights.Gain(2.0),
+        optimization.Clipping(1.0),
+        weights.CentredReadout(),
+        optimization.WeightDecay(0.01),
+        optimization.LargerBatches(4),
     )
     return tuple(sorted(found, key=lambda remedy: reason not in remedy.reasons))
