@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -75,20 +76,11 @@ def set_apart(data: Any) -> tuple[HeldOut, Any]:  # noqa: ANN401
         return HeldOut([keep_batch(data()) for _ in range(BATCHES)], "fresh training data"), data
     if _has_samples(data):
         return _by_samples(data)
-    length = _length(data)
-    count = BATCHES if length is None else min(BATCHES, length // SHARE)
+    count = min(BATCHES, length_hint(data, BATCHES * SHARE) // SHARE)
     held = [keep_batch(b) for b in islice(iter(data), max(count, 1))]
     if not count:
         return HeldOut(held, "the data that were trained on", apart=False), data
     return HeldOut(held, "training data that were left out"), _Rest(data, count)
-
-
-def _length(data: Any) -> int | None:  # noqa: ANN401
-    """How many batches there are; None where that is not known."""
-    try:
-        return len(data)
-    except TypeError:
-        return None
 
 
 def _has_samples(data: Any) -> bool:  # noqa: ANN401
