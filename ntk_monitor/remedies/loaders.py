@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from ntk_monitor.compat import tree_flatten, tree_leaves, tree_unflatten
 from ntk_monitor.model.isolation.quiet import random_states
 from ntk_monitor.monitor.integrations.lightning.trainer import overrides
 from ntk_monitor.remedies.held_out import HeldOut, given, of_validation, set_apart
@@ -66,7 +67,8 @@ class Loaders:
             return loader
         own = overrides(source, "val_dataloader")
         with random_states(nn.Identity()):  # whoever asks first, and whenever
-            validation = _first(source.val_dataloader()) if own else None
+            loaders = tree_leaves(source.val_dataloader()) if own else []
+            validation = next(iter(loaders), None)  # the first of several
             self._splits = validation is None
             if validation is not None:
                 self._held = of_validation(validation)
@@ -77,28 +79,11 @@ class Loaders:
 
 def _apart(loader: Any) -> tuple[HeldOut, Any]:  # noqa: ANN401
     """Hold out some of a loader's data, or of each of several."""
-    if isinstance(loader, Mapping):
-        parts = {name: _apart(part) for name, part in loader.items()}
-        count = min(len(held.batches) for held, _ in parts.values())
-        batches: list[Any] = [
-            {name: held.batches[i] for name, (held, _) in parts.items()} for i in range(count)
-        ]
-        first = [held for held, _ in parts.values()]
-        rest: Any = {name: each for name, (_, each) in parts.items()}
-    elif isinstance(loader, (list, tuple)) and loader and hasattr(loader[0], "__iter__"):
-        found = [_apart(part) for part in loader]
-        first = [held for held, _ in found]
-        batches = [list(each) for each in zip(*(held.batches for held in first), strict=False)]
-        rest = [each for _, each in found]
-    else:
-        return set_apart(loader)
-    return HeldOut(batches, first[0].source, all(held.apart for held in first)), rest
-
-
-def _first(loader: Any) -> Any:  # noqa: ANN401
-    """The first of several loaders."""
-    while isinstance(loader, (list, tuple)):
-        loader = loader[0] if loader else None
-    if isinstance(loader, Mapping):
-        loader = next(iter(loader.values()), None)
-    return loader
+    loaders, structure = tree_flatten(loader)
+    held, rest = zip(*map(set_apart, loaders), strict=True)
+    batches = [
+        tree_unflatten(parts, structure)
+        for parts in zip(*(each.batches for each in held), strict=False)
+    ]
+    found = HeldOut(batches, held[0].source, all(each.apart for each in held))
+    return found, tree_unflatten(rest, structure)
