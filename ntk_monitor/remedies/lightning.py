@@ -11,7 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ntk_monitor.model.isolation.quiet import random_states
 from ntk_monitor.monitor import NTKMonitor
-from ntk_monitor.monitor.integrations.lightning.trainer import first_batch, overrides, planned_steps
+from ntk_monitor.monitor.integrations.lightning.trainer import (
+    clipping_of,
+    first_batch,
+    overrides,
+    planned_steps,
+)
 from ntk_monitor.remedies.course import Course
 from ntk_monitor.remedies.held_out import HeldOut, looker, losses
 from ntk_monitor.remedies.loaders import Loaders
@@ -104,14 +109,8 @@ class ApplyRemedy(Callback):
             self._change_model(trainer, pl_module)
         except NotApplicableError as error:  # which may fit the weights of a checkpoint
             self._misfit = error
-        by_value = str(trainer.gradient_clip_algorithm or "norm").lower().endswith("value")
-        size = trainer.gradient_clip_val or None
-        size = None if size is None else float(size)
-        before = Loop(
-            clip_norm=None if by_value else size,
-            clip_value=size if by_value else None,
-            accumulate=trainer.accumulate_grad_batches,
-        )
+        clipping = clipping_of(trainer)
+        before = Loop(clipping.norm, clipping.value, trainer.accumulate_grad_batches)
         loop = self.remedy.change_loop(before)
         if loop == before:
             return
@@ -274,34 +273,12 @@ class _Stages(Callback):
         )
         self._watch.schedule.plan = [self._course.last]
 
-    def on_train_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-    ) -> None:
-        del trainer, pl_module, batch_idx
+    def on_train_batch_start(self, _: Trainer, __: LightningModule, batch: Any, ___: int) -> None:  # noqa: ANN401
         self._course.see(batch)
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-    ) -> None:
-        del pl_module, outputs, batch, batch_idx
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # noqa: ANN401
         if self._course.step(trainer.global_step):
             trainer.should_stop = True
 
-    def on_probe(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        snapshot: Snapshot,
-        step: int,
-    ) -> None:
-        del trainer, pl_module, step
+    def on_probe(self, _: Trainer, __: LightningModule, snapshot: Snapshot, ___: int) -> None:
         self._course.snapshots.append(snapshot)

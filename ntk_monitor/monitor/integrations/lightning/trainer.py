@@ -182,6 +182,19 @@ def _clipping(trainer: Trainer, module: LightningModule) -> Clipping:
                 module.configure_gradient_clipping(optimizer, value, algorithm)
 
         return Clipping(own=own)
+    return clipping_of(trainer)
+
+
+def clipping_of(trainer: Trainer) -> Clipping:
+    """How a Trainer clips gradients, where its module leaves that to it.
+
+    Args:
+        trainer: The Trainer.
+
+    Returns:
+        The norm, or the value.
+    """
+    value = trainer.gradient_clip_val
     if not value:
         return Clipping()
     by_value = str(trainer.gradient_clip_algorithm or "norm").lower().endswith("value")
