@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+import msgspec
 import numpy as np
 
 from ntk_monitor.monitor.alerts.trends import (
@@ -247,19 +248,7 @@ class ModeWatch:
         for name in (state["state"], state["proposed"]):
             if name not in get_args(ModeState):
                 raise ValueError(f"{name!r} is no state of a mode")
-        return cls(
-            steps=[int(x) for x in state["steps"]],
-            learned=[float(x) for x in state["learned"]],
-            log_steps=[float(x) for x in state["log_steps"]],
-            rates=[float(x) for x in state["rates"]],
-            transfers=[(float(value), float(stderr)) for value, stderr in state["transfers"]],
-            of_the_loss=[(float(value), float(stderr)) for value, stderr in state["of_the_loss"]],
-            state=state["state"],
-            proposed=state["proposed"],
-            best=float(state["best"]),
-            certain=bool(state["certain"]),
-            **{k: int(state[k]) for k in ("moved", "agreeing", "rest")},
-        )
+        return msgspec.convert({each.name: state[each.name] for each in fields(cls)}, cls)
 
     def add(self, step: int, reading: Reading, kept: int) -> None:
         """Add a probe, keeping the last ``kept``."""

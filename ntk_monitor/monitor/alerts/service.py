@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import msgspec
+
 from ntk_monitor.checks import require
 from ntk_monitor.estimators import Estimate
 from ntk_monitor.keywords import with_keywords
@@ -292,10 +294,8 @@ class StallDetector:
         watches = {
             int(i): ModeWatch.from_state(watch) for i, watch in state_dict["watches"].items()
         }
-        history = {
-            int(i): [(int(step), str(state)) for step, state in past]
-            for i, past in state_dict["history"].items()
-        }
+        pasts = dict[int, list[tuple[int, str]]]
+        history = msgspec.convert(state_dict["history"], pasts, str_keys=True)
         last = state_dict["last_step"]
         alerts = [Alert(**alert) for alert in state_dict["alerts"]]
         self._last_step = None if last is None else int(last)
