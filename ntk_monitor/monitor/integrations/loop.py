@@ -16,7 +16,7 @@ from ntk_monitor.model.step import LossFn
 from ntk_monitor.monitor.failures import Failures
 from ntk_monitor.monitor.host import require_known
 from ntk_monitor.monitor.integrations.loop_host import LoopHost, LoopMonitor
-from ntk_monitor.monitor.reporting.user_loggers import SummaryWriterLogger, loggers_of, writer_in
+from ntk_monitor.monitor.reporting.user_loggers import loggers_of, writer_in
 
 
 class Monitor(LoopMonitor):
@@ -49,7 +49,6 @@ class Monitor(LoopMonitor):
     """
 
     who: ClassVar[str] = "Monitor"
-    _host: LoopHost | None = None
     _resumed: bool = False
 
     @contextmanager
@@ -124,20 +123,22 @@ class Monitor(LoopMonitor):
         device = None if fabric is None else fabric.device
         host = LoopHost(self, model, optimizers, loggers, folder, device, clip_norm, schedulers)
         self._start(host, math.inf if total_steps is None else total_steps)
-        writer = self._own_writer(host, folder, loggers)
+        if folder is not None and not loggers and host.is_global_zero:
+            self._own = writer_in(folder, self.steps)
+            host.loggers = [self._own]
         self._host = host
-        before = [probe.loss_fn for probe in own]
         try:
-            for probe in own if loss_fn is not None else ():
-                probe.loss_fn = loss_fn
-            self._open(host, batch)
-            yield self
-            self._end(host, self.steps)
+            with self._minimising(loss_fn, own):
+                self._open(host)
+                if batch is not None and self._wants("train"):
+                    self.kept.keep(batch)
+                if not self._begun and not self.kept.wants("train"):
+                    self._visit(host, self.steps, first=True)
+                yield self
+                self._end(host, self.steps)
         finally:
-            self._host = None
-            for probe, was in zip(own, before, strict=True):
-                probe.loss_fn = was
-            self._close(host, writer)
+            self._save(host.loggers)
+            self._close()
 
     def step(self, batch: Any = None, *, epoch: int | None = None) -> None:  # noqa: ANN401
         """Say that an optimizer step was taken; probes if that makes one due.
@@ -175,42 +176,16 @@ class Monitor(LoopMonitor):
         """Begin anew, unless a state was loaded, and check what depends on the training."""
         if not self._resumed:
             self._begin()
-            if self.alert is not None:
-                self.alert.begin()
         self._resumed = False
         self.total_steps = total_steps
         self._require_end("total_steps")
         self._require_states(host.module)
 
-    def _own_writer(
-        self, host: LoopHost, folder: str | None, loggers: list[Any]
-    ) -> SummaryWriterLogger | None:
-        """A writer of our own, where there is a folder and no logger."""
-        if loggers or folder is None or not host.is_global_zero:
-            return None
-        own = writer_in(folder, self.steps)
-        host.loggers.append(own)
-        return own
-
-    def _open(self, host: LoopHost, batch: Any) -> None:  # noqa: ANN401
-        """The clock runs; the probe before the first step, if there is something to probe on."""
-        if self.alert is not None:
-            self.alert.open(host)
-        self.schedule.start(self.steps, self.epoch, self.total_steps)
-        if batch is not None and self._wants("train"):
-            self.kept.keep(batch)
-        if not self._begun and not self.kept.wants("train"):
-            self._visit(host, self.steps, first=True)
-
-    def _close(self, host: LoopHost, own: SummaryWriterLogger | None) -> None:
-        """Whatever happened: all that was logged is in files, and alerts are on their way."""
+    def _save(self, loggers: Sequence[Any]) -> None:
+        """Whatever happened: all that was logged is in files."""
         failures = Failures("ending a logger", "warn", self.who)
-        for logger in host.loggers:
+        for logger in loggers:
             try:
                 getattr(logger, "save", lambda: None)()
             except Exception as error:
                 failures.failed(error)
-        if own is not None:
-            own.experiment.close()
-        if self.alert is not None:
-            self.alert.close()

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ntk_monitor.checks import require
-from ntk_monitor.descent import Clipping, Scheduled, plain_optimizer
+from ntk_monitor.descent import NO_CLIPPING, Clipping, Scheduled, plain_optimizer
 from ntk_monitor.keywords import with_keywords
 from ntk_monitor.model.parameters.sharding import of_batches
 from ntk_monitor.model.parameters.unwrapping import plain_module
+from ntk_monitor.model.step import LossFn
 from ntk_monitor.monitor.alerts.service import StallDetector
 from ntk_monitor.monitor.base import BaseMonitor
 from ntk_monitor.monitor.host import Host, world
-from ntk_monitor.monitor.reporting.user_loggers import folder_of
+from ntk_monitor.monitor.reporting.user_loggers import SummaryWriterLogger, folder_of
 from ntk_monitor.monitor.settings import LoopKeywords
-from ntk_monitor.processes import Processes
+from ntk_monitor.probe import Probe
+from ntk_monitor.processes import ALONE, Processes
 from ntk_monitor.snapshot import Snapshot
 
 OnProbe = Callable[[Snapshot, int], object]
@@ -46,6 +49,10 @@ class LoopMonitor(BaseMonitor):
 
     batches: ClassVar[tuple[str, ...]] = ("train",)
     maker: ClassVar[str] = "module -> batch"
+    alert: StallDetector | None = None
+    _host: LoopHost | None = None
+    _own: SummaryWriterLogger | None = None
+    """The event files that it opened itself."""
 
     @with_keywords(BaseMonitor.__init__)
     def __init__(
@@ -83,6 +90,8 @@ class LoopMonitor(BaseMonitor):
         self.total_steps = math.inf
         self.should_stop = False
         self.latest: dict[str, Tensor] = {}
+        if self.alert is not None:
+            self.alert.begin()
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -101,6 +110,33 @@ class LoopMonitor(BaseMonitor):
         if self.alert is not None and state_dict.get("alert") is not None:
             self.alert.load_state_dict(state_dict["alert"])
 
+    def _open(self, host: LoopHost) -> None:
+        """A training begins, or goes on: the clock runs."""
+        if self.alert is not None:
+            self.alert.open(host)
+        self.schedule.start(self.steps, self.epoch, self.total_steps)
+
+    @contextmanager
+    def _minimising(self, loss_fn: LossFn | None, probes: Sequence[Probe]) -> Iterator[None]:
+        """For a while, the step function of some probes is this one, if it is one."""
+        before = [probe.loss_fn for probe in probes]
+        try:
+            for probe in probes if loss_fn is not None else ():
+                probe.loss_fn = loss_fn
+            yield
+        finally:
+            for probe, was in zip(probes, before, strict=True):
+                probe.loss_fn = was
+
+    def _close(self) -> None:
+        """A training has ended: event files are closed, and alerts on their way."""
+        self._host = None
+        if self._own is not None:
+            self._own.experiment.close()
+            self._own = None
+        if self.alert is not None:
+            self.alert.close()
+
     def _require_end(self, name: str) -> None:
         """Refuse an alert that could not know how many steps remain with a ValueError."""
         known = self.alert is None or self.alert.horizon or math.isfinite(self.total_steps)
@@ -111,6 +147,13 @@ class LoopMonitor(BaseMonitor):
 
 class LoopHost(Host):
     """A training of which a monitor keeps count itself."""
+
+    # What a host in general has to look up is known here when a training begins.
+    optimizers: Sequence[Optimizer] = ()
+    schedulers: Sequence[Scheduled] = ()
+    clipping: Clipping = NO_CLIPPING
+    loggers: Sequence[Any] = ()
+    processes: Processes = ALONE
 
     def __init__(
         self,
@@ -124,15 +167,15 @@ class LoopHost(Host):
         schedulers: Sequence[Any] = (),
     ) -> None:
         """Take the parts of a training; only the first process has loggers."""
-        self._clipping = Clipping(norm=clip_norm)
-        self._schedulers = [Scheduled(each) for each in schedulers]
+        self.clipping = Clipping(norm=clip_norm)
+        self.schedulers = [Scheduled(each) for each in schedulers]
         self._monitor = monitor
         self.module = plain_module(module)
-        self._optimizers = [plain_optimizer(optimizer) for optimizer in optimizers]
+        self.optimizers = [plain_optimizer(optimizer) for optimizer in optimizers]
         parameter = next(self.module.parameters(), None)
         own = "cpu" if parameter is None else parameter.device
-        self._processes = of_batches(self.module, world(own if device is None else device))
-        self._loggers = list(loggers) if self.is_global_zero else []
+        self.processes = of_batches(self.module, world(own if device is None else device))
+        self.loggers = loggers if self.is_global_zero else ()
         self._log_dir = log_dir
 
     @property
@@ -148,36 +191,16 @@ class LoopHost(Host):
         return self._monitor.total_steps
 
     @property
-    def optimizers(self) -> Sequence[Optimizer]:  # noqa: D102
-        return self._optimizers
-
-    @property
-    def schedulers(self) -> Sequence[Scheduled]:  # noqa: D102
-        return self._schedulers
-
-    @property
-    def clipping(self) -> Clipping:  # noqa: D102
-        return self._clipping
-
-    @property
-    def loggers(self) -> list[Any]:  # noqa: D102
-        return self._loggers
-
-    @property
     def callback_metrics(self) -> MutableMapping[str, Tensor]:  # noqa: D102
         return self._monitor.latest
 
     @property
     def is_global_zero(self) -> bool:  # noqa: D102
-        return self._processes.everyone.index == 0
-
-    @property
-    def processes(self) -> Processes:  # noqa: D102
-        return self._processes
+        return self.processes.everyone.index == 0
 
     @property
     def run_folder(self) -> str | None:  # noqa: D102
-        return folder_of(self._loggers, self._log_dir)
+        return folder_of(self.loggers, self._log_dir)
 
     def stop(self) -> None:  # noqa: D102
         self._monitor.should_stop = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from itertools import islice
 from typing import Any, ClassVar, Unpack
 
@@ -18,7 +18,7 @@ from ntk_monitor.model.isolation.quiet import random_states
 from ntk_monitor.model.step.standins import nothing
 from ntk_monitor.monitor.host import require_known
 from ntk_monitor.monitor.integrations.loop_host import LoopHost, LoopMonitor, LoopMonitorKeywords
-from ntk_monitor.monitor.reporting.user_loggers import SummaryWriterLogger, loggers_of, writer_in
+from ntk_monitor.monitor.reporting.user_loggers import loggers_of, writer_in
 
 try:
     import accelerate  # noqa: F401 (the Trainer needs it)
@@ -79,8 +79,6 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
         super().__init__(every_n_steps, **settings)
         self.log_dir = log_dir
         self.logger = logger
-        self._host: LoopHost | None = None
-        self._own: SummaryWriterLogger | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Check the settings against the training, and probe before the first step."""
@@ -95,33 +93,22 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
         optimizers = [kwargs["optimizer"]] if kwargs.get("optimizer") is not None else []
         self._host = LoopHost(self, kwargs["model"], optimizers, loggers, folder, args.device)
         self._require_states(self._host.module)
-        if self.alert is not None:
-            self.alert.open(self._host)
-        self.schedule.start(self.steps, self.epoch, self.total_steps)
+        self._open(self._host)
         self._fetch(kwargs)
         if not self._begun:
             self._probe(state, control, kwargs, first=True)
         return control
 
-    @contextmanager
-    def _computing_loss(self) -> Iterator[None]:
+    def _computing_loss(self) -> AbstractContextManager[None]:
         """The step function is the Trainer's own ``compute_loss``, unless a user chose one."""
         probes = [state.probe for state in self.states]
         own = [p for p in probes if not (p.loss_fn or p.forward_fn or p.target_fn)]
         trainer = _trainer_of(self) if own else None
-        try:
-            for probe in own if trainer is not None else ():
-                probe.loss_fn = ComputeLoss(trainer)
-            yield
-        finally:
-            for probe in own:
-                probe.loss_fn = None
+        return self._minimising(None if trainer is None else ComputeLoss(trainer), own)
 
     def _start(self, state: Any) -> None:  # noqa: ANN401
         """Begin anew, or go on with the state of a checkpoint."""
         self._begin()
-        if self.alert is not None:
-            self.alert.begin()
         if state.global_step and KEY in state.stateful_callbacks:
             self.load_state_dict(state.stateful_callbacks[KEY])
         self.steps, self.epoch = state.global_step, int(state.epoch or 0)
@@ -198,14 +185,6 @@ class NTKTrainerCallback(LoopMonitor, TrainerCallback):
             return loggers_of(self.logger)
         self._own = writer_in(folder, self.steps)
         return [self._own]
-
-    def _close(self) -> None:
-        self._host = None
-        if self._own is not None:
-            self._own.experiment.close()
-            self._own = None
-        if self.alert is not None:
-            self.alert.close()
 
 
 class ComputeLoss:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def writer_in(folder: str, steps: int) -> SummaryWriterLogger:
     return SummaryWriterLogger(SummaryWriter(folder, filename_suffix=OWN))
 
 
-def folder_of(loggers: list[Any], log_dir: str | None) -> str | None:
+def folder_of(loggers: Sequence[Any], log_dir: str | None) -> str | None:
     """The folder of a run.
 
     Args:
