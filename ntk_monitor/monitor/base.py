@@ -32,7 +32,7 @@ from ntk_monitor.monitor.tracked_state import (
     paths_of,
 )
 from ntk_monitor.probe import Probe
-from ntk_monitor.probing.settings import ProbeSettings, Tier
+from ntk_monitor.probing.settings import ProbeSettings
 from ntk_monitor.snapshot import Snapshot
 
 STATE_VERSION = 3
@@ -232,7 +232,16 @@ class BaseMonitor:
             if choice == NONE:
                 self.schedule.skipped += not first
                 return
-            snapshots = self._measure(host, choice)
+            every = self.redraw_every_n_epochs
+            snapshots = measure(
+                host,
+                self.states,
+                self.kept,
+                redraws=host.current_epoch // every if every else 0,
+                most=choice,
+                tier="modes" if choice == CHEAP else None,
+                ahead=self._ahead,
+            )
             self.kept.renew_second()
         except (NothingTrainedError, SkippedBatchError) as error:
             self.schedule.record(self.schedule.clock() - started)
@@ -295,20 +304,6 @@ class BaseMonitor:
             words = intentions(self.schedule, step, epoch, self._most)
             if words:
                 host.inform(f"{self.who}: {words}")
-
-    def _measure(self, host: Host, choice: int) -> tuple[Snapshot, ...]:
-        every = self.redraw_every_n_epochs
-        redraws = host.current_epoch // every if every else 0
-        tier: Tier | None = "modes" if choice == CHEAP else None
-        return measure(
-            host,
-            self.states,
-            self.kept,
-            redraws=redraws,
-            most=choice,
-            tier=tier,
-            ahead=self._ahead,
-        )
 
     def _publish(
         self,
