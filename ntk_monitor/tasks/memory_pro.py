@@ -10,6 +10,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
+from ntk_monitor.checks import require
+
 NAMES = ("cosine", "sine", "fixation")
 CHANNELS = len(NAMES)
 """The same for inputs and targets."""
@@ -76,7 +78,7 @@ class MemoryProDataModule(LightningDataModule):
         noise_std: float = math.sqrt(3.2),
         seed: int = 0,
     ) -> None:
-        """Describe the task; nothing is generated yet.
+        """Describe the task, and generate nothing; a value out of its range raises a ValueError.
 
         Args:
             trials: Training trials in an epoch.
@@ -88,9 +90,6 @@ class MemoryProDataModule(LightningDataModule):
             noise_std: Standard deviation of the noise on each training input; the paper's
                 variance is 3.2.
             seed: Of directions, order and noise.
-
-        Raises:
-            ValueError: If a count is below 1 or the noise is negative.
         """
         super().__init__()
         counts = {
@@ -102,10 +101,8 @@ class MemoryProDataModule(LightningDataModule):
             "response_steps": response_steps,
         }
         for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
-        if not noise_std >= 0:
-            raise ValueError(f"noise_std must be a standard deviation, 0 or more, got {noise_std}")
+            require(count >= 1, name, "at least 1", count)
+        require(noise_std >= 0, "noise_std", "a standard deviation, 0 or more", noise_std)
         self.trials = trials
         self.batch_size = batch_size
         self.evaluation_trials = evaluation_trials
