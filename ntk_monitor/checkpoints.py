@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ntk_monitor.compat import tree_leaves
 from ntk_monitor.monitor import NTKMonitor
 from ntk_monitor.monitor.integrations.lightning.trainer import first_batch
 from ntk_monitor.snapshot import Snapshot
@@ -31,7 +32,6 @@ NUMBERS = {
 class Checkpoint(NamedTuple):
     """What a probe needs of a checkpoint."""
 
-    path: Path | None
     step: int
     weights: dict[str, Any] | None
     learning_rate: float | None
@@ -129,7 +129,7 @@ def read_checkpoint(path: Path | None) -> Checkpoint:
         ValueError: If it is not a Lightning checkpoint.
     """
     if path is None:
-        return Checkpoint(None, 0, None, None)
+        return Checkpoint(0, None, None)
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -138,7 +138,7 @@ def read_checkpoint(path: Path | None) -> Checkpoint:
         raise ValueError("it is not a Lightning checkpoint, which would have a 'state_dict'")
     groups = [g for state in record.get("optimizer_states", ()) for g in state["param_groups"]]
     rate = groups[0].get("lr") if groups else None
-    return Checkpoint(path, int(record.get("global_step", 0)), record["state_dict"], rate or None)
+    return Checkpoint(int(record.get("global_step", 0)), record["state_dict"], rate or None)
 
 
 def probe_batch(
@@ -168,10 +168,7 @@ def probe_batch(
         datamodule.setup("fit")
     if which == "train":
         return first_batch(source.train_dataloader())
-    loader = source.val_dataloader()
-    while isinstance(loader, (list, tuple)):
-        loader = loader[0]
-    return next(iter(loader))
+    return next(iter(tree_leaves(source.val_dataloader())[0]))  # the first of several loaders
 
 
 def series_tables(series: Sequence[tuple[int, Snapshot]]) -> list[Table]:
