@@ -226,11 +226,9 @@ class LightningTraining:
             names = {kind.__name__ for kind in type(callback).__mro__}
             (kept if names & set(KEPT) else left).append(callback)
         course.without(left)
-
-        def first(trainer: Trainer, _: Any) -> Any:  # noqa: ANN401
-            return held_on_device(trainer, loaders.held)[0]
-
-        watch = NTKMonitor(probe_batch=first, **monitor)
+        watch = NTKMonitor(
+            probe_batch=lambda trainer, _: held_on_device(trainer, loaders.held)[0], **monitor
+        )
         stages = _Stages(course, loaders, watch)
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(

@@ -48,11 +48,7 @@ class Loaders:
             )
         self.given = {"datamodule": data} if whole else {}
         make = source.train_dataloader
-
-        def train_dataloader() -> Any:  # noqa: ANN401
-            return self._split(make(), source)
-
-        source.train_dataloader = train_dataloader
+        source.train_dataloader = lambda: self._split(make(), source)
 
     @property
     def held(self) -> HeldOut:

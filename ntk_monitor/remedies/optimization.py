@@ -43,7 +43,7 @@ class LearningRate(Remedy):
         if all(_reference(group) == 0 for group in optimizer.param_groups):
             raise NotApplicableError("the learning rate is zero, and so is any multiple of it")
         for group in optimizer.param_groups:
-            _scale(group, self.factor)
+            group.update({rate: group[rate] * self.factor for rate in RATES if rate in group})
         return optimizer
 
 
@@ -258,19 +258,13 @@ def _known_to_schedulers(optimizer: Optimizer) -> None:
         group.update(old)
 
 
-def replaced(
-    optimizer: Optimizer,
-    make: Callable[..., Optimizer],
-    lr: float,
-    **settings: Any,  # noqa: ANN401
-) -> Optimizer:
+def replaced(optimizer: Optimizer, make: Callable[..., Optimizer], lr: float) -> Optimizer:
     """Another optimizer of the same parameters, with their weight decay.
 
     Args:
         optimizer: The optimizer.
         make: The class of the other.
         lr: Learning rate of the first group; others keep their ratio to it.
-        **settings: Further settings.
 
     Returns:
         The other optimizer.
@@ -288,7 +282,7 @@ def replaced(
     for group in optimizer.param_groups:
         kept = {"weight_decay": group["weight_decay"]} if "weight_decay" in group else {}
         groups.append({"params": group["params"], "lr": _reference(group) * factor or lr, **kept})
-    other = make(groups, lr=lr, **{"weight_decay": 0.0, **settings})
+    other = make(groups, lr=lr, weight_decay=0.0)
     for group, old in zip(other.param_groups, optimizer.param_groups, strict=True):
         for entry in OF_SCHEDULERS:
             if entry in old:
@@ -301,9 +295,3 @@ def replaced(
 def _reference(group: dict[str, Any]) -> float:
     """The learning rate of a group without its schedule."""
     return float(group.get("initial_lr", group["lr"]))
-
-
-def _scale(group: dict[str, Any], factor: float) -> None:
-    for entry in RATES:
-        if entry in group:
-            group[entry] = group[entry] * factor

@@ -130,43 +130,38 @@ def _noted(data: Any, course: Course) -> Any:  # noqa: ANN401
     return data
 
 
+@dataclass(eq=False)
 class _Stages(TrainerCallback):
     """Tells a trial's course of every step, and ends the training with it."""
 
-    def __init__(
-        self,
-        course: Course,
-        held: HeldOut,
-        remedy: Remedy,
-        trainer: Trainer,
-        watch: NTKTrainerCallback,
-        measure: Any,  # noqa: ANN401
-        restored: Callable[[], None] | None,
-    ) -> None:
-        self._course, self._held, self._remedy = course, held, remedy
-        self._trainer, self._watch, self._measure = trainer, watch, measure
-        self._restored = restored
+    course: Course
+    held: HeldOut
+    remedy: Remedy
+    trainer: Trainer
+    watch: NTKTrainerCallback
+    measure: Callable[[], tuple[float, ...]]
+    restored: Callable[[], None] | None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
         del args, control
-        if self._restored is not None:
-            self._restored()
-        trainer: Any = self._trainer  # which has made its optimizer, or read it off a checkpoint
+        if self.restored is not None:
+            self.restored()
+        trainer: Any = self.trainer  # which has made its optimizer, or read it off a checkpoint
         optimizer, scheduler = trainer.optimizer, trainer.lr_scheduler
         inner = getattr(scheduler, "scheduler", scheduler)
-        (changed,) = changed_optimizers(self._remedy, [optimizer.optimizer], [inner])
+        (changed,) = changed_optimizers(self.remedy, [optimizer.optimizer], [inner])
         optimizer.optimizer = changed
-        self._course.begin(state.global_step, state.max_steps, self._held, self._measure)
-        self._watch.schedule.plan = [self._course.last]
+        self.course.begin(state.global_step, state.max_steps, self.held, self.measure)
+        self.watch.schedule.plan = [self.course.last]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
         del args, control
-        if self._remedy.changes_data:
+        if self.remedy.changes_data:
             progress = state.global_step / state.max_steps
-            self._remedy.change_data(self._trainer.train_dataset, progress)
+            self.remedy.change_data(self.trainer.train_dataset, progress)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:  # noqa: ANN401
         del args
-        if self._course.step(state.global_step):
+        if self.course.step(state.global_step):
             control.should_training_stop = True
         return control

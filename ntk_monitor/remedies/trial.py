@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
+from ntk_monitor.model.isolation.quiet import draw_anew
 from ntk_monitor.remedies.course import STAGES, Course
 from ntk_monitor.remedies.plain import PlainTraining
 from ntk_monitor.remedies.remedy import NotApplicableError, Remedy
@@ -218,14 +217,13 @@ def silent(*names: str) -> Iterator[None]:
 def draw(seed: int) -> None:
     """Begin all draws anew, also those on devices that are not in use yet.
 
-    Inside `quiet` it is `draw_anew`, which leaves those alone.
+    Inside `quiet` it is `draw_anew` alone, which leaves those as they are.
 
     Args:
         seed: Names them.
     """
     torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
+    draw_anew(seed)
 
 
 def training_of(made: Any, settings: Mapping[str, Any]) -> Any:  # noqa: ANN401
