@@ -27,7 +27,7 @@ from ntk_monitor.monitor.failures import read_state
 from ntk_monitor.monitor.host import Host
 from ntk_monitor.notices import say
 from ntk_monitor.snapshot import Snapshot
-from ntk_monitor.views.record import CHANGES_TAG, write_record
+from ntk_monitor.views.record import CHANGES_TAG
 
 Action = Literal["warn", "stop"]
 STATE_VERSION = 5
@@ -248,11 +248,7 @@ class StallDetector:
             "endless": endless,
             "unsure": sorted(self.unsure),
         }
-        monitor.reporter.write(
-            host,
-            "_get_file_writer",
-            lambda writer: write_record(writer, CHANGES_TAG, record, step),
-        )
+        monitor.reporter.record(host, CHANGES_TAG, lambda: record, step)
 
     def _last_state(self, mode: int) -> str | None:
         past = self._history.get(mode)

@@ -12,7 +12,7 @@ from ntk_monitor.monitor.tracked_state import TrackedState
 from ntk_monitor.snapshot import Snapshot
 from ntk_monitor.views import band_scalars, custom_scalars_layout, introduction, snapshot_figures
 from ntk_monitor.views.facts import FACTS_TAG, facts_of
-from ntk_monitor.views.record import SNAPSHOT_TAG, snapshot_record, write_record
+from ntk_monitor.views.record import SNAPSHOT_TAG, snapshot_record
 
 FIGURE_SECONDS = 0.3
 """What drawing the figures takes, until it has been measured."""
@@ -117,12 +117,12 @@ class Publisher:
             host, "add_custom_scalars", lambda writer: writer.add_custom_scalars(layout)
         )
         self._laid_out = True
-
-        def add_facts(writer: Any) -> None:  # noqa: ANN401
-            facts = facts_of(host.module, host.optimizers, host.planned_steps)
-            write_record(writer, FACTS_TAG, facts, step)
-
-        self.reporter.write(host, "_get_file_writer", add_facts)
+        self.reporter.record(
+            host,
+            FACTS_TAG,
+            lambda: facts_of(host.module, host.optimizers, host.planned_steps),
+            step,
+        )
 
     def _write(self, host: Host, state: TrackedState, snapshot: Snapshot, step: int) -> None:
         """Error bands, and the record for the NTK tab."""
@@ -132,11 +132,9 @@ class Publisher:
             for tag, value in bands.items():
                 writer.add_scalar(tag, value, global_step=step)
 
-        def add_record(writer: Any) -> None:  # noqa: ANN401
-            write_record(writer, f"{state.prefix}{SNAPSHOT_TAG}", snapshot_record(snapshot), step)
-
         self.reporter.write(host, "add_custom_scalars", add_bands)
-        self.reporter.write(host, "_get_file_writer", add_record)
+        tag = f"{state.prefix}{SNAPSHOT_TAG}"
+        self.reporter.record(host, tag, lambda: snapshot_record(snapshot), step)
 
     def _draw(self, host: Host, state: TrackedState, snapshot: Snapshot, step: int) -> float:
         now = self.schedule.clock()

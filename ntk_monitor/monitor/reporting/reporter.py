@@ -12,6 +12,7 @@ from ntk_monitor.monitor.failures import Failures, OnError
 from ntk_monitor.monitor.host import Logs
 from ntk_monitor.monitor.reporting.sinks import Severity, Sink, sink_of
 from ntk_monitor.views import own_style
+from ntk_monitor.views.record import write_record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,6 +120,17 @@ class Reporter:
                 use(writer)
 
         self._send(logs, send)
+
+    def record(self, logs: Logs, tag: str, make: Callable[[], dict[str, Any]], step: int) -> None:
+        """Write a record for the NTK tab, where a logger has event files.
+
+        Args:
+            logs: Where to.
+            tag: Under which tag.
+            make: Makes the record.
+            step: Where on the x-axis.
+        """
+        self.write(logs, "_get_file_writer", lambda writer: write_record(writer, tag, make(), step))
 
     def _of(self, logger: Any) -> Failures:  # noqa: ANN401
         what = f"logging to {type(logger).__name__}"
