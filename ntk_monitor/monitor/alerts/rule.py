@@ -215,7 +215,10 @@ class ModeWatch:
                 return False
             if share + margin < NOTHING:
                 return True
-        return _little_transfers(self)
+        own, whole = self.transfer, _pooled(self.of_the_loss)
+        if own is not None and own[0] + SURE * own[1] < NOTHING:
+            return True
+        return whole is not None and whole[0] + whole[1] < LITTLE
 
     @property
     def log_rates(self) -> list[float]:
@@ -226,11 +229,6 @@ class ModeWatch:
     def transfer(self) -> tuple[float, float] | None:
         """What is known of its transfer from the latest probes together."""
         return _pooled(self.transfers)
-
-    @property
-    def transfer_of_the_loss(self) -> tuple[float, float] | None:
-        """Likewise of the loss."""
-        return _pooled(self.of_the_loss)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> ModeWatch:
@@ -264,14 +262,6 @@ class ModeWatch:
         if reading.of_the_loss is not None:
             self.of_the_loss = [*self.of_the_loss, reading.of_the_loss][-POOLED:]
         self.rest = max(self.rest - 1, 0)
-
-
-def _little_transfers(watch: ModeWatch) -> bool:
-    """Whether steps on one batch do next to nothing for another, or little for all its loss."""
-    own, whole = watch.transfer, watch.transfer_of_the_loss
-    if own is not None and own[0] + SURE * own[1] < NOTHING:
-        return True
-    return whole is not None and whole[0] + whole[1] < LITTLE
 
 
 def _pooled(readings: Sequence[tuple[float, float]]) -> tuple[float, float] | None:

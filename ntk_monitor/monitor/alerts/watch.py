@@ -115,12 +115,9 @@ class StallWatch:
         for reading in readings:
             watch = self.watches.setdefault(reading.mode, ModeWatch())
             known = math.isfinite(reading.learned) and not math.isnan(reading.steps)
-            if not known or watch.state == "not judged":
-                fresh = watch.state in {"warming up", "not judged"}
-                watch.state = ("warming up" if known else "not judged") if fresh else watch.state
-            if not known:
-                continue
-            if watch.steps and step <= watch.steps[-1]:
+            if watch.state in {"warming up", "not judged"}:
+                watch.state = "warming up" if known else "not judged"
+            if not known or (watch.steps and step <= watch.steps[-1]):
                 continue
             watch.add(step, reading, self.rule.window * LONGEST)
             evidence[reading.mode] = None if early else self._evidence(watch, remaining)
