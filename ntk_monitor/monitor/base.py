@@ -45,6 +45,7 @@ class BaseMonitor:
         states: The states that are followed, each with its latest ``snapshot`` and its ``metrics``;
             ``metrics.compute()`` pools all snapshots since training began or was resumed.
         failures: How many probes failed, and whether there will be more.
+        probe_batch: What to probe on.
     """
 
     who: ClassVar[str] = "NTKMonitor"
@@ -111,7 +112,7 @@ class BaseMonitor:
             two_kinds=self.probe.tier == "kernel",
         )
         self.redraw_every_n_epochs = draws
-        self.kept = ProbeBatch(probe_batch)
+        self.probe_batch = probe_batch
         self.on_error = on_error
         self.figures = figures
         self._wanted_state = state
@@ -134,11 +135,6 @@ class BaseMonitor:
         self._begun = self._skipped = False
         self._ahead = Ahead()
         self._score = Score()
-
-    @property
-    def probe_batch(self) -> Any:  # noqa: ANN401
-        """What to probe on."""
-        return self.kept.choice
 
     @property
     def probe(self) -> Probe:
