@@ -150,15 +150,9 @@ class ApplyRemedy(Callback):
         if any(a is not b for a, b in zip(after, before, strict=True)):
             trainer.strategy.optimizers = after
 
-    def on_train_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ANN401
         """Change the data that come next."""
-        del pl_module, batch, batch_idx
+        del pl_module
         if self.remedy.changes_data:
             data = getattr(trainer, "datamodule", None) or trainer.train_dataloader
             self.remedy.change_data(data, trainer.global_step / planned_steps(trainer))
