@@ -146,16 +146,12 @@ class Race:
         """All trials so far."""
         baseline = self._baseline or Trial(Remedy(), {}, ended="was not tried to its end")
         both = (self._later[True], self._later[False]) if len(self._later) == 2 else None
-        return Trials(baseline, tuple(_ranked([*self._found, *self._not_tried])), both)
+        return Trials(baseline, tuple(sorted([*self._found, *self._not_tried], key=_rank)), both)
 
 
-def _ranked(trials: Sequence[Trial]) -> list[Trial]:
+def _rank(trial: Trial) -> tuple[int, float]:
     """Best first: whole ones by their loss, then by how far they came, then those without any."""
-
-    def key(trial: Trial) -> tuple[int, float]:
-        loss = trial.loss
-        if loss is None or not math.isfinite(loss.value):
-            return (0, 0.0)
-        return (-max(trial.losses) - STAGES * trial.is_whole, loss.value)
-
-    return sorted(trials, key=key)
+    loss = trial.loss
+    if loss is None or not math.isfinite(loss.value):
+        return (0, 0.0)
+    return (-max(trial.losses) - STAGES * trial.is_whole, loss.value)

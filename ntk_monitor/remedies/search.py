@@ -160,11 +160,10 @@ def _elsewhere(race: Race, bar: Progress, deadline: float, processes: int) -> No
             if not busy:
                 return
             for number, each in list(busy.items()):
-                job = each.job
                 found = each.result(NEWS / len(busy))
                 bar.moved(each.done)
-                if found is not None and job is not None:
+                if found is not None:
                     del busy[number]
-                    race.learn(job, found)
+                    race.learn(each.job, found)
                     bar.done(found)
     race.stop(LATE)

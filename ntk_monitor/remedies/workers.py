@@ -24,7 +24,7 @@ class Worker:
     """A process that makes one trial after the other.
 
     Attributes:
-        job: What it is at, or None.
+        job: What it is at, or was at last.
         done: The share of it that is done.
     """
 
@@ -39,8 +39,6 @@ class Worker:
         self._process = context.Process(target=_work, args=(other, threads), daemon=True)
         self._process.start()
         other.close()
-        self.job: Job | None = None
-        self.done = 0.0
         self._heard = False
 
     def start(self, job: Job) -> None:
@@ -49,7 +47,8 @@ class Worker:
         Args:
             job: The trial.
         """
-        self.job, self.done = job, 0.0
+        self.job = job
+        self.done = 0.0
         self._pipe.send(job)
 
     def result(self, patience: float) -> Trial | None:
@@ -61,23 +60,19 @@ class Worker:
         Returns:
             The trial, also where the process died of it; None while it goes on.
         """
-        assert self.job is not None
-        job = self.job
         try:
             while self._pipe.poll(patience):
                 found = self._pipe.recv()
                 self._heard = True
                 if isinstance(found, Trial):
-                    self.job = None
                     return found
                 self.done, patience = found, 0.0
         except (EOFError, OSError):
-            self.job = None
             self._process.join(1.0)
             why = f"failed: its process ended with code {self._process.exitcode}"
             if not self._heard:
                 why += GUARD
-            return Trial(job.remedy, {}, ended=why)
+            return Trial(self.job.remedy, {}, ended=why)
         return None
 
     @property
