@@ -68,7 +68,7 @@ class ProbingTrainer(Trainer):
         model.configure_model()
         batch = probe_batch(self, model, datamodule, monitor.probe_batch)
         console = Console()
-        found: list[tuple[Checkpoint, Snapshot]] = []
+        found: list[tuple[int, Snapshot]] = []
         files = checkpoint_files(ckpt)
         stems = ["initial" if path is None else path.stem for path in files]
         for index, path in enumerate(track(files, "probes", console=console)):
@@ -81,15 +81,15 @@ class ProbingTrainer(Trainer):
             except Exception as error:
                 warnings.warn(f"{path} could not be probed: {error}", stacklevel=2)
                 continue
-            found.append((checkpoint, snapshot))
+            found.append((checkpoint.step, snapshot))
             if output is not None:
                 stem = stems[index]
                 name = stem if stems.count(stem) == 1 else f"{index + 1}-{stem}"
                 snapshot.save(Path(output) / f"{name}.npz")
         if not found:
             raise ValueError("no checkpoint could be probed; the warnings above say why")
-        found.sort(key=lambda pair: pair[0].step)
-        console.print(*series_tables([(c.step, s) for c, s in found]))
+        found.sort(key=lambda pair: pair[0])
+        console.print(*series_tables(found))
         return [snapshot for _, snapshot in found]
 
 
