@@ -174,9 +174,10 @@ class StallWatch:
         if self._is_out_of_reach(watch, remaining):
             in_time = found.too_late <= self.rule.level
         else:
-            in_time = found.too_slow <= self.rule.level or _transfers(watch, remaining)
+            moves = _teaches(watch, 0.0) and not watch.has_stood_still(remaining)
+            in_time = found.too_slow <= self.rule.level or moves
             too_slow = too_slow and not in_time
-            in_vain = in_vain or not _teaches(watch)
+            in_vain = in_vain or not _teaches(watch, NOTHING)
         if too_slow:
             return "unpredictable" if in_vain and not explained else "stalled"
         return "learning" if in_time else "insufficient data"
@@ -205,20 +206,10 @@ class StallWatch:
         watch.state = proposal
 
 
-def _teaches(watch: ModeWatch) -> bool:
-    """Whether steps on one batch certainly do much for another."""
+def _teaches(watch: ModeWatch, least: float) -> bool:
+    """Whether steps on one batch certainly do more than so much for another."""
     known = watch.transfer
-    return known is not None and known[0] - SURE * known[1] > NOTHING
-
-
-def _transfers(watch: ModeWatch, remaining: float) -> bool:
-    """Whether steps on one batch certainly teach another, and the mode has not stood still."""
-    known = watch.transfer
-    return (
-        known is not None
-        and known[0] - SURE * known[1] > 0
-        and not watch.has_stood_still(remaining)
-    )
+    return known is not None and known[0] - SURE * known[1] > least
 
 
 def _p_values(line: Trend | None, needed: float) -> tuple[float, float]:
