@@ -351,10 +351,11 @@ class Schedule(Account):
         """Account for figures, as a part of the probe that goes on.
 
         Args:
-            seconds: Wall time that all of this probe's took so far.
+            seconds: Wall time that they took.
         """
-        self.figures_spent += seconds - self._drawn
-        self.figure_seconds = self._drawn = seconds
+        self.figures_spent += seconds
+        self._drawn += seconds
+        self.figure_seconds = self._drawn
 
     def record(self, seconds: float) -> None:
         """Account for time that has gone to probes.

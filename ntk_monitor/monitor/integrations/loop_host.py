@@ -19,7 +19,7 @@ from ntk_monitor.model.step import LossFn
 from ntk_monitor.monitor.alerts.service import StallDetector
 from ntk_monitor.monitor.base import BaseMonitor
 from ntk_monitor.monitor.host import Host, world
-from ntk_monitor.monitor.reporting.user_loggers import SummaryWriterLogger, folder_of
+from ntk_monitor.monitor.reporting.user_loggers import SummaryWriterLogger
 from ntk_monitor.monitor.settings import LoopKeywords
 from ntk_monitor.probe import Probe
 from ntk_monitor.processes import ALONE, Processes
@@ -200,7 +200,9 @@ class LoopHost(Host):
 
     @property
     def run_folder(self) -> str | None:  # noqa: D102
-        return folder_of(self.loggers, self._log_dir)
+        first = next(iter(self.loggers), None)
+        found = self._log_dir or getattr(first, "log_dir", None) or getattr(first, "save_dir", None)
+        return None if found is None else str(found)
 
     def stop(self) -> None:  # noqa: D102
         self._monitor.should_stop = True

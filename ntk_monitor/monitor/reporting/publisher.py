@@ -78,7 +78,7 @@ class Publisher:
         overhead = self.schedule.overhead
         row: dict[str, float] = {"step": step}
         self.history.append(row)
-        drawn, whole = 0.0, any(snapshot.trace.is_finite for snapshot in snapshots)
+        whole = any(snapshot.trace.is_finite for snapshot in snapshots)
         drawing = self._may_draw(host, started, final=final) and whole
         self.schedule.figures_due &= not whole  # who is told now may ask for the next
         for state, snapshot in zip(states, snapshots, strict=True):
@@ -94,8 +94,7 @@ class Publisher:
             self._lay_out(host, states, step)
             self._write(host, state, snapshot, step)
             if drawing and snapshot.trace.is_finite:
-                drawn += self._draw(host, state, snapshot, step)
-                self.schedule.drew(drawn)
+                self.schedule.drew(self._draw(host, state, snapshot, step))
             if state is states[0]:
                 host.tell(snapshot, step)
 

@@ -48,7 +48,7 @@ class Sink:
             True if `figures` does something.
         """
         del logger
-        return False
+        return type(self).figures is not Sink.figures
 
     def figures(self, logger: Any, figures: Mapping[str, Figure], step: int) -> None:  # noqa: ANN401
         """Keep figures.
@@ -120,10 +120,6 @@ class WandbSink(Sink):
         """Begin with nothing said."""
         self._said: dict[str, list[list[Any]]] = {}
 
-    def takes_figures(self, logger: Any) -> bool:  # noqa: ANN401, D102
-        del logger
-        return True
-
     def figures(self, logger: Any, figures: Mapping[str, Figure], step: int) -> None:  # noqa: ANN401, D102
         import wandb  # noqa: PLC0415 (the logger has imported it)
 
@@ -161,10 +157,6 @@ class MLFlowSink(Sink):
             The tag, under ``probe/`` where its first part is a usual name of a number.
         """
         return f"probe/{tag}" if tag.split("/", maxsplit=1)[0] in USUAL else tag
-
-    def takes_figures(self, logger: Any) -> bool:  # noqa: ANN401, D102
-        del logger
-        return True
 
     def figures(self, logger: Any, figures: Mapping[str, Figure], step: int) -> None:  # noqa: ANN401, D102
         for tag, figure in figures.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,18 +93,3 @@ def writer_in(folder: str, steps: int) -> SummaryWriterLogger:
             "one run: give log_dir= another folder, or empty that one"
         )
     return SummaryWriterLogger(SummaryWriter(folder, filename_suffix=OWN))
-
-
-def folder_of(loggers: Sequence[Any], log_dir: str | None) -> str | None:
-    """The folder of a run.
-
-    Args:
-        loggers: Its loggers.
-        log_dir: The folder that was asked for.
-
-    Returns:
-        That, else the folder that the first logger names, or None.
-    """
-    first = next(iter(loggers), None)
-    found = log_dir or getattr(first, "log_dir", None) or getattr(first, "save_dir", None)
-    return None if found is None else str(found)
