@@ -214,12 +214,9 @@ class LightningTraining:
         settings = {k: v for k, v in self.trainer.items() if k not in NOT_OURS}
         if self.max_steps is not None:
             settings = {"max_epochs": -1, **settings, "max_steps": self.max_steps}
-        kept: list[Callback] = []
-        left: list[Callback] = []
-        for callback in self.trainer.get("callbacks") or ():
-            names = {kind.__name__ for kind in type(callback).__mro__}
-            (kept if names & set(KEPT) else left).append(callback)
-        course.without(left)
+        callbacks = list(self.trainer.get("callbacks") or ())
+        kept = [c for c in callbacks if {kind.__name__ for kind in type(c).__mro__} & set(KEPT)]
+        course.without(c for c in callbacks if c not in kept)
         watch = NTKMonitor(
             probe_batch=lambda trainer, _: held_on_device(trainer, loaders.held)[0], **monitor
         )
