@@ -57,11 +57,7 @@ class Course:
     seconds: float = 0.0
 
     def begin(
-        self,
-        step: int,
-        planned: float,
-        held_out: HeldOut,
-        measure: Callable[[], tuple[float, ...]],
+        self, step: int, planned: float, held_out: HeldOut, measure: Callable[[], tuple[float, ...]]
     ) -> None:
         """The training is ready for its first step.
 

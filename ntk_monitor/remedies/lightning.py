@@ -255,10 +255,7 @@ class _Stages(Callback):
         for config in trainer.lr_scheduler_configs:
             config.strict = False  # what a scheduler looks at may be of a validation that is not
         self._course.begin(
-            trainer.global_step,
-            planned_steps(trainer),
-            held,
-            lambda: losses(pl_module, batches),
+            trainer.global_step, planned_steps(trainer), held, lambda: losses(pl_module, batches)
         )
         self._watch.schedule.plan = [self._course.last]
 

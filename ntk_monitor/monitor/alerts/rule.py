@@ -13,13 +13,7 @@ from typing import Any, Literal, get_args
 import msgspec
 import numpy as np
 
-from ntk_monitor.monitor.alerts.trends import (
-    FEWEST_PROBES,
-    LARGEST_LOG,
-    ROUNDING,
-    means_of,
-    trend,
-)
+from ntk_monitor.monitor.alerts.trends import FEWEST_PROBES, LARGEST_LOG, ROUNDING, means_of, trend
 
 ModeState = Literal[
     "warming up",

@@ -191,11 +191,7 @@ class StallDetector:
             )
 
     def _alerts_of(
-        self,
-        changes: dict[int, ModeState],
-        snapshot: Snapshot,
-        remaining: float,
-        step: int,
+        self, changes: dict[int, ModeState], snapshot: Snapshot, remaining: float, step: int
     ) -> list[Alert]:
         """What is to be told: modes that have stalled, move again, or cannot be predicted."""
         alerts = []

@@ -15,14 +15,7 @@ from ntk_monitor.monitor.alerts.rule import (
     Reading,
     StallRule,
 )
-from ntk_monitor.monitor.alerts.trends import (
-    FEWEST_PROBES,
-    LONGEST,
-    ROUNDING,
-    Trend,
-    growth,
-    holm,
-)
+from ntk_monitor.monitor.alerts.trends import FEWEST_PROBES, LONGEST, ROUNDING, Trend, growth, holm
 
 FALLEN_BACK = 0.05
 """How far below the threshold a learned mode must fall to count as unlearned again."""
@@ -216,7 +209,4 @@ def _p_values(line: Trend | None, needed: float) -> tuple[float, float]:
     """P-values of a slope of at least, and of at most, what is needed; 1 where nothing is known."""
     if line is None:
         return 1.0, 1.0
-    return (
-        line.probability_of(needed, at_least=True),
-        line.probability_of(needed, at_least=False),
-    )
+    return (line.probability_of(needed, at_least=True), line.probability_of(needed, at_least=False))
