@@ -210,16 +210,11 @@ class Trials:
         trial = trial or self.best
         if trial is None:
             raise ValueError(f"there is no remedy to train with. {self.verdict}")
-        return {
-            "trainer": {
-                "callbacks+": [
-                    {
-                        "class_path": "ntk_monitor.remedies.ApplyRemedy",
-                        "init_args": {"remedy": _plain(trial.remedy)},
-                    }
-                ]
-            }
+        callback = {
+            "class_path": "ntk_monitor.remedies.ApplyRemedy",
+            "init_args": {"remedy": _plain(trial.remedy)},
         }
+        return {"trainer": {"callbacks+": [callback]}}
 
     def save(self, path: str | os.PathLike[str], trial: Trial | None = None) -> Path:
         """Write the overlay as YAML, for ``ntk-monitor fit --config base.yaml --config FILE``.
