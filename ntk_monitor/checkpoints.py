@@ -16,6 +16,7 @@ from rich.table import Table
 
 from ntk_monitor.compat import tree_leaves
 from ntk_monitor.monitor import NTKMonitor
+from ntk_monitor.monitor.integrations.lightning.callback import monitors_of
 from ntk_monitor.monitor.integrations.lightning.trainer import first_batch
 from ntk_monitor.snapshot import Snapshot
 
@@ -62,8 +63,7 @@ class ProbingTrainer(Trainer):
         Raises:
             ValueError: If no file matches, or none could be probed.
         """
-        monitors = [c for c in self.callbacks if isinstance(c, NTKMonitor)]  # type: ignore[attr-defined]
-        monitor = monitors[0] if monitors else NTKMonitor()
+        monitor = next(iter(monitors_of(self)), None) or NTKMonitor()
         model.trainer = self
         model.configure_model()
         batch = probe_batch(self, model, datamodule, monitor.probe_batch)

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.text import Text
 
 from ntk_monitor.checkpoints import ProbingTrainer
-from ntk_monitor.monitor import NTKMonitor, StallAlert
+from ntk_monitor.monitor import StallAlert
+from ntk_monitor.monitor.integrations.lightning.callback import monitors_of
 from ntk_monitor.views import summary_tables, summary_verdict
 from ntk_monitor.views.summary import STYLES
 from ntk_monitor.views.verdict import Judge
@@ -42,10 +43,9 @@ def print_summary(trainer: Trainer, console: Console) -> None:
         trainer: A Trainer that has finished.
         console: Where to print.
     """
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    alerts = [c for c in callbacks if isinstance(c, StallAlert)]
+    alerts = [c for c in trainer.callbacks if isinstance(c, StallAlert)]  # type: ignore[attr-defined]
     history = alerts[0].history if alerts else {}
-    for i, monitor in enumerate(c for c in callbacks if isinstance(c, NTKMonitor)):
+    for i, monitor in enumerate(monitors_of(trainer)):
         if monitor.snapshot is None:
             console.print("NTKMonitor: no probe succeeded", style="bold red")
             continue

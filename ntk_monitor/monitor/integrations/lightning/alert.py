@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ntk_monitor.monitor.alerts.service import StallDetector
-from ntk_monitor.monitor.integrations.lightning.callback import NTKMonitor
+from ntk_monitor.monitor.integrations.lightning.callback import NTKMonitor, monitors_of
 from ntk_monitor.monitor.integrations.lightning.trainer import CallbackOfEither, TrainerHost
 from ntk_monitor.snapshot import Snapshot
 
@@ -82,5 +82,4 @@ class StallAlert(StallDetector, CallbackOfEither):
 
 def _watched(trainer: Trainer) -> NTKMonitor | None:
     """The first monitor that follows target modes."""
-    monitors = [c for c in trainer.callbacks if isinstance(c, NTKMonitor)]  # type: ignore[attr-defined]
-    return next((monitor for monitor in monitors if monitor.probe.modes), None)
+    return next((monitor for monitor in monitors_of(trainer) if monitor.probe.modes), None)

@@ -79,11 +79,7 @@ class NTKMonitor(BaseMonitor, CallbackOfEither):
                 "NTKMonitor(probe_batch='val') needs validation batches, and the Trainer has "
                 "limit_val_batches=0: use probe_batch='train'"
             )
-        others = [
-            c
-            for c in trainer.callbacks  # type: ignore[attr-defined]
-            if isinstance(c, NTKMonitor) and c is not self
-        ]
+        others = [monitor for monitor in monitors_of(trainer) if monitor is not self]
         names = {state.name for state in self.states}
         if any(state.name in names for other in others for state in other.states):
             raise MisconfigurationException(
@@ -157,3 +153,15 @@ class NTKMonitor(BaseMonitor, CallbackOfEither):
         """The last probe, where the training ended before it, and a word on what was missed."""
         step = batches_that_stepped(trainer, in_batch_end=False)
         self._end(TrainerHost(trainer, pl_module), step)
+
+
+def monitors_of(trainer: Trainer) -> list[NTKMonitor]:
+    """The monitors of a training.
+
+    Args:
+        trainer: Its Trainer.
+
+    Returns:
+        Those among its callbacks, in order.
+    """
+    return [c for c in trainer.callbacks if isinstance(c, NTKMonitor)]  # type: ignore[attr-defined]
