@@ -122,11 +122,7 @@ class BaseMonitor:
         """A training begins: nothing is known of it yet."""
         self.failures = Failures("a probe", self.on_error, self.who)
         self._publisher = Publisher(
-            self.schedule,
-            self.on_error,
-            self.probe.time_limit,
-            figures=self.figures,
-            who=self.who,
+            self.schedule, self.on_error, self.probe.time_limit, figures=self.figures, who=self.who
         )
         self.schedule.reset()
         for state in self.states:
@@ -239,13 +235,12 @@ class BaseMonitor:
                 ahead=self._ahead,
             )
             self.kept.renew_second()
-        except (NothingTrainedError, SkippedBatchError) as error:
-            self.schedule.record(self.schedule.clock() - started)
-            self._wait(host, error)
-            return
         except Exception as error:
             self.schedule.record(self.schedule.clock() - started)
-            self.failures.failed(error)
+            if isinstance(error, (NothingTrainedError, SkippedBatchError)):
+                self._wait(host, error)
+            else:
+                self.failures.failed(error)
             return
         if snapshots:
             scored = self._score.kept(snapshots[0], host.global_step)
@@ -260,8 +255,7 @@ class BaseMonitor:
             return NONE
         if not host.is_global_zero:
             return self._most
-        step, epoch = host.global_step, host.current_epoch
-        return self.schedule.choose(step, epoch, self._most, final=final)
+        return self.schedule.choose(host.global_step, host.current_epoch, self._most, final=final)
 
     @property
     def _most(self) -> int:
@@ -296,8 +290,7 @@ class BaseMonitor:
         """Say once what is planned, when the time of a step is known."""
         if host.global_step > self.schedule.base and not self.schedule.announced:
             self.schedule.announced = True
-            step, epoch = host.global_step, host.current_epoch
-            words = intentions(self.schedule, step, epoch, self._most)
+            words = intentions(self.schedule, host.global_step, host.current_epoch, self._most)
             if words:
                 host.inform(f"{self.who}: {words}")
 
@@ -322,6 +315,6 @@ class BaseMonitor:
         finally:
             seconds = self.schedule.clock() - started
             products = sum(snapshot.products for snapshot in snapshots) / len(snapshots)
-            step, epoch = host.global_step, host.current_epoch
-            self.schedule.record_probe(seconds, step, epoch, choice, products)
+            done, epoch = host.global_step, host.current_epoch
+            self.schedule.record_probe(seconds, done, epoch, choice, products)
             self._announce(host)

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ntk_monitor.monitor.schedule import (
-    FIGURE_SHARE,
-    RESERVE,
-    VERDICT_PROBES,
-    WARMUP,
-    Schedule,
-)
+from ntk_monitor.monitor.schedule import FIGURE_SHARE, RESERVE, VERDICT_PROBES, WARMUP, Schedule
 
 FEWEST = math.ceil(VERDICT_PROBES / (1 - WARMUP))
 """Evenly spread probes of which enough for a verdict come after the first tenth."""
@@ -68,8 +62,8 @@ def shortcomings(schedule: Schedule, step: int) -> list[str]:
     if schedule.judged >= VERDICT_PROBES or math.isinf(schedule.total) or not step:
         return []
     steps = min(schedule.total, step)
-    judged = schedule.judged
-    return [f"{judged} of its probes came after its first tenth, {too_few(schedule, steps)}"]
+    few = too_few(schedule, steps)
+    return [f"{schedule.judged} of its probes came after its first tenth, {few}"]
 
 
 def too_few(schedule: Schedule, steps: float) -> str:

@@ -70,11 +70,10 @@ class TrackedState:
             Numbers by tag, without the prefix.
         """
         self.snapshot = snapshot
-        if snapshot.tier != self.probe.tier:  # a frozen body: there is no kernel to pool
-            return snapshot.scalars()
-        values = {tag: float(value) for tag, value in self.metrics(snapshot).items()}
         scalars = snapshot.scalars()
-        scalars.update({tag: value for tag, value in values.items() if tag in scalars})
+        if snapshot.tier == self.probe.tier:  # of a frozen body there is no kernel to pool
+            pooled = self.metrics(snapshot)
+            scalars |= {tag: float(value) for tag, value in pooled.items() if tag in scalars}
         return scalars
 
 
