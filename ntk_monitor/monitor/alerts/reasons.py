@@ -176,9 +176,13 @@ def _in_the_activity(mode: TargetMode, snapshot: Snapshot, remaining: float) -> 
 def _in_the_kernel(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Found:
     """A propagator that lets the state follow far less than the activity promises."""
     del remaining
-    if not _is_suppressed(mode, snapshot.target_modes):
-        return None
-    return "propagator", f"gain {mode.gain:.2g}, core overlap {mode.core_overlap:.2g}"
+    modes = snapshot.target_modes
+    best = max(modes, key=lambda other: other.gain if math.isfinite(other.gain) else -1.0)
+    promised = mode.core_overlap / best.core_overlap if best.core_overlap else math.nan
+    share = 1.0 if math.isnan(promised) else min(promised, 1.0)
+    if mode.gain < LOST * share * best.gain:
+        return "propagator", f"gain {mode.gain:.2g}, core overlap {mode.core_overlap:.2g}"
+    return None
 
 
 def _in_the_steps(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Found:
@@ -246,13 +250,6 @@ def _opened(mode: TargetMode, name: str, remaining: float) -> str:
         return ""
     by_rate = (LEARNED - mode.learned) / rate
     return f"{name} {by_rate:.3g} steps at its rate" if by_rate <= FAR * remaining else ""
-
-
-def _is_suppressed(mode: TargetMode, modes: Sequence[TargetMode]) -> bool:
-    best = max(modes, key=lambda other: other.gain if math.isfinite(other.gain) else -1.0)
-    promised = mode.core_overlap / best.core_overlap if best.core_overlap else math.nan
-    share = 1.0 if math.isnan(promised) else min(promised, 1.0)
-    return mode.gain < LOST * share * best.gain
 
 
 _ADVICE: dict[str, str] = {

@@ -17,6 +17,8 @@ from ntk_monitor.monitor.alerts.rule import (
 )
 from ntk_monitor.monitor.alerts.trends import FEWEST_PROBES, LONGEST, ROUNDING, Trend, growth, holm
 
+VERDICTS = frozenset({"stalled", "unpredictable"})
+"""The states of a mode that is not learned in time."""
 FALLEN_BACK = 0.05
 """How far below the threshold a learned mode must fall to count as unlearned again."""
 
@@ -69,9 +71,8 @@ class StallWatch:
     @property
     def unsure(self) -> frozenset[int]:
         """The modes that are stalled or unpredictable, and only stand still."""
-        judged = {"stalled", "unpredictable"}
         watches = self.watches.items()
-        return frozenset(i for i, w in watches if w.state in judged and not w.certain)
+        return frozenset(i for i, w in watches if w.state in VERDICTS and not w.certain)
 
     @property
     def states(self) -> dict[int, ModeState]:
@@ -177,25 +178,22 @@ class StallWatch:
 
     def _propose(self, watch: ModeWatch, proposal: ModeState, *, last: bool) -> None:
         """Take a proposal over once enough probes in a row agree."""
-        verdicts = {"stalled", "unpredictable"}
-        if proposal in verdicts and (watch.rest or last) and watch.state != proposal:
-            proposal = watch.proposed if watch.proposed not in verdicts else "insufficient data"
+        if proposal in VERDICTS and (watch.rest or last) and watch.state != proposal:
+            proposal = watch.proposed if watch.proposed not in VERDICTS else "insufficient data"
         watch.agreeing = watch.agreeing + 1 if proposal == watch.proposed else 1
         watch.proposed = proposal
         at_once = proposal == "learned" or (
-            watch.state == "warming up" and proposal not in verdicts
+            watch.state == "warming up" and proposal not in VERDICTS
         )
         if proposal == watch.state or not (at_once or watch.agreeing >= self.rule.patience):
             return
-        if watch.state in {"stalled", "recovered", "unpredictable"}:
-            if proposal == "insufficient data":
-                return  # not knowing is no change
-            if proposal == "learning" and watch.state == "recovered":
-                return
-            if watch.state == "stalled" and proposal == "learning":
-                proposal = "recovered"
+        if proposal == "insufficient data" and watch.state in VERDICTS | {"recovered"}:
+            return  # not knowing is no change
+        if proposal == "learning" and watch.state == "recovered":
+            return
         if watch.state == "stalled":
             watch.rest = self.rule.cooldown + 1
+            proposal = "recovered" if proposal == "learning" else proposal
         watch.state = proposal
 
 
