@@ -160,8 +160,7 @@ class _Stages(TrainerCallback):
             progress = state.global_step / state.max_steps
             self.remedy.change_data(self.trainer.train_dataset, progress)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:  # noqa: ANN401
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
         del args
         if self.course.step(state.global_step):
             control.should_training_stop = True
-        return control
