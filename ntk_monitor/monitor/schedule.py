@@ -275,7 +275,7 @@ class Schedule(Account):
         if self.max_overhead is None or self._started is None:
             return most
         left, (cheap, whole) = self._left(step), self._costs(step, most)
-        size = self.size or self._size(step, most)
+        size = self._size(step, most)
         if final or (step and self.passed(step, epoch) >= self.end(step, epoch)):
             left = self.limit(step) - self.spent  # what was kept for figures, too
             return size if whole <= left and self.probes else self._cheap_within(left)
@@ -446,13 +446,12 @@ class Schedule(Account):
         if not self.two_kinds:
             each = self.cheap_seconds or self.whole_seconds
             return each, each
-        size = self.size or self._size(step, most)
-        whole = self.whole_seconds or self.per_product * (size + PASSES)
+        whole = self.whole_seconds or self.per_product * (self._size(step, most) + PASSES)
         return self.cheap_seconds or whole, whole
 
     def _size(self, step: int, most: int) -> int:
-        """Products of the first whole probe."""
-        return products_of_whole(self.limit(step), self.per_product, most)
+        """Products of a whole probe, as many as of the first one."""
+        return self.size or products_of_whole(self.limit(step), self.per_product, most)
 
     def ahead(self, step: int, epoch: int, most: int) -> Outlook:
         """What is planned from here on, the last probe not counted.

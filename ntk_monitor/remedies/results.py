@@ -287,9 +287,8 @@ def _gain(trial: Trial, baseline: Trial) -> Estimate | None:
 
 
 def _percent(gain: Estimate) -> str:
-    return (
-        f"{gain.value:.0%}" if math.isnan(gain.stderr) else f"{gain.value:.0%} ± {gain.stderr:.0%}"
-    )
+    error = "" if math.isnan(gain.stderr) else f" ± {gain.stderr:.0%}"
+    return f"{gain.value:.0%}{error}"
 
 
 def _steps(steps: float) -> str:

@@ -196,10 +196,9 @@ def _in_the_steps(mode: TargetMode, snapshot: Snapshot, remaining: float) -> Fou
         return "gradient noise", f"{mode.steps_to_learn:.3g} steps on the batch that is probed"
     rates = dict(mode.rate_if)
     times = rates.get("with Adam", 0.0) / rates["as it is"] if rates.get("as it is") else 0.0
-    text = (
-        f"{times:.2g} times the rate with Adam" if times > 1 else "no change that was tried helps"
-    )
-    return "propagator", text
+    if times > 1:
+        return "propagator", f"{times:.2g} times the rate with Adam"
+    return "propagator", "no change that was tried helps"
 
 
 Look = Callable[[TargetMode, Snapshot, float], Found]
