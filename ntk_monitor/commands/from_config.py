@@ -34,8 +34,10 @@ class FromConfig:
         return LightningTraining(maker.model, maker.datamodule, maker.settings)
 
 
-class _Reader(LightningCLI):
-    """Reads a config, and makes nothing."""
+class _Maker(LightningCLI):
+    """Makes what a config says, but its Trainer."""
+
+    settings: dict[str, Any]
 
     def __init__(self, arguments: list[str]) -> None:
         with command_line(arguments), silent(*LIBRARIES):
@@ -49,21 +51,15 @@ class _Reader(LightningCLI):
                 run=False,
             )
 
-    def instantiate_classes(self) -> None:
-        pass
-
-
-class _Maker(_Reader):
-    """Makes what a config says, but its Trainer."""
-
-    settings: dict[str, Any]
-
-    def instantiate_classes(self) -> None:
-        LightningCLI.instantiate_classes(self)
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
         del kwargs
-        found = dict(self.config_init["trainer"])
-        found.pop("logger", None)  # which would write files
-        self.settings = found
+        self.settings = dict(self.config_init["trainer"])
+        self.settings.pop("logger", None)  # which would write files
         return None  # type: ignore[return-value]
+
+
+class _Reader(_Maker):
+    """Reads a config, and makes nothing."""
+
+    def instantiate_classes(self) -> None:
+        pass
