@@ -62,16 +62,19 @@ def of_validation(loader: Iterable[Any]) -> HeldOut:
     return HeldOut([keep_batch(b) for b in islice(iter(loader), BATCHES)], "validation data")
 
 
-def set_apart(data: Any) -> tuple[HeldOut, Any]:  # noqa: ANN401
-    """Hold out some of a training's data.
+def set_apart(data: Any, held_out: Iterable[Any] | None = None) -> tuple[HeldOut, Any]:  # noqa: ANN401
+    """Hold out some of a training's data, unless a user holds out others.
 
     Args:
         data: A loader, another iterable of batches, or a function that draws a batch.
+        held_out: The batches that a user holds out.
 
     Returns:
         What is held out, and the data without it: samples, where a loader says which are its own;
         else batches. Of a single batch nothing can be held out.
     """
+    if held_out is not None:
+        return given(held_out), data
     if callable(data) and not isinstance(data, Iterable):
         return HeldOut([keep_batch(data()) for _ in range(BATCHES)], "fresh training data"), data
     if _has_samples(data):

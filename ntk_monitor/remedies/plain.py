@@ -14,7 +14,7 @@ from ntk_monitor.model.isolation.quiet import random_states
 from ntk_monitor.model.step import LossFn
 from ntk_monitor.monitor import Monitor
 from ntk_monitor.remedies.course import Course
-from ntk_monitor.remedies.held_out import given, looker, loss_of, losses, set_apart
+from ntk_monitor.remedies.held_out import looker, loss_of, losses, set_apart
 from ntk_monitor.remedies.optimization import changed_optimizers
 from ntk_monitor.remedies.remedy import Loop, NotApplicableError, Remedy
 
@@ -62,10 +62,7 @@ class PlainTraining:
         if ckpt is not None:
             record = ckpt if isinstance(ckpt, dict) else torch.load(ckpt, weights_only=True)
             model.load_state_dict(record.get("state_dict", record))
-        if self.held_out is None:
-            held, data = set_apart(self.batches)
-        else:
-            held, data = given(self.held_out), self.batches
+        held, data = set_apart(self.batches, self.held_out)
         stream = _endless(data)
         first = next(stream)
         with random_states(model):

@@ -13,7 +13,7 @@ from transformers import DefaultFlowCallback, Trainer, TrainerCallback
 from ntk_monitor.model.isolation.quiet import random_states
 from ntk_monitor.monitor.integrations.transformers import ComputeLoss, NTKTrainerCallback
 from ntk_monitor.remedies.course import Course
-from ntk_monitor.remedies.held_out import HeldOut, given, looker, losses, of_validation, set_apart
+from ntk_monitor.remedies.held_out import HeldOut, looker, losses, of_validation, set_apart
 from ntk_monitor.remedies.optimization import changed_optimizers
 from ntk_monitor.remedies.remedy import Loop, Remedy
 
@@ -88,11 +88,9 @@ class TransformersTraining:
         """What is held out, and what is trained on."""
         trainer = self.trainer
         loader = trainer.get_train_dataloader()
-        if self.held_out is not None:
-            return given(self.held_out), loader
-        if trainer.eval_dataset is not None:
+        if self.held_out is None and trainer.eval_dataset is not None:
             return of_validation(trainer.get_eval_dataloader()), loader
-        return set_apart(loader)
+        return set_apart(loader, self.held_out)
 
     def _without_files(self, folder: str, course: Course) -> None:
         """Neither checkpoints nor logs, nor callbacks that may write some."""
