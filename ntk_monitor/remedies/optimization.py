@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ntk_monitor.checks import require
 from ntk_monitor.descent import plain_optimizer
-from ntk_monitor.reason import Reason
 from ntk_monitor.remedies.remedy import Loop, NotApplicableError, Remedy
 
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")
@@ -27,7 +26,7 @@ OF_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentu
 class LearningRate(Remedy):
     """A learning rate that is larger or smaller by a factor, with its schedule."""
 
-    reasons: ClassVar[tuple[Reason, ...]] = ("learning rate", "gradient noise")
+    reasons = ("learning rate", "gradient noise")
 
     def __init__(self, factor: float = 10.0) -> None:
         """Choose the factor.
@@ -59,7 +58,7 @@ class _Replacement(Remedy):
 class Adam(_Replacement):
     """Adam in place of an optimizer without a scale of its own for each parameter."""
 
-    reasons: ClassVar[tuple[Reason, ...]] = ("propagator", "core", "learning rate", "saturated")
+    reasons = ("propagator", "core", "learning rate", "saturated")
 
     def __init__(self, lr: float = 1e-3) -> None:
         """Choose the learning rate.
@@ -76,7 +75,7 @@ class Adam(_Replacement):
 class Shampoo(_Replacement):
     """Shampoo of pytorch-optimizer, which the paper trains with, where that is installed."""
 
-    reasons: ClassVar[tuple[Reason, ...]] = ("propagator",)
+    reasons = ("propagator",)
 
     def __init__(self, lr: float = 0.1) -> None:
         """Choose the learning rate.
@@ -95,7 +94,7 @@ class Shampoo(_Replacement):
 class WeightDecay(Remedy):
     """Another weight decay: none by default."""
 
-    reasons: ClassVar[tuple[Reason, ...]] = ("decay",)
+    reasons = ("decay",)
 
     def __init__(self, value: float = 0.0) -> None:
         """Choose it.
@@ -121,7 +120,7 @@ class WeightDecay(Remedy):
 class Clipping(Remedy):
     """Gradients that are clipped at another norm, or not at all."""
 
-    reasons: ClassVar[tuple[Reason, ...]] = ("clipping",)
+    reasons = ("clipping",)
 
     def __init__(self, norm: float | None = None) -> None:
         """Choose the norm.
@@ -144,7 +143,7 @@ class Clipping(Remedy):
 class LargerBatches(Remedy):
     """Several batches for each step."""
 
-    reasons: ClassVar[tuple[Reason, ...]] = ("gradient noise",)
+    reasons = ("gradient noise",)
 
     def __init__(self, times: int = 4) -> None:
         """Choose how many.
@@ -168,8 +167,8 @@ class Curriculum(Remedy):
     (easiest) to 1 (as it is), which holds from the next batch on.
     """
 
-    reasons: ClassVar[tuple[Reason, ...]] = ("core",)
-    changes_data: ClassVar[bool] = True
+    reasons = ("core",)
+    changes_data = True
 
     def __init__(self, over: float = 0.5) -> None:
         """Choose how long it takes.

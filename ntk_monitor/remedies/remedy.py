@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -51,9 +51,9 @@ class Remedy:
     """
 
     name: str = "as it is"
-    reasons: ClassVar[tuple[Reason, ...]] = ()
-    fresh: ClassVar[bool] = False
-    changes_data: ClassVar[bool] = False
+    reasons: tuple[Reason, ...] = ()
+    fresh: bool = False
+    changes_data: bool = False
     cost: float = 1.0
 
     def change_model(self, model: nn.Module, look: Look) -> None:
@@ -119,18 +119,9 @@ class Together(Remedy):
         self.remedies = list(remedies)
         self.name = " and ".join(each.name for each in remedies)
         self.cost = max(each.cost for each in remedies)
-
-    @property
-    def fresh(self) -> bool:  # type: ignore[override]  # noqa: D102
-        return any(each.fresh for each in self.remedies)
-
-    @property
-    def reasons(self) -> tuple[Reason, ...]:  # type: ignore[override]  # noqa: D102
-        return tuple(reason for each in self.remedies for reason in each.reasons)
-
-    @property
-    def changes_data(self) -> bool:  # type: ignore[override]  # noqa: D102
-        return any(each.changes_data for each in self.remedies)
+        self.fresh = any(each.fresh for each in remedies)
+        self.reasons = tuple(reason for each in remedies for reason in each.reasons)
+        self.changes_data = any(each.changes_data for each in remedies)
 
     def change_model(self, model: nn.Module, look: Look) -> None:  # noqa: D102
         for each in self.remedies:

@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ntk_monitor.checks import require
-from ntk_monitor.reason import Reason
 from ntk_monitor.remedies.remedy import Look, NotApplicableError, Remedy
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -28,7 +27,7 @@ BEYOND = 3.0
 class _OfRecurrence(Remedy):
     """Changes recurrent weights, gate by gate."""
 
-    fresh: ClassVar[bool] = True
+    fresh = True
 
     def __init__(self, weights: list[str] | None = None) -> None:
         """Choose the weights.
@@ -52,7 +51,7 @@ class _OfRecurrence(Remedy):
 class OrthogonalRecurrence(_OfRecurrence):
     """Orthogonal recurrent weights, which neither shrink a state nor make it explode."""
 
-    reasons: ClassVar[tuple[Reason, ...]] = ("core", "propagator")
+    reasons = ("core", "propagator")
     name = "orthogonal recurrent weights"
 
     def _change(self, kind: str, gates: tuple[Tensor, ...], biases: list[Tensor]) -> None:
@@ -64,7 +63,7 @@ class OrthogonalRecurrence(_OfRecurrence):
 class HoldingRecurrence(_OfRecurrence):
     """A recurrence that begins by holding its state: the identity, or gates that keep it."""
 
-    reasons: ClassVar[tuple[Reason, ...]] = ("core",)
+    reasons = ("core",)
     name = "recurrence that holds its state"
 
     def __init__(self, weights: list[str] | None = None, bias: float = 3.0) -> None:
@@ -89,8 +88,8 @@ class HoldingRecurrence(_OfRecurrence):
 class Gain(Remedy):
     """Recurrent weights, or where there are none all weights, times a factor."""
 
-    fresh: ClassVar[bool] = True
-    reasons: ClassVar[tuple[Reason, ...]] = ("core", "propagator")
+    fresh = True
+    reasons = ("core", "propagator")
 
     def __init__(self, factor: float = 2.0) -> None:
         """Choose the factor.
@@ -120,8 +119,8 @@ class UnitVariance(Remedy):
         Mishkin and Matas, All you need is a good init, ICLR 2016.
     """
 
-    fresh: ClassVar[bool] = True
-    reasons: ClassVar[tuple[Reason, ...]] = ("saturated", "propagator")
+    fresh = True
+    reasons = ("saturated", "propagator")
     name = "unit variance layer by layer"
 
     def change_model(self, model: nn.Module, look: Look) -> None:  # noqa: D102
@@ -146,7 +145,7 @@ class LiveUnits(Remedy):
     counts is what a linear or convolution layer before the readout gives.
     """
 
-    reasons: ClassVar[tuple[Reason, ...]] = ("saturated",)
+    reasons = ("saturated",)
     name = "live units"
 
     def change_model(self, model: nn.Module, look: Look) -> None:  # noqa: D102
@@ -176,7 +175,7 @@ class CentredReadout(Remedy):
     L-BFGS, with all else as it is.
     """
 
-    reasons: ClassVar[tuple[Reason, ...]] = ("readout",)
+    reasons = ("readout",)
     name = "centred readout"
 
     def change_model(self, model: nn.Module, look: Look) -> None:  # noqa: D102
@@ -210,8 +209,8 @@ class CentredReadout(Remedy):
 class Unfreeze(Remedy):
     """Parameters that are frozen train as well; weights that are all zero are drawn anew."""
 
-    fresh: ClassVar[bool] = True
-    reasons: ClassVar[tuple[Reason, ...]] = ("readout",)
+    fresh = True
+    reasons = ("readout",)
     name = "nothing frozen"
 
     def change_model(self, model: nn.Module, look: Look) -> None:  # noqa: D102
@@ -232,8 +231,8 @@ class FourierFeatures(Remedy):
         Tancik et al., Fourier features let networks learn high frequency functions, NeurIPS 2020.
     """
 
-    fresh: ClassVar[bool] = True
-    reasons: ClassVar[tuple[Reason, ...]] = ("core",)
+    fresh = True
+    reasons = ("core",)
     name = "Fourier features"
 
     def __init__(self, waves: int = 64, scale: float = 1.0, most_inputs: int = 4) -> None:
