@@ -313,7 +313,7 @@ def test_changes_of_state_are_recorded_with_and_without_an_alert(
 ) -> None:
     records: list[tuple[int, dict[str, Any]]] = []
     monkeypatch.setattr(
-        "ntk_monitor.monitor.alerts.service.write_record",
+        "ntk_monitor.monitor.reporting.reporter.write_record",
         lambda writer, tag, record, step: records.append((step, record)),
     )
     trainer.loggers = [SimpleNamespace(
