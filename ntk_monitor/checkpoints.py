@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from ntk_monitor.compat import tree_leaves
 from ntk_monitor.monitor import NTKMonitor
@@ -196,7 +196,4 @@ def series_tables(series: Sequence[tuple[int, Snapshot]]) -> list[Table]:
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
+    return Table(*(Column(name, justify="right") for name in columns), title=title)
