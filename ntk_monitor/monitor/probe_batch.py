@@ -94,8 +94,8 @@ class ProbeBatch:
             return
         self._has_second = True
         with suppress(Exception):  # what fails of the first batch is told of
-            alike = fingerprint(batch) == fingerprint(self.content)
-            if alike:  # the first batch of a loop is the one that it was begun with
+            if fingerprint(batch) == fingerprint(self.content):
+                # The first batch of a loop is the one that it was begun with.
                 self._has_second, self._seen_alike = self._seen_alike, True
             else:
                 self.second = None if size_of(batch) > MOST_BYTES else keep_batch(batch)
