@@ -143,8 +143,16 @@ class NTKMonitor(BaseMonitor, CallbackOfEither):
             step = batches_that_stepped(trainer, in_batch_end=False)
             self._visit(TrainerHost(trainer, pl_module), step, first=True)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ANN401
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
         """Probe when an optimizer step has made it due."""
+        del outputs, batch, batch_idx
         if self.schedule.crosses(trainer.global_step, trainer.current_epoch):
             step = batches_that_stepped(trainer, in_batch_end=True)
             self._visit(TrainerHost(trainer, pl_module), step)
