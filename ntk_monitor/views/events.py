@@ -63,9 +63,6 @@ def open_runs(paths: Sequence[Path]) -> DataProvider:
         tables |= csvs
     tables = {folder: top for folder, top in tables.items() if folder not in events}
     names = _named(events | tables)
-    csv_runs = CSVRuns({name: folder for name, folder in names.items() if folder in tables})
-    if not events:
-        return csv_runs
     multiplexer = EventMultiplexer(
         size_guidance={"tensors": PICTURES},
         tensor_size_guidance={SCALARS: ALL, PLUGIN: ALL, "text": ALL, IMAGES: PICTURES},
@@ -74,7 +71,8 @@ def open_runs(paths: Sequence[Path]) -> DataProvider:
         if folder in events:
             multiplexer.AddRun(str(folder), name)
     multiplexer.Reload()
-    return BothRuns(multiplexer, str(paths[0]), csv_runs)
+    others = {name: folder for name, folder in names.items() if folder in tables}
+    return Runs(multiplexer, str(paths[0]), others)
 
 
 class Picture(NamedTuple):
@@ -107,94 +105,30 @@ def pictures(provider: DataProvider, run: str) -> dict[str, Picture]:
     return found
 
 
-class CSVRuns(DataProvider):  # type: ignore[misc]
-    """The numbers of Lightning's CSVLogger, as a data provider has them.
+class Runs(MultiplexerDataProvider):  # type: ignore[misc]
+    """Runs with event files, and beside them those of Lightning's CSVLogger.
 
-    They have no wall times; of records there are none.
+    The latter have no wall times; of records there are none.
     """
 
-    def __init__(self, folders: Mapping[str, Path]) -> None:
+    def __init__(
+        self, multiplexer: EventMultiplexer, logdir: str, folders: Mapping[str, Path]
+    ) -> None:
         """Read every table.
-
-        Args:
-            folders: Where each run's ``metrics.csv`` is, by the run's name.
-        """
-        self._runs = {name: _read_csv(folder / TABLE) for name, folder in folders.items()}
-
-    def list_runs(self, ctx: Any = None, *, experiment_id: str) -> list[Run]:  # noqa: ANN401
-        """All runs."""
-        del ctx, experiment_id
-        return [Run(run_id=name, run_name=name, start_time=None) for name in self._runs]
-
-    def list_scalars(
-        self,
-        ctx: Any = None,  # noqa: ANN401
-        **asked: Any,  # noqa: ANN401
-    ) -> dict[str, dict[str, ScalarTimeSeries]]:
-        """All curves, without their points."""
-        return {
-            run: {
-                tag: ScalarTimeSeries(
-                    max_step=points[-1].step,
-                    max_wall_time=points[-1].wall_time,
-                    plugin_content=b"",
-                    description="",
-                    display_name="",
-                )
-                for tag, points in curves.items()
-            }
-            for run, curves in self.read_scalars(ctx, **asked).items()
-        }
-
-    def read_scalars(
-        self,
-        ctx: Any = None,  # noqa: ANN401
-        *,
-        experiment_id: str,
-        plugin_name: str,
-        downsample: int | None = None,
-        run_tag_filter: RunTagFilter | None = None,
-    ) -> dict[str, Curves]:
-        """All curves, with every point."""
-        del ctx, experiment_id, downsample
-        if plugin_name != SCALARS:
-            return {}
-        only = run_tag_filter or RunTagFilter()
-        return {
-            run: {tag: points for tag, points in curves.items()
-                  if only.tags is None or tag in only.tags}
-            for run, curves in self._runs.items()
-            if only.runs is None or run in only.runs
-        }  # fmt: skip
-
-    def read_last_scalars(
-        self,
-        ctx: Any = None,  # noqa: ANN401
-        **asked: Any,  # noqa: ANN401
-    ) -> dict[str, dict[str, ScalarDatum]]:
-        """The last point of each curve."""
-        return {run: {tag: points[-1] for tag, points in curves.items()}
-                for run, curves in self.read_scalars(ctx, **asked).items()}  # fmt: skip
-
-
-class BothRuns(MultiplexerDataProvider):  # type: ignore[misc]
-    """Runs with event files, and beside them runs of a CSVLogger."""
-
-    def __init__(self, multiplexer: EventMultiplexer, logdir: str, tables: CSVRuns) -> None:
-        """Keep both.
 
         Args:
             multiplexer: What has read the event files.
             logdir: Where they are.
-            tables: The other runs.
+            folders: Where each other run's ``metrics.csv`` is, by the run's name.
         """
         super().__init__(multiplexer, logdir)
-        self._tables = tables
+        self._tables = {name: _read_csv(folder / TABLE) for name, folder in folders.items()}
 
     def list_runs(self, ctx: Any = None, *, experiment_id: str) -> list[Run]:  # noqa: ANN401
         """All runs."""
         found = super().list_runs(ctx, experiment_id=experiment_id)
-        return [*found, *self._tables.list_runs(experiment_id=experiment_id)]
+        tables = (Run(run_id=name, run_name=name, start_time=None) for name in self._tables)
+        return [*found, *tables]
 
     def list_scalars(
         self,
@@ -202,8 +136,10 @@ class BothRuns(MultiplexerDataProvider):  # type: ignore[misc]
         **asked: Any,  # noqa: ANN401
     ) -> dict[str, dict[str, ScalarTimeSeries]]:
         """All curves, without their points."""
-        found = super().list_scalars(ctx, **asked) or {}
-        return dict(found) | self._tables.list_scalars(ctx, **asked)
+        return dict(super().list_scalars(ctx, **asked)) | {
+            run: {tag: _without_points(points) for tag, points in curves.items()}
+            for run, curves in self._curves(**asked).items()
+        }
 
     def read_scalars(
         self,
@@ -211,8 +147,7 @@ class BothRuns(MultiplexerDataProvider):  # type: ignore[misc]
         **asked: Any,  # noqa: ANN401
     ) -> dict[str, Curves]:
         """All curves, with their points."""
-        found = super().read_scalars(ctx, **asked) or {}
-        return dict(found) | self._tables.read_scalars(ctx, **asked)
+        return dict(super().read_scalars(ctx, **asked)) | self._curves(**asked)
 
     def read_last_scalars(
         self,
@@ -220,8 +155,36 @@ class BothRuns(MultiplexerDataProvider):  # type: ignore[misc]
         **asked: Any,  # noqa: ANN401
     ) -> dict[str, dict[str, ScalarDatum]]:
         """The last point of each curve."""
-        found = super().read_last_scalars(ctx, **asked) or {}
-        return dict(found) | self._tables.read_last_scalars(ctx, **asked)
+        return dict(super().read_last_scalars(ctx, **asked)) | {
+            run: {tag: points[-1] for tag, points in curves.items()}
+            for run, curves in self._curves(**asked).items()
+        }
+
+    def _curves(
+        self,
+        *,
+        plugin_name: str,
+        run_tag_filter: RunTagFilter | None = None,
+        **others: Any,  # noqa: ANN401
+    ) -> dict[str, Curves]:
+        """The curves of tables that are asked for, with every point."""
+        del others
+        if plugin_name != SCALARS:
+            return {}
+        only = run_tag_filter or RunTagFilter()
+        return {
+            run: {tag: points for tag, points in curves.items()
+                  if only.tags is None or tag in only.tags}
+            for run, curves in self._tables.items()
+            if only.runs is None or run in only.runs
+        }  # fmt: skip
+
+
+def _without_points(points: Sequence[ScalarDatum]) -> ScalarTimeSeries:
+    return ScalarTimeSeries(
+        max_step=points[-1].step, max_wall_time=points[-1].wall_time, plugin_content=b"",
+        description="", display_name="",
+    )  # fmt: skip
 
 
 def _read_csv(path: Path) -> Curves:
