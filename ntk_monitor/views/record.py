@@ -16,7 +16,7 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from torch import Tensor
 
 from ntk_monitor.estimators import Estimate
-from ntk_monitor.snapshot import Forecast, Instruments, Snapshot, TargetMode
+from ntk_monitor.snapshot import Forecast, Snapshot, TargetMode
 from ntk_monitor.views.reach import reached_patterns
 from ntk_monitor.views.summary import of_several
 
@@ -57,32 +57,32 @@ def snapshot_record(snapshot: Snapshot) -> dict[str, Any]:
     seen = reached_patterns(snapshot)
     record = {
         "format": FORMAT,
-        "state_shape": list(snapshot.state_shape),
-        "state": list(snapshot.state),
+        "state_shape": snapshot.state_shape,
+        "state": snapshot.state,
         "scheme": snapshot.scheme,
         "method": snapshot.method,
         "tier": snapshot.tier,
         "products": snapshot.products,
-        "seconds": _rounded(snapshot.seconds),
-        "coverage": _rounded(snapshot.coverage.fraction),
-        "trace": _rounded(snapshot.trace.value),
-        "trace_stderr": _rounded(snapshot.trace.stderr),
+        "seconds": snapshot.seconds,
+        "coverage": snapshot.coverage.fraction,
+        "trace": snapshot.trace.value,
+        "trace_stderr": snapshot.trace.stderr,
         "trace_by_site": _shares(snapshot),
-        "loss": _known(snapshot.loss),
-        "transfer": _estimate(snapshot.transfer),
+        "loss": snapshot.loss,
+        "transfer": snapshot.transfer,
         "forecast": None if snapshot.forecast is None else _forecast(snapshot.forecast),
-        "instruments": None if snapshot.instruments is None else _instruments(snapshot.instruments),
-        "dead_units": _rounded(snapshot.dead_units),
-        "saturated_units": _rounded(snapshot.saturated_units),
-        "core_spectrum": _numbers(snapshot.core_spectrum[:SPECTRUM]),
-        "core_total": _rounded(float(snapshot.core_spectrum.sum())),
-        "temporal_spectrum": _numbers(snapshot.temporal_spectrum[:SPECTRUM]),
+        "instruments": None if snapshot.instruments is None else vars(snapshot.instruments),
+        "dead_units": snapshot.dead_units,
+        "saturated_units": snapshot.saturated_units,
+        "core_spectrum": snapshot.core_spectrum[:SPECTRUM],
+        "core_total": float(snapshot.core_spectrum.sum()),
+        "temporal_spectrum": snapshot.temporal_spectrum[:SPECTRUM],
         "temporal_modes": _patterns(snapshot.temporal_modes[:MODES]),
         "target_patterns": _patterns(snapshot.target_patterns[:MODES]),
         "seen_patterns": None if seen is None else _patterns(seen[:MODES]),
         "target_modes": [_mode(mode, of_several(snapshot)) for mode in snapshot.target_modes],
     }
-    return dict(plain(record))
+    return dict(plain(_short(record)))
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401
@@ -135,75 +135,43 @@ def write_record(writer: Any, tag: str, record: dict[str, Any], step: int) -> No
 
 
 def _mode(mode: TargetMode, named: bool) -> dict[str, Any]:
-    """A target mode, each number to four digits; with its output's name where there are several."""
-    return {
-        "index": mode.index,
+    """A target mode, with its output's name where there are several."""
+    return vars(mode) | {
         "output": mode.output if named else "",
-        "singular_value": _rounded(mode.singular_value),
-        "gain": _rounded(mode.gain),
-        "learned": _rounded(mode.learned),
-        "alignment": _rounded(mode.alignment.value),
-        "alignment_stderr": _rounded(mode.alignment.stderr),
-        "core_overlap": _rounded(mode.core_overlap),
-        "share": _rounded(mode.share),
-        "rate": _rounded(mode.rate),
-        "steps_to_learn": _known(mode.steps_to_learn),
-        "steps_band": None if mode.steps_band is None else list(map(_rounded, mode.steps_band)),
-        "transfer": _estimate(mode.transfer),
-        "steps_if": [[name, _rounded(steps)] for name, steps in mode.steps_if],
-        "rate_if": [[name, _rounded(rate)] for name, rate in mode.rate_if],
-        "readout": _rounded(mode.readout),
-        "by_site": [[name, _rounded(share)] for name, share in mode.by_site[:SITES]],
-        "by_output": [[i, _rounded(part)] for i, part in mode.by_output],
+        "alignment": mode.alignment.value,
+        "alignment_stderr": mode.alignment.stderr,
+        "by_site": mode.by_site[:SITES],
     }
 
 
-def _shares(snapshot: Snapshot) -> list[list[Any]]:
+def _shares(snapshot: Snapshot) -> list[tuple[str, float, float]]:
     """What the largest weight sites have of the trace: names, shares and their standard errors."""
-    errors = snapshot.trace_by_site_stderr
-    return [
-        [name, _rounded(share), _rounded(error)]
-        for (name, share), error in zip(snapshot.trace_by_site[:SITES], errors, strict=False)
-    ]
+    shares = zip(snapshot.trace_by_site[:SITES], snapshot.trace_by_site_stderr, strict=False)
+    return [(name, share, error) for (name, share), error in shares]
 
 
 def _forecast(forecast: Forecast) -> dict[str, Any]:
     """The loss ahead and each mode's learned fraction, at a few of the steps."""
     kept = torch.as_tensor(_kept(len(forecast.steps), AHEAD)) if len(forecast.steps) else slice(0)
     return {
-        "steps": _numbers(forecast.steps[kept]),
-        "loss": _numbers(forecast.loss[kept]),
-        "learned": [_numbers(row) for row in forecast.learned[kept].T[:MODES]],
-        "valid_for": _rounded(forecast.valid_for),
+        "steps": forecast.steps[kept],
+        "loss": forecast.loss[kept],
+        "learned": list(forecast.learned[kept].T[:MODES]),
+        "valid_for": forecast.valid_for,
     }
 
 
-def _instruments(found: Instruments) -> dict[str, Any]:
-    return {
-        "gradient_norm": _rounded(found.gradient_norm),
-        "signal_to_noise": _estimate(found.signal_to_noise),
-        "relative_update": _rounded(found.relative_update),
-        "headroom": _rounded(found.headroom),
-        "learning_rate": _rounded(found.learning_rate),
-        "clip_coefficient": _rounded(found.clip_coefficient),
-    }
-
-
-def _estimate(value: Estimate | None) -> list[float] | None:
-    """A number and its standard error."""
-    return None if value is None else [_rounded(value.value), _rounded(value.stderr)]
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
-def _known(value: float | None) -> float | None:
-    return None if value is None else _rounded(value)
-
-
-def _numbers(values: Tensor) -> list[float]:
-    return [_rounded(value) for value in values.tolist()]
+def _short(value: Any) -> Any:  # noqa: ANN401
+    """Each number to four digits; an estimate as its value and its standard error."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    if isinstance(value, Estimate):
+        value = (value.value, value.stderr)
+    elif isinstance(value, Tensor):
+        value = value.tolist()
+    return [_short(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _kept(length: int, most: int) -> Array:
@@ -232,5 +200,5 @@ def _patterns(patterns: Tensor) -> dict[str, Any]:
         if not finite.all():
             for i, j in zip(*np.nonzero(~finite), strict=True):
                 whole[i][j] = None
-        items.append({"scale": _rounded(scale), "values": whole})
+        items.append({"scale": scale, "values": whole})
     return {"trials": trials.tolist(), "steps": steps.tolist(), "items": items}
