@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from ntk_monitor.views.dashboard.checks import Changed
-from ntk_monitor.views.dashboard.summary import Changes
 
 
-def and_then(before: Changes, record: Changed, step: int) -> Changes:
+def and_then(before: Changed, record: Changed, step: int) -> Changed:
     """What is known after one more record; they come in the order in which they were written.
 
     Args:
@@ -24,12 +23,10 @@ def and_then(before: Changes, record: Changed, step: int) -> Changes:
         index: [entry for entry in entries if entry[0] < end]
         for index, entries in before.history.items()
     }
-    judge = (record.planned, record.level, record.endless, record.unsure)
-    after = Changes(record.alerts, record.history, *judge)
-    return merged(Changes(alerts, history), after)
+    return merged(before._replace(alerts=alerts, history=history), record)
 
 
-def merged(before: Changes, after: Changes) -> Changes:
+def merged(before: Changed, after: Changed) -> Changed:
     """Both: an alert of the same step, mode and kind once, and so a state of the same step.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -23,7 +23,7 @@ _ODD = (KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class Changed(NamedTuple):
-    """A record of ``alert/changes``.
+    """What the alert of a run has recorded: a record of ``alert/changes``, or several together.
 
     Attributes:
         state: What the tags of its state begin with; None if it does not say.
@@ -44,6 +44,9 @@ class Changed(NamedTuple):
     level: float | None = None
     endless: bool = False
     unsure: frozenset[int] = frozenset()
+
+
+NOTHING = Changed(None, {}, [], whole=True)
 
 
 def checked_snapshot(content: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -71,6 +74,7 @@ def checked_snapshot(content: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 Whole = Annotated[int, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=LARGEST)]
 Number = Whole | float | Literal["NaN", "Infinity", "-Infinity"]
 """What of a number JSON has no sign for is text."""
 
@@ -145,22 +149,12 @@ def checked_facts(content: Any) -> dict[str, Any]:  # noqa: ANN401
         The record, with those entries that are what they should be.
     """
     record = _object(content, MOST_BYTES)
-    kinds: dict[str, Callable[[Any], bool]] = {
-        "started": _is_text, "model": _is_text, "device": _is_text,
-        "parameters": _is_whole, "trained": _is_whole,
-        "planned": lambda value: _optional(value) is not None,
-        "optimizers": _are_texts, "outputs": _are_texts,
-        "versions": lambda value: isinstance(value, dict) and _are_texts(list(value.values())),
+    kinds: dict[str, Any] = {
+        "started": str, "model": str, "device": str, "parameters": Whole, "trained": Whole,
+        "planned": Positive, "optimizers": list[str], "outputs": list[str],
+        "versions": dict[str, str],
     }  # fmt: skip
-    return {name: record[name] for name, fits in kinds.items() if fits(record.get(name))}
-
-
-def _is_text(value: Any) -> bool:  # noqa: ANN401
-    return isinstance(value, str)
-
-
-def _are_texts(value: Any) -> bool:  # noqa: ANN401
-    return isinstance(value, list) and all(map(_is_text, value))
+    return {name: record[name] for name, kind in kinds.items() if _fits(record.get(name), kind)}
 
 
 def checked_changes(content: Any, step: int) -> Changed:  # noqa: ANN401
@@ -209,7 +203,15 @@ def checked_changes(content: Any, step: int) -> Changed:  # noqa: ANN401
 
 def _optional(value: Any) -> float | None:  # noqa: ANN401
     """A finite number above 0, or None."""
-    return float(value) if type(value) in {int, float} and 0 < value <= LARGEST else None
+    return float(value) if _fits(value, Positive) else None
+
+
+def _fits(value: Any, kind: Any) -> bool:  # noqa: ANN401
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _object(content: Any, most: int) -> dict[str, Any]:  # noqa: ANN401
@@ -230,13 +232,9 @@ def _object(content: Any, most: int) -> dict[str, Any]:  # noqa: ANN401
     return dict(plain(dict(record)))
 
 
-def _is_whole(value: Any) -> bool:  # noqa: ANN401
-    return type(value) is int and abs(value) <= LARGEST
-
-
 def _whole(value: Any) -> int:  # noqa: ANN401
     number = int(value)
-    _require(_is_whole(number), "whole numbers")
+    _require(abs(number) <= LARGEST, "whole numbers")
     return number
 
 

@@ -14,19 +14,14 @@ from tensorboard.data.provider import DataProvider, RunTagFilter
 from ntk_monitor.views.dashboard.board import alert_of_text
 from ntk_monitor.views.dashboard.changes import and_then, merged
 from ntk_monitor.views.dashboard.checks import (
+    NOTHING,
+    Changed,
     checked_changes,
     checked_facts,
     checked_snapshot,
 )
-from ntk_monitor.views.dashboard.selection import Notes, chosen, natural, states_in, wanted_tags
-from ntk_monitor.views.dashboard.summary import (
-    NO_CHANGES,
-    Changes,
-    Curve,
-    curve_of,
-    summary_of,
-    without_state,
-)
+from ntk_monitor.views.dashboard.selection import chosen, natural, shown, states_in, wanted_tags
+from ntk_monitor.views.dashboard.summary import Curve, curve_of, summary_of, without_state
 from ntk_monitor.views.facts import FACTS_TAG
 from ntk_monitor.views.glossary import GLOSSARY, explained
 from ntk_monitor.views.record import CHANGES_TAG, PLUGIN, SNAPSHOT_TAG
@@ -43,7 +38,7 @@ EVERY = 1_000_000
 """Asks a data provider for every point that it has."""
 
 _ALERT = re.compile(r"alert/mode_(\d+)")
-_TEXT = ("text", "alert/text_summary")
+_TEXT_TAG = "alert/text_summary"
 
 
 class Origin(NamedTuple):
@@ -130,7 +125,7 @@ class DashboardData:
         listed = self._list("list_scalars", SCALARS, origin, only)
         states = states_in(listed, self._list("list_tensors", PLUGIN, origin, only))
         here = [run for run in runs if state in states.get(run, {state})]
-        notes = Notes()
+        notes: list[str] = []
         changes = self._changes(here, state, states, origin, notes)
         curved: dict[str, dict[str, str]] = {}
         flagged: dict[str, dict[str, str]] = {}
@@ -147,8 +142,8 @@ class DashboardData:
         for run in here:
             curves = read.get(run, {}) | exact.get(run, {})
             last = next(iter(reversed(latest.get(run, ()))), None)
-            found[run] = summary_of(curves, changes.get(run, NO_CHANGES), last, facts.get(run, {}))
-        return {"runs": found, "notes": notes.shown()}
+            found[run] = summary_of(curves, changes.get(run, NOTHING), last, facts.get(run, {}))
+        return {"runs": found, "notes": shown(notes)}
 
     def snapshots(
         self,
@@ -168,10 +163,10 @@ class DashboardData:
         Returns:
             ``steps``, ``records``, and notes on what was skipped.
         """
-        notes = Notes()
+        notes: list[str] = []
         found = self._snapshots([run], state, origin, most, notes).get(run, [])
         steps, records = [step for step, _ in found], [record for _, record in found]
-        return {"steps": steps, "records": records, "notes": notes.shown()}
+        return {"steps": steps, "records": records, "notes": shown(notes)}
 
     def _list(
         self,
@@ -243,7 +238,7 @@ class DashboardData:
         state: str,
         origin: Origin,
         most: int,
-        notes: Notes,
+        notes: list[str],
     ) -> dict[str, list[tuple[int, dict[str, Any]]]]:
         tag = f"{state}{SNAPSHOT_TAG}"
         contents: dict[str, dict[int, Any]] = {}
@@ -257,11 +252,11 @@ class DashboardData:
                 try:
                     found.setdefault(run, {})[step] = checked_snapshot(by_step[step])
                 except ValueError as error:
-                    notes.add(f"{run}: {tag} at step {step} was skipped: {error}")
+                    notes.append(f"{run}: {tag} at step {step} was skipped: {error}")
         return {run: sorted(records.items()) for run, records in found.items()}
 
     def _facts(
-        self, runs: Sequence[str], origin: Origin, notes: Notes
+        self, runs: Sequence[str], origin: Origin, notes: list[str]
     ) -> dict[str, dict[str, Any]]:
         """What trains, by run, as it was recorded last."""
         found = {}
@@ -271,7 +266,7 @@ class DashboardData:
             try:
                 found[run] = checked_facts(content)
             except ValueError as error:
-                notes.add(f"{run}: {FACTS_TAG} was skipped: {error}")
+                notes.append(f"{run}: {FACTS_TAG} was skipped: {error}")
         return found
 
     def _changes(
@@ -280,53 +275,51 @@ class DashboardData:
         state: str,
         states: Mapping[str, set[str]],
         origin: Origin,
-        notes: Notes,
-    ) -> dict[str, Changes]:
+        notes: list[str],
+    ) -> dict[str, Changed]:
         """Alerts and states by run; without those whose alerts are, or may be, another state's."""
         recorded = self._recorded(runs, origin, notes)
         rest = [run for run in runs if run not in recorded]
         texts: dict[str, list[dict[str, Any]]] = {}
-        plugin, tag = _TEXT
-        for run, step, content in self._tensors(plugin, rest, tag, origin, EVERY):
+        for run, step, content in self._tensors("text", rest, _TEXT_TAG, origin, EVERY):
             for text in content.ravel().tolist():
                 words = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
                 texts.setdefault(run, []).append(alert_of_text(words, step))
-        found: dict[str, Changes] = {}
+        found: dict[str, Changed] = {}
         for run in runs:
             by_state = recorded.get(run, {})
             unnamed = by_state.pop(None, None)
             own = states.get(run, set())
             if len(own) > 1 and (unnamed or run in texts):
                 names = " and ".join(sorted(name.rstrip("/") or "default" for name in own))
-                notes.add(f"{run}: alerts that do not say of which state they are ({names}) "
+                notes.append(f"{run}: alerts that do not say of which state they are ({names}) "
                           "are left out")  # fmt: skip
             if len(own) <= 1 and unnamed:
-                named = by_state.get(state, NO_CHANGES)
-                found[run] = merged(unnamed, named)
+                found[run] = merged(unnamed, by_state.get(state, NOTHING))
             elif state in by_state:
                 found[run] = by_state[state]
             elif len(own) <= 1 and not by_state:
-                found[run] = Changes(texts.get(run, []), {})
+                found[run] = NOTHING._replace(alerts=texts.get(run, []))
         return found
 
     def _recorded(
         self,
         runs: Sequence[str],
         origin: Origin,
-        notes: Notes,
-    ) -> dict[str, dict[str | None, Changes]]:
+        notes: list[str],
+    ) -> dict[str, dict[str | None, Changed]]:
         """What ``alert/changes`` says, by run and by what the tags of the state begin with."""
-        found: dict[str, dict[str | None, Changes]] = {}
+        found: dict[str, dict[str | None, Changed]] = {}
         for run, step, content in self._tensors(
             PLUGIN, runs, CHANGES_TAG, origin, EVERY, lambda datum: (datum.wall_time, datum.step)
         ):
             try:
                 record = checked_changes(content, step)
             except ValueError as error:
-                notes.add(f"{run}: {CHANGES_TAG} at step {step} was skipped: {error}")
+                notes.append(f"{run}: {CHANGES_TAG} at step {step} was skipped: {error}")
                 continue
             states = found.setdefault(run, {})
-            states[record.state] = and_then(states.get(record.state, NO_CHANGES), record, step)
+            states[record.state] = and_then(states.get(record.state, NOTHING), record, step)
         return found
 
 

@@ -23,26 +23,18 @@ _SHARED = re.compile(r"ntk/overhead|alert/.*")
 _WHOLE = b'"tier":"kernel"'
 
 
-class Notes:
-    """What was skipped, told of once each."""
+def shown(notes: Iterable[str]) -> list[str]:
+    """Notes as they are told: the first few, once each, and how many more there are.
 
-    def __init__(self) -> None:
-        """Begin with none."""
-        self._all: list[str] = []
+    Args:
+        notes: What was skipped, and why.
 
-    def add(self, note: str) -> None:
-        """Add one.
-
-        Args:
-            note: What was skipped, and why.
-        """
-        self._all.append(note)
-
-    def shown(self) -> list[str]:
-        """The first few, and how many more there are."""
-        notes = list(dict.fromkeys(self._all))
-        more = len(notes) - MOST_NOTES
-        return notes[:MOST_NOTES] + ([f"and {more} more like these"] if more > 0 else [])
+    Returns:
+        The notes.
+    """
+    once = list(dict.fromkeys(notes))
+    more = len(once) - MOST_NOTES
+    return once[:MOST_NOTES] + ([f"and {more} more like these"] if more > 0 else [])
 
 
 def evenly(items: Sequence[Item], most: int) -> list[Item]:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ntk_monitor.views.dashboard.board import advice, history_of, with_replacements
+from ntk_monitor.views.dashboard.checks import Changed
 from ntk_monitor.views.dashboard.courses import in_data
 from ntk_monitor.views.facts import lines
 from ntk_monitor.views.glossary import GLOSSARY, NOW, OPTIONAL
@@ -33,29 +34,6 @@ DETAIL = (
     ("core effective rank", "core/effective_rank"),
 )
 """Numbers of the kernel that stand below a verdict."""
-
-
-class Changes(NamedTuple):
-    """What the alert of a run has recorded.
-
-    Attributes:
-        alerts: Its alerts.
-        history: For each target mode its states, with the steps since when.
-        planned: Steps of the whole training, if known.
-        level: Probability that a verdict is wrong, if known.
-        endless: Whether the alert does not know how many steps remain.
-        unsure: Modes that it calls without being certain.
-    """
-
-    alerts: list[dict[str, Any]]
-    history: dict[int, list[tuple[int, str]]]
-    planned: float | None = None
-    level: float | None = None
-    endless: bool = False
-    unsure: frozenset[int] = frozenset()
-
-
-NO_CHANGES = Changes([], {})
 
 
 class Curve(NamedTuple):
@@ -85,7 +63,7 @@ def curve_of(data: Sequence[Any]) -> Curve:
 
 def summary_of(
     curves: Mapping[str, Curve],
-    changes: Changes,
+    changes: Changed,
     latest: tuple[int, Mapping[str, Any]] | None,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -169,7 +147,7 @@ def _losses(curves: Mapping[str, Curve]) -> list[Point]:
     return [] if curve is None else list(zip(curve.steps, curve.values, strict=True))
 
 
-def _judge(curves: Mapping[str, Curve], changes: Changes) -> Judge:
+def _judge(curves: Mapping[str, Curve], changes: Changed) -> Judge:
     """What is known of the alert."""
     present = bool(changes.history) or any(map(_FLAG.fullmatch, curves))
     level = 0.05 if changes.level is None else changes.level
