@@ -21,8 +21,8 @@ class Term(NamedTuple):
     tag: str
     name: str
     meaning: str
-    range: str
-    bad: str
+    range: str = ""
+    bad: str = ""
     unit: str = ""
 
 
@@ -395,16 +395,12 @@ WORDS = (
         "mode",
         "A part of the target: one time course over trials and time, on one mixture of the "
         "outputs; mode 1 is the largest. The picture shows which.",
-        "",
-        "",
     ),
     Term(
         "word/in_the_data",
         "in the data",
         "The mode's time course, a line for each of some trials, and the outputs that it is made "
         "of, each with its weight.",
-        "",
-        "",
     ),
     Term(
         "word/state",
@@ -412,39 +408,29 @@ WORDS = (
         "What StallAlert says of the mode: learning, learned, stalled (it does not come within "
         "reach in time), recovered, unpredictable, insufficient data or warming up; not judged "
         "without it.",
-        "",
-        "",
     ),
     Term(
         "word/hidden_state",
         "state",
         "The activations whose movement is measured: trials, time steps and units of a module.",
-        "",
-        "",
     ),
     Term(
         "word/sees",
         "sees",
         "The NTK sees a time course where its leading temporal modes contain it: a step of "
         "gradient descent can then move the state along it.",
-        "",
-        "",
     ),
     Term(
         "word/transfer",
         "transfer",
         "What a step on some trials does for others, over what it does for its own: 1 where all "
         "teach the same, 0 where what is learned of one is of no use for another.",
-        "",
-        "",
     ),
     Term(
         "word/core",
         "core",
         "The Gram matrix of the activity that the weights multiply: what of the NTK a forward "
         "pass already tells.",
-        "",
-        "",
     ),
 )
 """Words of the page that are no numbers."""

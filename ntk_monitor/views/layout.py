@@ -30,7 +30,8 @@ WIDTH = 1.96
 POWER = "ntk_bands/target/mode_<i>/log10_steps_to_learn"
 """Steps to learn as a power of ten: a layout cannot ask for a logarithmic axis."""
 
-Layout = dict[str, dict[str, list[str | list[str]]]]
+Chart = list[str | list[str]]
+Layout = dict[str, dict[str, Chart]]
 
 
 def custom_scalars_layout(modes: int, prefixes: Sequence[str] = ("",)) -> Layout:
@@ -45,48 +46,38 @@ def custom_scalars_layout(modes: int, prefixes: Sequence[str] = ("",)) -> Layout
         for each state the kernel's numbers; with 95 % bands where there are standard errors.
     """
     layout: Layout = {}
-    first = re.escape(prefixes[0])  # charts of several lines take regular expressions
+    first = prefixes[0]
+    numbers = range(1, modes + 1)
     if modes:
         layout["NTK verdict"] = {
-            f"mode {i}: stalled (1) or not (0)": _as_it_is(f"alert/mode_{i}")
-            for i in range(1, modes + 1)
+            f"mode {i}: stalled (1) or not (0)": _as_it_is(f"alert/mode_{i}") for i in numbers
         }
         layout["NTK target modes"] = {
-            "learned fraction": ["Multiline", [rf"{first}target/mode_\d+/learned$"]],
-            "steps to learn, as a power of ten": [
-                "Multiline",
-                [first + POWER.replace("<i>", r"\d+") + "$"],
-            ],
-            "rate": ["Multiline", [rf"{first}target/mode_\d+/rate$"]],
-            "alignment": ["Multiline", [rf"{first}target/mode_\d+/alignment$"]],
+            "learned fraction": _lines(first, r"target/mode_\d+/learned"),
+            "steps to learn, as a power of ten": _lines(first, POWER.replace("<i>", r"\d+")),
+            "rate": _lines(first, r"target/mode_\d+/rate"),
+            "alignment": _lines(first, r"target/mode_\d+/alignment"),
             **{
-                f"transfer of mode {i}": _margin(prefixes[0], f"target/mode_{i}/transfer")
-                for i in range(1, modes + 1)
+                f"transfer of mode {i}": _margin(first, f"target/mode_{i}/transfer")
+                for i in numbers
             },
         }
     layout["NTK loss and next steps"] = {
-        "loss now, in 10 and in 30 steps": [
-            "Multiline",
-            [rf"{first}loss/(now|in_\d+_steps)$"],
-        ],
-        "steps for which forecasts hold": ["Multiline", [f"{first}loss/forecast_holds_for$"]],
-        "gradient norm": ["Multiline", [f"{first}gradient/norm$"]],
-        "left by clipping": ["Multiline", [f"{first}gradient/clip_coefficient$"]],
-        "learning rate": ["Multiline", [f"{first}update/learning_rate$"]],
-        "relative update": ["Multiline", [f"{first}update/relative_size$"]],
-        "headroom of the learning rate (best on a log axis)": [
-            "Multiline",
-            [f"{first}update/headroom$"],
-        ],
-        **{title: _margin(prefixes[0], tag) for title, tag in AHEAD_BANDS.items()},
+        "loss now, in 10 and in 30 steps": _lines(first, r"loss/(now|in_\d+_steps)"),
+        "steps for which forecasts hold": _lines(first, "loss/forecast_holds_for"),
+        "gradient norm": _lines(first, "gradient/norm"),
+        "left by clipping": _lines(first, "gradient/clip_coefficient"),
+        "learning rate": _lines(first, "update/learning_rate"),
+        "relative update": _lines(first, "update/relative_size"),
+        "headroom of the learning rate (best on a log axis)": _lines(first, "update/headroom"),
+        **{title: _margin(first, tag) for title, tag in AHEAD_BANDS.items()},
     }
     for prefix in prefixes:
-        kernel: dict[str, list[str | list[str]]] = {
-            title: _margin(prefix, tag) for title, tag in BANDS.items()
-        }
-        kernel["core effective rank"] = ["Multiline", [f"{re.escape(prefix)}core/effective_rank$"]]
         name = f"NTK of {prefix[:-1]} (95 % bands)" if prefix else "NTK (95 % bands)"
-        layout[name] = kernel
+        layout[name] = {
+            **{title: _margin(prefix, tag) for title, tag in BANDS.items()},
+            "core effective rank": _lines(prefix, "core/effective_rank"),
+        }
     return layout
 
 
@@ -103,26 +94,28 @@ def band_scalars(snapshot: Snapshot) -> dict[str, float]:
     bands: dict[str, float] = {}
     transfers = [f"target/mode_{mode.index}/transfer" for mode in snapshot.target_modes]
     for tag in (*BANDS.values(), *AHEAD_BANDS.values(), *transfers):
-        if f"{tag}_stderr" not in scalars:
-            continue
-        half = WIDTH * scalars[f"{tag}_stderr"]
-        lower, upper = _ends(tag)
-        bands |= {lower: scalars[tag] - half, upper: scalars[tag] + half}
-    steps = {mode.index: mode.steps_to_learn for mode in snapshot.target_modes}
-    powers = {
-        POWER.replace("<i>", str(i)): math.log10(value)
-        for i, value in steps.items()
-        if value is not None and 0 < value < math.inf
-    }
-    return bands | powers
+        if f"{tag}_stderr" in scalars:
+            half = WIDTH * scalars[f"{tag}_stderr"]
+            lower, upper = _ends(tag)
+            bands |= {lower: scalars[tag] - half, upper: scalars[tag] + half}
+    for mode in snapshot.target_modes:
+        steps = mode.steps_to_learn
+        if steps is not None and 0 < steps < math.inf:
+            bands[POWER.replace("<i>", str(mode.index))] = math.log10(steps)
+    return bands
 
 
-def _as_it_is(tag: str) -> list[str | list[str]]:
+def _lines(prefix: str, pattern: str) -> Chart:
+    """A chart of all numbers whose tags are like a regular expression, a line each."""
+    return ["Multiline", [f"{re.escape(prefix)}{pattern}$"]]
+
+
+def _as_it_is(tag: str) -> Chart:
     """A chart of a number that TensorBoard does not smooth: it smooths no chart with a band."""
     return ["Margin", [tag, tag, tag]]
 
 
-def _margin(prefix: str, tag: str) -> list[str | list[str]]:
+def _margin(prefix: str, tag: str) -> Chart:
     """A chart of one number with its band."""
     return ["Margin", [f"{prefix}{name}" for name in (tag, *_ends(tag))]]
 
