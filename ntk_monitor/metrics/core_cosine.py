@@ -61,9 +61,7 @@ class CoreCosine(SnapshotMetric):
         kwargs: Passed to ``torchmetrics.Metric``.
     """
 
-    is_differentiable = False
     higher_is_better = True
-    full_state_update = False
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
 
@@ -77,13 +75,10 @@ class CoreCosine(SnapshotMetric):
         Raises:
             ValueError: If the view is not one of the two.
         """
-        super().__init__(**kwargs)
+        super().__init__("inner", "norm_squared", "core_norm_squared", **kwargs)
         if view not in {"full", "temporal"}:
             raise ValueError(f"view must be 'full' or 'temporal', got {view!r}")
         self.view = view
-        for name in ("inner", "norm_squared", "core_norm_squared"):
-            zero = torch.tensor(0.0, dtype=torch.float64, device="cpu")
-            self.add_state(name, zero, dist_reduce_fx="sum")
 
     def update(self, snapshot: Snapshot) -> None:
         """Add a snapshot."""

@@ -58,9 +58,7 @@ class EffectiveRank(SnapshotMetric):
         kwargs: Passed to ``torchmetrics.Metric``.
     """
 
-    is_differentiable = False
     higher_is_better = None
-    full_state_update = False
     plot_lower_bound = 1.0
 
     trace_squared: Tensor
@@ -72,13 +70,10 @@ class EffectiveRank(SnapshotMetric):
         Raises:
             ValueError: If the view is none of the four.
         """
-        super().__init__(**kwargs)
+        super().__init__("trace_squared", "norm_squared", **kwargs)
         if view not in VIEWS:
             raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
         self.view = view
-        for name in ("trace_squared", "norm_squared"):
-            zero = torch.tensor(0.0, dtype=torch.float64, device="cpu")
-            self.add_state(name, zero, dist_reduce_fx="sum")
 
     def update(self, snapshot: Snapshot) -> None:
         """Add a snapshot."""

@@ -47,9 +47,7 @@ class TargetModeAlignment(SnapshotMetric):
         kwargs: Passed to ``torchmetrics.Metric``.
     """
 
-    is_differentiable = False
     higher_is_better = True
-    full_state_update = False
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
 
@@ -63,13 +61,10 @@ class TargetModeAlignment(SnapshotMetric):
         Raises:
             ValueError: If the mode is below 1.
         """
-        super().__init__(**kwargs)
+        super().__init__("gain", "norm_squared", "count", **kwargs)
         if mode < 1:
             raise ValueError(f"mode must be 1 or more, got {mode}")
         self.mode = mode
-        for name in ("gain", "norm_squared", "count"):
-            zero = torch.tensor(0.0, dtype=torch.float64, device="cpu")
-            self.add_state(name, zero, dist_reduce_fx="sum")
 
     def update(self, snapshot: Snapshot) -> None:
         """Add a snapshot."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -14,31 +15,6 @@ from torch import Tensor
 from ntk_monitor.operators.contract import Products, Shape
 
 DTYPES = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
-
-
-class _Flat(ScipyOperator):  # type: ignore[misc]
-    """An operator on flat numpy vectors."""
-
-    def __init__(self, operator: Products) -> None:
-        self.operator = operator
-        shape = (prod(operator.shape_out), prod(operator.shape_in))
-        super().__init__(dtype=np.dtype(DTYPES[operator.dtype]), shape=shape)
-
-    def _matmat(self, X: NDArray[Any]) -> NDArray[Any]:
-        return _columns(self.operator.matmat(self._batch(X, self.operator.shape_in)))
-
-    def _rmatmat(self, X: NDArray[Any]) -> NDArray[Any]:
-        return _columns(self.operator.rmatmat(self._batch(X, self.operator.shape_out)))
-
-    def _matvec(self, x: NDArray[Any]) -> NDArray[Any]:
-        return self._matmat(x.reshape(-1, 1))[:, 0]
-
-    def _rmatvec(self, x: NDArray[Any]) -> NDArray[Any]:
-        return self._rmatmat(x.reshape(-1, 1))[:, 0]
-
-    def _batch(self, X: NDArray[Any], shape: Shape) -> Tensor:
-        rows = torch.from_numpy(np.ascontiguousarray(X.T))
-        return rows.to(self.operator.device, self.operator.dtype).reshape(-1, *shape)
 
 
 def to_scipy(operator: Products) -> ScipyOperator:
@@ -58,9 +34,24 @@ def to_scipy(operator: Products) -> ScipyOperator:
             f"numpy has no {operator.dtype}, which {operator} works in: use an operator in "
             f"{', '.join(map(str, DTYPES))}"
         )
-    return _Flat(operator)
+    A = _columns(operator, operator.matmat, operator.shape_in)
+    adjoint = _columns(operator, operator.rmatmat, operator.shape_out)
+    return ScipyOperator(
+        (prod(operator.shape_out), prod(operator.shape_in)),
+        dtype=np.dtype(DTYPES[operator.dtype]),
+        matvec=A, matmat=A, rmatvec=adjoint, rmatmat=adjoint,
+    )  # fmt: skip
 
 
-def _columns(Y: Tensor) -> NDArray[Any]:
-    """A batch of tensors as columns."""
-    return Y.reshape(len(Y), -1).detach().cpu().numpy().T
+def _columns(
+    operator: Products, products: Callable[[Tensor], Tensor], shape: Shape
+) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Products of a batch of tensors as those of columns, or of one vector."""
+
+    def apply(X: NDArray[Any]) -> NDArray[Any]:
+        rows = torch.from_numpy(np.ascontiguousarray(X.T))
+        Y = products(rows.to(operator.device, operator.dtype).reshape(-1, *shape))
+        columns: NDArray[Any] = Y.reshape(len(Y), -1).detach().cpu().numpy().T
+        return columns
+
+    return apply
