@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from ntk_monitor.operators.comparison import relative_distance
 from ntk_monitor.operators.contract import Shape, check_same
 from ntk_monitor.operators.scipy_bridge import to_scipy
-from ntk_monitor.operators.tracing import Tracing, traced_axes
+from ntk_monitor.operators.tracing import BLOCK, random_signs, traced_axes
 from ntk_monitor.uncertainty import Estimate
 
 if TYPE_CHECKING:
@@ -554,24 +555,41 @@ class PartialTrace(LinearOperator):
         generator: torch.Generator | None = None,
     ) -> None:
         """Trace ``operator`` over ``axes``; see `LinearOperator.partial_trace`."""
-        self._tracing = Tracing(operator, axes, probes, generator)
-        shape = self._tracing.shape
+        self.axes = traced_axes(operator, axes)
+        space = operator.shape_in
+        self._left = tuple(axis for axis in range(len(space)) if axis not in self.axes)
+        shape = tuple(space[axis] for axis in self._left)
         super().__init__(shape, shape, operator.dtype, operator.device, is_psd=operator.is_psd)
         self.operator = operator
-        self.axes = self._tracing.axes
-        self.vectors = self._tracing.vectors
+        self.vectors = random_signs(operator, self.axes, probes, generator)
 
     def _matmat(self, X: Tensor) -> Tensor:
-        return self._tracing(self.operator._matmat, X)
+        return self._traced(self.operator._matmat, X)
 
     def _rmatmat(self, Y: Tensor) -> Tensor:
-        return self._tracing(self.operator._rmatmat, Y)
+        return self._traced(self.operator._rmatmat, Y)
+
+    def _traced(self, products: Callable[[Tensor], Tensor], X: Tensor) -> Tensor:
+        """The partial trace times every ``X[b]``, from products of what is traced."""
+        shape = tuple(self.operator.shape_in[axis] for axis in self.axes)
+        size, flat = prod(shape), X.reshape(len(X), -1)
+        vectors = self.vectors
+        if vectors is None:
+            vectors = torch.eye(size, dtype=X.dtype, device=X.device)
+        axes = tuple(1 + axis for axis in self.axes)
+        first = tuple(range(1, 1 + len(axes)))
+        total = torch.zeros_like(flat)
+        for Z in torch.split(vectors, BLOCK):
+            padded = torch.einsum("bx,cz->cbzx", flat, Z).reshape(-1, *shape, *self.shape_in)
+            image = products(padded.movedim(first, axes)).movedim(axes, first)
+            image = image.reshape(len(Z), len(X), size, -1)
+            total += torch.einsum("cbzx,cz->bx", image, Z)
+        return total.reshape(X.shape)
 
     def _partial_trace(self, axes: tuple[int, ...]) -> LinearOperator | None:
         if self.vectors is not None:
             return None
-        left = self._tracing.left
-        return self.operator.partial_trace(self.axes + tuple(left[axis] for axis in axes))
+        return self.operator.partial_trace(self.axes + tuple(self._left[axis] for axis in axes))
 
     def __str__(self) -> str:
         sampled = "" if self.vectors is None else f"[{len(self.vectors)} probes]"
