@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tensorboard.context import RequestContext
@@ -51,6 +52,7 @@ class Origin(NamedTuple):
 NOBODY = Origin()
 
 
+@dataclass(frozen=True)
 class DashboardData:
     """Everything that the tab and the report show, as dictionaries for JSON.
 
@@ -58,31 +60,29 @@ class DashboardData:
 
     Attributes:
         provider: The data provider.
+        origin: Who asks.
     """
 
-    def __init__(self, provider: DataProvider) -> None:
-        """Keep the provider."""
-        self.provider = provider
+    provider: DataProvider
+    origin: Origin = NOBODY
 
     def has_data(self) -> bool:
         """Whether some run has numbers of a probe; cheap."""
-        if PLUGIN in (self.provider.list_plugins(NOBODY.ctx, experiment_id="") or ()):
+        ctx, experiment = self.origin
+        if PLUGIN in (self.provider.list_plugins(ctx, experiment_id=experiment) or ()):
             return True
         tags = [term.tag for term in GLOSSARY if "<i>" not in term.tag]
-        some = self._list("list_scalars", SCALARS, NOBODY, RunTagFilter(tags=tags))
-        return bool(some) or bool(self._states(NOBODY))
+        return bool(self._ask("list_scalars", SCALARS, RunTagFilter(tags=tags)) or self._states())
 
-    def runs(self, origin: Origin = NOBODY) -> dict[str, Any]:
+    def runs(self) -> dict[str, Any]:
         """The runs, the states that each follows, and the glossary.
-
-        Args:
-            origin: Who asks.
 
         Returns:
             ``runs`` from the first started to the last, and ``glossary``.
         """
-        states = self._states(origin)
-        listed = list(self.provider.list_runs(origin.ctx, experiment_id=origin.experiment))
+        states = self._states()
+        ctx, experiment = self.origin
+        listed = list(self.provider.list_runs(ctx, experiment_id=experiment))
         listed.sort(key=lambda run: (run.start_time or math.inf, run.run_name))
         runs = [
             {
@@ -101,18 +101,13 @@ class DashboardData:
         return {"runs": runs, "glossary": explained()}
 
     def series(
-        self,
-        runs: Sequence[str],
-        state: str = "",
-        origin: Origin = NOBODY,
-        points: int | None = None,
+        self, runs: Sequence[str], state: str = "", *, points: int | None = None
     ) -> dict[str, Any]:
         """Curves, target modes, verdict and alerts of some runs.
 
         Args:
             runs: Their names.
             state: What the tags of the state begin with: nothing, or its name and ``/``.
-            origin: Who asks.
             points: How many points of a curve; by default fewer the more runs there are.
 
         Returns:
@@ -122,11 +117,11 @@ class DashboardData:
         if points is None:
             points = min(max(ALL_POINTS // max(len(runs), 1), FEWEST_POINTS), MOST_POINTS)
         only = RunTagFilter(runs=runs)
-        listed = self._list("list_scalars", SCALARS, origin, only)
-        states = states_in(listed, self._list("list_tensors", PLUGIN, origin, only))
+        listed = self._ask("list_scalars", SCALARS, only)
+        states = states_in(listed, self._ask("list_tensors", PLUGIN, only))
         here = [run for run in runs if state in states.get(run, {state})]
         notes: list[str] = []
-        changes = self._changes(here, state, states, origin, notes)
+        changes = self._changes(here, state, states, notes)
         curved: dict[str, dict[str, str]] = {}
         flagged: dict[str, dict[str, str]] = {}
         for run in here:
@@ -134,10 +129,10 @@ class DashboardData:
             flags = {tag: name for tag, name in wanted.items() if _ALERT.fullmatch(name)}
             curved[run] = {tag: name for tag, name in wanted.items() if tag not in flags}
             flagged[run] = flags if run in changes else {}  # else they are of another state
-        read = self._read_scalars(curved, origin, points)
-        exact = self._read_scalars(flagged, origin, EVERY)
-        latest = self._snapshots(here, state, origin, 1, notes)
-        facts = self._facts(runs, origin, notes)
+        read = self._read_scalars(curved, points)
+        exact = self._read_scalars(flagged, EVERY)
+        latest = self._snapshots(here, state, 1, notes)
+        facts = self._facts(runs, notes)
         found = {run: without_state(state, states[run]) for run in runs if run not in here}
         for run in here:
             curves = read.get(run, {}) | exact.get(run, {})
@@ -145,64 +140,44 @@ class DashboardData:
             found[run] = summary_of(curves, changes.get(run, NOTHING), last, facts.get(run, {}))
         return {"runs": found, "notes": shown(notes)}
 
-    def snapshots(
-        self,
-        run: str,
-        state: str = "",
-        origin: Origin = NOBODY,
-        most: int = MOST_SNAPSHOTS,
-    ) -> dict[str, Any]:
+    def snapshots(self, run: str, state: str = "", *, most: int = MOST_SNAPSHOTS) -> dict[str, Any]:
         """The records of a run's probes.
 
         Args:
             run: Its name.
             state: What the tags of the state begin with.
-            origin: Who asks.
             most: How many at most.
 
         Returns:
             ``steps``, ``records``, and notes on what was skipped.
         """
         notes: list[str] = []
-        found = self._snapshots([run], state, origin, most, notes).get(run, [])
+        found = self._snapshots([run], state, most, notes).get(run, [])
         steps, records = [step for step, _ in found], [record for _, record in found]
         return {"steps": steps, "records": records, "notes": shown(notes)}
 
-    def _list(
-        self,
-        method: str,
-        plugin: str,
-        origin: Origin,
-        only: RunTagFilter | None = None,
+    def _ask(
+        self, method: str, plugin: str, only: RunTagFilter | None = None, **more: int
     ) -> Mapping[str, Any]:
-        listing = getattr(self.provider, method)(
-            origin.ctx, experiment_id=origin.experiment, plugin_name=plugin, run_tag_filter=only
-        )
-        return listing or {}
+        """What a method of the provider says of a plugin's data, by run."""
+        ctx, experiment = self.origin
+        ask = getattr(self.provider, method)
+        found = ask(ctx, experiment_id=experiment, plugin_name=plugin, run_tag_filter=only, **more)
+        return found or {}
 
-    def _states(self, origin: Origin) -> dict[str, set[str]]:
+    def _states(self) -> dict[str, set[str]]:
         """What the tags of each followed state begin with, by run."""
-        return states_in(
-            self._list("list_scalars", SCALARS, origin), self._list("list_tensors", PLUGIN, origin)
-        )
+        return states_in(self._ask("list_scalars", SCALARS), self._ask("list_tensors", PLUGIN))
 
     def _read_scalars(
-        self,
-        wanted: Mapping[str, Mapping[str, str]],
-        origin: Origin,
-        points: int,
+        self, wanted: Mapping[str, Mapping[str, str]], points: int
     ) -> dict[str, dict[str, Curve]]:
         """Curves by run and by tag without the state's name."""
         tags = sorted({tag for names in wanted.values() for tag in names})
         if not tags:
             return {}
-        read = self.provider.read_scalars(
-            origin.ctx,
-            experiment_id=origin.experiment,
-            plugin_name=SCALARS,
-            downsample=points,
-            run_tag_filter=RunTagFilter(runs=list(wanted), tags=tags),
-        )
+        only = RunTagFilter(runs=list(wanted), tags=tags)
+        read = self._ask("read_scalars", SCALARS, only, downsample=points)
         return {
             run: {wanted[run][tag]: curve_of(data) for tag, data in curves.items()
                   if data and tag in wanted[run]}
@@ -214,37 +189,27 @@ class DashboardData:
         plugin: str,
         runs: Sequence[str],
         tag: str,
-        origin: Origin,
         most: int,
         order: Callable[[Any], Any] = lambda datum: int(datum.step),
     ) -> Iterable[tuple[str, int, Any]]:
         """Run, step and content of every tensor under a tag."""
         if not runs:
             return
-        read = self.provider.read_tensors(
-            origin.ctx,
-            experiment_id=origin.experiment,
-            plugin_name=plugin,
-            downsample=most,
-            run_tag_filter=RunTagFilter(runs=runs, tags=[tag]),
+        read = self._ask(
+            "read_tensors", plugin, RunTagFilter(runs=runs, tags=[tag]), downsample=most
         )
-        for run, tags in (read or {}).items():
+        for run, tags in read.items():
             for datum in sorted(tags.get(tag, ()), key=order):
                 yield run, int(datum.step), datum.numpy
 
     def _snapshots(
-        self,
-        runs: Sequence[str],
-        state: str,
-        origin: Origin,
-        most: int,
-        notes: list[str],
+        self, runs: Sequence[str], state: str, most: int, notes: list[str]
     ) -> dict[str, list[tuple[int, dict[str, Any]]]]:
         tag = f"{state}{SNAPSHOT_TAG}"
         contents: dict[str, dict[int, Any]] = {}
         # A provider thins at random, which would leave gaps: only the last may be taken from it.
         asked = 1 if most == 1 else MOST_READ
-        for run, step, content in self._tensors(PLUGIN, runs, tag, origin, asked):
+        for run, step, content in self._tensors(PLUGIN, runs, tag, asked):
             contents.setdefault(run, {})[step] = content
         found: dict[str, dict[int, dict[str, Any]]] = {}
         for run, by_step in contents.items():
@@ -255,13 +220,11 @@ class DashboardData:
                     notes.append(f"{run}: {tag} at step {step} was skipped: {error}")
         return {run: sorted(records.items()) for run, records in found.items()}
 
-    def _facts(
-        self, runs: Sequence[str], origin: Origin, notes: list[str]
-    ) -> dict[str, dict[str, Any]]:
+    def _facts(self, runs: Sequence[str], notes: list[str]) -> dict[str, dict[str, Any]]:
         """What trains, by run, as it was recorded last."""
         found = {}
         for run, _, content in self._tensors(
-            PLUGIN, runs, FACTS_TAG, origin, EVERY, lambda datum: datum.wall_time
+            PLUGIN, runs, FACTS_TAG, EVERY, lambda datum: datum.wall_time
         ):
             try:
                 found[run] = checked_facts(content)
@@ -274,14 +237,13 @@ class DashboardData:
         runs: Sequence[str],
         state: str,
         states: Mapping[str, set[str]],
-        origin: Origin,
         notes: list[str],
     ) -> dict[str, Changed]:
         """Alerts and states by run; without those whose alerts are, or may be, another state's."""
-        recorded = self._recorded(runs, origin, notes)
+        recorded = self._recorded(runs, notes)
         rest = [run for run in runs if run not in recorded]
         texts: dict[str, list[dict[str, Any]]] = {}
-        for run, step, content in self._tensors("text", rest, _TEXT_TAG, origin, EVERY):
+        for run, step, content in self._tensors("text", rest, _TEXT_TAG, EVERY):
             for text in content.ravel().tolist():
                 words = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
                 texts.setdefault(run, []).append(alert_of_text(words, step))
@@ -303,15 +265,12 @@ class DashboardData:
         return found
 
     def _recorded(
-        self,
-        runs: Sequence[str],
-        origin: Origin,
-        notes: list[str],
+        self, runs: Sequence[str], notes: list[str]
     ) -> dict[str, dict[str | None, Changed]]:
         """What ``alert/changes`` says, by run and by what the tags of the state begin with."""
         found: dict[str, dict[str | None, Changed]] = {}
         for run, step, content in self._tensors(
-            PLUGIN, runs, CHANGES_TAG, origin, EVERY, lambda datum: (datum.wall_time, datum.step)
+            PLUGIN, runs, CHANGES_TAG, EVERY, lambda datum: (datum.wall_time, datum.step)
         ):
             try:
                 record = checked_changes(content, step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from tensorboard import errors, plugin_util
@@ -58,7 +59,7 @@ class NTKPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         }
 
     def _runs(self, request: Request) -> dict[str, Any]:
-        return self._data.runs(_origin(request))
+        return self._asked(request).runs()
 
     def _series(self, request: Request) -> dict[str, Any]:
         runs = list(dict.fromkeys(request.values.getlist("run")))
@@ -66,17 +67,19 @@ class NTKPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
             raise ValueError("run is missing: name one or more, as run=NAME")
         if len(runs) > MOST_RUNS:
             raise ValueError(f"run must be given at most {MOST_RUNS} times, got {len(runs)}")
-        return self._data.series(runs, _state(request), _origin(request))
+        return self._asked(request).series(runs, _state(request))
 
     def _snapshots(self, request: Request) -> dict[str, Any]:
         runs = request.values.getlist("run")
         if len(runs) != 1:
             raise ValueError(f"run must be given once, got {len(runs)}")
-        return self._data.snapshots(runs[0], _state(request), _origin(request))
+        return self._asked(request).snapshots(runs[0], _state(request))
 
-
-def _origin(request: Request) -> Origin:
-    return Origin(plugin_util.context(request.environ), plugin_util.experiment_id(request.environ))
+    def _asked(self, request: Request) -> DashboardData:
+        """The data for who asks."""
+        environ = request.environ
+        origin = Origin(plugin_util.context(environ), plugin_util.experiment_id(environ))
+        return replace(self._data, origin=origin)
 
 
 def _state(request: Request) -> str:
