@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -173,28 +173,20 @@ def target_modes(
     modes = []
     for i, mode in enumerate(pulled, start=1):
         alignment = mode.gain / norm.value if norm.value else float("nan")
-        coming = predicted[i - 1] if predicted else None
-        modes.append(
-            TargetMode(
-                index=i,
-                singular_value=mode.singular_value,
-                alignment=Estimate(alignment, alignment * norm.relative_error),
-                gain=mode.gain,
-                learned=mode.learned if coming is None else coming.learned,
-                core_overlap=mode.core_overlap,
-                output=mode.output,
-                share=mode.share,
-                rate=math.nan if coming is None else coming.rate,
-                steps_to_learn=None if coming is None else coming.steps,
-                steps_band=None if coming is None else coming.band,
-                transfer=None if coming is None else coming.transfer,
-                steps_if=() if coming is None else coming.steps_if,
-                rate_if=() if coming is None else coming.rate_if,
-                readout=mode.readout,
-                by_site=mode.by_site,
-                by_output=_largest(mode.direction),
-            )
+        exact = TargetMode(
+            index=i,
+            singular_value=mode.singular_value,
+            alignment=Estimate(alignment, alignment * norm.relative_error),
+            gain=mode.gain,
+            learned=mode.learned,
+            core_overlap=mode.core_overlap,
+            output=mode.output,
+            share=mode.share,
+            readout=mode.readout,
+            by_site=mode.by_site,
+            by_output=_largest(mode.direction),
         )
+        modes.append(replace(exact, **vars(predicted[i - 1])) if predicted else exact)
     return tuple(modes)
 
 

@@ -84,8 +84,8 @@ class PredictedMode:
 
     learned: float
     rate: float
-    steps: float
-    band: tuple[float, float]
+    steps_to_learn: float
+    steps_band: tuple[float, float]
     transfer: Estimate | None
     steps_if: tuple[tuple[str, float], ...] = ()
     rate_if: tuple[tuple[str, float], ...] = ()
