@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ntk_monitor.descent.forecast import BELIEVED, Vector
+from ntk_monitor.descent.forecast import BELIEVED, Vector, moved_by
 from ntk_monitor.descent.lossmap import LossMap
 from ntk_monitor.descent.times import Times
 from ntk_monitor.estimators import Estimate
@@ -51,8 +50,7 @@ class Curves(NamedTuple):
 
 def outputs_at(observed: LossMap, here: Tensor, p: Vector) -> Tensor:
     """The outputs at a place of a small space, where a step may be below their own rounding."""
-    place = torch.as_tensor(p, dtype=torch.float64, device=here.device)
-    return observed.outputs.double() - place @ here
+    return observed.outputs.double() - moved_by(p, here)
 
 
 def summed(by_trial: Tensor, processes: Any) -> tuple[float, float]:  # noqa: ANN401
@@ -88,13 +86,3 @@ def agree_until(full: Curves, less: Vector) -> float:
     if len(apart):
         return float(full.steps[max(int(apart[0]) - 1, 0)])
     return float(min(full.steps[-1], BELIEVED))
-
-
-def as_tensor(values: Vector) -> Tensor:
-    """A vector of numpy as a tensor in float64."""
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
-
-
-def total_of(tensors: Sequence[Tensor]) -> Tensor:
-    """The sum of some tensors."""
-    return torch.stack(list(tensors)).sum(0)

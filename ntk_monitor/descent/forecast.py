@@ -90,7 +90,6 @@ class Course:
         shrink: What is taken off the movement itself at each step, by decay.
         clip_norm: Norm to which gradients are clipped, or inf.
         speed: What the learning rate is multiplied with.
-        with_decay: Whether there is decay.
     """
 
     loss_map: LossMap
@@ -103,7 +102,6 @@ class Course:
     shrink: float
     clip_norm: float
     speed: float = 1.0
-    with_decay: bool = True
 
     def shallower(self, depth: int) -> Course:
         """The same in fewer Krylov directions.
@@ -124,10 +122,18 @@ class Course:
             gram=self.gram[np.ix_(inner, inner)],
         )
 
+    def without_decay(self) -> Course:
+        """The same without decay: its directions are there, and nothing moves along them.
+
+        Returns:
+            Another course.
+        """
+        drifts = tuple("none" if name.endswith("decay") else name for name in self.drifts)
+        return replace(self, drifts=drifts, shrink=0.0)
+
     def outputs(self, p: Vector) -> Tensor:
         """The outputs at a place of the small space."""
-        moved = torch.as_tensor(p, dtype=self.directions.dtype, device=self.directions.device)
-        return self.loss_map.outputs - moved @ self.directions
+        return self.loss_map.outputs - moved_by(p, self.directions)
 
     def slopes(self, places: Sequence[Vector]) -> tuple[Vector, Vector]:
         """The loss at some places, and the gradients in terms of the directions, clipped.
@@ -150,14 +156,7 @@ class Course:
         norms = np.sqrt(np.maximum(np.einsum("ki,ij,kj->k", inner, self.gram, inner), 0.0))
         far = norms > self.clip_norm
         coefficients[far, : inner.shape[1]] *= (self.clip_norm / norms[far])[:, None]
-        return losses, self._decaying(coefficients)
-
-    def _decaying(self, coefficients: Vector) -> Vector:
-        if not self.with_decay:
-            for i, name in enumerate(self.drifts, start=len(self.basis)):
-                if name.endswith("decay"):
-                    coefficients[:, i] = 0.0
-        return coefficients
+        return losses, coefficients
 
     def run(self, horizon: float, single: int = BELIEVED) -> Path:
         """Integrate.
@@ -192,7 +191,7 @@ class Course:
             if k and k % SINGLE_RENEWED == 1:
                 cap = self._caps(p, rate)
             step[:m] = cap @ step[:m]
-            p = p * (1 - self._shrink_at(rate)) + rate * step
+            p = p * (1 - self.shrink * rate) + rate * step
             (loss,), (gradient,) = self.slopes([p])
             steps.append(k + 1.0)
             places.append(p)
@@ -204,12 +203,9 @@ class Course:
     def _undirected(self, step: Vector) -> Vector:
         """What happens at every step whatever the gradient."""
         for i, name in enumerate(self.drifts, start=len(self.basis)):
-            if name == "steady" or (name == "decoupled decay" and self.with_decay):
+            if name in {"steady", "decoupled decay"}:
                 step[i] = 1.0
         return step
-
-    def _shrink_at(self, rate: float) -> float:
-        return self.shrink * rate if self.with_decay else 0.0
 
     def _caps(self, p: Vector, rate: float) -> NDArray[np.float64]:
         """What a step along unstable directions is multiplied with: nothing.
@@ -348,7 +344,7 @@ class Course:
     def _paced(self, t: float, here: _Found) -> Vector:
         rate = self.descent.rate_at(int(t)) * self.speed
         step = self._undirected(self.velocity.total * here.gradient)
-        return rate * step - self._shrink_at(rate) * here.place
+        return rate * step - self.shrink * rate * here.place
 
     def _slope(self, t: float, here: _Found, moved: Vector) -> NDArray[np.float64]:
         """The derivative of that in the place."""
@@ -356,7 +352,7 @@ class Course:
         found = np.zeros((len(p), len(p)))
         size = float(np.abs(p).max())
         for i in range(len(self.basis), len(p)):
-            found[i, i] = -self._shrink_at(self.descent.rate_at(int(t)) * self.speed)
+            found[i, i] = -self.shrink * (self.descent.rate_at(int(t)) * self.speed)
         m = len(self.basis)
         epsilons = 0.01 * np.maximum(np.abs(p[:m]), max(0.01 * size, 1e-12))
         ahead = p + np.eye(len(p))[:m] * epsilons[:, None]
@@ -365,6 +361,11 @@ class Course:
             there = self._paced(t, _Found(ahead[j], math.nan, gradients[j]))
             found[:, j] = (there - moved) / epsilons[j]
         return found
+
+
+def moved_by(p: Vector, directions: Tensor) -> Tensor:
+    """What outputs are less at a place of a small space, by what its directions do to them."""
+    return torch.as_tensor(p, dtype=directions.dtype, device=directions.device) @ directions
 
 
 class _Found(NamedTuple):
@@ -438,13 +439,9 @@ def scaling(
     Returns:
         The map.
     """
-    space = loss_map.space
 
     def scaled(flat: Tensor) -> Tensor:
-        given = space.split(flat if mask is None else flat * mask)
-        return space.join([
-            parts[name].scale(g) if name in parts else torch.zeros_like(g)
-            for name, g in given.items()
-        ])
+        given = loss_map.space.split(flat if mask is None else flat * mask)
+        return loss_map.joined({name: part.scale(given[name]) for name, part in parts.items()})
 
     return scaled

@@ -62,10 +62,7 @@ class Leg:
             self._clip_norm = most * norm
         elif not uniform:
             self._clip_norm = math.inf
-            mask = source.space.join([
-                ratio.get(name, torch.zeros_like(g)).to(source.theta)
-                for name, g in gradient.items()
-            ])
+            mask = source.joined(ratio)
         self.scaled = scaling(self.parts, source, mask)
         self.clip = min(self._clip_norm / norm, 1.0) if norm else 1.0
 
@@ -107,17 +104,12 @@ class Leg:
 
     def _drifts(self) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Movements that do not depend on the outputs: downhill, and as momentum holds them."""
-        source, space, parts = self.source, self.source.space, self.parts
-        own = space.split(source.theta)
+        source, parts = self.source, self.parts
+        own = source.space.split(source.theta)
 
         def joined(make: Callable[[Part, Tensor], Tensor | None]) -> Tensor | None:
-            every = ((n, make(part, own[n])) for n, part in parts.items())
-            made = {n: x for n, x in every if x is not None}
-            if not made:
-                return None
-            return space.join([
-                made[n].to(x) if n in made else torch.zeros_like(x) for n, x in own.items()
-            ])
+            made = {n: make(part, own[n]) for n, part in parts.items()}
+            return None if all(x is None for x in made.values()) else source.joined(made)
 
         found: dict[str, tuple[Tensor, Tensor | None]] = {}
         if source.rest is not None:

@@ -56,14 +56,11 @@ class Pass:
     """One recorded pass of the step.
 
     Attributes:
-        raw: The compared outputs as the loss gets them, by number.
-        seen: The comparisons by number.
-        returned: What the step returned.
+        seen: The comparisons by number, with their outputs as the loss gets them.
         loss: The loss; carries the graph.
         again: The loss from other outputs, by number.
     """
 
-    raw: Mapping[int, Tensor]
     seen: Mapping[int, Seen]
     loss: Tensor
     again: Callable[[Mapping[int, Tensor]], Tensor | None]
@@ -122,10 +119,10 @@ class LossMap:
         with self._quiet(), torch.enable_grad():
             found = self._pass(leaves)
         self._found = found
-        self._numbers = [n for n in sorted(found.raw) if found.raw[n].requires_grad]
+        self._numbers = [n for n, one in sorted(found.seen.items()) if one.output.requires_grad]
         if not self._numbers:
             raise NoLossError("the loss compares no output that training moves")
-        self._graph = torch.cat([found.raw[n].reshape(-1) for n in self._numbers])
+        self._graph = self._flat(found.seen)
         self.outputs = self._graph.detach()
         loss, self.error = self._once(self.outputs)
         self.loss = float(loss)
@@ -172,29 +169,35 @@ class LossMap:
         return stack
 
     def _pass(self, leaves: Mapping[str, Tensor]) -> Pass:
-        lin, tape = self._lin, Tape()
-        readings = lin._compares.readings if self._guess is None else {}
-        step = self._forward.step
+        tape, step, guess = Tape(), self._forward.step, self._guess
         try:
-            _, returned, watch = self._forward.run_whole(leaves, lin._state, readings, tape=tape)
-            if self._guess is not None:
-                plain = step.plain_output(returned, lin._batch)
-                if plain is None or plain.output is None:
-                    raise NoLossError("there is no output")
-                seen = {0: Seen(plain.output, None)}
-                return Pass(
-                    {0: plain.output},
-                    seen,
-                    self._guess(plain.output),
-                    _of_the_first(self._guess),
-                )
+            returned, watch, seen = self._run(leaves, tape)
+            if guess is not None:
+                return Pass(seen, guess(seen[0].output), lambda raw: guess(raw[0]))
             loss = step.loss(returned, watch.meant)
         finally:
             tape.stop()
         if loss is None or not loss.requires_grad:
             raise NoLossError(f"{step.name} gives no loss that training could minimise")
-        raw = {number: seen.output for number, seen in watch.seen.items()}
-        return Pass(raw, dict(watch.seen), loss, lambda raw: tape.replay(raw, loss))
+        return Pass(seen, loss, lambda raw: tape.replay(raw, loss))
+
+    def _run(
+        self, theta: Mapping[str, Tensor], tape: Tape | None = None
+    ) -> tuple[Any, Any, dict[int, Seen]]:
+        """The step at some parameters: what it returned, who watched it, and what it compares."""
+        lin = self._lin
+        readings = lin._compares.readings if self._guess is None else {}
+        _, returned, watch = self._forward.run_whole(theta, lin._state, readings, tape=tape)
+        if self._guess is None:
+            return returned, watch, dict(watch.seen)
+        plain = self._forward.step.plain_output(returned, lin._batch)
+        if plain is None or plain.output is None:
+            raise NoLossError("there is no output")
+        return returned, watch, {0: Seen(plain.output, None)}
+
+    def _flat(self, seen: Mapping[int, Seen]) -> Tensor:
+        """The outputs that training moves, one after the other."""
+        return torch.cat([seen[n].output.reshape(-1) for n in self._numbers])
 
     def _once(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss of all processes' outputs, and its derivative in this process's."""
@@ -209,10 +212,11 @@ class LossMap:
 
     def _raw(self, flat: Tensor) -> dict[int, Tensor]:
         """Outputs by number, in the shapes that the loss gets; those that nothing moves as well."""
-        raw = {n: y.detach() for n, y in self._found.raw.items() if n not in self._numbers}
-        parts = torch.split(flat, [self._found.raw[n].numel() for n in self._numbers])
+        seen = self._found.seen
+        raw = {n: one.output.detach() for n, one in seen.items() if n not in self._numbers}
+        parts = torch.split(flat, [seen[n].output.numel() for n in self._numbers])
         for number, part in zip(self._numbers, parts, strict=True):
-            raw[number] = part.view(self._found.raw[number].shape)
+            raw[number] = part.view(seen[number].output.shape)
         return raw
 
     def _require_agreement(self, found: Pass) -> None:
@@ -236,14 +240,20 @@ class LossMap:
                 found.loss.reshape(()), self._leaves, found.loss.new_ones(()) / self.processes.size
             )
         self._acting = [name for name, g in grads.items() if g is not None]
-        return self.processes.sum(self._joined(grads))
+        return self.processes.sum(self.joined(grads))
 
-    def _joined(self, grads: Mapping[str, Tensor | None]) -> Tensor:
-        shapes = self.space.shapes
+    def joined(self, tensors: Mapping[str, Tensor | None]) -> Tensor:
+        """A flat vector of what some parameters have, zero for all others.
+
+        Args:
+            tensors: Of the parameters' shapes, by name; None for zero.
+
+        Returns:
+            Shape ``(p,)``.
+        """
+        own = ((tensors.get(name), shape) for name, shape in self.space.shapes.items())
         zero = self.theta.new_zeros
-        return self.space.join([
-            zero(shapes[name]) if g is None else g.to(self.theta.dtype) for name, g in grads.items()
-        ])
+        return self.space.join([zero(shape) if x is None else x.to(self.theta) for x, shape in own])
 
     def evaluate(
         self, points: Iterable[Tensor], along: Tensor | None = None
@@ -283,7 +293,7 @@ class LossMap:
         """
         with self._quiet():
             grads = self._forward.gradients(self._graph, self._leaves, e.to(self._graph.dtype))
-        return self.processes.sum(self._joined(grads))
+        return self.processes.sum(self.joined(grads))
 
     def push(self, tangents: Sequence[Tensor]) -> Tensor:
         """``J_y w`` for some ``w``; one product each.
@@ -304,8 +314,7 @@ class LossMap:
 
         def outputs_at(theta: Mapping[str, Tensor]) -> Tensor:
             with self._forward.as_training_normalises():
-                raw = self._outputs(theta)
-                return torch.cat([raw[n].reshape(-1) for n in self._numbers])
+                return self._flat(self._run(theta)[2])
 
         def outputs_with(moving: Substitution) -> Tensor:
             with moving:
@@ -377,17 +386,6 @@ class LossMap:
         gap, size = (float(torch.linalg.vector_norm(x)) for x in (image - wanted, wanted))
         return gap <= SEES_ALL * size
 
-    def _outputs(self, theta: Mapping[str, Tensor]) -> Mapping[int, Tensor]:
-        lin = self._lin
-        readings = lin._compares.readings if self._guess is None else {}
-        _, returned, watch = self._forward.run_whole(theta, lin._state, readings)
-        if self._guess is None:
-            return {number: seen.output for number, seen in watch.seen.items()}
-        plain = self._forward.step.plain_output(returned, lin._batch)
-        assert plain is not None
-        assert plain.output is not None
-        return {0: plain.output}
-
     def placed(self, number: int, flat: Tensor) -> Tensor | None:
         """The outputs of one comparison as rows.
 
@@ -398,18 +396,15 @@ class LossMap:
         Returns:
             Shape ``(B, T, o)``, zero where the loss does not depend on them.
         """
-        return self._lin.placed_output(self._comparison(number), self._laid_out(number, flat))
+        comparison = self._lin.comparisons[number]
+        return self._lin.placed_output(comparison, self._laid_out(comparison, flat))
 
-    def _comparison(self, number: int) -> Comparison:
-        return self._lin.comparisons[number]
-
-    def _laid_out(self, number: int, flat: Tensor) -> Tensor | None:
+    def _laid_out(self, comparison: Comparison, flat: Tensor) -> Tensor | None:
         raw = self._raw(flat)
         if self._guess is not None:
             return raw[0]
-        found = self._found.seen
-        seen = {n: Seen(raw[n], one.target) for n, one in found.items()}
-        return compared(self._comparison(number).head, seen).output
+        seen = {n: Seen(raw[n], one.target) for n, one in self._found.seen.items()}
+        return compared(comparison.head, seen).output
 
     def counted(self, number: int) -> Comparison:
         """A comparison that knows of which entries of its outputs the loss depends, by its error.
@@ -420,7 +415,7 @@ class LossMap:
         Returns:
             The comparison.
         """
-        comparison, raw = self._comparison(number), self._raw(self.error)
+        comparison, raw = self._lin.comparisons[number], self._raw(self.error)
         loss = comparison.head.loss
         if loss is None:
             return comparison
@@ -438,15 +433,11 @@ class LossMap:
         """
         found = torch.full_like(self.outputs, -1, dtype=torch.long)
         index = torch.arange(len(found), dtype=torch.float64, device=found.device)
-        for number, comparison in enumerate(self._lin.comparisons):
-            laid_out = self._laid_out(number, index)
+        for comparison in self._lin.comparisons:
+            laid_out = self._laid_out(comparison, index)
             if laid_out is None:
                 continue
             placed = self._lin.in_rows(laid_out, comparison).long()
             rows = torch.arange(len(placed), device=found.device).view(-1, 1, 1)
             found[placed.reshape(-1)] = rows.expand_as(placed).reshape(-1)
         return found
-
-
-def _of_the_first(guess: Callable[[Tensor], Tensor]) -> Callable[[Mapping[int, Tensor]], Tensor]:
-    return lambda raw: guess(raw[0])

@@ -17,13 +17,11 @@ from ntk_monitor.descent.curves import (
     Changed,
     Curves,
     agree_until,
-    as_tensor,
     band,
     outputs_at,
     summed,
-    total_of,
 )
-from ntk_monitor.descent.forecast import BELIEVED, DEPTH, Course, Path, Vector
+from ntk_monitor.descent.forecast import BELIEVED, DEPTH, Course, Path, Vector, moved_by
 from ntk_monitor.descent.leg import Leg
 from ntk_monitor.descent.lossmap import LossMap, NoLossError
 from ntk_monitor.descent.optimizers import Descent
@@ -38,7 +36,7 @@ from ntk_monitor.targets import Target, target_like
 
 logger = logging.getLogger(__name__)
 
-LEGS = (10,)
+LEG = 10
 """Steps ahead at which the model is linearised anew."""
 PARTS = 4
 """Parts of a batch between which transfer is measured."""
@@ -58,6 +56,10 @@ AS_IT_IS = "as it is"
 """The change that is none."""
 ADAM_RATE = 1e-3
 """Adam's default learning rate."""
+
+
+Effect = tuple[float, float]
+"""What a step does to something, with its standard error."""
 
 
 @dataclass(frozen=True)
@@ -207,16 +209,16 @@ class _Prediction:
             return Predicted(loss=self.observed.loss, instruments=instruments)
         self.leg = Leg(source, descent)
         pieces = self._pieces(self._labels())
-        self.through = total_of([g for _, g, _ in pieces])
-        leg = self.leg.grown(DEPTH, self.through, total_of([change for *_, change in pieces]))
+        self.through = torch.stack([g for _, g, _ in pieces]).sum(0)
+        change = torch.stack([change for *_, change in pieces]).sum(0)
+        leg = self.leg.grown(DEPTH, self.through, change)
         course, course_here = leg.course, self._here(leg, self.observed)
         transfer, mode_transfers = self._transfers(*self._effects(pieces))
         reach = self.setting.horizon
         horizon = BEYOND * reach if math.isfinite(reach) else UNBOUNDED
         full = self._forecast(leg, course_here, horizon)
         less = self._without_the_last(course, course_here)
-        first = self._first_change(course, course_here)
-        rates = self.modes.rates(first)
+        rates = self.modes.rates(-moved_by(course.run(1).places[-1], course_here))
         found = [times(full.steps, c, LEARNED, descent.rates_until) for c in full.learned.T]
         steps = [each.steps for each in found]
         bands = [band(*pair) for pair in zip(found, mode_transfers, strict=True)]
@@ -237,9 +239,8 @@ class _Prediction:
         )
         valid = agree_until(full, less)
         losses = self._among_others(full, transfer)
-        forecast = Forecast(
-            as_tensor(full.steps), as_tensor(losses), as_tensor(full.learned), valid
-        )
+        steps_ahead, loss, learned = map(torch.from_numpy, (full.steps, losses, full.learned))
+        forecast = Forecast(steps_ahead, loss, learned, valid)
         instruments = Instruments(
             norm,
             self._signal_to_noise(pieces),
@@ -255,9 +256,7 @@ class _Prediction:
         trials = self.source.trials()
         here = int(trials.max()) + 1 if len(trials) else 0
         everywhere = self.processes.counts(here)
-        self.before = sum(
-            everywhere[: self.processes.index]
-        )  # so that parts are those of all trials
+        self.before = self.processes.own(everywhere).start  # so that parts are of all trials
         self.count = min(PARTS, sum(everywhere))
         if self.count < 3:
             self.count = 1
@@ -281,23 +280,18 @@ class _Prediction:
 
     def _forecast(self, leg: Leg, here: Tensor, horizon: float) -> Curves:
         """The curves, with the model linearised anew after some steps."""
-        whole, gone, observed = None, 0, self.observed
-        for until in LEGS:
-            if horizon <= until:
-                break
-            path = leg.course.run(until - gone)
-            part = self._curves_along(path, here, observed)
-            whole = part if whole is None else whole.followed_by(part)
-            if whole.steps[-1] < until:
-                return whole
-            source, descent = leg.after(path)
-            leg = Leg(source, descent).grown(DEPTH)
-            observed = source
-            if self.observed is not self.source:
-                observed = self.observed.moved(source.theta)
-            here, gone = self._here(leg, observed), until
-        rest = self._curves(leg.course, here, horizon - gone, observed, BELIEVED - gone)
-        return rest if whole is None else whole.followed_by(rest)
+        if horizon <= LEG:
+            return self._curves(leg.course.run(horizon), here, self.observed)
+        path = leg.course.run(LEG)
+        begun = self._curves(path, here, self.observed)
+        if begun.steps[-1] < LEG:
+            return begun
+        source, descent = leg.after(path)
+        leg = Leg(source, descent).grown(DEPTH)
+        one = self.observed is self.source
+        observed = source if one else self.observed.moved(source.theta)
+        path = leg.course.run(horizon - LEG, BELIEVED - LEG)
+        return begun.followed_by(self._curves(path, self._here(leg, observed), observed))
 
     def _among_others(self, curves: Curves, transfer: Estimate | None) -> Vector:
         """The losses where other batches' steps do to this one what transfer leaves of its own.
@@ -364,16 +358,14 @@ class _Prediction:
         loss = Estimate(other[0] / own, other[1] / abs(own)) if own else None
         return loss, [None] * len(self.pulled)
 
-    def _on(self, loss_map: LossMap, change: Tensor) -> tuple[float, float]:
+    def _on(self, loss_map: LossMap, change: Tensor) -> Effect:
         """What a change of the outputs does to the loss, with the spread over trials."""
         trials = loss_map.trials()
         by_trial = torch.zeros(int(trials.max()) + 2, dtype=torch.float64, device=change.device)
         by_trial.index_add_(0, trials + 1, (loss_map.error * change).double())
         return summed(by_trial[1:], self.processes)
 
-    def _on_the_second(
-        self,
-    ) -> tuple[tuple[float, float] | None, list[tuple[float, float] | None]]:
+    def _on_the_second(self) -> tuple[Effect | None, list[Effect | None]]:
         """What the step on this batch does to another one, or None for what that one lacks."""
         if not self.processes.all(self.setting.second is not None):
             return None, []
@@ -390,7 +382,7 @@ class _Prediction:
 
     def _on_another(
         self, second: LossMap, lin: Linearization
-    ) -> tuple[tuple[float, float] | None, list[tuple[float, float] | None]]:
+    ) -> tuple[Effect, list[Effect | None]]:
         """The same, when the other batch is known."""
         known = tuple(second.counted(number) for number in range(len(lin.comparisons)))
         lin = replace(lin, comparisons=known)
@@ -403,18 +395,7 @@ class _Prediction:
             for x, size in zip(modes.moved_by(-change), modes.sizes, strict=True)
         ]
 
-    def _curves(
-        self,
-        course: Course,
-        here: Tensor,
-        horizon: float,
-        observed: LossMap | None = None,
-        single: int = BELIEVED,
-    ) -> Curves:
-        path = course.run(horizon, single)
-        return self._curves_along(path, here, self.observed if observed is None else observed)
-
-    def _curves_along(self, path: Path, here: Tensor, observed: LossMap) -> Curves:
+    def _curves(self, path: Path, here: Tensor, observed: LossMap) -> Curves:
         losses, here = self._losses_along(path, here, observed), here.double()
         learned = self.modes.learned(outputs_at(observed, here, p) for p in path.places)
         return Curves(path.steps, losses, learned)
@@ -432,17 +413,7 @@ class _Prediction:
         if here is not course.directions:
             drifts = len(course.drifts)
             here = torch.cat([here[: len(fewer.basis)], here[len(here) - drifts :]])
-        return self._losses_along(fewer.run(LEGS[0]), here, self.observed)
-
-    def _first_change(self, course: Course, here: Tensor) -> Tensor:
-        """What the very next step does to the outputs, to first order."""
-        place = course.run(1).places[-1]
-        return -torch.as_tensor(place, dtype=here.dtype, device=here.device) @ here
-
-    def _settled_change(self, course: Course, here: Tensor) -> Tensor:
-        """What a step does to the outputs when momentum holds nothing of the past."""
-        pace = course.pace(0.0, np.zeros(len(course.directions)))
-        return -torch.as_tensor(pace, dtype=here.dtype, device=here.device) @ here
+        return self._losses_along(fewer.run(LEG), here, self.observed)
 
     def _with_changes(
         self,
@@ -458,8 +429,11 @@ class _Prediction:
         if not stuck:
             return found
         for name, changed in self._changes(course).items():
-            curves = known if name == AS_IT_IS else self._curves(changed, here, BELIEVED)
-            rates = self.modes.rates(self._settled_change(changed, here))
+            curves = known
+            if name != AS_IT_IS:
+                curves = self._curves(changed.run(BELIEVED), here, self.observed)
+            settled = changed.pace(0.0, np.zeros(len(changed.directions)))
+            rates = self.modes.rates(-moved_by(settled, here))
             for i in stuck:
                 known_rates = changed.descent.rates_until
                 coming = times(curves.steps, curves.learned[:, i], LEARNED, known_rates)
@@ -475,21 +449,17 @@ class _Prediction:
         if self.leg.clip < 1:
             found["without clipping"] = replace(course, clip_norm=math.inf)
         if any(name.endswith("decay") for name in course.drifts):
-            found["without weight decay"] = replace(course, with_decay=False)
+            found["without weight decay"] = course.without_decay()
         return found
 
     def _other_scalings(self) -> dict[str, Vector]:
         """Rates of the modes under other optimizers: one product each."""
-        source, space = self.source, self.source.space
-        gradient = space.split(source.gradient)
+        source = self.source
+        gradient = source.space.split(source.gradient)
+        stepped = {name: gradient[name] for name in self.leg.parts}
         own = self.leg.scaled(source.gradient)
-        adam = space.join([
-            ADAM_RATE * g / (g.abs() + 1e-8) if n in self.leg.parts else torch.zeros_like(g)
-            for n, g in gradient.items()
-        ])
-        plain = space.join([
-            g if n in self.leg.parts else torch.zeros_like(g) for n, g in gradient.items()
-        ])
+        adam = source.joined({n: ADAM_RATE * g / (g.abs() + 1e-8) for n, g in stepped.items()})
+        plain = source.joined(stepped)
         size = float(torch.linalg.vector_norm(plain))
         plain = plain * (float(torch.linalg.vector_norm(own)) / size if size else 0.0)
         changes = self.observed.push([adam, plain])
