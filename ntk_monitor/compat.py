@@ -2,6 +2,7 @@
 
 With torch 2.9 to 2.15 each of these is what it says here; `tests/test_compat.py` holds them to it.
 """
+# ruff: noqa: F401  (what is imported is for others)
 
 from __future__ import annotations
 
@@ -18,29 +19,6 @@ from torch.nn.modules import module as modules
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
-
-__all__ = [
-    "BACKWARD_HOOKS",
-    "CHECKPOINTING",
-    "CONVOLUTION",
-    "NORMS_OF_CHANNELS",
-    "POOLINGS",
-    "NormWithStatistics",
-    "StridedShard",
-    "TorchDispatchMode",
-    "as_strided",
-    "backward_seen",
-    "default_device",
-    "hooks_of",
-    "is_traceable_wrapper_subclass",
-    "set_default_device",
-    "tree_flatten",
-    "tree_leaves",
-    "tree_map",
-    "tree_map_only",
-    "tree_unflatten",
-    "without_torch_function",
-]
 
 CONVOLUTION: type[nn.Module] = conv._ConvNd
 """The class of convolutions, transposed ones among them."""
