@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import reduce
 from math import prod
+from operator import matmul
 from typing import TYPE_CHECKING
 
 import torch
@@ -399,10 +401,7 @@ class Composition(LinearOperator):
             if middle is None:
                 return None
             factors.append(middle)
-        found = factors[0]
-        for factor in factors[1:]:
-            found = found @ factor
-        return found
+        return reduce(matmul, factors)
 
     def _partial_trace(self, axes: tuple[int, ...]) -> LinearOperator | None:
         return None if self.factor is None else self.factor._gram_partial_trace(axes)
@@ -426,13 +425,8 @@ class Sum(LinearOperator):
                 f"{right.shape_in} -> {right.shape_out}"
             )
         check_same("a sum", left, right)
-        super().__init__(
-            left.shape_in,
-            left.shape_out,
-            left.dtype,
-            left.device,
-            is_psd=left.is_psd and right.is_psd,
-        )
+        is_psd = left.is_psd and right.is_psd
+        super().__init__(left.shape_in, left.shape_out, left.dtype, left.device, is_psd=is_psd)
         self.left = left
         self.right = right
 
@@ -457,12 +451,9 @@ class Scaled(LinearOperator):
 
     def __init__(self, scalar: float, operator: LinearOperator) -> None:
         """Multiply ``operator`` by ``scalar``."""
+        shape_in, shape_out, is_psd = operator.shape_in, operator.shape_out, operator.is_psd
         super().__init__(
-            operator.shape_in,
-            operator.shape_out,
-            operator.dtype,
-            operator.device,
-            is_psd=operator.is_psd and scalar >= 0,
+            shape_in, shape_out, operator.dtype, operator.device, is_psd=is_psd and scalar >= 0
         )
         self.scalar = scalar
         self.operator = operator
@@ -508,10 +499,9 @@ class Reshaped(LinearOperator):
                     f"{shape_in} -> {shape_out}: {new} has {math.prod(new)} entries, {old} has "
                     f"{math.prod(old)}"
                 )
-        is_psd = operator.is_psd and tuple(shape_in) == tuple(shape_out)
-        super().__init__(
-            tuple(shape_in), tuple(shape_out), operator.dtype, operator.device, is_psd=is_psd
-        )
+        shape_in, shape_out = tuple(shape_in), tuple(shape_out)
+        is_psd = operator.is_psd and shape_in == shape_out
+        super().__init__(shape_in, shape_out, operator.dtype, operator.device, is_psd=is_psd)
         self.operator = operator
 
     def _matmat(self, X: Tensor) -> Tensor:

@@ -22,22 +22,14 @@ class DirectSum(LinearOperator):
     def __init__(self, *operators: LinearOperator) -> None:
         """Put operators of one dtype and device side by side."""
         first = _first("a direct sum", operators)
-        super().__init__(
-            (sum(prod(A.shape_in) for A in operators),),
-            (sum(prod(A.shape_out) for A in operators),),
-            first.dtype,
-            first.device,
-            is_psd=all(A.is_psd for A in operators),
-        )
+        size_in = sum(prod(A.shape_in) for A in operators)
+        size_out = sum(prod(A.shape_out) for A in operators)
+        is_psd = all(A.is_psd for A in operators)
+        super().__init__((size_in,), (size_out,), first.dtype, first.device, is_psd=is_psd)
         self.operators = operators
 
     def _matmat(self, X: Tensor) -> Tensor:
-        pieces = torch.split(X, [prod(A.shape_in) for A in self.operators], dim=1)
-        images = [
-            A._matmat(x.reshape(len(X), *A.shape_in)).reshape(len(X), -1)
-            for A, x in zip(self.operators, pieces, strict=True)
-        ]
-        return torch.cat(images, dim=1)
+        return torch.cat([y.reshape(len(X), -1) for y in _images(self.operators, X)], dim=1)
 
     def _rmatmat(self, Y: Tensor) -> Tensor:
         return DirectSum(*(A.T for A in self.operators))._matmat(Y)
@@ -80,18 +72,20 @@ class BlockRow(LinearOperator):
         self.operators = operators
 
     def _matmat(self, X: Tensor) -> Tensor:
-        pieces = torch.split(X, [prod(A.shape_in) for A in self.operators], dim=1)
-        images = [
-            A._matmat(x.reshape(len(X), *A.shape_in))
-            for A, x in zip(self.operators, pieces, strict=True)
-        ]
-        return torch.stack(images).sum(0)
+        return torch.stack(_images(self.operators, X)).sum(0)
 
     def _rmatmat(self, Y: Tensor) -> Tensor:
         return torch.cat([A._rmatmat(Y).reshape(len(Y), -1) for A in self.operators], dim=1)
 
     def __str__(self) -> str:
         return f"[{', '.join(map(str, self.operators))}]"
+
+
+def _images(operators: tuple[LinearOperator, ...], X: Tensor) -> list[Tensor]:
+    """What each operator makes of its own part of every ``X[b]``."""
+    pieces = torch.split(X, [prod(A.shape_in) for A in operators], dim=1)
+    pairs = zip(operators, pieces, strict=True)
+    return [A._matmat(x.reshape(len(X), *A.shape_in)) for A, x in pairs]
 
 
 def _first(what: str, operators: tuple[LinearOperator, ...]) -> LinearOperator:

@@ -7,7 +7,7 @@ from math import prod
 from torch import Tensor
 
 from ntk_monitor.operators.base import LinearOperator, as_factor
-from ntk_monitor.operators.contract import Shape, check_same
+from ntk_monitor.operators.contract import check_same
 
 
 class TensorProduct(LinearOperator):
@@ -22,13 +22,9 @@ class TensorProduct(LinearOperator):
     def __init__(self, left: LinearOperator, right: LinearOperator) -> None:
         """Join two operators of one dtype and device."""
         check_same("a tensor product", left, right)
-        super().__init__(
-            left.shape_in + right.shape_in,
-            left.shape_out + right.shape_out,
-            left.dtype,
-            left.device,
-            is_psd=left.is_psd and right.is_psd,
-        )
+        shape_in, shape_out = left.shape_in + right.shape_in, left.shape_out + right.shape_out
+        is_psd = left.is_psd and right.is_psd
+        super().__init__(shape_in, shape_out, left.dtype, left.device, is_psd=is_psd)
         self.left = left
         self.right = right
 
@@ -63,12 +59,9 @@ class TensorProduct(LinearOperator):
 
 def _apply_both(left: LinearOperator, right: LinearOperator, X: Tensor) -> Tensor:
     """Apply ``right`` along the trailing axes of each ``X[b]``, then ``left`` along the leading."""
-    batch = len(X)
-    size_left = prod(left.shape_in)
-    size_right = prod(right.shape_out)
+    batch, size_left, size_right = len(X), prod(left.shape_in), prod(right.shape_out)
     Z = right._matmat(X.reshape(batch * size_left, *right.shape_in))
     Z = Z.reshape(batch, size_left, size_right).transpose(1, 2)
-    shape_out: Shape = left.shape_out + right.shape_out
     Z = left._matmat(Z.reshape(batch * size_right, *left.shape_in))
     Z = Z.reshape(batch, size_right, prod(left.shape_out)).transpose(1, 2)
-    return Z.reshape(batch, *shape_out)
+    return Z.reshape(batch, *left.shape_out, *right.shape_out)
