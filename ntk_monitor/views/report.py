@@ -158,8 +158,7 @@ def _page(
         loader=PackageLoader("ntk_monitor.views"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-
-    pages.filters["prose"] = _prose
+    pages.filters |= {"prose": _prose, "cells": cells, "number_rows": number_rows}
 
     def own(name: str) -> str:
         return pages.loader.get_source(pages, name)[0] if pages.loader else ""
@@ -178,20 +177,9 @@ def _page(
         about=about,
         mode_head=HEAD,
         number_head=NUMBERS,
-        runs=[_readable(name, run) for name, run in runs.items()],
+        runs=runs,
         pictures=_pictures(runs, images),
     )
-
-
-def _readable(name: str, run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run as the rows of tables."""
-    return {
-        "name": name,
-        "verdict": run["verdict"],
-        "modes": [cells(mode) for mode in run["modes"]],
-        "numbers": number_rows(run),
-        "alerts": run["alerts"],
-    }
 
 
 def _pictures(runs: Found, images: Mapping[str, Mapping[str, Picture]]) -> list[dict[str, Any]]:
