@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from html import escape
 from typing import Any, NamedTuple
 
@@ -53,39 +52,29 @@ def lines(snapshot: Any) -> list[Line]:  # noqa: ANN401
     Returns:
         At most nine of them.
     """
-    return list(_lines(snapshot))
-
-
-def _lines(snapshot: Any) -> Iterator[Line]:  # noqa: ANN401
-    for mode in snapshot.target_modes[:MOST_MODES]:
-        yield Line(f"target mode {mode.index}", _learned(mode), _prospect(mode))
+    found = [
+        Line(f"target mode {mode.index}", _learned(mode), _prospect(mode))
+        for mode in snapshot.target_modes[:MOST_MODES]
+    ]
     more = len(snapshot.target_modes) - MOST_MODES
     if more > 0:
-        yield Line("", f"and {more} more", "in target_modes")
+        found.append(Line("", f"and {more} more", "in target_modes"))
     if snapshot.tier == "kernel":
         k, n = math.prod(snapshot.state_shape[:2]), snapshot.state_shape[2]
-        yield Line(
-            "core cosine",
-            _number(snapshot.core_cosine),
-            "1: a forward pass predicts what a step can move; 0 to 1",
-        )
-        yield Line(
-            "effective rank",
-            _number(snapshot.effective_rank),
-            f"directions of the state that a step can move, of {k * n}",
-        )
-        yield Line(
-            "in time, in units",
-            f"{_number(snapshot.temporal_effective_rank)}, "
-            f"{_number(snapshot.spatial_effective_rank)}",
-            f"time courses of {k}, unit directions of {n}; near 1 is poor",
-        )
-        yield Line("trace", _number(snapshot.trace), "sensitivity of the state to the parameters")
-    yield Line(
-        "coverage",
-        f"{snapshot.coverage.fraction:.0%}",
-        "of the parameters behind the state are in the core",
-    )
+        cosine, rank = snapshot.core_cosine, snapshot.effective_rank
+        of_time, of_units = snapshot.temporal_effective_rank, snapshot.spatial_effective_rank
+        says = "1: a forward pass predicts what a step can move; 0 to 1"
+        directions = f"directions of the state that a step can move, of {k * n}"
+        courses = f"time courses of {k}, unit directions of {n}; near 1 is poor"
+        found += [
+            Line("core cosine", _number(cosine), says),
+            Line("effective rank", _number(rank), directions),
+            Line("in time, in units", f"{_number(of_time)}, {_number(of_units)}", courses),
+            Line("trace", _number(snapshot.trace), "sensitivity of the state to the parameters"),
+        ]
+    share = f"{snapshot.coverage.fraction:.0%}"
+    found.append(Line("coverage", share, "of the parameters behind the state are in the core"))
+    return found
 
 
 def text(snapshot: Any) -> str:  # noqa: ANN401

@@ -119,10 +119,10 @@ def _plain(name: str, run: Mapping[str, Any]) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "name": name,
-        "facts": dict(run["facts"]),
+        "facts": run["facts"],
         "step": run["step"],
         "verdict": {key: run["verdict"].get(key) for key in ("state", "when", "text", "advice")},
-        "modes": [dict(mode) for mode in run["modes"]],
+        "modes": run["modes"],
         "numbers": numbers,
-        "alerts": [dict(alert) for alert in run["alerts"]],
+        "alerts": run["alerts"],
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -453,15 +452,10 @@ NOW = (
 """What the last probe says of the loss and of the next steps, in the order of its table."""
 
 
-def explained(
-    terms: Sequence[Term] = GLOSSARY + OPTIONAL + IN_RECORDS + WORDS,
-) -> list[dict[str, str]]:
-    """Terms as plain dictionaries, for JSON.
-
-    Args:
-        terms: Which.
+def explained() -> list[dict[str, str]]:
+    """All terms as plain dictionaries, for JSON.
 
     Returns:
         A dictionary for each.
     """
-    return [term._asdict() for term in terms]
+    return [term._asdict() for term in GLOSSARY + OPTIONAL + IN_RECORDS + WORDS]

@@ -92,16 +92,6 @@ def number_rows(run: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _last(run: Mapping[str, Any], term: Term) -> dict[str, Any] | None:
-    steps, values = points(run, term.tag)
-    if not values:
-        return None
-    _, errors = points(run, f"{term.tag}_stderr")
-    error = errors[-1] if errors and math.isfinite(errors[-1]) else None
-    value = run["series"][term.tag]["values"][-1]
-    return {"value": value, "error": error, "step": steps[-1]}
-
-
 def value_of(run: Mapping[str, Any], term: Term) -> dict[str, Any] | None:
     """A number of a run as it was last known.
 
@@ -112,7 +102,16 @@ def value_of(run: Mapping[str, Any], term: Term) -> dict[str, Any] | None:
     Returns:
         Its ``value``, ``error`` and ``step``; None where it is not known.
     """
-    return next((one for one in run["now"] if one["tag"] == term.tag), None) or _last(run, term)
+    for one in run["now"]:
+        if one["tag"] == term.tag:
+            return dict(one)
+    steps, values = points(run, term.tag)
+    if not values:
+        return None
+    _, errors = points(run, f"{term.tag}_stderr")
+    error = errors[-1] if errors and math.isfinite(errors[-1]) else None
+    value = run["series"][term.tag]["values"][-1]
+    return {"value": value, "error": error, "step": steps[-1]}
 
 
 def points(run: Mapping[str, Any], tag: str) -> tuple[list[int], list[float]]:

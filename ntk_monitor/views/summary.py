@@ -8,7 +8,7 @@ from io import StringIO
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from ntk_monitor.estimators import Estimate
 from ntk_monitor.snapshot import Snapshot
@@ -175,9 +175,8 @@ def _targets(snapshot: Snapshot, history: Mapping[int, Sequence[tuple[int, str]]
 
 def _now(snapshot: Snapshot) -> Table:
     """The loss, its forecast, and what a flat loss asks for."""
-    table = Table(title="The loss and the next steps", show_header=False)
-    table.add_column("number")
-    table.add_column("value", justify="right")
+    value_column = Column("value", justify="right")
+    table = Table("number", value_column, title="The loss and the next steps", show_header=False)
     scalars = snapshot.scalars()
     names = {term.tag: term.name for term in (*GLOSSARY, *IN_RECORDS)}
     idle = {f"record/{name}": getattr(snapshot, name) for name in ("dead_units", "saturated_units")}
@@ -192,14 +191,13 @@ def _now(snapshot: Snapshot) -> Table:
 def _kernel(snapshot: Snapshot, where: str) -> Table:
     B, T, n = snapshot.state_shape
     table = Table(
+        "number",
+        *(Column(name, justify="right") for name in ("value", "of at most")),
         title=f"What gradient descent can move{where}",
         caption=f"{snapshot.products} products by {snapshot.method} in {snapshot.seconds:.2f} s on "
         f"a state of {B} x {T} x {n}; the core covers {snapshot.coverage.fraction:.0%} of the "
         "parameters behind it",
     )
-    table.add_column("number")
-    table.add_column("value", justify="right")
-    table.add_column("of at most", justify="right")
     rows = [
         ("core cosine", snapshot.core_cosine, "1"),
         ("temporal core cosine", snapshot.temporal_core_cosine, "1"),

@@ -82,7 +82,7 @@ def alert_of_text(text: str, step: int) -> dict[str, Any]:
     Returns:
         The alert, as ``alert/changes`` has it.
     """
-    found = _STALL.search(text)
+    found, reason = _STALL.search(text), _REASON.search(text)
     words = "" if found is None else found[2]
     kind = {"has recovered": "recovered", "is unpredictable": "unpredictable"}.get(words, "stalled")
     return {
@@ -90,14 +90,9 @@ def alert_of_text(text: str, step: int) -> dict[str, Any]:
         "mode": int(found[1]) if found else None,
         "kind": kind,
         "severity": "warning" if kind == "stalled" else "info",
-        "reason": _reason(text) if kind == "stalled" else None,
+        "reason": None if kind != "stalled" else reason[1] if reason else "propagator",
         "message": text,
     }
-
-
-def _reason(text: str) -> str:
-    found = _REASON.search(text)
-    return found[1] if found is not None else "propagator"
 
 
 def with_replacements(alerts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -15,6 +14,7 @@ from ntk_monitor.views.facts import lines
 from ntk_monitor.views.glossary import GLOSSARY, NOW, OPTIONAL
 from ntk_monitor.views.losses import Point
 from ntk_monitor.views.record import plain
+from ntk_monitor.views.rows import number
 from ntk_monitor.views.verdict import Judge, ModeRow, Verdict, verdict_of
 
 _MODE = re.compile(r"target/mode_(\d+)/(\w+)")
@@ -27,7 +27,6 @@ _PROBED = re.compile(
     )
 )
 """Tags that are written at every probe, or at some, and at no other time."""
-_TEXTS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 DETAIL = (
     ("core cosine", "ntk/core_cosine"),
     ("temporal effective rank", "ntk/temporal_effective_rank"),
@@ -86,7 +85,7 @@ def summary_of(
     record = latest[1] if latest is not None and latest[0] == step else {}
     shown = record or (latest[1] if latest else {})
     rows = _rows(curves, changes.history, shown, now=bool(record))
-    found = verdict_of(rows, _losses(curves), _judge(curves, changes), step)
+    found = verdict_of(rows, _points(curves.get("loss/now")), _judge(curves, changes), step)
     verdict = found.plain() | {"detail": _detail(curves, step), "advice": advice(alerts, rows)}
     facts = {"planned": changes.planned} | dict(facts or {})
     modes = [row.plain() | in_data(shown, row.index, facts.get("outputs", ())) for row in rows]
@@ -142,8 +141,7 @@ def without_state(state: str, own: Iterable[str]) -> dict[str, Any]:
             "step": None, "facts": {}, "about": lines({})}  # fmt: skip
 
 
-def _losses(curves: Mapping[str, Curve]) -> list[Point]:
-    curve = curves.get("loss/now")
+def _points(curve: Curve | None) -> list[Point]:
     return [] if curve is None else list(zip(curve.steps, curve.values, strict=True))
 
 
@@ -163,10 +161,8 @@ def _detail(curves: Mapping[str, Curve], step: int | None) -> str:
         curve = curves.get(tag)
         if curve is None:
             continue
-        error = _error_of(curves, tag)
         when = "" if curve.steps[-1] == step else f" (at step {curve.steps[-1]})"
-        pm = "" if error is None else f" ± {error:.1g}"
-        said.append(f"{name} {curve.values[-1]:.3g}{pm}{when}")
+        said.append(f"{name} {number(curve.values[-1], _error_of(curves, tag))}{when}")
     return ", ".join(said)
 
 
@@ -206,18 +202,16 @@ def _rows(
     recorded = {mode["index"]: mode for mode in record.get("target_modes", ())}
     rows = []
     for index, numbers in sorted(found.items()):
-        learned, stalled = (
-            [] if curve is None else list(zip(curve.steps, curve.values, strict=True))
-            for curve in (numbers.get("learned"), curves.get(f"alert/mode_{index}"))
-        )
-        history = history_of(learned, stalled, states.get(index, ()))
+        learned, stalled = numbers.get("learned"), curves.get(f"alert/mode_{index}")
+        history = history_of(_points(learned), _points(stalled), states.get(index, ()))
         row = ModeRow(index, history=history)
         if history:
             since, row.state = history[-1]
             row.since = None if row.state == "not judged" else since
-        row.numbers = _numbers(numbers, recorded.get(index, {}), now=now)
-        row.output = str(recorded.get(index, {}).get("output", ""))
-        sites = recorded.get(index, {}).get("by_site", ())
+        mode = recorded.get(index, {})
+        row.numbers = _numbers(numbers, mode, now=now)
+        row.output = str(mode.get("output", ""))
+        sites = mode.get("by_site", ())
         row.by_site = [(name, share) for name, share in sites if isinstance(share, float)]
         rows.append(row)
     return rows
@@ -245,4 +239,4 @@ def _numbers(
 
 def _number(value: float | str | None) -> float | None:
     """A number of a record, in which one that is not finite is text."""
-    return _TEXTS[value] if isinstance(value, str) else None if value is None else float(value)
+    return None if value is None else float(value)
