@@ -12,9 +12,8 @@ from torch import Tensor
 from ntk_monitor.estimators import CoreGram, Estimate
 from ntk_monitor.model import Linearization
 from ntk_monitor.model.linearization import squared_norm
-from ntk_monitor.processes import Processes
 from ntk_monitor.snapshot import PredictedMode, TargetMode
-from ntk_monitor.targets import Decomposition, Target, decompose
+from ntk_monitor.targets import Target, decompose
 
 OUTPUTS = 8
 """How many outputs of a mode are named."""
@@ -77,9 +76,9 @@ def pull_back(
     chosen: list[tuple[float, int, int]] = []
     decompositions = {}
     for number, target in targets.items():
-        found = decompositions[number] = decompose(target, modes, processes)
+        every = decompositions[number] = decompose(target, modes, processes)
         size = float(processes.sum(target.values.double().square().sum()))
-        shares = (found.singular_values.double().square() / size).tolist() if size else []
+        shares = (every.singular_values.double().square() / size).tolist() if size else []
         chosen += [(share, number, i) for i, share in enumerate(shares)]
     chosen = sorted(chosen, key=lambda each: -each[0])[:modes]
     reached = {number: _reached(targets[number], lin, number) for _, number, _ in chosen}
@@ -89,20 +88,14 @@ def pull_back(
     ]
     sums = processes.sum(torch.stack(products)).tolist() if products else []
     pulled = iter(lin.pull_back_outputs(errors) if derivatives else ())
-    return tuple(
-        _pulled_mode(
-            number,
-            lin.comparisons[number].head.name,
-            share,
-            (decompositions[number], i),
-            total / float(decompositions[number].singular_values[i]),
-            core,
-            processes,
-            next(pulled, None),
-            rows=lin.state.shape[:2],
-        )
-        for (share, number, i), total in zip(chosen, sums, strict=True)
-    )
+    found = []
+    for (share, number, i), total in zip(chosen, sums, strict=True):
+        modes_of, name = decompositions[number], lin.comparisons[number].head.name
+        sigma, pattern = float(modes_of.singular_values[i]), modes_of.patterns[i]
+        here = _at_the_state(pattern, next(pulled, None), lin, core)
+        direction, learned = modes_of.directions[i], total / sigma
+        found.append(PulledMode(number, name, sigma, share, pattern, direction, learned, *here))
+    return tuple(found)
 
 
 def _reached(target: Target, lin: Linearization, number: int) -> Tensor:
@@ -115,46 +108,24 @@ def _reached(target: Target, lin: Linearization, number: int) -> Tensor:
     return reached if counts is None else reached * counts
 
 
-def _pulled_mode(
-    number: int,
-    output: str,
-    share: float,
-    mode: tuple[Decomposition, int],
-    learned: float,
-    core: CoreGram,
-    processes: Processes,
+def _at_the_state(
+    pattern: Tensor,
     pulled: tuple[Tensor, dict[str, float]] | None,
-    *,
-    rows: Sequence[int],
-) -> PulledMode:
-    """One mode, with what was pulled back of its error."""
-    decomposition, i = mode
-    pattern = decomposition.patterns[i]
-    same_rows = processes.all(pattern.shape == tuple(rows))
+    lin: Linearization,
+    core: CoreGram,
+) -> tuple[float, float, float, tuple[tuple[str, float], ...]]:
+    """Gain, core overlap, readout and weight sites of a mode, by what was pulled back of it."""
+    processes = lin.processes
+    same_rows = processes.all(pattern.shape == lin.state.shape[:2])
     overlap = core.overlap(pattern.flatten()) if same_rows else math.nan
-    gain = readout = math.nan
-    by_site: list[tuple[str, float]] = []
-    if pulled is not None:
-        q, squares = pulled
-        readout, squared = float(processes.sum(squared_norm(q))), sum(squares.values())
-        if squared:
-            by_site = [(name, square / squared) for name, square in squares.items()]
-            by_site.sort(key=lambda each: -each[1])
-        gain = float(squared) / readout if readout else math.nan
-        overlap = overlap if same_rows else core.overlap(q.flatten(0, 1))
-    return PulledMode(
-        number,
-        output,
-        float(decomposition.singular_values[i]),
-        share,
-        pattern,
-        decomposition.directions[i],
-        learned,
-        gain,
-        overlap,
-        readout,
-        tuple(by_site),
-    )
+    if pulled is None:
+        return math.nan, overlap, math.nan, ()
+    q, squares = pulled
+    readout, squared = float(processes.sum(squared_norm(q))), float(sum(squares.values()))
+    shares = [(name, square / squared) for name, square in squares.items()] if squared else []
+    gain = squared / readout if readout else math.nan
+    overlap = overlap if same_rows else core.overlap(q.flatten(0, 1))
+    return gain, overlap, readout, tuple(sorted(shares, key=lambda each: -each[1]))
 
 
 def target_modes(

@@ -221,26 +221,18 @@ class _Prediction:
         rates = self.modes.rates(-moved_by(course.run(1).places[-1], course_here))
         found = [times(full.steps, c, LEARNED, descent.rates_until) for c in full.learned.T]
         steps = [each.steps for each in found]
-        bands = [band(*pair) for pair in zip(found, mode_transfers, strict=True)]
         others = self._with_changes(course, course_here, steps, full)
+        all_of = zip(full.learned[0], rates, found, mode_transfers, others, strict=True)
         predicted = tuple(
             PredictedMode(
-                float(full.learned[0, i]),
-                float(rates[i]),
-                step,
-                band,
-                transfer,
-                tuple(changed.steps.items()),
-                tuple(changed.rates.items()),
+                float(now), float(rate), when.steps, band(when, transfer), transfer,
+                tuple(changed.steps.items()), tuple(changed.rates.items()),
             )
-            for i, (step, band, transfer, changed) in enumerate(
-                zip(steps, bands, mode_transfers, others, strict=True)
-            )
-        )
-        valid = agree_until(full, less)
+            for now, rate, when, transfer, changed in all_of
+        )  # fmt: skip
         losses = self._among_others(full, transfer)
         steps_ahead, loss, learned = map(torch.from_numpy, (full.steps, losses, full.learned))
-        forecast = Forecast(steps_ahead, loss, learned, valid)
+        forecast = Forecast(steps_ahead, loss, learned, agree_until(full, less))
         instruments = Instruments(
             norm,
             self._signal_to_noise(pieces),
@@ -310,9 +302,7 @@ class _Prediction:
             return curves.losses
         known, expected = max(transfer.stderr, LEAST) ** -2, DOUBT**-2
         share = (known * transfer.value + expected) / (known + expected)
-        descent = self.setting.descent
-        assert descent is not None
-        passed = np.array([descent.rates_until(float(t)) for t in curves.steps])
+        passed = np.array([self.leg.descent.rates_until(float(t)) for t in curves.steps])
         slower: Vector = np.interp(min(max(share, LEAST), 1.0) * passed, passed, curves.losses)
         return slower
 
@@ -328,14 +318,11 @@ class _Prediction:
         found = [loss]
         if self.observed is self.source:
             moved = [self.modes.moved_by(-change) for *_, change in pieces]
-            for i in range(len(self.pulled)):
-                by_trial = [m[i] for m in moved]
-                found.append(
-                    torch.stack([
-                        torch.stack([x[(c - self.before) % C :: C].sum() for c in range(C)])
-                        for x in by_trial
-                    ])
-                )
+            parts = [slice((c - self.before) % C, None, C) for c in range(C)]
+            found += [
+                torch.stack([torch.stack([x[part].sum() for part in parts]) for x in by_trial])
+                for by_trial in zip(*moved, strict=True)
+            ]
         joined = self.processes.sum(torch.stack(found)).cpu().numpy()
         return joined[0], list(joined[1:])
 
@@ -478,10 +465,8 @@ class _Prediction:
         )
 
     def _relative_update(self) -> float:
-        descent = self.setting.descent
-        assert descent is not None
         try:
-            update = descent.update(self.leg.stepped)
+            update = self.leg.descent.update(self.leg.stepped)
         except Exception:  # an optimizer that needs more than gradients
             return math.nan
         own = self.source.space.split(self.source.theta)
