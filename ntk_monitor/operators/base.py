@@ -8,19 +8,21 @@ from collections.abc import Callable
 from functools import reduce
 from math import prod
 from operator import matmul
-from typing import TYPE_CHECKING
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.sparse.linalg import LinearOperator as ScipyOperator
 from torch import Tensor
 
-from ntk_monitor.operators.comparison import relative_distance
 from ntk_monitor.operators.contract import Shape, check_same
-from ntk_monitor.operators.scipy_bridge import to_scipy
 from ntk_monitor.operators.tracing import BLOCK, random_signs, traced_axes
-from ntk_monitor.uncertainty import Estimate
+from ntk_monitor.uncertainty import Estimate, log_jackknife, mean_and_deletes
 
-if TYPE_CHECKING:
-    from scipy.sparse.linalg import LinearOperator as ScipyOperator
+NUMPY_DTYPES = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
+Columns = NDArray[Any]
+Products = Callable[[Tensor], Tensor]
 
 
 class LinearOperator(ABC):
@@ -259,8 +261,7 @@ class LinearOperator(ABC):
         Exact, with standard error zero, where the smaller space has at most ``products``
         dimensions. Else both norms are estimated from the same Gaussian vectors, which makes
         equal operators compare as exactly equal and a small difference come out with a small
-        error. Different spaces, a zero reference or too small a budget raise a ValueError, products
-        that are not finite a FloatingPointError.
+        error.
 
         Args:
             other: The reference ``B``.
@@ -269,8 +270,37 @@ class LinearOperator(ABC):
 
         Returns:
             The relative distance.
+
+        Raises:
+            ValueError: If the spaces differ, the reference is zero, or the budget is too small.
+            FloatingPointError: If a product is not finite.
         """
-        return relative_distance(self, other, products, generator)
+        if (self.shape_in, self.shape_out) != (other.shape_in, other.shape_out):
+            raise ValueError(
+                f"cannot compare {self}: {self.shape_in} -> {self.shape_out} with {other}: "
+                f"{other.shape_in} -> {other.shape_out}"
+            )
+        check_same("a comparison", self, other)
+        if products < 3:
+            raise ValueError(f"products must be at least 3 for a standard error, got {products}")
+        exact = min(self.input_size, self.output_size) <= products
+        if exact:
+            left, right = (A.to_dense().double().reshape(1, -1) for A in (self, other))
+        else:
+            generator = generator or torch.Generator(device=self.device).manual_seed(0)
+            shape = (products, *self.shape_in)
+            X = torch.randn(shape, generator=generator, device=generator.device)
+            X = X.to(self.device, self.dtype)
+            left, right = (A.matmat(X).double().flatten(1) for A in (self, other))
+        distances, sizes = (left - right).square().sum(1), right.square().sum(1)
+        if not bool(torch.isfinite(distances).all() & torch.isfinite(sizes).all()):
+            raise FloatingPointError(f"{self} or {other} has products that are not finite")
+        if not bool(sizes.any()):
+            raise ValueError(f"{other} is zero: a distance relative to it is undefined")
+        if exact:
+            return Estimate(float((distances / sizes).sqrt()))
+        ratios = (mean_and_deletes(distances) / mean_and_deletes(sizes)).sqrt()
+        return log_jackknife(ratios.cpu())
 
     def to_dense(self) -> Tensor:
         """Return the tensor of all entries, of shape ``(*shape_out, *shape_in)``.
@@ -288,13 +318,39 @@ class LinearOperator(ABC):
         """The operator on flat numpy vectors, for ``scipy.sparse.linalg``.
 
         SciPy may hand over arrays of either precision; they are brought to this operator's dtype
-        and device, and the results come back in this operator's dtype. A dtype that numpy does not
-        have raises a ValueError.
+        and device, and the results come back in this operator's dtype.
 
         Returns:
             A SciPy operator with ``matvec``, ``rmatvec``, ``matmat`` and ``rmatmat``.
+
+        Raises:
+            ValueError: If numpy has no such dtype.
         """
-        return to_scipy(self)
+        if self.dtype not in NUMPY_DTYPES:
+            raise ValueError(
+                f"numpy has no {self.dtype}, which {self} works in: use an operator in "
+                f"{', '.join(map(str, NUMPY_DTYPES))}"
+            )
+
+        def by_columns(products: Products, shape: Shape) -> Callable[[Columns], Columns]:
+            """Products of a batch of tensors as those of columns, or of one vector."""
+
+            def apply(X: Columns) -> Columns:
+                rows = torch.from_numpy(np.ascontiguousarray(X.T)).to(self.device, self.dtype)
+                Y = products(rows.reshape(-1, *shape))
+                columns: Columns = Y.reshape(len(Y), -1).detach().cpu().numpy().T
+                return columns
+
+            return apply
+
+        A, adjoint = (
+            by_columns(self.matmat, self.shape_in),
+            by_columns(self.rmatmat, self.shape_out),
+        )
+        return ScipyOperator(
+            (self.output_size, self.input_size), dtype=np.dtype(NUMPY_DTYPES[self.dtype]),
+            matvec=A, matmat=A, rmatvec=adjoint, rmatmat=adjoint,
+        )  # fmt: skip
 
     def _basis(self, shape: Shape) -> Tensor:
         """All unit tensors of a space, as a batch."""
@@ -559,7 +615,7 @@ class PartialTrace(LinearOperator):
     def _rmatmat(self, Y: Tensor) -> Tensor:
         return self._traced(self.operator._rmatmat, Y)
 
-    def _traced(self, products: Callable[[Tensor], Tensor], X: Tensor) -> Tensor:
+    def _traced(self, products: Products, X: Tensor) -> Tensor:
         """The partial trace times every ``X[b]``, from products of what is traced."""
         shape = tuple(self.operator.shape_in[axis] for axis in self.axes)
         size, flat = prod(shape), X.reshape(len(X), -1)

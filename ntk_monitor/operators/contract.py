@@ -5,30 +5,20 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 Shape = tuple[int, ...]
 
 
-class Products(Protocol):
-    """A linear map between spaces of tensors, by its products; every `LinearOperator` is one."""
+class Mapped(Protocol):
+    """What is known of a linear map between spaces of tensors; every `LinearOperator` is one."""
 
     shape_in: Shape
     shape_out: Shape
     dtype: torch.dtype
     device: torch.device
 
-    def matmat(self, X: Tensor, /) -> Tensor:
-        """Every ``A X[b]``."""
 
-    def rmatmat(self, Y: Tensor, /) -> Tensor:
-        """Every ``A* Y[b]``."""
-
-    def to_dense(self) -> Tensor:
-        """All entries, of shape ``(*shape_out, *shape_in)``."""
-
-
-def check_same(what: str, left: Products, right: Products) -> None:
+def check_same(what: str, left: Mapped, right: Mapped) -> None:
     """Refuse two operators that do not share a dtype and a device.
 
     Args:

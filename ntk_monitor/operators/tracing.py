@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ntk_monitor.operators.contract import Products, Shape
+from ntk_monitor.operators.contract import Mapped, Shape
 
 EXACT_LIMIT = 1024
 """Most entries of the traced axes that are summed exactly."""
@@ -17,7 +17,7 @@ BLOCK = 16
 
 
 def random_signs(
-    operator: Products,
+    operator: Mapped,
     axes: tuple[int, ...],
     probes: int | None,
     generator: torch.Generator | None,
@@ -55,7 +55,7 @@ def random_signs(
     return vectors
 
 
-def traced_axes(operator: Products, axes: int | tuple[int, ...]) -> tuple[int, ...]:
+def traced_axes(operator: Mapped, axes: int | tuple[int, ...]) -> tuple[int, ...]:
     """Check the axes of a partial trace.
 
     Args:
