@@ -96,7 +96,7 @@ def assembled(
         seconds=-processes.everyone.least(-found.deadline.elapsed),
         method="exact" if isinstance(kernel, ExactKernel) else lin.jacobian.method,
         scheme=kernel.scheme if isinstance(kernel, Measured) else "exact",
-        tier=found.tier if lin.parameters else _lower(found.tier),
+        tier="modes" if found.tier == "kernel" and not lin.parameters else found.tier,
         tolerance_met=kernel.tolerance_met if isinstance(kernel, Measured) else True,
         adjoint_error=adjoint_error,
         step=lin.step,
@@ -138,7 +138,7 @@ def described(comparison: Comparison) -> ComparedOutput:
     head, target = comparison.head, comparison.target
     assert head.loss is not None
     assert comparison.output is not None
-    kind = {"values": "values", "bits": "yes or no", "classes": "classes"}[head.loss.kind]
+    kind = "yes or no" if head.loss.kind == "bits" else head.loss.kind
     shape = () if target is None else tuple(target.shape)
     counts = comparison.counts
     part = "" if counts is None else f", {float(counts.double().mean()):.0%} of the entries count"
@@ -160,11 +160,6 @@ def remarks_on(lin: Linearization, targets: dict[int, Target]) -> tuple[str, ...
     if not targets and lin.without_targets:
         remarks.append(lin.without_targets)
     return tuple(remarks)
-
-
-def _lower(tier: Tier) -> Tier:
-    """How far a measurement goes of a state that nothing trained reaches."""
-    return "modes" if tier == "kernel" else tier
 
 
 def _whole(patterns: Tensor, processes: Processes) -> Tensor:

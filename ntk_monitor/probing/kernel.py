@@ -126,7 +126,10 @@ class KernelMeasurement:
             return MeasuredKernel(exact, self._adjoint_error(lin, seed), of_entries(lin, exact))
         budget = ProductBudget(J, most, deadline, processes)
         lin, measured, trials = self._sampled(lin, core, seed, budget)
-        self._prefer(J.method)
+        # What worked is tried first from now on. Training can make it fail (a step of finite
+        # differences across many kinks), and then the next one takes over.
+        if J.method in self.order:
+            self.order = (J.method, *(other for other in self.order if other != J.method))
         spared = min(PULLS, budget.left_in_all())
         by_site = of_draws(lin, trials if measured.trials is not None else None, spared, seed)
         return MeasuredKernel(measured, measured.adjoint_error, by_site)
@@ -145,7 +148,12 @@ class KernelMeasurement:
         """
         J = lin.jacobian
         trials, sampler = self._by_trial(lin, core, seed), lin.sampler(seed)
-        self._require_same_tangents(lin, sampler)
+        if lin.processes.size > 1:
+            lin.processes.everyone.require_same(
+                "their random tangents",
+                sampler.fingerprint,
+                "give all the same seed, and the same kind of device",
+            )
         gap: float | None = None
         while True:
             budget.kept_back = PULLS if trials is None else 0
@@ -179,14 +187,6 @@ class KernelMeasurement:
             budget.begin_anew()
             sampler = lin.sampler(seed)
 
-    def _require_same_tangents(self, lin: Linearization, sampler: JacobianSampler[Any]) -> None:
-        if lin.processes.size > 1:
-            lin.processes.everyone.require_same(
-                "their random tangents",
-                sampler.fingerprint,
-                "give all the same seed, and the same kind of device",
-            )
-
     def _is_exact(self, lin: Linearization, max_products: int) -> bool:
         """Whether the kernel is taken as a whole: where that is asked for, or no dearer."""
         J, rows = lin.jacobian, lin.processes.total(lin.rows)
@@ -195,15 +195,6 @@ class KernelMeasurement:
         whole = J.method != IN_PLACE and rows <= EXACT_ROWS
         method = self._settings.method
         return method == "exact" or (method == "auto" and affordable and whole)
-
-    def _prefer(self, method: str) -> None:
-        """Try what worked first from now on.
-
-        Training can make it fail (a step of finite differences across many kinks), and then the
-        next one takes over.
-        """
-        if method in self.order:
-            self.order = (method, *(other for other in self.order if other != method))
 
     def _by_trial(self, lin: Linearization, core: CoreGram, seed: int) -> TrialGradients | None:
         """The Jacobian by groups of trials, where these do not act on one another.
