@@ -243,14 +243,10 @@ class Course:
 
     def _reaches(self, p: Vector, rate: float) -> tuple[Vector, Vector]:
         """By eigendirection of the small kernel, by what a step there changes its own slope."""
-        values, vectors = np.linalg.eigh(self._small_kernel())
+        here = (self.basis @ self.directions[: len(self.basis)].T).double()
+        kernel = self.loss_map.processes.sum(here).cpu().numpy()
+        values, vectors = np.linalg.eigh((kernel + kernel.T) / 2)
         return values * self._curvatures(p, vectors) * rate, vectors
-
-    def _small_kernel(self) -> NDArray[np.float64]:
-        m = len(self.basis)
-        found = self.loss_map.processes.sum((self.basis @ self.directions[:m].T).double())
-        kernel: NDArray[np.float64] = found.cpu().numpy()
-        return (kernel + kernel.T) / 2
 
     def _curvatures(self, p: Vector, vectors: Vector) -> Vector:
         """Second derivatives of the loss at a place, along unit vectors of the basis: columns."""
@@ -329,17 +325,9 @@ class Course:
         now = self.descent.rate_at(int(t))
         return (self.descent.rates_until(then) - self.descent.rates_until(t)) / now if now else 0.0
 
-    def pace(self, t: float, p: Vector) -> Vector:
-        """What a step does at a place, momentum having come to its full gain.
-
-        Args:
-            t: How many steps ahead.
-            p: The place.
-
-        Returns:
-            By what the place changes.
-        """
-        return self._paced(t, self._found(p))
+    def pace(self) -> Vector:
+        """By what a step changes the place now, momentum having come to its full gain."""
+        return self._paced(0.0, self._found(np.zeros(len(self.directions))))
 
     def _paced(self, t: float, here: _Found) -> Vector:
         rate = self.descent.rate_at(int(t)) * self.speed

@@ -419,8 +419,7 @@ class _Prediction:
             curves = known
             if name != AS_IT_IS:
                 curves = self._curves(changed.run(BELIEVED), here, self.observed)
-            settled = changed.pace(0.0, np.zeros(len(changed.directions)))
-            rates = self.modes.rates(-moved_by(settled, here))
+            rates = self.modes.rates(-moved_by(changed.pace(), here))
             for i in stuck:
                 known_rates = changed.descent.rates_until
                 coming = times(curves.steps, curves.learned[:, i], LEARNED, known_rates)
