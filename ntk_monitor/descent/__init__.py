@@ -1,8 +1,5 @@
 """What the coming steps of a training do: the update, its rates, its forecast, its transfer."""
 
-from ntk_monitor.descent.forecast import Course
-from ntk_monitor.descent.group_updates import Part
-from ntk_monitor.descent.lossmap import LossMap
 from ntk_monitor.descent.optimizers import (
     NO_CLIPPING,
     Clipping,
@@ -20,10 +17,7 @@ __all__ = [
     "NO_CLIPPING",
     "Ahead",
     "Clipping",
-    "Course",
     "Descent",
-    "LossMap",
-    "Part",
     "Predicted",
     "Scheduled",
     "Setting",
