@@ -22,10 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_on
 
 CONVOLUTION: type[nn.Module] = conv._ConvNd
 """The class of convolutions, transposed ones among them."""
-NORMS_OF_CHANNELS: tuple[type[nn.Module], ...] = (
-    batchnorm._BatchNorm,
-    instancenorm._InstanceNorm,
-)
+NORMS_OF_CHANNELS: tuple[type[nn.Module], ...] = (batchnorm._BatchNorm, instancenorm._InstanceNorm)
 """Normalisations whose inputs have the channels before the places."""
 POOLINGS: tuple[type[nn.Module], ...] = (
     pooling._MaxPoolNd,

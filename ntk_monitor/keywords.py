@@ -106,10 +106,7 @@ def _keywords(source: Source, defaults: dict[str, Any]) -> list[Parameter]:
         found = {p.name: (p.default, p.annotation) for p in known if p.name != "self"}
     return [
         Parameter(
-            name,
-            Parameter.KEYWORD_ONLY,
-            default=defaults.get(name, default),
-            annotation=annotation,
+            name, Parameter.KEYWORD_ONLY, default=defaults.get(name, default), annotation=annotation
         )
         for name, (default, annotation) in found.items()
     ]

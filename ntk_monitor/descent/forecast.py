@@ -261,11 +261,7 @@ class Course:
         return found
 
     def _flow(
-        self,
-        steps: list[float],
-        places: list[Vector],
-        losses: list[float],
-        horizon: float,
+        self, steps: list[float], places: list[Vector], losses: list[float], horizon: float
     ) -> None:
         r"""Go on as a flow, in strides that grow with the distance, linearly implicit.
 

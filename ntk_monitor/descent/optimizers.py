@@ -241,12 +241,7 @@ class Descent:
         return found
 
     def later(
-        self,
-        steps: int,
-        parameters: Gradients,
-        held: Gradients,
-        first: Gradients,
-        last: Gradients,
+        self, steps: int, parameters: Gradients, held: Gradients, first: Gradients, last: Gradients
     ) -> Descent:
         """How a training steps some steps later.
 

@@ -13,14 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ntk_monitor.descent.curves import (
-    Changed,
-    Curves,
-    agree_until,
-    band,
-    outputs_at,
-    summed,
-)
+from ntk_monitor.descent.curves import Changed, Curves, agree_until, band, outputs_at, summed
 from ntk_monitor.descent.forecast import BELIEVED, DEPTH, Course, Path, Vector, moved_by
 from ntk_monitor.descent.leg import Leg
 from ntk_monitor.descent.lossmap import LossMap, NoLossError
@@ -403,11 +396,7 @@ class _Prediction:
         return self._losses_along(fewer.run(LEG), here, self.observed)
 
     def _with_changes(
-        self,
-        course: Course,
-        here: Tensor,
-        steps: Sequence[float],
-        known: Curves,
+        self, course: Course, here: Tensor, steps: Sequence[float], known: Curves
     ) -> list[Changed]:
         """Steps to learn, and rates, with one thing changed, of modes that are out of reach."""
         reach = self.setting.horizon

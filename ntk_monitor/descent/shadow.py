@@ -119,11 +119,7 @@ def stepped(
 
 
 def _copies(
-    optimizer: Optimizer,
-    names: Mapping[int, str],
-    gradient: Mapping[str, Tensor],
-    *,
-    precise: bool,
+    optimizer: Optimizer, names: Mapping[int, str], gradient: Mapping[str, Tensor], *, precise: bool
 ) -> dict[int, Tensor]:
     """Copies of an optimizer's parameters, with gradients, by the ids of the parameters."""
     copies: dict[int, Tensor] = {}

@@ -248,11 +248,7 @@ class LinearOperator(ABC):
         return None
 
     def compare(
-        self,
-        other: LinearOperator,
-        *,
-        products: int = 64,
-        generator: torch.Generator | None = None,
+        self, other: LinearOperator, *, products: int = 64, generator: torch.Generator | None = None
     ) -> Estimate:
         r"""How far this operator is from another one, relative to that one.
 

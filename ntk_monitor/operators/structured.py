@@ -16,10 +16,7 @@ class Identity(LinearOperator):
     """The identity ``I`` of a tensor space."""
 
     def __init__(
-        self,
-        shape: Shape,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        self, shape: Shape, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> None:
         """Make the identity of the space of ``shape``."""
         super().__init__(tuple(shape), tuple(shape), dtype, torch.device(device), is_psd=True)

@@ -17,10 +17,7 @@ BLOCK = 16
 
 
 def random_signs(
-    operator: Mapped,
-    axes: tuple[int, ...],
-    probes: int | None,
-    generator: torch.Generator | None,
+    operator: Mapped, axes: tuple[int, ...], probes: int | None, generator: torch.Generator | None
 ) -> Tensor | None:
     """What a partial trace is sampled with.
 

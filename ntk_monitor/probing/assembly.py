@@ -45,11 +45,7 @@ class Findings(NamedTuple):
 
 
 def assembled(
-    lin: Linearization,
-    core: CoreGram,
-    found: Findings,
-    measured: MeasuredKernel | None,
-    seed: int,
+    lin: Linearization, core: CoreGram, found: Findings, measured: MeasuredKernel | None, seed: int
 ) -> Snapshot:
     """Put the numbers together.
 

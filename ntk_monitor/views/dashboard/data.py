@@ -233,11 +233,7 @@ class DashboardData:
         return found
 
     def _changes(
-        self,
-        runs: Sequence[str],
-        state: str,
-        states: Mapping[str, set[str]],
-        notes: list[str],
+        self, runs: Sequence[str], state: str, states: Mapping[str, set[str]], notes: list[str]
     ) -> dict[str, Changed]:
         """Alerts and states by run; without those whose alerts are, or may be, another state's."""
         recorded = self._recorded(runs, notes)

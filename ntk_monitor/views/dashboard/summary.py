@@ -103,9 +103,7 @@ def summary_of(
     }
 
 
-def _columns(
-    curves: Mapping[str, Curve],
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+def _columns(curves: Mapping[str, Curve]) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """Curves that share their steps share an axis; the axes, and the values by tag."""
     axes: list[dict[str, Any]] = []
     columns = {}
