@@ -82,7 +82,6 @@ def _adaptive(
         return whole
     square = gradient.square()
     steps = float(state.get("step", 0)) + 1
-    mean: Tensor | None = None
     if isinstance(optimizer, AVERAGING):
         beta = float(group["betas"][1])
         second = beta * state["exp_avg_sq"].to(square) if "exp_avg_sq" in state else 0.0
@@ -96,14 +95,12 @@ def _adaptive(
         second = second + (1 - alpha) * square
         if group["centered"]:
             mean = alpha * state["grad_avg"].to(square) if "grad_avg" in state else 0.0 * square
-            mean = mean + (1 - alpha) * gradient
+            second = second - (mean + (1 - alpha) * gradient).square()
     else:
         first = torch.full_like(square, float(group.get("initial_accumulator_value", 0.0)))
         second = state["sum"].to(square) if "sum" in state else first
         second = second + square
         rate = rate / (1 + (steps - 1) * group["lr_decay"])
-    if mean is not None:
-        second = second - mean.square()
     factor: Tensor = rate / (second.clamp_min(0).sqrt() + group["eps"])
     return factor
 

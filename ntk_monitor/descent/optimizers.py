@@ -20,7 +20,7 @@ from ntk_monitor.descent.group_updates import (
     factors_after,
     part_of,
 )
-from ntk_monitor.descent.shadow import real_update, shadow_of
+from ntk_monitor.descent.shadow import parameters_of, real_update, shadow_of
 from ntk_monitor.descent.velocity import AVERAGING, Velocity, advance
 from ntk_monitor.model.parameters.unwrapping import plain_name
 
@@ -151,8 +151,8 @@ class Descent:
                 parameter.grad = None
 
     def _named(self, optimizer: Optimizer) -> list[tuple[str, Tensor]]:
-        found = [p for group in optimizer.param_groups for p in group["params"]]
-        return [(self.names[id(p)], p) for p in found if id(p) in self.names]
+        every = parameters_of(optimizer)
+        return [(self.names[id(p)], p) for p in every if id(p) in self.names]
 
     @property
     def stepped(self) -> tuple[str, ...]:
@@ -258,15 +258,13 @@ class Descent:
         optimizers, names, references = [], {}, {}
         for optimizer in self.optimizers:
             copies = {}
-            for group in optimizer.param_groups:
-                for p in group["params"]:
-                    name = self.names.get(id(p), "")
-                    value = parameters.get(name, p)
-                    copies[id(p)] = value.detach().to(p.dtype).clone()
-                    names[id(copies[id(p)])] = name
+            for p in parameters_of(optimizer):
+                name = self.names.get(id(p), "")
+                copies[id(p)] = parameters.get(name, p).detach().to(p.dtype).clone()
+                names[id(copies[id(p)])] = name
             shadow = shadow_of(optimizer, copies)
-            for name, p in ((names[id(p)], p) for g in shadow.param_groups for p in g["params"]):
-                if name in first:
+            for p in copies.values():
+                if (name := names[id(p)]) in first:
                     mean = (first[name].square() + last[name].square()) / 2
                     advance(shadow, p, steps, held[name], mean)
             for before, after in zip(optimizer.param_groups, shadow.param_groups, strict=True):

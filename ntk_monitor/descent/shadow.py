@@ -23,6 +23,18 @@ HOOKS = (
 )
 
 
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """All that an optimizer steps.
+
+    Args:
+        optimizer: Any optimizer.
+
+    Returns:
+        The parameters, group by group.
+    """
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
 def shadow_of(optimizer: Optimizer, parameters: Mapping[int, Tensor] | None) -> Optimizer:
     """A copy of an optimizer, without its hooks.
 
@@ -34,15 +46,13 @@ def shadow_of(optimizer: Optimizer, parameters: Mapping[int, Tensor] | None) -> 
     Returns:
         An optimizer that shares no tensor with it, but for such parameters.
     """
-    memo: dict[int, Any] = {}
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            memo[id(p)] = p if parameters is None else parameters[id(p)]
-    own = dict(vars(optimizer))
-    state, groups = own.pop("state"), own.pop("param_groups")
-    own.pop("step", None)  # wrapped by a scheduler
+    own = parameters_of(optimizer)
+    memo: dict[int, Any] = {id(p): p if parameters is None else parameters[id(p)] for p in own}
+    attributes = dict(vars(optimizer))
+    state, groups = attributes.pop("state"), attributes.pop("param_groups")
+    attributes.pop("step", None)  # wrapped by a scheduler
     shadow: Optimizer = object.__new__(type(optimizer))
-    for name, value in own.items():
+    for name, value in attributes.items():
         vars(shadow)[name] = OrderedDict() if name in HOOKS else _copied(value, memo)
     shadow.param_groups = [
         {
@@ -83,8 +93,7 @@ def real_update(
     _, copies = stepped(optimizer, names, gradient)
     return {
         names[id(p)]: (copies[id(p)] - p).detach()
-        for group in optimizer.param_groups
-        for p in group["params"]
+        for p in parameters_of(optimizer)
         if id(p) in names
     }
 
@@ -123,13 +132,12 @@ def _copies(
 ) -> dict[int, Tensor]:
     """Copies of an optimizer's parameters, with gradients, by the ids of the parameters."""
     copies: dict[int, Tensor] = {}
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            dtype = torch.float64 if precise and p.is_floating_point() else p.dtype
-            own = p.detach().to(dtype, copy=True).requires_grad_(p.requires_grad)
-            given = gradient.get(names.get(id(p), ""))
-            own.grad = None if given is None else given.to(dtype, copy=True).reshape(p.shape)
-            copies[id(p)] = own
+    for p in parameters_of(optimizer):
+        dtype = torch.float64 if precise and p.is_floating_point() else p.dtype
+        own = p.detach().to(dtype, copy=True).requires_grad_(p.requires_grad)
+        given = gradient.get(names.get(id(p), ""))
+        own.grad = None if given is None else given.to(dtype, copy=True).reshape(p.shape)
+        copies[id(p)] = own
     return copies
 
 

@@ -17,7 +17,7 @@ def shared(effects: Effects) -> tuple[float, float]:
 
     Args:
         effects: What a step on the ``a``-th part does to something on the ``b``-th, shape
-            ``(C, C)``.
+            ``(C, C)``, of three parts at least.
 
     Returns:
         :math:`\frac{C}{C-1} \sum_{a \ne b} M_{ab}`, which is unbiased for what a batch does to
@@ -25,8 +25,6 @@ def shared(effects: Effects) -> tuple[float, float]:
     """
     C = len(effects)
     whole = _between(effects)
-    if C < 3:
-        return whole, math.inf
     without = np.array([
         _between(np.delete(np.delete(effects, c, 0), c, 1)) * (C / (C - 1)) ** 2 for c in range(C)
     ])
