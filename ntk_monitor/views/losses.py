@@ -189,7 +189,8 @@ def _flat(steps: Array, values: Array) -> Motion | None:
     while start < len(values) - 1 and abs(values[start] - level) > within:
         start += 1
     hidden = LARGEST
-    while len(steps) - start >= FEWEST and _is_long(steps, start):
+    least = SHARE * (steps[-1] - steps[0])  # what follows is a good part of the steps so far
+    while len(steps) - start >= FEWEST and steps[-1] - steps[start] >= least:
         fall = fall_of(steps[start:], values[start:], scale)
         allowed = max(LEAST, min(NOISES * fall.noise, hidden))
         if max(fall.high, -fall.low) <= allowed:
@@ -197,11 +198,6 @@ def _flat(steps: Array, values: Array) -> Motion | None:
         start += max((len(steps) - start) // 3, 1)  # the end of a fall may still be in it;
         hidden = 0.0  # what noise hides in fewer probes, it need not have hidden in more
     return None
-
-
-def _is_long(steps: Array, start: int) -> bool:
-    """Whether what follows is a good part of the steps so far."""
-    return bool(steps[-1] - steps[start] >= SHARE * (steps[-1] - steps[0]))
 
 
 def _percent(share: float) -> str:

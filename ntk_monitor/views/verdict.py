@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from ntk_monitor.views.losses import Motion, Point, motion_of
+from ntk_monitor.views.losses import Point, motion_of
 
 LEARNED = 0.9
 """Learned fraction from which a mode counts as learned, as in StallAlert."""
@@ -148,10 +148,8 @@ class Verdict(NamedTuple):
     @property
     def text(self) -> str:
         """All of it in sentences."""
-        said = [self.loss] if self.flat else []
-        said += [part.text for part in self.parts if part.fate != UNFOLLOWED]
-        rest = [part.text for part in self.parts if part.fate == UNFOLLOWED]
-        said += [*rest, self.note, "" if self.flat else self.loss]
+        said = [*(part.text for part in self.parts), self.note]
+        said.insert(0 if self.flat else len(said), self.loss)
         return " ".join(filter(None, said))
 
     def plain(self) -> dict[str, Any]:
@@ -180,14 +178,13 @@ def verdict_of(
     """
     judge = judge or Judge()
     motion = motion_of(losses)
-    when = _when(step, judge.planned)
+    flat, when = motion.state == "flat", _when(step, judge.planned)
     if not rows:
         text = "No target modes are followed: only the kernel's numbers are known."
-        state = "not moving" if motion.state == "flat" else "kernel only"
-        return Verdict(state, motion.text, motion.state == "flat", (), text, when)
-    parts = tuple(_parts(rows, judge))
-    flat = motion.state == "flat"
-    return Verdict(_gravest(rows, motion), motion.text, flat, parts, _note(rows, judge), when)
+        state = "not moving" if flat else "kernel only"
+        return Verdict(state, motion.text, flat, (), text, when)
+    parts, note = tuple(_parts(rows, judge)), _note(rows, judge)
+    return Verdict(_gravest(rows, flat=flat), motion.text, flat, parts, note, when)
 
 
 def steps_in_words(
@@ -243,9 +240,9 @@ def _when(step: int | None, planned: float | None) -> str:
     return f"step {step}{of}"
 
 
-def _gravest(rows: Sequence[ModeRow], motion: Motion) -> str:
+def _gravest(rows: Sequence[ModeRow], *, flat: bool) -> str:
     states = {row.state for row in rows}
-    if motion.state == "flat" and states != {"learned"}:
+    if flat and states != {"learned"}:
         states.add("not moving")
     return next((name for name in GRAVEST if name in states), "not judged")
 

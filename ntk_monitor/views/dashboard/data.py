@@ -211,14 +211,14 @@ class DashboardData:
         asked = 1 if most == 1 else MOST_READ
         for run, step, content in self._tensors(PLUGIN, runs, tag, asked):
             contents.setdefault(run, {})[step] = content
-        found: dict[str, dict[int, dict[str, Any]]] = {}
+        found: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         for run, by_step in contents.items():
             for step in chosen(by_step, most):
                 try:
-                    found.setdefault(run, {})[step] = checked_snapshot(by_step[step])
+                    found.setdefault(run, []).append((step, checked_snapshot(by_step[step])))
                 except ValueError as error:
                     notes.append(f"{run}: {tag} at step {step} was skipped: {error}")
-        return {run: sorted(records.items()) for run, records in found.items()}
+        return found
 
     def _facts(self, runs: Sequence[str], notes: list[str]) -> dict[str, dict[str, Any]]:
         """What trains, by run, as it was recorded last."""

@@ -81,9 +81,9 @@ def summary_of(
     alerts = with_replacements(changes.alerts)
     probed = [curve.steps[-1] for tag, curve in curves.items()
               if _PROBED.fullmatch(tag) and curve.steps]  # fmt: skip
-    step = max([*probed, *([] if latest is None else [latest[0]])], default=None)
-    record = latest[1] if latest is not None and latest[0] == step else {}
-    shown = record or (latest[1] if latest else {})
+    last, shown = latest or (None, {})
+    step = max([*probed, *([] if last is None else [last])], default=None)
+    record = shown if last == step else {}
     rows = _rows(curves, changes.history, shown, now=bool(record))
     found = verdict_of(rows, _points(curves.get("loss/now")), _judge(curves, changes), step)
     verdict = found.plain() | {"detail": _detail(curves, step), "advice": advice(alerts, rows)}
