@@ -132,13 +132,11 @@ class Probe(ProbeSettings):
             targets, remarks = self._targets(lin)
             pulled = pull_back(targets, self.modes, lin, core, derivatives=reach != "core")
             remarks += remarks_on(lin, targets)
-            predicted = self._predicted(
-                lin,
-                targets,
-                pulled,
-                Setting(self._descent(module, descent, learning_rate), horizon, second, source),
-                reach,
-            )
+            rate = self.learning_rate if learning_rate is None else learning_rate
+            if descent is None and rate is not None:
+                descent = plain_descent(module, rate)
+            setting = Setting(descent, horizon, second, source)
+            predicted = self._predicted(lin, targets, pulled, setting, reach)
             outputs = tuple(map(described, lin.comparisons)) if lin.loss is not None else ()
             lin = replace(lin, outputs=None, comparisons=())  # which may be larger than all else
             found = Findings(pulled, outputs, remarks, predicted, *idle_units(lin), deadline, reach)
@@ -147,15 +145,11 @@ class Probe(ProbeSettings):
                 say(NOT_FINITE.format("activations"), RuntimeWarning)
             if not finite or reach != "kernel" or not lin.parameters:
                 return assembled(lin, core, found, None, self.seed)
+            draws = self.seed if seed is None else seed
             most = self.max_products if max_products is None else max_products
+            most = max(most, self.least_products)
             try:
-                measured = self._kernel(
-                    lin,
-                    core,
-                    self.seed if seed is None else seed,
-                    max(most, self.least_products),
-                    deadline,
-                )
+                measured = self._kernel(lin, core, draws, most, deadline)
             finally:
                 if lin.jacobian.halved:
                     self._chunk_size = lin.jacobian.chunk_size
@@ -226,14 +220,6 @@ class Probe(ProbeSettings):
                 continue
             found[number] = target
         return found, tuple(remarks)
-
-    def _descent(
-        self, module: nn.Module, descent: Descent | None, learning_rate: float | None
-    ) -> Descent | None:
-        rate = self.learning_rate if learning_rate is None else learning_rate
-        if descent is not None or rate is None:
-            return descent
-        return plain_descent(module, rate)
 
     def _predicted(
         self,
