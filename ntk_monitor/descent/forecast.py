@@ -365,7 +365,6 @@ def grow(
     scaled: Callable[[Tensor], Tensor],
     start: Tensor,
     first: tuple[Tensor, Tensor] | None,
-    depth: int,
 ) -> Grown:
     r"""A Krylov space of outputs under :math:`J S J^*`, with full orthogonalisation.
 
@@ -374,10 +373,10 @@ def grow(
         scaled: ``S`` on flat gradients.
         start: Its first direction, this process's entries, shape ``(N,)``.
         first: The pulled gradient of ``start`` and what it makes of the outputs, if known.
-        depth: How many directions at most; each costs a backward pass and a product.
 
     Returns:
-        The space; it ends early where it is invariant.
+        The space, of `DEPTH` directions at most, each of which costs a backward pass and a product;
+        it ends early where it is invariant.
     """
     processes = loss_map.processes
 
@@ -389,7 +388,7 @@ def grow(
     pulled: list[Tensor] = []
     new, size = start, size_of(start)
     reference = size
-    while len(basis) < depth and size > BREAKDOWN * reference and size > 0:
+    while len(basis) < DEPTH and size > BREAKDOWN * reference and size > 0:
         b = new / size
         if first is not None and not basis:
             g, moved = first[0] / size, first[1] / size

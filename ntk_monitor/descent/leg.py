@@ -66,11 +66,10 @@ class Leg:
         self.scaled = scaling(self.parts, source, mask)
         self.clip = min(self._clip_norm / norm, 1.0) if norm else 1.0
 
-    def grown(self, depth: int, pulled: Tensor | None = None, change: Tensor | None = None) -> Self:
+    def grown(self, pulled: Tensor | None = None, change: Tensor | None = None) -> Self:
         """Find the small space.
 
         Args:
-            depth: Krylov directions.
             pulled: The gradient that comes through the outputs, if it is known.
             change: What a step along it does to the outputs.
 
@@ -79,7 +78,7 @@ class Leg:
         """
         source = self.source
         first = None if pulled is None or change is None else (pulled, change)
-        found = grow(source, self.scaled, source.error, first, depth)
+        found = grow(source, self.scaled, source.error, first)
         drifts = self._drifts()
         pushed = source.push([tangent for tangent, _ in drifts.values()])
         gradients = list(found.pulled)

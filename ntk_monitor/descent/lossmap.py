@@ -37,8 +37,8 @@ NEGLIGIBLE = 1e-3
 """Share of the gradient's size below which the loss counts as a function of the outputs alone."""
 AGREES = 1e-3
 """Relative difference up to which a loss computed anew is the one that was computed."""
-
-
+ACCURACY = 0.002
+"""Relative agreement that finite differences must show."""
 FEW, SMALL = 512, 2**24
 """Operations of a graph, and bytes of what they computed, up to which products go through one that
 is recorded once: with few operations that is faster than calling the model again."""
@@ -90,7 +90,6 @@ class LossMap:
         lin: Linearization,
         guess: Callable[[Tensor], Tensor] | None = None,
         theta: Tensor | None = None,
-        accuracy: float = 0.002,
         by_graph: bool | None = None,
     ) -> None:
         """Record one pass.
@@ -99,7 +98,6 @@ class LossMap:
             lin: The model on the batch.
             guess: The loss of the outputs, where no step function tells it.
             theta: Values of the trained parameters; their own where left out.
-            accuracy: Relative agreement that finite differences must show.
             by_graph: See the attribute.
 
         Raises:
@@ -128,7 +126,7 @@ class LossMap:
         self.loss = float(loss)
         self._require_agreement(found)
         self.gradient = self._total_gradient(found)
-        self.products = self._derivative(accuracy)
+        self.products = self._derivative()
 
     @property
     def _is_small(self) -> bool:
@@ -309,7 +307,7 @@ class LossMap:
         with self._quiet():
             return self.products.matmat(torch.stack(list(tangents)))
 
-    def _derivative(self, accuracy: float) -> Derivative:
+    def _derivative(self) -> Derivative:
         lin, theta = self._lin, self.space.split(self.theta)
 
         def outputs_at(theta: Mapping[str, Tensor]) -> Tensor:
@@ -323,7 +321,7 @@ class LossMap:
         def by_differences() -> FiniteDifference:
             spread = Sharding([place_of(t) for t in theta.values()])
             return FiniteDifference(
-                theta, outputs_with, {}, accuracy, spread, lin.processes, self._acting
+                theta, outputs_with, {}, ACCURACY, spread, lin.processes, self._acting
             )
 
         def flat(theta: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.descent.curves import Changed, Curves, agree_until, band, outputs_at, summed
-from ntk_monitor.descent.forecast import BELIEVED, DEPTH, Course, Path, Vector, moved_by
+from ntk_monitor.descent.forecast import BELIEVED, Course, Path, Vector, moved_by
 from ntk_monitor.descent.leg import Leg
 from ntk_monitor.descent.lossmap import LossMap, NoLossError
 from ntk_monitor.descent.optimizers import Descent
@@ -176,22 +176,20 @@ def _guess(lin: Linearization, targets: Mapping[int, Target]) -> Callable[[Tenso
     return loss
 
 
+@dataclass
 class _Prediction:
     """One prediction in the making."""
 
-    def __init__(
-        self,
-        source: LossMap,
-        observed: LossMap,
-        modes: Watched,
-        lin: Linearization,
-        pulled: Sequence[PulledMode],
-        setting: Setting,
-    ) -> None:
-        self.source, self.observed, self.modes = source, observed, modes
-        self.lin, self.pulled, self.setting = lin, pulled, setting
-        self.processes = source.processes
-        self.elsewhere = False  # whether steps are made on other batches as well
+    source: LossMap
+    observed: LossMap
+    modes: Watched
+    lin: Linearization
+    pulled: Sequence[PulledMode]
+    setting: Setting
+    elsewhere: bool = False  # whether steps are made on other batches as well
+
+    def __post_init__(self) -> None:
+        self.processes = self.source.processes
 
     def predicted(self) -> Predicted:
         """All of it."""
@@ -204,7 +202,7 @@ class _Prediction:
         pieces = self._pieces(self._labels())
         self.through = torch.stack([g for _, g, _ in pieces]).sum(0)
         change = torch.stack([change for *_, change in pieces]).sum(0)
-        leg = self.leg.grown(DEPTH, self.through, change)
+        leg = self.leg.grown(self.through, change)
         course, course_here = leg.course, self._here(leg, self.observed)
         transfer, mode_transfers = self._transfers(*self._effects(pieces))
         reach = self.setting.horizon
@@ -272,7 +270,7 @@ class _Prediction:
         if begun.steps[-1] < LEG:
             return begun
         source, descent = leg.after(path)
-        leg = Leg(source, descent).grown(DEPTH)
+        leg = Leg(source, descent).grown()
         one = self.observed is self.source
         observed = source if one else self.observed.moved(source.theta)
         path = leg.course.run(horizon - LEG, BELIEVED - LEG)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -450,6 +452,23 @@ NOW = (
     "record/saturated_units",
 )
 """What the last probe says of the loss and of the next steps, in the order of its table."""
+
+
+NAMES = {term.tag: term.name for term in GLOSSARY + IN_RECORDS}
+"""What each number is called, by its tag."""
+
+
+def tags_like(terms: Iterable[Term]) -> str:
+    """A regular expression of the tags of some terms, with any number of a target mode.
+
+    Args:
+        terms: Which.
+
+    Returns:
+        The expression, which can be a part of another.
+    """
+    tags = (re.escape(term.tag).replace("<i>", r"\d+") for term in terms)
+    return f"(?:{'|'.join(tags)})"
 
 
 def explained() -> list[dict[str, str]]:

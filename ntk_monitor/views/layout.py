@@ -7,22 +7,23 @@ import re
 from collections.abc import Sequence
 
 from ntk_monitor.snapshot import Snapshot
+from ntk_monitor.views.glossary import NAMES
 
-BANDS = {
-    "core cosine": "ntk/core_cosine",
-    "temporal core cosine": "ntk/temporal_core_cosine",
-    "effective rank": "ntk/effective_rank",
-    "temporal effective rank": "ntk/temporal_effective_rank",
-    "spatial effective rank": "ntk/spatial_effective_rank",
-    "trace": "ntk/trace",
-}
-"""Chart titles and the tags that they show with a band."""
+BANDS = (
+    "ntk/core_cosine",
+    "ntk/temporal_core_cosine",
+    "ntk/effective_rank",
+    "ntk/temporal_effective_rank",
+    "ntk/spatial_effective_rank",
+    "ntk/trace",
+)
+"""The kernel's numbers that are shown with a band, under the names that the glossary has."""
 
 AHEAD_BANDS = {
     "transfer of the loss": "loss/transfer",
     "signal to noise of the gradient": "gradient/signal_to_noise",
 }
-"""The same of what the loss does; whether they are known depends on the training."""
+"""Chart titles and tags of the same of what the loss does; known or not with the training."""
 
 WIDTH = 1.96
 """Half width of a band in standard errors: 95 % of a normal distribution."""
@@ -75,7 +76,7 @@ def custom_scalars_layout(modes: int, prefixes: Sequence[str] = ("",)) -> Layout
     for prefix in prefixes:
         name = f"NTK of {prefix[:-1]} (95 % bands)" if prefix else "NTK (95 % bands)"
         layout[name] = {
-            **{title: _margin(prefix, tag) for title, tag in BANDS.items()},
+            **{NAMES[tag]: _margin(prefix, tag) for tag in BANDS},
             "core effective rank": _lines(prefix, "core/effective_rank"),
         }
     return layout
@@ -93,7 +94,7 @@ def band_scalars(snapshot: Snapshot) -> dict[str, float]:
     scalars = snapshot.scalars()
     bands: dict[str, float] = {}
     transfers = [f"target/mode_{mode.index}/transfer" for mode in snapshot.target_modes]
-    for tag in (*BANDS.values(), *AHEAD_BANDS.values(), *transfers):
+    for tag in (*BANDS, *AHEAD_BANDS.values(), *transfers):
         if f"{tag}_stderr" in scalars:
             half = WIDTH * scalars[f"{tag}_stderr"]
             lower, upper = _ends(tag)

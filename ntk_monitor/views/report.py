@@ -24,7 +24,7 @@ from ntk_monitor.views.documents import as_json, made, markdown, title_of
 from ntk_monitor.views.events import NoRunsError, Picture, open_runs, pictures
 from ntk_monitor.views.facts import ABOUT
 from ntk_monitor.views.figures import COLORS, own_style
-from ntk_monitor.views.glossary import GLOSSARY
+from ntk_monitor.views.glossary import NAMES
 from ntk_monitor.views.layout import WIDTH
 from ntk_monitor.views.rows import HEAD, NUMBERS, cells, number_rows, points, printable
 from ntk_monitor.views.summary import STYLES
@@ -209,7 +209,6 @@ def _image(png: bytes, text: str) -> dict[str, str]:
 
 def _timeline(runs: Found) -> bytes:
     """The kernel's numbers of every run over time, with 95 % bands, as PNG."""
-    titles = {term.tag: term.name for term in GLOSSARY}
     with own_style():
         figure = Figure(figsize=(10, 5.4), layout="constrained")
         panels = figure.subplots(2, 3).ravel()
@@ -225,7 +224,7 @@ def _timeline(runs: Found) -> bytes:
                     panel.fill_between(
                         steps, *ends, color=COLORS[i % len(COLORS)], alpha=0.18, lw=0
                     )
-            panel.set_title(titles[tag], fontsize=9)
+            panel.set_title(NAMES[tag], fontsize=9)
             panel.tick_params(labelsize=7)
         names = list(runs)[:12]
         legend = figure.legend(

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from ntk_monitor.estimators import Estimate
 from ntk_monitor.snapshot import Snapshot
-from ntk_monitor.views.glossary import GLOSSARY, IN_RECORDS, NOW
+from ntk_monitor.views.glossary import NAMES, NOW
 from ntk_monitor.views.losses import Point
 from ntk_monitor.views.verdict import LEARNED, Judge, ModeRow, Verdict, verdict_of
 
@@ -178,13 +178,12 @@ def _now(snapshot: Snapshot) -> Table:
     value_column = Column("value", justify="right")
     table = Table("number", value_column, title="The loss and the next steps", show_header=False)
     scalars = snapshot.scalars()
-    names = {term.tag: term.name for term in (*GLOSSARY, *IN_RECORDS)}
     idle = {f"record/{name}": getattr(snapshot, name) for name in ("dead_units", "saturated_units")}
     for tag in NOW:
         value, error = (scalars | idle).get(tag), scalars.get(f"{tag}_stderr")
         if value is not None and not math.isnan(value):
             text = f"{value:.3g}" if error is None else str(Estimate(value, error))
-            table.add_row(names[tag], text)
+            table.add_row(NAMES[tag], text)
     return table
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ntk_monitor.views.glossary import GLOSSARY, OPTIONAL
+from ntk_monitor.views.glossary import GLOSSARY, OPTIONAL, tags_like
 from ntk_monitor.views.record import SNAPSHOT_TAG
 
 Item = TypeVar("Item")
@@ -14,11 +14,8 @@ MOST_NOTES = 6
 LOSSES = 2
 """Curves of a run that are called a loss, beside ours."""
 
-_PATTERNS = "|".join(
-    re.escape(term.tag).replace("<i>", r"\d+") + (r"(?:_stderr)?")
-    for term in (*GLOSSARY, *OPTIONAL)
-)
-_TAG = re.compile(rf"(?P<state>(?:[^/]+/)?)(?P<tag>{_PATTERNS}|{SNAPSHOT_TAG})")
+_NUMBER = rf"{tags_like(GLOSSARY + OPTIONAL)}(?:_stderr)?"
+_TAG = re.compile(rf"(?P<state>(?:[^/]+/)?)(?P<tag>{_NUMBER}|{SNAPSHOT_TAG})")
 _SHARED = re.compile(r"ntk/overhead|alert/.*")
 _WHOLE = b'"tier":"kernel"'
 

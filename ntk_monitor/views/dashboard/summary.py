@@ -11,7 +11,7 @@ from ntk_monitor.views.dashboard.board import advice, history_of, with_replaceme
 from ntk_monitor.views.dashboard.checks import Changed
 from ntk_monitor.views.dashboard.courses import in_data
 from ntk_monitor.views.facts import lines
-from ntk_monitor.views.glossary import GLOSSARY, NOW, OPTIONAL
+from ntk_monitor.views.glossary import GLOSSARY, NAMES, NOW, OPTIONAL, tags_like
 from ntk_monitor.views.losses import Point
 from ntk_monitor.views.record import plain
 from ntk_monitor.views.rows import number
@@ -20,18 +20,10 @@ from ntk_monitor.views.verdict import Judge, ModeRow, Verdict, verdict_of
 _MODE = re.compile(r"target/mode_(\d+)/(\w+)")
 _FLAG = re.compile(r"alert/mode_\d+")
 _PROBED = re.compile(
-    "|".join(
-        re.escape(term.tag).replace("<i>", r"\d+")
-        for term in (*GLOSSARY, *OPTIONAL)
-        if not term.tag.startswith("alert/")
-    )
+    tags_like(term for term in GLOSSARY + OPTIONAL if not term.tag.startswith("alert/"))
 )
 """Tags that are written at every probe, or at some, and at no other time."""
-DETAIL = (
-    ("core cosine", "ntk/core_cosine"),
-    ("temporal effective rank", "ntk/temporal_effective_rank"),
-    ("core effective rank", "core/effective_rank"),
-)
+DETAIL = ("ntk/core_cosine", "ntk/temporal_effective_rank", "core/effective_rank")
 """Numbers of the kernel that stand below a verdict."""
 
 
@@ -155,12 +147,12 @@ def _judge(curves: Mapping[str, Curve], changes: Changed) -> Judge:
 def _detail(curves: Mapping[str, Curve], step: int | None) -> str:
     """Some of the kernel's numbers as they were last known, with where that was."""
     said = []
-    for name, tag in DETAIL:
+    for tag in DETAIL:
         curve = curves.get(tag)
         if curve is None:
             continue
         when = "" if curve.steps[-1] == step else f" (at step {curve.steps[-1]})"
-        said.append(f"{name} {number(curve.values[-1], _error_of(curves, tag))}{when}")
+        said.append(f"{NAMES[tag]} {number(curve.values[-1], _error_of(curves, tag))}{when}")
     return ", ".join(said)
 
 
