@@ -169,7 +169,7 @@ class KernelMeasurement:
                     trials=trials,
                 )
                 error = max(measured.adjoint_error, gap)
-                if self._agrees(J, error):
+                if not error > self._adjoint_limit(J):  # what is not finite is told of elsewhere
                     return lin, measured, trials
                 # Something is detached on the way: training's derivative is the one backward.
                 if self._settings.method != "auto" or not J.fall_back(BACKWARD):
@@ -260,32 +260,23 @@ class KernelMeasurement:
         before = J.products
         own = sampler.sample(range(1))[0].double()
         spent = J.products - 1 if J.products > before else before  # it is taken again as a sample
+        processes, gaps = lin.processes, []
         try:
-            return self._gap_of(lin, sampler, own, seed)
+            size = math.sqrt(processes.sum(own.square().sum()))
+            # Of rows of each process by themselves, so that no gradients are sent around.
+            every = sampler.pulls(lin.directions(PAIRS, seed), here=True)
+            for z, pulled in zip(lin.directions(PAIRS, seed), every, strict=True):
+                backward = sampler.inner(0, pulled)
+                forward = float((own * z.double()).sum())
+                gap = processes.sum(
+                    torch.tensor([forward, backward], dtype=torch.float64, device="cpu")
+                )
+                gap[1] = backward if lin.is_sharded else gap[1]
+                gaps.append(relative_gap(float(gap[0] - gap[1]), size))
+                del pulled  # before the next one is made
         finally:
             J.products = spent  # once for a module: no part of what may be spent
-
-    def _gap_of(
-        self, lin: Linearization, sampler: JacobianSampler[Any], own: Tensor, seed: int
-    ) -> float:
-        """The gap for one product."""
-        processes, gaps = lin.processes, []
-        size = math.sqrt(processes.sum(own.square().sum()))
-        # Of rows of each process by themselves, so that no gradients are sent around.
-        every = sampler.pulls(lin.directions(PAIRS, seed), here=True)
-        for z, pulled in zip(lin.directions(PAIRS, seed), every, strict=True):
-            backward = sampler.inner(0, pulled)
-            forward = float((own * z.double()).sum())
-            gap = processes.sum(
-                torch.tensor([forward, backward], dtype=torch.float64, device="cpu")
-            )
-            gap[1] = backward if lin.is_sharded else gap[1]
-            gaps.append(relative_gap(float(gap[0] - gap[1]), size))
-            del pulled  # before the next one is made
         return math.sqrt(sum(gap**2 for gap in gaps) / len(gaps))
-
-    def _agrees(self, J: Derivative, error: float) -> bool:
-        return not error > self._adjoint_limit(J)  # what is not finite is told of elsewhere
 
     def _adjoint_limit(self, J: Derivative) -> float:
         """How far both directions may differ: by rounding; finite differences by the tolerance."""
