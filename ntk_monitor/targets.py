@@ -139,26 +139,17 @@ def target_like(comparison: Comparison, output: Tensor, lin: Linearization) -> T
             "target_fn, for example target_fn=lambda batch: batch['targets']"
         )
     valid = lin.valid
-    shape = placed.shape
     counted = torch.ones_like(placed, dtype=torch.bool)
-    if valid is not None and valid.shape == shape[:2]:
+    if valid is not None and valid.shape == placed.shape[:2]:
         counted = counted & valid.unsqueeze(-1)
     if counts is not None:
         counted = counted & (counts if classes is None else counts.any(-1, keepdim=True))
-    if by_index and classes is not None:  # a negative index marks what does not count
+    if classes is not None:  # a negative index marks what does not count
         counted = counted & placed.any(-1, keepdim=True)
     placed = placed.where(counted, 0)
     kind, link = _kind_of(loss, classes, placed, output, lin.processes)
-    return Target(
-        _centred(placed, counted, lin.processes),
-        placed,
-        counted.to(placed.dtype),
-        classes,
-        output.shape[2],
-        kind,
-        link,
-        comparison.reach,
-    )
+    values, ones = _centred(placed, counted, lin.processes), counted.to(placed.dtype)
+    return Target(values, placed, ones, classes, output.shape[2], kind, link, comparison.reach)
 
 
 def _is_one_hot(target: Tensor, output: Tensor, counts: Tensor | None) -> bool:

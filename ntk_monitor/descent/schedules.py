@@ -57,8 +57,7 @@ def read_ahead(schedulers: Sequence[Scheduled], steps: int) -> dict[int, list[fl
 def _ahead(each: Scheduled, steps: int) -> dict[int, list[float]]:
     optimizer: Optimizer = each.scheduler.optimizer
     shadow = shadow_of(optimizer, None)
-    memo: dict[int, Any] = {id(optimizer): shadow}
-    scheduler = copy.deepcopy(each.scheduler, memo)
+    scheduler = copy.deepcopy(each.scheduler, {id(optimizer): shadow})
     rates: list[list[float]] = [[float(g["lr"])] for g in shadow.param_groups]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -67,8 +66,7 @@ def _ahead(each: Scheduled, steps: int) -> dict[int, list[float]]:
                 scheduler.step()
             for own, group in zip(rates, shadow.param_groups, strict=True):
                 own.append(float(group["lr"]))
-    ids = [id(group) for group in optimizer.param_groups]
-    return dict(zip(ids, rates, strict=True))
+    return dict(zip(map(id, optimizer.param_groups), rates, strict=True))
 
 
 MOST_READ = 20_000

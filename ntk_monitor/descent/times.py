@@ -56,9 +56,8 @@ def times(
         return Times(near, near, near)
     going_on = _going_on(steps, learned, threshold, rates_until)
     soonest, latest = min(going_on, near), max(going_on, near)
-    if math.isinf(latest):
-        return Times(soonest, soonest, latest)
-    return Times(math.sqrt(soonest * latest), soonest, latest)
+    steps_to_it = soonest if math.isinf(latest) else math.sqrt(soonest * latest)
+    return Times(steps_to_it, soonest, latest)
 
 
 def _going_on(

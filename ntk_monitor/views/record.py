@@ -26,6 +26,9 @@ SNAPSHOT_TAG = "ntk/snapshot"
 CHANGES_TAG = "alert/changes"
 FORMAT = 2
 """Version of a snapshot's record; those of 1 lack what this one has of losses and forecasts."""
+AS_THEY_ARE = ("state_shape", "state", "scheme", "method", "tier", "products", "seconds", "loss",
+               "transfer", "dead_units", "saturated_units")  # fmt: skip
+"""What of a snapshot goes into its record under the same name."""
 SPECTRUM = 64
 MODES = 3
 TRIALS = 20
@@ -57,23 +60,13 @@ def snapshot_record(snapshot: Snapshot) -> dict[str, Any]:
     seen = reached_patterns(snapshot)
     record = {
         "format": FORMAT,
-        "state_shape": snapshot.state_shape,
-        "state": snapshot.state,
-        "scheme": snapshot.scheme,
-        "method": snapshot.method,
-        "tier": snapshot.tier,
-        "products": snapshot.products,
-        "seconds": snapshot.seconds,
+        **{name: getattr(snapshot, name) for name in AS_THEY_ARE},
         "coverage": snapshot.coverage.fraction,
         "trace": snapshot.trace.value,
         "trace_stderr": snapshot.trace.stderr,
         "trace_by_site": _shares(snapshot),
-        "loss": snapshot.loss,
-        "transfer": snapshot.transfer,
         "forecast": None if snapshot.forecast is None else _forecast(snapshot.forecast),
         "instruments": None if snapshot.instruments is None else vars(snapshot.instruments),
-        "dead_units": snapshot.dead_units,
-        "saturated_units": snapshot.saturated_units,
         "core_spectrum": snapshot.core_spectrum[:SPECTRUM],
         "core_total": float(snapshot.core_spectrum.sum()),
         "temporal_spectrum": snapshot.temporal_spectrum[:SPECTRUM],
