@@ -98,7 +98,6 @@ def _forecast(snapshot: Any, axes: Axes) -> bool:  # noqa: ANN401
 def _spectra(snapshot: Any, axes: Axes) -> bool:  # noqa: ANN401
     """Eigenvalues of the core and of the temporal view, as shares of their sums."""
     axes.set_title("time courses: eigenvalues", fontsize=10)
-    drawn = False
     for name, values, style in (
         ("activity (core)", snapshot.core_spectrum, "--"),
         ("what a step can move", snapshot.temporal_spectrum, "-"),
@@ -106,12 +105,11 @@ def _spectra(snapshot: Any, axes: Axes) -> bool:  # noqa: ANN401
         found = values.double().numpy()
         found = found[found > 0]
         if len(found):
-            drawn = True
             numbers = np.arange(1, len(found) + 1)
             axes.loglog(numbers, found / found.sum(), style, color=PLAIN, lw=1.4, label=name)
-    if drawn:
+    if axes.lines:
         axes.set_ylim(bottom=1e-6)
         axes.legend(fontsize=8, frameon=False)
         axes.set_xlabel("number")
         axes.set_ylabel("share of the sum")
-    return drawn
+    return bool(axes.lines)

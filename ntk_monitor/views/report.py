@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ntk_monitor.views.dashboard.bundle import bundle
@@ -141,9 +141,7 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _table(modes: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table()
-    for column in HEAD:
-        table.add_column(column, justify="left" if column == "state" else "right")
+    table = Table(*(Column(name, justify="right") for name in HEAD[:-1]), HEAD[-1])
     for mode in modes:
         state = Text(printable(str(mode["state"])), STYLES.get(mode["state"], "yellow"))
         table.add_row(*cells(mode)[:-1], state)

@@ -125,11 +125,9 @@ def introduction(snapshot: Snapshot, who: str = "NTKMonitor") -> str:
         table.add_row("output", escape(f"{output.name}: {shape}, by {output.loss}"))
         table.add_row("target", escape(f"{output.target}  (another: target_fn)"))
     _add_rest(table, len(snapshot.outputs))
-    modes = [f"{mode.share:.0%}" for mode in snapshot.target_modes]
-    if modes:
-        table.add_row(
-            "modes", f"{len(modes)}, with {', '.join(modes)} of their target  (more: modes)"
-        )
+    if modes := [f"{mode.share:.0%}" for mode in snapshot.target_modes]:
+        shares = ", ".join(modes)
+        table.add_row("modes", f"{len(modes)}, with {shares} of their target  (more: modes)")
     table.add_row(
         "core",
         f"{len(coverage.sites)} weight site{'s' * (len(coverage.sites) != 1)} with "

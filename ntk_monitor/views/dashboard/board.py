@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from ntk_monitor.views.verdict import LEARNED, ModeRow
@@ -61,10 +63,7 @@ def history_of(
 
 def _changes(states: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
     """Only the entries that differ from the one before."""
-    return [
-        entry for before, entry in zip([(0, ""), *states], states, strict=False)
-        if before[1] != entry[1]
-    ]  # fmt: skip
+    return [next(same) for _, same in groupby(states, key=itemgetter(1))]
 
 
 _STALL = re.compile(r"Target mode (\d+) (is stalled|has recovered|is unpredictable|[^.]*)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -38,7 +37,6 @@ MOST_READ = 1000
 EVERY = 1_000_000
 """Asks a data provider for every point that it has."""
 
-_ALERT = re.compile(r"alert/mode_(\d+)")
 _TEXT_TAG = "alert/text_summary"
 
 
@@ -126,7 +124,7 @@ class DashboardData:
         flagged: dict[str, dict[str, str]] = {}
         for run in here:
             wanted = wanted_tags(listed.get(run, ()), state)
-            flags = {tag: name for tag, name in wanted.items() if _ALERT.fullmatch(name)}
+            flags = {tag: name for tag, name in wanted.items() if name.startswith("alert/mode_")}
             curved[run] = {tag: name for tag, name in wanted.items() if tag not in flags}
             flagged[run] = flags if run in changes else {}  # else they are of another state
         read = self._read_scalars(curved, points)

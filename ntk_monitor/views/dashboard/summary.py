@@ -18,7 +18,6 @@ from ntk_monitor.views.rows import number
 from ntk_monitor.views.verdict import Judge, ModeRow, Verdict, verdict_of
 
 _MODE = re.compile(r"target/mode_(\d+)/(\w+)")
-_FLAG = re.compile(r"alert/mode_\d+")
 _PROBED = re.compile(
     tags_like(term for term in GLOSSARY + OPTIONAL if not term.tag.startswith("alert/"))
 )
@@ -137,7 +136,7 @@ def _points(curve: Curve | None) -> list[Point]:
 
 def _judge(curves: Mapping[str, Curve], changes: Changed) -> Judge:
     """What is known of the alert."""
-    present = bool(changes.history) or any(map(_FLAG.fullmatch, curves))
+    present = bool(changes.history) or any(tag.startswith("alert/mode_") for tag in curves)
     level = 0.05 if changes.level is None else changes.level
     return Judge(
         present, bool(changes.history), level, changes.planned, changes.endless, changes.unsure
