@@ -83,9 +83,7 @@ def pull_back(
     chosen = sorted(chosen, key=lambda each: -each[0])[:modes]
     reached = {number: _reached(targets[number], lin, number) for _, number, _ in chosen}
     errors = [(number, decompositions[number].error(i)) for _, number, i in chosen]
-    products = [
-        (reached[number] * e.double()).sum() / targets[number].reach for number, e in errors
-    ]
+    products = [(reached[n] * e.double()).sum() / targets[n].reach for n, e in errors]
     sums = processes.sum(torch.stack(products)).tolist() if products else []
     pulled = iter(lin.pull_back_outputs(errors) if derivatives else ())
     found = []

@@ -55,12 +55,8 @@ def outputs_at(observed: LossMap, here: Tensor, p: Vector) -> Tensor:
 
 def summed(by_trial: Tensor, processes: Any) -> tuple[float, float]:  # noqa: ANN401
     """The sum over all trials, and its standard error."""
-    n = len(by_trial)
-    sums = torch.stack([
-        by_trial.sum(),
-        by_trial.square().sum(),
-        torch.tensor(float(n), dtype=torch.float64, device=by_trial.device),
-    ])
+    n = by_trial.new_tensor(len(by_trial))
+    sums = torch.stack([by_trial.sum(), by_trial.square().sum(), n])
     total, squares, count = processes.sum(sums).tolist()
     if count < 2:
         return total, math.inf

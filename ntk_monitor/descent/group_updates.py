@@ -98,8 +98,7 @@ def _adaptive(
             second = second - (mean + (1 - alpha) * gradient).square()
     else:
         first = torch.full_like(square, float(group.get("initial_accumulator_value", 0.0)))
-        second = state["sum"].to(square) if "sum" in state else first
-        second = second + square
+        second = (state["sum"].to(square) if "sum" in state else first) + square
         rate = rate / (1 + (steps - 1) * group["lr_decay"])
     factor: Tensor = rate / (second.clamp_min(0).sqrt() + group["eps"])
     return factor

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -160,11 +160,11 @@ class LossMap:
         self._others.append(other)
         return other
 
-    def _quiet(self) -> ExitStack:
-        stack = ExitStack()
-        stack.enter_context(quiet(self._forward.module, kernels="reversible"))
-        stack.enter_context(self._forward.as_training_normalises())
-        return stack
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        kept = quiet(self._forward.module, kernels="reversible")
+        with kept, self._forward.as_training_normalises():
+            yield
 
     def _pass(self, leaves: Mapping[str, Tensor]) -> Pass:
         tape, step, guess = Tape(), self._forward.step, self._guess
@@ -350,15 +350,9 @@ class LossMap:
         def context(kernels: Any) -> Any:  # noqa: ANN401
             return quiet(self._forward.module, kernels=kernels)
 
+        p = (self.space.size,)
         return Derivative(
-            "J_y",
-            (self.space.size,),
-            self.outputs,
-            methods,
-            context,
-            lambda: self.pull,
-            (),
-            lin.processes,
+            "J_y", p, self.outputs, methods, context, lambda: self.pull, (), lin.processes
         )
 
     def _sees_all(

@@ -211,7 +211,7 @@ class Descent:
     def _known(self, optimizer: Optimizer, gradient: Gradients) -> dict[str, Part] | None:
         """The parts of an optimizer that is known, or None."""
         found = {}
-        after = None if type(optimizer) in KNOWN else factors_after(optimizer, self.names, gradient)
+        after = {} if type(optimizer) in KNOWN else factors_after(optimizer, self.names, gradient)
         for group in optimizer.param_groups:
             rate = self.references.get(id(group), _number(group.get("lr")))
             if rate is None or group.get("maximize") or isinstance(group.get("lr"), Mapping):
@@ -220,8 +220,8 @@ class Descent:
                 name = self.names.get(id(parameter))
                 if name is None or name not in gradient:
                     continue
-                factors = None if after is None else after.get(name)
-                part = part_of(optimizer, group, parameter, gradient[name], rate, factors)
+                given = gradient[name]
+                part = part_of(optimizer, group, parameter, given, rate, after.get(name))
                 if part is None:
                     return None
                 found[name] = part

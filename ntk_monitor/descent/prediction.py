@@ -211,8 +211,7 @@ class _Prediction:
         less = self._without_the_last(course, course_here)
         rates = self.modes.rates(-moved_by(course.run(1).places[-1], course_here))
         found = [times(full.steps, c, LEARNED, descent.rates_until) for c in full.learned.T]
-        steps = [each.steps for each in found]
-        others = self._with_changes(course, course_here, steps, full)
+        others = self._with_changes(course, course_here, [when.steps for when in found], full)
         all_of = zip(full.learned[0], rates, found, mode_transfers, others, strict=True)
         predicted = tuple(
             PredictedMode(

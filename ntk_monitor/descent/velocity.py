@@ -92,16 +92,15 @@ def advance(
     if type(optimizer) not in KNOWN:
         return
     state["step"] = torch.tensor(float(state.get("step", 0)) + steps)
-    if isinstance(optimizer, Adamax):
-        kept = float(group["betas"][1]) ** steps
-        recent = square.sqrt() + group["eps"]
-        state["exp_avg"] = held.clone()
-        state["exp_inf"] = torch.maximum(kept * state.get("exp_inf", 0.0 * recent), recent)
-    elif isinstance(optimizer, AVERAGING):
+    if isinstance(optimizer, AVERAGING):
         kept = float(group["betas"][1]) ** steps
         state["exp_avg"] = held.clone()
-        state["exp_avg_sq"] = kept * state.get("exp_avg_sq", 0.0) + (1 - kept) * square
-        if "mu_product" in state or isinstance(optimizer, NAdam):
+        if isinstance(optimizer, Adamax):
+            recent = square.sqrt() + group["eps"]
+            state["exp_inf"] = torch.maximum(kept * state.get("exp_inf", 0.0 * recent), recent)
+        else:
+            state["exp_avg_sq"] = kept * state.get("exp_avg_sq", 0.0) + (1 - kept) * square
+        if isinstance(optimizer, NAdam):
             begun = int(float(state["step"])) - steps
             growing = float(group["momentum_decay"])
             velocity = Velocity(float(group["betas"][0]), taken=begun, growing=growing)

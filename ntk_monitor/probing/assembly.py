@@ -115,12 +115,8 @@ def idle_units(lin: Linearization) -> tuple[float, float]:
     if valid is not None and valid.numel() == len(h):
         h = h[valid.flatten()]
     ends = ((h.abs() - 1).abs() < AT_THE_END) | (h.abs() < AT_THE_END)
-    moments = torch.stack([
-        h.sum(0),
-        h.square().sum(0),
-        ends.sum(0).double(),
-        (h.abs() > 1).sum(0).double(),
-    ])
+    columns = (h, h.square(), ends.double(), (h.abs() > 1).double())
+    moments = torch.stack([column.sum(0) for column in columns])
     count = processes.total(len(h))
     mean, square, at_ends, beyond = processes.sum(moments) / max(count, 1)
     spread = (square - mean.square()).clamp_min(0).sqrt()
