@@ -78,7 +78,9 @@ nitpick_ignore_regex = [
         r"ntk_monitor\..*\.(TrialGradients|ParameterJacobian|TangentProducts|JacobianSampler)",
     ),
     ("py:class", r"ntk_monitor\..*\.(TrialFactor|TrialMoments|SpatialMoments)"),
-    ("py:class", r"Figure|ScipyOperator"),  # imported for type checkers alone
+    ("py:class", r"ntk_monitor\.model\..*\.(ForwardMap|State|Found|Compares)"),
+    ("py:class", r"Figure"),  # imported for type checkers alone
+    ("py:class", r"scipy\.sparse\.linalg\._interface\.LinearOperator"),
     ("py:obj", r"typing\.Literal\['core'"),  # a part of a type
     ("py:exc", r"MisconfigurationException"),
 ]

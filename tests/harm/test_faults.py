@@ -48,6 +48,7 @@ KIND = "dropout"
 quieting = sys.modules["ntk_monitor.model.isolation.quiet"]
 kept_module = sys.modules["ntk_monitor.monitor.probe_batch"]
 publisher_module = sys.modules["ntk_monitor.monitor.reporting.publisher"]
+reporter_module = sys.modules["ntk_monitor.monitor.reporting.reporter"]
 linearize_module = sys.modules["ntk_monitor.model.linearize"]
 discovery_module = sys.modules["ntk_monitor.model.discovery"]
 passes_module = sys.modules["ntk_monitor.model.passes"]
@@ -103,7 +104,7 @@ STAGES: dict[str, Patch] = {
     "figures to a logger": (SummaryWriter, "add_figure"),
     "figures to a file": (CSVSink, "figures"),
     "record": (publisher_module, "snapshot_record"),
-    "record to a logger": (publisher_module, "write_record"),
+    "record to a logger": (reporter_module, "write_record"),
     "another callback": (Listener, "on_probe"),
     "the alert": (Alert, "on_probe"),
 }
