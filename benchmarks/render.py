@@ -114,9 +114,11 @@ def cost(results: dict[str, Any]) -> str:
     lines = [
         "## Cost\n",
         "Time of a product over that of two plain forward passes, by how many tangents are carried",
-        f"at once; time of a whole probe of {results['products']} products over that of as many",
-        "pairs of forward passes; and its peak memory over that of a training step with AdamW on",
-        "its batch, weights, gradients and the optimizer's moments counted on both sides.\n",
+        f"at once; time of a first probe of {results['products']} products, with all checks of how",
+        "they are taken, over that of as many pairs of forward passes; and its peak memory over",
+        "that of a training step with AdamW on its batch, weights, gradients and the optimizer's",
+        "moments counted on both sides. On small models memory is mostly samples and gradients of",
+        "trials, which take 512 MB at most.\n",
         "| workload | method | 1 | 4 | 16 | probe | memory |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -23,6 +23,7 @@ from ntk_monitor.descent.transfer import Effects, over_own, shared
 from ntk_monitor.descent.watched import Watched, counterparts, watched
 from ntk_monitor.estimators import Estimate
 from ntk_monitor.model import Linearization
+from ntk_monitor.model.isolation.memory import room
 from ntk_monitor.pulled_modes import PulledMode
 from ntk_monitor.snapshot import Forecast, Instruments, PredictedMode
 from ntk_monitor.targets import Target, target_like
@@ -45,6 +46,8 @@ SAME = 1e-5
 """Relative difference below which a second batch holds the same data as the first."""
 BEYOND = 10.0
 """How many times the steps that remain a forecast goes, so that a trend can be seen in it."""
+COPIES = 30
+"""Vectors of the outputs that a forecast holds at once, at most."""
 AS_IT_IS = "as it is"
 """The change that is none."""
 ADAM_RATE = 1e-3
@@ -120,6 +123,14 @@ def predict(
         return Predicted(loss=lin.loss, remarks=_told(lin, error))
     with ExitStack() as stack:
         source = stack.enter_context(closing(observed))
+        bytes_taken = COPIES * observed.outputs.nbytes if setting.descent is not None else 0
+        if not lin.processes.all(bytes_taken <= room(None, observed.outputs.device)):
+            told = (
+                f"there is no forecast of this training: with {observed.outputs.numel():,} outputs "
+                f"it would take {bytes_taken / 1e9:.3g} GB, more than half of the free memory; "
+                "probe a batch of fewer trials or steps"
+            )
+            return Predicted(loss=observed.loss, remarks=(told,), by_graph=known)
         modes = watched(observed, targets, pulled)
         if setting.source is not None:
             other = lin.on(setting.source)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from descent.small import data, mse, network, step
 from ntk_monitor.descent import Clipping, descent_of
 from ntk_monitor.probe import Probe
 from ntk_monitor.snapshot import Snapshot
+
+prediction_module: Any = sys.modules["ntk_monitor.descent.prediction"]
 
 F = nn.functional
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -501,6 +504,23 @@ def test_the_same_data_as_a_second_batch_change_no_forecast() -> None:
         assert forecast is not None
         found.append(forecast.loss)
     torch.testing.assert_close(*found)
+
+
+def test_a_forecast_that_memory_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, batch = network(), data()
+    measure = Probe(tier="modes", loss_fn=mse)
+    descent = descent_of([SGD(net.parameters(), lr=0.1)], net)
+    whole = measure(net, batch, descent=descent, horizon=100.0)
+    outputs = batch[1].numel()
+    enough = 30 * 4 * outputs
+    monkeypatch.setattr(prediction_module, "room", lambda *_: enough)
+    assert measure(net, batch, descent=descent, horizon=100.0).forecast is not None
+    monkeypatch.setattr(prediction_module, "room", lambda *_: enough - 1)
+    shot = measure(net, batch, descent=descent, horizon=100.0)
+    assert shot.forecast is None
+    assert shot.loss == whole.loss
+    assert any(f"with {outputs:,} outputs it would take" in each for each in shot.remarks)
+    assert [mode.gain for mode in shot.target_modes] == [m.gain for m in whole.target_modes]
 
 
 def test_of_another_shape_it_is_left_out() -> None:
