@@ -6,6 +6,7 @@ import copy
 import random
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +48,16 @@ class Slotted:
 
     def __init__(self) -> None:
         self.calls = 0
+
+
+class Hidden(Slotted):
+    """A third, which hides a slot behind a property."""
+
+    __slots__ = ("more",)
+
+    @property
+    def late(self) -> int:  # type: ignore[override]
+        return self.calls
 
 
 class Teacher(nn.Module):
@@ -101,6 +112,10 @@ CASES: dict[str, tuple[Start, Act]] = {
     "slots": (
         lambda m: Slotted(),
         lambda m, s, h: (setattr(s, "calls", s.calls + 1), setattr(s, "late", 1)),
+    ),
+    "hidden slot": (
+        lambda m: Hidden(),
+        lambda m, s, h: (setattr(s, "calls", s.calls + 1), setattr(s, "more", 1)),
     ),
     "generator in a dictionary": (
         lambda m: {"g": torch.Generator().manual_seed(0)},
@@ -252,3 +267,16 @@ def test_a_batch_that_is_an_object_is_copied_for_every_call() -> None:
     assert found.trace.is_finite
     assert graph.x is x
     assert torch.equal(x, kept.x)
+
+
+def test_a_path_may_keep_what_it_is_asked_for() -> None:
+    held = nn.Linear(2, 2)
+    held.folder = Path("a", "b")  # type: ignore[assignment]
+    state = ObjectState(held.modules())
+    assert (str(held.folder), held.folder.parts, hash(held.folder)) is not None
+    changed = state.changed()
+    if changed is not None:
+        changed.put_back()
+    state.put_back()
+    assert held.folder == Path("a", "b")
+    assert str(held.folder / "c") == str(Path("a", "b", "c"))

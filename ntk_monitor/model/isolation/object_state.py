@@ -192,9 +192,18 @@ def _has_attributes(value: Any) -> bool:  # noqa: ANN401
 
 
 def slots_of(value: Any) -> tuple[str, ...]:  # noqa: ANN401
-    """The names of an object's attributes that its classes have slots for."""
+    """The names of an object's attributes that its classes have slots for.
+
+    Args:
+        value: The object.
+
+    Returns:
+        The names; without slots that a further class hides behind a property, as Python 3.13 does
+        in its paths.
+    """
     found = []
     for kind in type(value).__mro__:
         slots = kind.__dict__.get("__slots__", ())
         found += [slots] if isinstance(slots, str) else list(slots)
-    return tuple(name for name in found if name not in {"__dict__", "__weakref__"})
+    slot = types.MemberDescriptorType
+    return tuple(name for name in found if isinstance(getattr(type(value), name, None), slot))
