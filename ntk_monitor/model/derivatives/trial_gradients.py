@@ -46,8 +46,8 @@ TOGETHER = 3
 MANY = 32
 """Effective rank of groups from which none of their directions are worth the products that these
 take: draws average over them."""
-FEW_ROWS = 16
-"""Operations besides its units that an entry of inner products of rows is taken to cost."""
+PER_PAIR = 16
+"""Operations, beside those of its units, that a pair of rows is taken to cost."""
 PIECES = 4
 """Of rows whose inner products with one another are taken."""
 GAP = 1e-3
@@ -209,9 +209,11 @@ class TrialGradients:
         count = min(count, len(Y), min(self._counts) * math.prod(self._shape[1:]) // 2)
         kept = self.groups * sum(map(self._size_of, self._keys))
         count = min(count, int(self._numbers / kept), self.most - len(ahead))
+        if count <= 0:
+            return Y[:0]
         flat = self._grouped(Y, 1).flatten(2).transpose(0, 1)  # (g, s, entries)
         gram = (flat @ flat.transpose(1, 2)).double()
-        if count <= 0 or not _rank(gram) <= MANY:
+        if not _rank(gram) <= MANY:
             return Y[:0]
         self._directions = self._leading_in_groups(flat, gram, count)
         self._jacobian.products += count
@@ -375,7 +377,7 @@ class TrialGradients:
         m, q = self._keys[key]
         activities = [site.activity for site in self._sites if site.key == key]
         rows = max(self._counts) * sum(V.shape[1] for V in activities)
-        if rows**2 * (q + FEW_ROWS) >= m * q:
+        if rows**2 * (q + PER_PAIR) >= m * q:
             return None
         V = torch.cat([self._grouped(V, 0) for V in activities], dim=1).flatten(0, 1)
         return V @ V.T

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ntk_monitor.compat import TorchDispatchMode, tree_leaves
+from ntk_monitor.model.isolation.exchange import exchanged
 
 Function = Callable[..., Any]
 Args = tuple[Any, ...]
@@ -32,18 +33,9 @@ class FunctionMode(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         return self.call(func, getattr(func, "__name__", ""), args, kwargs or {})
 
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Overlook calls that are not the model's own, in scope.
-
-        Yields:
-            Nothing.
-        """
-        before, self._paused = self._paused, True
-        try:
-            yield
-        finally:
-            self._paused = before
+    def pause(self) -> AbstractContextManager[None]:
+        """Overlook calls that are not the model's own, in scope."""
+        return exchanged([(self, "_paused", True)])
 
     @abstractmethod
     def call(self, func: Function, name: str, args: Args, kwargs: Kwargs) -> Any:  # noqa: ANN401

@@ -14,6 +14,7 @@ from torch.nn.functional import embedding_bag
 
 from ntk_monitor.compat import CHECKPOINTING
 from ntk_monitor.model.isolation.embedding_bag import plain_embedding_bag
+from ntk_monitor.model.isolation.exchange import exchanged
 from ntk_monitor.model.isolation.interception import Args, Function, FunctionMode, Kwargs
 
 Kernels = Literal["any", "reversible", "plain"]
@@ -88,27 +89,6 @@ class _PlainBags(FunctionMode):
     def call(self, func: Function, name: str, args: Args, kwargs: Kwargs) -> Any:  # noqa: ANN401
         plain = plain_embedding_bag(*args, **kwargs) if func is embedding_bag else None
         return func(*args, **kwargs) if plain is None else plain
-
-
-@contextmanager
-def exchanged(values: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
-    """Give attributes other values in scope.
-
-    Args:
-        values: Objects, each with the name of an attribute and its value in scope.
-
-    Yields:
-        Nothing.
-    """
-    values = list(values)
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in values]
-    try:
-        for each in values:
-            setattr(*each)
-        yield
-    finally:
-        for each in before:
-            setattr(*each)
 
 
 _REDUCIBLE: tuple[Any, ...] = (

@@ -18,7 +18,8 @@ from ntk_monitor.compat import (
     default_device,
     set_default_device,
 )
-from ntk_monitor.model.isolation.kernels import Kernels, enable_mkldnn, exchanged, kernels_for
+from ntk_monitor.model.isolation.exchange import exchanged
+from ntk_monitor.model.isolation.kernels import Kernels, enable_mkldnn, kernels_for
 from ntk_monitor.model.isolation.object_state import ObjectState
 from ntk_monitor.model.parameters.sharding import reshard, waiting_gradients
 from ntk_monitor.model.parameters.unwrapping import unwrapped

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from ntk_monitor.checks import require
 from ntk_monitor.descent import NO_CLIPPING, Clipping, Scheduled, plain_optimizer
 from ntk_monitor.keywords import with_keywords
+from ntk_monitor.model.isolation.exchange import exchanged
 from ntk_monitor.model.parameters.sharding import of_batches
 from ntk_monitor.model.parameters.unwrapping import plain_module
 from ntk_monitor.model.step import LossFn
@@ -116,17 +117,12 @@ class LoopMonitor(BaseMonitor):
             self.alert.open(host)
         self.schedule.start(self.steps, self.epoch, self.total_steps)
 
-    @contextmanager
-    def _minimising(self, loss_fn: LossFn | None, probes: Sequence[Probe]) -> Iterator[None]:
+    def _minimising(
+        self, loss_fn: LossFn | None, probes: Sequence[Probe]
+    ) -> AbstractContextManager[None]:
         """For a while, the step function of some probes is this one, if it is one."""
-        before = [probe.loss_fn for probe in probes]
-        try:
-            for probe in probes if loss_fn is not None else ():
-                probe.loss_fn = loss_fn
-            yield
-        finally:
-            for probe, was in zip(probes, before, strict=True):
-                probe.loss_fn = was
+        given = probes if loss_fn is not None else ()
+        return exchanged((probe, "loss_fn", loss_fn) for probe in given)
 
     def _close(self) -> None:
         """A training has ended: event files are closed, and alerts on their way."""
