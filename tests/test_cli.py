@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from ntk_monitor.cli import main
+from ntk_monitor.commands.fit import correct_integers
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -38,6 +39,14 @@ def test_fit_runs_a_config_and_ends_with_the_table(
     assert list((tmp_path / name).rglob("events.out.tfevents.*"))
     assert (tmp_path / name / "version_0" / "config.yaml").exists()
     assert list(tmp_path.glob("**/*.ckpt"))  # which README's `probe` command finds
+
+
+@pytest.mark.parametrize(("read", "kept"), [(500.0, 500), (500, 500), (0.25, 0.25), (None, None)])
+def test_a_number_of_batches_is_an_integer(read: float | None, kept: float | None) -> None:
+    settings = {"val_check_interval": read}
+    correct_integers(settings)
+    assert settings == {"val_check_interval": kept}
+    assert type(settings["val_check_interval"]) is type(kept)
 
 
 @pytest.mark.filterwarnings(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
@@ -31,9 +32,30 @@ class MonitorCLI(LightningCLI):
             "probe": {"model", "datamodule"},
         }
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
+        """Make the Trainer, and correct what will be saved."""
+        assert self.subcommand is not None
+        for each in (self.config, self.config_init):
+            correct_integers(each[self.subcommand]["trainer"])
+        return super().instantiate_trainer(**kwargs)
+
     def after_fit(self) -> None:
         """Print the table."""
         print_summary(self.trainer, Console())
+
+
+def correct_integers(trainer: MutableMapping[str, Any]) -> None:
+    """Make an integer of a number of batches that was read as 500.0.
+
+    What the Trainer declares as ``int | float`` is ``float | int`` in Python's typing where another
+    library has asked for that before.
+
+    Args:
+        trainer: Arguments of a Trainer, as LightningCLI has read them; they are changed.
+    """
+    batches = trainer["val_check_interval"]
+    if isinstance(batches, float) and batches > 1 and batches.is_integer():
+        trainer["val_check_interval"] = int(batches)
 
 
 def print_summary(trainer: Trainer, console: Console) -> None:

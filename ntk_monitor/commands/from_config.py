@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 
-from ntk_monitor.commands.fit import command_line
+from ntk_monitor.commands.fit import command_line, correct_integers
 from ntk_monitor.remedies.lightning import LightningTraining
 from ntk_monitor.remedies.trial import LIBRARIES, silent
 
@@ -54,6 +54,7 @@ class _Maker(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
         del kwargs
         self.settings = dict(self.config_init["trainer"])
+        correct_integers(self.settings)
         self.settings.pop("logger", None)  # which would write files
         return None  # type: ignore[return-value]
 
