@@ -148,12 +148,14 @@ def test_gradients_of_groups_are_those_of_the_dense_jacobian(
         trial_gradients, "MOST_GROUPS", groups
     )  # with 4, two of them have two trials
     monkeypatch.setattr(trial_gradients, "MANY", math.inf if atoms_taken else 0)
+    monkeypatch.setattr(trial_gradients, "LEAST_PIECE", 2**20 if atoms_taken else 1)
     make, batch, others = MODELS[name]
     lin, trials = parts_of(make(), batch())
+    assert (len(trials._parts) > len(trials._keys)) == (not atoms_taken)
     assert trials.groups == min(B, groups)
     assert set(trials._own) == others
     assert trials.gap() < 1e-9
-    by_rows = [key[0][0] for key, gram in trials._grams.items() if gram is not None]
+    by_rows = [part.key[0][0] for part in trials._parts if part.gram is not None]
     every = ["once.weight", "twice.weight", "state.weight"]
     assert by_rows == ((every if groups > B else every[1:]) if name == "wide" else [])
     J = dense(lin)

@@ -50,6 +50,10 @@ PER_PAIR = 16
 """Operations, beside those of its units, that a pair of rows is taken to cost."""
 PIECES = 4
 """Of rows whose inner products with one another are taken."""
+AT_ONCE = 64
+"""Gradients of groups that a round takes at first, for which pieces of weights are cut to size."""
+LEAST_PIECE = 2**20
+"""Numbers that these gradients may have in any case."""
 GAP = 1e-3
 """Relative gap up to which gradients by groups agree with those of all parameters, in float32."""
 Key = tuple[tuple[str, ...], int]
@@ -112,6 +116,20 @@ def trial_sites(
     return look
 
 
+class Part(NamedTuple):
+    """Entries of a weight, or of the core.
+
+    Attributes:
+        key: Names the weight's entries; of no parameters for the core.
+        units: Which rows of the weight.
+        gram: ``V V*`` over the activity's rows, where gradients are kept by rows; else None.
+    """
+
+    key: Key = ((), 0)
+    units: slice = slice(None)
+    gram: Tensor | None = None
+
+
 class TrialGradients:
     """``J`` by groups of trials; an `ntk_monitor.estimators.kernel.trials.TrialFactor`.
 
@@ -168,7 +186,7 @@ class TrialGradients:
         self._graph: tuple[Tensor, list[Tensor]] | None = None
         self.squares = {}
         self._keys = {site.key: (site.activity.shape[2], site.units) for site in sites}
-        self._grams = {key: self._gram_of_rows(key) for key in self._keys}
+        self._parts = list(self._in_parts())
         self._directions = torch.empty(0, *self._shape, dtype=self._dtype, device=self._device)
         self._ahead: dict[range, list[Tensor]] = {}
         self._atoms = list(self._entries(self._nothing()))
@@ -194,9 +212,9 @@ class TrialGradients:
     def _numbers_of_a_draw(self) -> int:
         """Sensitivities of all sites, and gradients in the largest of them."""
         units = sum(site.units for site in self._sites)
-        largest = max(map(self._size_of, self._keys))
+        largest = max(map(self._size_of, self._parts))
         rows = self._shape[0] * self._shape[1]
-        pairs = max((V.numel() for V in self._grams.values() if V is not None), default=0)
+        pairs = max((p.gram.numel() for p in self._parts if p.gram is not None), default=0)
         return rows * units + 2 * self.groups * largest + 2 * self._space.size + 2 * pairs
 
     def take_out(self, Y: Tensor, count: int, ahead: range) -> Tensor:
@@ -207,7 +225,7 @@ class TrialGradients:
         """
         Y = Y.to(self._dtype)
         count = min(count, len(Y), min(self._counts) * math.prod(self._shape[1:]) // 2)
-        kept = self.groups * sum(map(self._size_of, self._keys))
+        kept = self.groups * sum(map(self._size_of, self._parts))
         count = min(count, int(self._numbers / kept), self.most - len(ahead))
         if count <= 0:
             return Y[:0]
@@ -221,8 +239,8 @@ class TrialGradients:
         found = self._sensitivities(together)
         self._atoms = list(self._entries([each[:count] for each in found]))
         self._ahead = {ahead: [each[count:] for each in found]}
-        each = zip(self._atoms, self._grams.values(), strict=True)
-        H = torch.stack([_inner_products(x, x, gram) for x, gram in each]).sum(0)
+        each = zip(self._atoms, self._parts, strict=True)
+        H = torch.stack([_inner_products(x, x, part.gram) for x, part in each]).sum(0)
         _, vectors = torch.linalg.eigh(H)
         shares = vectors.flip(1)[:, : TOGETHER * count].T.reshape(-1, count, self.groups).to(Y)
         counts = torch.tensor(self._counts, device=Y.device)
@@ -263,9 +281,7 @@ class TrialGradients:
             name: x.reshape(s, -1).square().sum(1, dtype=torch.float64)  # also of single numbers
             for name, x in self._space.split(own).items()
         }
-        kernel = self._products(
-            self._atoms, self._entries(found), self._grams.items(), taken, squares
-        )
+        kernel = self._products(self._atoms, self._entries(found), self._parts, taken, squares)
         if not indices.start:  # a measurement that begins anew
             self.squares = {}
         for name, x in squares.items():
@@ -273,7 +289,7 @@ class TrialGradients:
         return Gradients(
             kernel,
             _inner(own, own),
-            self._products([atoms], [images], [(None, None)], taken),
+            self._products([atoms], [images], [Part()], taken),
             (
                 (atoms.square() @ sizes).view(len(atoms) // g, g),
                 (rest.square() @ sizes).view(s, g),
@@ -299,16 +315,16 @@ class TrialGradients:
         self,
         atoms: Iterable[Tensor],
         draws: Iterable[Tensor],
-        grams: Iterable[tuple[Key | None, Tensor | None]],
+        parts: Iterable[Part],
         taken: Tensor,
         squares: dict[str, Tensor] | None = None,
     ) -> Products:
         """Inner products of atoms, and of draws without what they have of atoms, part by part.
 
         Args:
-            atoms: Of each kind of entries, or of the core.
+            atoms: Of each part, or of the core.
             draws: Likewise.
-            grams: Kinds of entries, each with the Gram matrix of its rows; see `_entries`.
+            parts: What they are of.
             taken: What each draw has of each atom.
             squares: Takes those of each draw, by the first name of each kind of entries.
 
@@ -318,13 +334,13 @@ class TrialGradients:
         g = self.groups
         zero = torch.zeros((), dtype=torch.float64, device=self._device)
         among, mixed, whole = zero, zero, zero
-        for x, y, (key, gram) in zip(atoms, draws, grams, strict=True):
-            of_draws = _inner_products(y, y, gram)
-            among = among + _inner_products(x, x, gram)
-            mixed = mixed + _inner_products(x, y, gram)
+        for x, y, part in zip(atoms, draws, parts, strict=True):
+            of_draws = _inner_products(y, y, part.gram)
+            among = among + _inner_products(x, x, part.gram)
+            mixed = mixed + _inner_products(x, y, part.gram)
             whole = whole + of_draws
-            if squares is not None and key is not None:
-                own, name = of_draws.diagonal().view(-1, g).sum(1), key[0][0]
+            if squares is not None and part.key[0]:
+                own, name = of_draws.diagonal().view(-1, g).sum(1), part.key[0][0]
                 squares[name] = squares[name] + own if name in squares else own
         rest = mixed - among @ taken.T
         left = whole - taken @ mixed - (taken @ rest).T
@@ -347,30 +363,41 @@ class TrialGradients:
         )
         return noise.view(-1, *self._shape)
 
+    def _in_parts(self) -> Iterator[Part]:
+        """Each kind of entries, cut where gradients in all of them would take much memory."""
+        rows = self._shape[0] * self._shape[1]
+        limit = max(rows * sum(site.units for site in self._sites) / 2, LEAST_PIECE)
+        for key, (m, q) in self._keys.items():
+            gram = self._gram_of_rows(key)
+            count = min(math.ceil(AT_ONCE * m * q / limit), q) if gram is None else 1
+            ends = [q * i // count for i in range(count + 1)]
+            yield from (Part(key, slice(*each), gram) for each in pairwise(ends))
+
     def _entries(self, found: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The gradients of each kind of entries, as vectors or by rows.
+        """The gradients in each part of the entries, as vectors or by rows.
 
         Yields:
-            Gradients themselves, ``s_b^* V_b``, shape ``(len g, q m)``; or where it is less work to
-            take their inner products from those of rows, ``s``, shape ``(len, g, rows, q)``.
+            Gradients themselves, ``s_b^* V_b``, shape ``(len g, units m)``; or where it is less
+            work to take their inner products from those of rows, ``s``, ``(len, g, rows, q)``.
         """
-        for key, gram in self._grams.items():
-            yield self._rows_of(key, found) if gram is not None else self._by_group(key, found)
+        for part in self._parts:
+            by_rows = part.gram is not None
+            yield self._rows_of(part, found) if by_rows else self._by_group(part, found)
 
-    def _by_group(self, key: Key, found: Sequence[Tensor]) -> Tensor:
+    def _by_group(self, part: Part, found: Sequence[Tensor]) -> Tensor:
         total: Tensor | None = None
         for site, sensitivity in zip(self._sites, found, strict=False):
-            if site.key == key:
-                s, V = self._grouped(sensitivity, 1), self._grouped(site.activity, 0)
-                here = s.transpose(-1, -2) @ V
+            if site.key == part.key:
+                s = self._grouped(sensitivity[..., part.units], 1)
+                here = s.transpose(-1, -2) @ self._grouped(site.activity, 0)
                 total = here if total is None else total.add_(here)
         assert total is not None
         return total.flatten(2).flatten(0, 1)
 
-    def _rows_of(self, key: Key, found: Sequence[Tensor]) -> Tensor:
+    def _rows_of(self, part: Part, found: Sequence[Tensor]) -> Tensor:
         """The sensitivities of all sites that share some entries, one below the other."""
         each = zip(self._sites, found, strict=False)
-        return torch.cat([self._grouped(s, 1) for site, s in each if site.key == key], dim=2)
+        return torch.cat([self._grouped(s, 1) for site, s in each if site.key == part.key], dim=2)
 
     def _gram_of_rows(self, key: Key) -> Tensor | None:
         """``V V*`` over the rows of all groups, where gradients are kept by rows; else None."""
@@ -382,10 +409,12 @@ class TrialGradients:
         V = torch.cat([self._grouped(V, 0) for V in activities], dim=1).flatten(0, 1)
         return V @ V.T
 
-    def _size_of(self, key: Key) -> int:
-        """Numbers of a group's gradient in some entries."""
-        (m, q), gram = self._keys[key], self._grams[key]
-        return m * q if gram is None else len(gram) // self.groups * q
+    def _size_of(self, part: Part) -> int:
+        """Numbers of a group's gradient in a part of the entries."""
+        m, q = self._keys[part.key]
+        if part.gram is None:
+            return m * len(range(q)[part.units])
+        return len(part.gram) // self.groups * q
 
     def _nothing(self) -> list[Tensor]:
         """Sensitivities of no cotangents."""
@@ -428,8 +457,8 @@ class TrialGradients:
 
     def _zeros(self) -> dict[Tap, Tensor]:
         """Nothing, to be added to the sites' outputs."""
-        empty = torch.empty(0, dtype=self._dtype, device=self._device)
-        return {site.tap: empty.new_zeros(*self._shape[:2], site.units) for site in self._sites}
+        zero = torch.zeros((), dtype=self._dtype, device=self._device)
+        return {site.tap: zero.expand(*self._shape[:2], site.units) for site in self._sites}
 
     def sample(self, indices: range) -> Tensor:
         """``J_b g_ib``, by groups where all that moves them is their own; a product each."""
@@ -500,13 +529,20 @@ class TrialGradients:
         half = w[:1].clone()
         half[:, sum(self._counts[: self.groups // 2]) :] = 0
         three = torch.cat([w, half])
-        whole = torch.stack([self._jacobian.rmatvec(each) for each in three]).double()
-        wanted, found = whole @ whole.T, self._sensitivities(three)
+        whole = torch.stack([self._jacobian.rmatvec(each) for each in three])
+        wanted = _inner(whole, whole)
+        del whole
+        found = self._sensitivities(three)
         own = self._own_gradients(found)
         by_groups, stray = _inner(own, own), 0.0
         others = slice(2 * self.groups + self.groups // 2, None)
-        for vectors, gram in zip(self._entries(found), self._grams.values(), strict=True):
-            products = _inner_products(vectors, vectors, gram)
+        for x, part in zip(self._entries(found), self._parts, strict=True):
+            if part.gram is None:
+                total = x.view(3, self.groups, -1).sum(1)
+                by_groups = by_groups + _inner(total, total)
+                stray += float(x[others].square().sum(dtype=torch.float64))
+                continue
+            products = _inner_products(x, x, part.gram)
             by_groups = by_groups + products.view(3, self.groups, 3, self.groups).sum((1, 3))
             stray += float(products.diagonal()[others].sum())
         sizes = wanted.diagonal().sqrt().clamp(min=torch.finfo(wanted.dtype).tiny)
@@ -574,8 +610,9 @@ def _backward(state: Tensor, inputs: Sequence[Tensor], cotangents: Tensor) -> li
             return list(found)
         except (RuntimeError, NotImplementedError) as error:
             logger.info("cotangents go backward one by one: %s", error)
-    each = [
-        torch.autograd.grad(state, inputs, w, retain_graph=True, materialize_grads=True)
-        for w in cotangents
-    ]
-    return [torch.stack(parts) for parts in zip(*each, strict=True)]
+    each = [x.new_empty(len(cotangents), *x.shape) for x in inputs]
+    for i, w in enumerate(cotangents):
+        one = torch.autograd.grad(state, inputs, w, retain_graph=True, materialize_grads=True)
+        for whole, part in zip(each, one, strict=True):
+            whole[i] = part
+    return each
