@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from ntk_monitor.model.derivatives import trial_gradients
 from ntk_monitor.probe import Probe
 from ntk_monitor.processes import ALONE, ProcessError, Processes
 
+NIGHTLY = "NTK_MONITOR_NIGHTLY" in os.environ
 METHODS = ("finite-difference", "forward-ad", "double-backward", "exact")
 
 
@@ -218,6 +220,8 @@ def failures(processes: Processes) -> dict[str, Any]:
             return module(batch[0])
 
         attempt(f"at forward pass {calls}", lambda fail=fail: measure(forward_fn=fail))
+        if calls not in {1, 12} and not NIGHTLY:
+            continue
         for error in (TimeoutError, RuntimeError, torch.OutOfMemoryError):
             left = [calls if last else 10**9]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
 
 import pytest
 
@@ -17,9 +19,23 @@ from ranks.test_data_parallel import (
 __all__ = ["test_all_have_the_same_numbers", "test_they_find_what_one_process_finds"]
 
 
+Run = Callable[[int], Found]
+
+
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """What some number of processes found; each number is started once."""
+    return cache(lambda size: run("sharded.py", size, tmp_path_factory.mktemp("sharded")))
+
+
 @pytest.fixture(scope="module", params=[2, 4])
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    return run("sharded.py", request.param, tmp_path_factory.mktemp("sharded"))
+def found(request: pytest.FixtureRequest, run_of: Run) -> Found:
+    return run_of(request.param)
+
+
+@pytest.fixture(scope="module")
+def pair(run_of: Run) -> Found:
+    return run_of(2)
 
 
 def test_with_tensor_parallelism_all_but_the_core_is_known(found: Found) -> None:
@@ -44,37 +60,37 @@ def test_parts_are_what_is_differentiated(found: Found) -> None:
     assert methods == {"in-place"}
 
 
-def test_training_is_the_same(found: Found) -> None:
-    for process in found:
+def test_training_is_the_same(pair: Found) -> None:
+    for process in pair:
         assert process["training"]["watched"] == process["training"]["plain"]
-    parts = [process["training"]["plain"] for process in found]
+    parts = [process["training"]["plain"] for process in pair]
     assert parts[0] != parts[1]
 
 
-def test_gradients_that_wait_for_their_sum_are_left_alone(found: Found) -> None:
-    for process in found:
+def test_gradients_that_wait_for_their_sum_are_left_alone(pair: Found) -> None:
+    for process in pair:
         gradients = process["training"]["gradients"]
         assert len(gradients) == 6
         assert process["training"]["watched gradients"] == gradients
 
 
-def test_what_gradients_are_divided_by_is_taken_back(found: Found) -> None:
-    for process in found:
+def test_what_gradients_are_divided_by_is_taken_back(pair: Found) -> None:
+    for process in pair:
         pulled = process["training"]
         for alike in (False, True):
             ours, usual = (pulled[f"divided by {factor}, alike {alike}"] for factor in (3.0, None))
             assert ours == pytest.approx(usual, rel=1e-9)
-    firsts = [process["training"]["divided by None, alike True"] for process in found]
+    firsts = [process["training"]["divided by None, alike True"] for process in pair]
     assert firsts[0] == pytest.approx(firsts[1], rel=1e-9)
 
 
-def test_it_is_told_that_there_is_no_forecast(found: Found) -> None:
-    for process in found:
+def test_it_is_told_that_there_is_no_forecast(pair: Found) -> None:
+    for process in pair:
         assert any("no forecast" in remark for remark in process["training"]["remarks"])
 
 
-def test_failures_and_refusals_are_everybodys(found: Found) -> None:
-    for process in found:
+def test_failures_and_refusals_are_everybodys(pair: Found) -> None:
+    for process in pair:
         failures = process["failures"]
         for name in ("method", "exact"):
             assert "are sharded, so that no process has all" in failures[name]
@@ -82,5 +98,5 @@ def test_failures_and_refusals_are_everybodys(found: Found) -> None:
         assert "differ in their random tangents" in failures["seeds"]
         assert failures["alone"] == "nothing"
         assert failures["unchanged"]
-    assert found[0]["failures"]["target"].startswith("ProcessError: another process")
-    assert found[-1]["failures"]["target"] == "OSError: no luck today"
+    assert pair[0]["failures"]["target"].startswith("ProcessError: another process")
+    assert pair[-1]["failures"]["target"] == "OSError: no luck today"
