@@ -20,6 +20,7 @@ from ntk_monitor.probe import Probe
 from ntk_monitor.processes import ALONE, ProcessError, Processes
 
 NIGHTLY = "NTK_MONITOR_NIGHTLY" in os.environ
+ERRORS = (TimeoutError, RuntimeError, torch.OutOfMemoryError)
 METHODS = ("finite-difference", "forward-ad", "double-backward", "exact")
 
 
@@ -220,9 +221,7 @@ def failures(processes: Processes) -> dict[str, Any]:
             return module(batch[0])
 
         attempt(f"at forward pass {calls}", lambda fail=fail: measure(forward_fn=fail))
-        if calls not in {1, 12} and not NIGHTLY:
-            continue
-        for error in (TimeoutError, RuntimeError, torch.OutOfMemoryError):
+        for error in ERRORS if NIGHTLY or calls in {1, 12} else ():
             left = [calls if last else 10**9]
 
             def fail_so(module: nn.Module, batch: Any, left: Any = left, error: Any = error) -> Any:
