@@ -107,6 +107,22 @@ def backward_seen() -> Iterator[None]:
         torch.autograd.backward = own
 
 
+@contextmanager
+def only_batched() -> Iterator[None]:
+    """Have ``vmap`` refuse operations that it would go through one by one, with a warning.
+
+    Yields:
+        Nothing.
+    """
+    functorch: Any = torch._C._functorch
+    before = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        functorch._set_vmap_fallback_enabled(before)
+
+
 def hooks_of(parameter: Tensor) -> list[dict[int, Any]]:
     """The dictionaries of a parameter's own hooks, where it has any."""
     own = (parameter._backward_hooks, getattr(parameter, "_post_accumulate_grad_hooks", None))

@@ -16,6 +16,7 @@ from ntk_monitor.compat import (
     backward_seen,
     default_device,
     hooks_of,
+    only_batched,
     set_default_device,
     tree_leaves,
     without_torch_function,
@@ -111,6 +112,17 @@ def test_normalisations_with_statistics_share_a_class() -> None:
     assert isinstance(nn.BatchNorm1d(2), NormWithStatistics)
     assert isinstance(nn.InstanceNorm1d(2), NormWithStatistics)
     assert not isinstance(nn.LayerNorm(2), NormWithStatistics)
+
+
+def test_operations_that_cannot_be_batched_are_refused() -> None:
+    """Without it torch warns of them, in the training of a user."""
+    x = torch.randn(4, 2, requires_grad=True)
+    y = nn.functional.pdist(x)
+    pull = torch.func.vmap(lambda u: torch.autograd.grad(y, x, u, retain_graph=True)[0])
+    with only_batched(), pytest.raises(RuntimeError, match="pdist"):
+        pull(torch.eye(len(y)))
+    with pytest.warns(UserWarning, match="performance drop"):
+        assert pull(torch.eye(len(y))).shape == (len(y), 4, 2)
 
 
 def test_hooks_of_a_parameter_are_found() -> None:

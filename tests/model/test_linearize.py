@@ -3,16 +3,18 @@
 import copy
 import importlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from conftest import Case, mlp, recurrent, sequences, vectors
+from conftest import Case, Made, mlp, recurrent, sequences, vectors
 from support.dense import rows_of_jacobian, state_of
 from torch import Tensor, nn
 
 from ntk_monitor import Probe, linearize, probe
 from ntk_monitor.model import METHODS, Linearization
+from ntk_monitor.model.derivatives import derivative
 from ntk_monitor.model.derivatives.derivative import Derivative
 from ntk_monitor.model.derivatives.differences import SHORTENED
 from ntk_monitor.model.derivatives.products import ForwardAD
@@ -494,3 +496,44 @@ def test_chunks_shrink_with_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> 
     assert small.method == "forward-ad"
     assert 1 <= small.chunk_size < 16
     assert free_memory(torch.device("cpu")) > 2**20
+
+
+class Looks(torch.autograd.Function):
+    """Goes backward as its gradient's values say."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return g * x.cos() if g.abs().max() < 1e9 else torch.zeros_like(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "together"),
+    [
+        (torch.tanh, True),
+        (Looks.apply, False),
+        (lambda h: h + nn.functional.pdist(h).sum(), False),  # which cannot be batched
+    ],
+)
+def test_adjoint_products_of_a_small_model_are_taken_together(
+    function: Callable[[Tensor], Tensor], together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = Made(lambda m, x: m.two(function(m.one(x))), one=nn.Linear(3, 8), two=nn.Linear(8, 4))
+    x = torch.randn(5, 3, dtype=torch.float64)
+    J = linearize(net.double(), x, state="two", dtype=None).jacobian
+    assert J.pulled_at_once > 20
+    Y = torch.randn(7, *J.shape_out, dtype=torch.float64)
+    before = J.products
+    found = J.rmatmat(Y)
+    assert J.products == before + len(Y)
+    assert (J.pulled_at_once > 1) == together
+    apart = [torch.cat([x.flatten() for x in pulled]) for pulled in J.pulls_apart(Y)]
+    monkeypatch.setattr(derivative, "MOST_TOGETHER", 0)
+    one_by_one = torch.stack([J.rmatvec(y) for y in Y])
+    torch.testing.assert_close(found, one_by_one, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.stack(apart), one_by_one, rtol=1e-12, atol=1e-12)

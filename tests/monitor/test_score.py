@@ -159,7 +159,7 @@ def test_modes_may_come_and_go() -> None:
     shot = seen(1.0, 0.0, (0.1, 0.01))
     unforecast = Seen(1.0, seen(1.0, 0.0).forecast, shot.target_modes)
     told = score.kept(unforecast, 1005)  # type: ignore[arg-type]
-    assert told.target_modes == shot.target_modes
+    assert repr(told.target_modes) == repr(shot.target_modes)  # nan is in them
 
 
 def test_it_goes_on_from_its_own_words() -> None:
@@ -175,7 +175,7 @@ def test_it_goes_on_from_its_own_words() -> None:
     rest.load_state_dict(json.loads(json.dumps(cut.state_dict())))
     for step in (21, 28, 35):
         ours, theirs = rest.kept(shot(step), step), whole.kept(shot(step), step)
-        assert ours.target_modes == theirs.target_modes
+        assert repr(ours.target_modes) == repr(theirs.target_modes)
         assert ours.forecast is not None
         assert theirs.forecast is not None
         assert ours.forecast.valid_for == theirs.forecast.valid_for

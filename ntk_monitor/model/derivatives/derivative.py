@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import islice
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
+from ntk_monitor.compat import only_batched
 from ntk_monitor.model.derivatives.products import (
     EXACT,
     IN_PLACE,
@@ -90,6 +91,7 @@ class Derivative(LinearOperator):
         self._untrained = tuple(untrained)
         self._processes = processes
         self._settled = len(methods) == 1
+        self._goes_together = True
 
     @property
     def method(self) -> str:
@@ -216,29 +218,12 @@ class Derivative(LinearOperator):
         self.exclude(self.method)
 
     def _rmatmat(self, Y: Tensor) -> Tensor:
-        together = self._pulled_together(Y)
-        return torch.stack(list(self.pulls(Y))) if together is None else together
-
-    def _pulled_together(self, Y: Tensor) -> Tensor | None:
-        """Adjoint products by one backward pass; None where operations or memory do not allow it.
-
-        Of a small model they take a few dozen times less than one by one.
-        """
-        at_once = MOST_TOGETHER // (math.prod(self.shape_in) + math.prod(self.shape_out))
-        if self._processes.size > 1 or min(at_once, len(Y)) < 2:
-            return None
-        try:
-            with self.quiet("reversible"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of operations that go one by one inside
-                found: Tensor = vmap(self._evaluate(), chunk_size=at_once)(Y)
-        except (RuntimeError, NotImplementedError) as error:
-            logger.info("adjoint products are taken one by one: %s", error)
-            return None
-        self.products += len(Y)
-        return found
+        return torch.stack(list(self.pulls(Y)))
 
     def pulls(self, Y: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Adjoint products with some tensors, one after the other, from one evaluation.
+        """Adjoint products with some tensors, from one evaluation.
+
+        Those of a small model are taken many at once, in a few dozen times less than one by one.
 
         Args:
             Y: Each of the shape of the outputs.
@@ -248,11 +233,43 @@ class Derivative(LinearOperator):
         """
         with self.quiet("reversible"):
             backward = self._evaluate()
-        for y in Y:
-            self.products += 1
-            with self.quiet("reversible"):
-                pulled = backward(y)
-            yield pulled
+        rest = iter(Y)
+        while several := list(islice(rest, max(self.pulled_at_once, 1))):
+            self.products += len(several)
+            together = self._pulled_together(backward, several)
+            if together is not None:
+                yield from together
+                continue
+            for y in several:
+                with self.quiet("reversible"):
+                    pulled = backward(y)
+                yield pulled
+
+    @property
+    def pulled_at_once(self) -> int:
+        """How many adjoint products are taken by one backward pass; 0 where each has its own."""
+        if self._processes.size > 1 or not self._goes_together:
+            return 0
+        return MOST_TOGETHER // (math.prod(self.shape_in) + math.prod(self.shape_out))
+
+    def _pulled_together(
+        self, backward: Callable[[Tensor], Tensor], several: Sequence[Tensor]
+    ) -> Tensor | None:
+        """Adjoint products by one backward pass; None where operations or memory do not allow it.
+
+        Returns:
+            One below the other.
+        """
+        if len(several) == 1:
+            return None
+        try:
+            with self.quiet("reversible"), only_batched():
+                found: Tensor = vmap(backward)(torch.stack(list(several)))
+        except (RuntimeError, NotImplementedError) as error:
+            logger.info("adjoint products are taken one by one: %s", error)
+            self._goes_together = False
+            return None
+        return found
 
     def __str__(self) -> str:
         return self.name

@@ -113,6 +113,10 @@ class ParameterJacobian(Derivative):
         Yields:
             The gradients of ``<u, h>``, summed over processes, in the order of the parameters.
         """
+        if self.pulled_at_once > 1 and self._forward.keeps_graph:
+            for pulled in self.pulls(several):
+                yield list(self._space.split(pulled).values())
+            return
         processes = ALONE if here and not self._forward.is_sharded else self._processes
         go_back: Callable[[Tensor], dict[str, Tensor | None]] | None = None
         for u in several:
