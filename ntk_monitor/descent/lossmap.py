@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ntk_monitor.model import Linearization, quiet
-from ntk_monitor.model.derivatives.derivative import Derivative, Products
+from ntk_monitor.model.derivatives.derivative import Derivative, Products, Recorded
 from ntk_monitor.model.derivatives.finite_difference import FiniteDifference
 from ntk_monitor.model.derivatives.products import (
     EXACT,
@@ -352,7 +352,14 @@ class LossMap:
 
         p = (self.space.size,)
         return Derivative(
-            "J_y", p, self.outputs, methods, context, lambda: self.pull, (), lin.processes
+            "J_y",
+            p,
+            self.outputs,
+            methods,
+            context,
+            lambda: Recorded(self._graph, self.pull),
+            (),
+            lin.processes,
         )
 
     def _sees_all(

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,18 +23,35 @@ from ntk_monitor.model.derivatives.products import (
 )
 from ntk_monitor.model.isolation.kernels import Kernels
 from ntk_monitor.model.isolation.memory import is_out_of_memory, release_memory
+from ntk_monitor.model.state.graph import extent
 from ntk_monitor.operators import LinearOperator
 from ntk_monitor.operators.base import Shape
 from ntk_monitor.processes import ALONE, Processes
 
 logger = logging.getLogger(__name__)
 
-MOST_TOGETHER = 2**22
-"""Inputs and outputs, times adjoint products that are taken at once."""
+MOST_TOGETHER = 2**24
+"""Bytes of all that an evaluation computes, times adjoint products that are taken at once."""
+MOST_OPERATIONS = 10_000
+"""Of an evaluation whose adjoint products may be taken at once."""
 COMMON = ("finite-difference", IN_PLACE)
 """Methods whose step all processes choose together."""
-Evaluate = Callable[[], Callable[[Tensor], Tensor]]
-"""Records an evaluation, and returns what goes backward through it."""
+
+
+class Recorded(NamedTuple):
+    """A recorded evaluation.
+
+    Attributes:
+        value: What was computed.
+        back: Goes backward from there; once or several times.
+    """
+
+    value: Tensor
+    back: Callable[[Tensor], Tensor]
+
+
+Evaluate = Callable[[], Recorded]
+"""Records an evaluation."""
 Products = TangentProducts | Callable[[], TangentProducts]
 """Tangent products, or what makes them when they are needed."""
 Quiet = Callable[[Kernels], AbstractContextManager[None]]
@@ -75,8 +93,7 @@ class Derivative(LinearOperator):
             methods: Tangent products by the name of their method, in the order of preference, or
                 what makes them when they are needed.
             quiet: Makes the context to compute in.
-            evaluate: Records an evaluation; what it returns goes backward through that, once or
-                several times.
+            evaluate: Records an evaluation.
             untrained: Inputs that the function depends on, and whose derivative is taken as zero,
                 as training takes it (an embedding's padding).
             processes: The processes that take the same products, each with values of its own; they
@@ -232,39 +249,38 @@ class Derivative(LinearOperator):
             Each of the shape of the inputs.
         """
         with self.quiet("reversible"):
-            backward = self._evaluate()
-        rest = iter(Y)
-        while several := list(islice(rest, max(self.pulled_at_once, 1))):
+            recorded = self._evaluate()
+        rest, at_once = iter(Y), self._pulled_at_once(recorded.value)
+        while several := list(islice(rest, at_once)):
             self.products += len(several)
-            together = self._pulled_together(backward, several)
+            together = self._pulled_together(recorded, several)
             if together is not None:
                 yield from together
                 continue
             for y in several:
                 with self.quiet("reversible"):
-                    pulled = backward(y)
+                    pulled = recorded.back(y)
                 yield pulled
 
-    @property
-    def pulled_at_once(self) -> int:
-        """How many adjoint products are taken by one backward pass; 0 where each has its own."""
-        if self._processes.size > 1 or not self._goes_together:
-            return 0
-        return MOST_TOGETHER // (math.prod(self.shape_in) + math.prod(self.shape_out))
+    def _pulled_at_once(self, value: Tensor) -> int:
+        """How many adjoint products are taken by one backward pass from a value."""
+        operations, size = extent(value, MOST_OPERATIONS)
+        if operations > MOST_OPERATIONS or self._processes.size > 1:
+            return 1
+        size += math.prod(self.shape_in) * value.element_size()
+        return max(MOST_TOGETHER // max(size, 1), 1)
 
-    def _pulled_together(
-        self, backward: Callable[[Tensor], Tensor], several: Sequence[Tensor]
-    ) -> Tensor | None:
+    def _pulled_together(self, recorded: Recorded, several: Sequence[Tensor]) -> Tensor | None:
         """Adjoint products by one backward pass; None where operations or memory do not allow it.
 
         Returns:
             One below the other.
         """
-        if len(several) == 1:
+        if len(several) == 1 or not self._goes_together:
             return None
         try:
             with self.quiet("reversible"), only_batched():
-                found: Tensor = vmap(backward)(torch.stack(list(several)))
+                found: Tensor = vmap(recorded.back)(torch.stack(list(several)))
         except (RuntimeError, NotImplementedError) as error:
             logger.info("adjoint products are taken one by one: %s", error)
             self._goes_together = False
@@ -306,10 +322,10 @@ def evaluating(function: Function, at: Tensor) -> Evaluate:
         at: The point at which.
 
     Returns:
-        Records an evaluation, and returns what goes backward through it.
+        Records an evaluation.
     """
 
-    def evaluate() -> Callable[[Tensor], Tensor]:
+    def evaluate() -> Recorded:
         leaf = at.detach().requires_grad_()
         value = function(leaf)
 
@@ -319,6 +335,6 @@ def evaluating(function: Function, at: Tensor) -> Evaluate:
             )
             return pulled
 
-        return backward
+        return Recorded(value, backward)
 
     return evaluate

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ntk_monitor.model.derivatives.derivative import Derivative, Products, Quiet
+from ntk_monitor.model.derivatives.derivative import Derivative, Evaluate, Products, Quiet, Recorded
 from ntk_monitor.model.derivatives.finite_difference import FiniteDifference
 from ntk_monitor.model.derivatives.forward_map import ForwardMap
 from ntk_monitor.model.derivatives.products import TangentProducts
@@ -15,6 +15,9 @@ from ntk_monitor.model.parameters.pieces import Direction
 from ntk_monitor.model.parameters.selection import ParameterSpace
 from ntk_monitor.model.state.finding import State
 from ntk_monitor.processes import ALONE, Processes
+
+MOST_FLAT = 2**20
+"""Parameters that are put into one vector for adjoint products, so that several go together."""
 
 
 class ParameterJacobian(Derivative):
@@ -113,7 +116,8 @@ class ParameterJacobian(Derivative):
         Yields:
             The gradients of ``<u, h>``, summed over processes, in the order of the parameters.
         """
-        if self.pulled_at_once > 1 and self._forward.keeps_graph:
+        alone = self._processes.size == 1 and self._forward.keeps_graph
+        if alone and self.input_size <= MOST_FLAT:
             for pulled in self.pulls(several):
                 yield list(self._space.split(pulled).values())
             return
@@ -123,7 +127,7 @@ class ParameterJacobian(Derivative):
             self.products += 1
             with self.quiet("reversible"):
                 if go_back is None or not self._forward.keeps_graph:
-                    go_back = self._record()
+                    _, go_back = self._record()
                 summed = self._forward.summed(go_back(u), processes)
             yield [
                 summed.pop(name) if name in summed else torch.zeros_like(p)
@@ -137,24 +141,26 @@ Gradients = Callable[[Tensor], dict[str, Tensor | None]]
 
 def _recorder(
     forward: ForwardMap, names: tuple[str, ...], where: State, value: Tensor
-) -> Callable[[], Gradients]:
-    """Records an evaluation; what it returns goes backward from there."""
+) -> Callable[[], tuple[Tensor, Gradients]]:
+    """Records an evaluation: the state, and what goes backward from there."""
 
-    def record() -> Gradients:
+    def record() -> tuple[Tensor, Gradients]:
         leaves = forward.leaves(names)
         state = forward.run(leaves, where) if leaves else value
-        return lambda u: forward.gradients(state, leaves, u) if leaves else {}
+        return state, lambda u: forward.gradients(state, leaves, u) if leaves else {}
 
     return record
 
 
 def _flat(
-    record: Callable[[], Gradients], parameters: Mapping[str, Tensor], space: ParameterSpace
-) -> Callable[[], Callable[[Tensor], Tensor]]:
+    record: Callable[[], tuple[Tensor, Gradients]],
+    parameters: Mapping[str, Tensor],
+    space: ParameterSpace,
+) -> Evaluate:
     """The same in one vector."""
 
-    def evaluate() -> Callable[[Tensor], Tensor]:
-        gradients = record()
+    def evaluate() -> Recorded:
+        state, gradients = record()
 
         def backward(u: Tensor) -> Tensor:
             if not parameters:
@@ -164,6 +170,6 @@ def _flat(
                 torch.zeros_like(parameters[n]) if g is None else g for n, g in found
             ])
 
-        return backward
+        return Recorded(state, backward)
 
     return evaluate
