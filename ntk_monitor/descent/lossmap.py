@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ntk_monitor.model import Linearization, quiet
-from ntk_monitor.model.derivatives.derivative import Derivative, Products, Recorded
+from ntk_monitor.model.derivatives.adjoint import Recorded
+from ntk_monitor.model.derivatives.derivative import Derivative, Products
 from ntk_monitor.model.derivatives.finite_difference import FiniteDifference
 from ntk_monitor.model.derivatives.products import (
     EXACT,

@@ -20,7 +20,8 @@ from ntk_monitor.model.batch.reading import (
     default_mask,
     require_tensors,
 )
-from ntk_monitor.model.derivatives.derivative import Products, Quiet
+from ntk_monitor.model.derivatives.adjoint import Quiet
+from ntk_monitor.model.derivatives.derivative import Products
 from ntk_monitor.model.derivatives.finite_difference import FiniteDifference
 from ntk_monitor.model.derivatives.forward_map import ForwardMap
 from ntk_monitor.model.derivatives.jacobian import ParameterJacobian

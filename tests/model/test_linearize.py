@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ntk_monitor import Probe, linearize, probe
 from ntk_monitor.model import METHODS, Linearization
-from ntk_monitor.model.derivatives import derivative
+from ntk_monitor.model.derivatives import adjoint
 from ntk_monitor.model.derivatives.derivative import Derivative
 from ntk_monitor.model.derivatives.differences import SHORTENED
 from ntk_monitor.model.derivatives.products import ForwardAD
@@ -530,9 +530,9 @@ def test_adjoint_products_of_a_small_model_are_taken_together(
     before = J.products
     found = J.rmatmat(Y)
     assert J.products == before + len(Y)
-    assert J._goes_together == together
+    assert J._adjoint_products._together == together
     apart = [torch.cat([x.flatten() for x in pulled]) for pulled in J.pulls_apart(Y)]
-    monkeypatch.setattr(derivative, "MOST_TOGETHER", 0)
+    monkeypatch.setattr(adjoint, "MOST_TOGETHER", 0)
     one_by_one = torch.stack([J.rmatvec(y) for y in Y])
     torch.testing.assert_close(found, one_by_one, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(torch.stack(apart), one_by_one, rtol=1e-12, atol=1e-12)

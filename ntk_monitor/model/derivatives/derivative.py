@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from itertools import islice
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
-from ntk_monitor.compat import only_batched
+from ntk_monitor.model.derivatives.adjoint import AdjointProducts, Evaluate, Quiet, evaluating
 from ntk_monitor.model.derivatives.products import (
     EXACT,
     IN_PLACE,
@@ -21,41 +16,17 @@ from ntk_monitor.model.derivatives.products import (
     TangentProducts,
     make_products,
 )
-from ntk_monitor.model.isolation.kernels import Kernels
 from ntk_monitor.model.isolation.memory import is_out_of_memory, release_memory
-from ntk_monitor.model.state.graph import extent
 from ntk_monitor.operators import LinearOperator
 from ntk_monitor.operators.base import Shape
 from ntk_monitor.processes import ALONE, Processes
 
 logger = logging.getLogger(__name__)
 
-MOST_TOGETHER = 2**24
-"""Bytes of all that an evaluation computes, times adjoint products that are taken at once."""
-MOST_OPERATIONS = 10_000
-"""Of an evaluation whose adjoint products may be taken at once."""
 COMMON = ("finite-difference", IN_PLACE)
 """Methods whose step all processes choose together."""
-
-
-class Recorded(NamedTuple):
-    """A recorded evaluation.
-
-    Attributes:
-        value: What was computed.
-        back: Goes backward from there; once or several times.
-    """
-
-    value: Tensor
-    back: Callable[[Tensor], Tensor]
-
-
-Evaluate = Callable[[], Recorded]
-"""Records an evaluation."""
 Products = TangentProducts | Callable[[], TangentProducts]
 """Tangent products, or what makes them when they are needed."""
-Quiet = Callable[[Kernels], AbstractContextManager[None]]
-"""Makes the context to compute in, with the kernels that may be used."""
 
 
 class Derivative(LinearOperator):
@@ -104,11 +75,11 @@ class Derivative(LinearOperator):
         self.products = 0
         self.halved = False
         self._methods: dict[str, Products] = dict(methods)
-        self.quiet, self._evaluate = quiet, evaluate
+        self.quiet = quiet
+        self._adjoint_products = AdjointProducts(evaluate, quiet, alone=processes.size == 1)
         self._untrained = tuple(untrained)
         self._processes = processes
         self._settled = len(methods) == 1
-        self._goes_together = True
 
     @property
     def method(self) -> str:
@@ -248,44 +219,9 @@ class Derivative(LinearOperator):
         Yields:
             Each of the shape of the inputs.
         """
-        with self.quiet("reversible"):
-            recorded = self._evaluate()
-        rest, at_once = iter(Y), self._pulled_at_once(recorded.value)
-        while several := list(islice(rest, at_once)):
-            self.products += len(several)
-            together = self._pulled_together(recorded, several)
-            if together is not None:
-                yield from together
-                continue
-            for y in several:
-                with self.quiet("reversible"):
-                    pulled = recorded.back(y)
-                yield pulled
-
-    def _pulled_at_once(self, value: Tensor) -> int:
-        """How many adjoint products are taken by one backward pass from a value."""
-        operations, size = extent(value, MOST_OPERATIONS)
-        if operations > MOST_OPERATIONS or self._processes.size > 1:
-            return 1
-        size += math.prod(self.shape_in) * value.element_size()
-        return max(MOST_TOGETHER // max(size, 1), 1)
-
-    def _pulled_together(self, recorded: Recorded, several: Sequence[Tensor]) -> Tensor | None:
-        """Adjoint products by one backward pass; None where operations or memory do not allow it.
-
-        Returns:
-            One below the other.
-        """
-        if len(several) == 1 or not self._goes_together:
-            return None
-        try:
-            with self.quiet("reversible"), only_batched():
-                found: Tensor = vmap(recorded.back)(torch.stack(list(several)))
-        except (RuntimeError, NotImplementedError) as error:
-            logger.info("adjoint products are taken one by one: %s", error)
-            self._goes_together = False
-            return None
-        return found
+        for pulled in self._adjoint_products(Y):
+            self.products += 1
+            yield pulled
 
     def __str__(self) -> str:
         return self.name
@@ -312,29 +248,3 @@ def differentiate(
     }
     shape_in, evaluate = tuple(at.shape), evaluating(function, at)
     return Derivative(name, shape_in, value, methods, quiet, evaluate)
-
-
-def evaluating(function: Function, at: Tensor) -> Evaluate:
-    """The adjoint products with the derivative of a function.
-
-    Args:
-        function: What is differentiated.
-        at: The point at which.
-
-    Returns:
-        Records an evaluation.
-    """
-
-    def evaluate() -> Recorded:
-        leaf = at.detach().requires_grad_()
-        value = function(leaf)
-
-        def backward(y: Tensor) -> Tensor:
-            (pulled,) = torch.autograd.grad(
-                value, leaf, y, retain_graph=True, materialize_grads=True
-            )
-            return pulled
-
-        return Recorded(value, backward)
-
-    return evaluate

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ntk_monitor.model.derivatives.derivative import Derivative, Evaluate, Products, Quiet, Recorded
+from ntk_monitor.model.derivatives.adjoint import Evaluate, Quiet, Recorded
+from ntk_monitor.model.derivatives.derivative import Derivative, Products
 from ntk_monitor.model.derivatives.finite_difference import FiniteDifference
 from ntk_monitor.model.derivatives.forward_map import ForwardMap
 from ntk_monitor.model.derivatives.products import TangentProducts
