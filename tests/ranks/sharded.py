@@ -25,7 +25,7 @@ from ntk_monitor.descent import descent_of
 from ntk_monitor.model import linearize
 from ntk_monitor.probe import Probe
 from ntk_monitor.processes import ALONE, Processes
-from ranks.data_parallel import CASES, COMPARED, by_samples_alone, draw, mlp, numbers, part
+from ranks.data_parallel import CASES, COMPARED, NIGHTLY, by_samples_alone, draw, mlp, numbers, part
 
 SHARDED = (
     "mlp",
@@ -200,7 +200,7 @@ def main(folder: Path) -> None:
         "compare": compare(processes, mesh),
         "tensor parallel": tensor_parallel(processes),
     }
-    if processes.size == 2:  # more of them do the same
+    if processes.size == 2 or NIGHTLY:  # more of them do the same
         found |= {"training": training(processes, mesh), "failures": failures(processes, mesh)}
     assert ALONE.size == 1
     (folder / f"{processes.index}.json").write_text(json.dumps(found))

@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 
+from ranks.data_parallel import NIGHTLY
 from ranks.launch import run
 from ranks.test_data_parallel import (
     Found,
@@ -17,8 +18,6 @@ from ranks.test_data_parallel import (
 )
 
 __all__ = ["test_all_have_the_same_numbers", "test_they_find_what_one_process_finds"]
-
-
 Run = Callable[[int], Found]
 
 
@@ -33,9 +32,9 @@ def found(request: pytest.FixtureRequest, run_of: Run) -> Found:
     return run_of(request.param)
 
 
-@pytest.fixture(scope="module")
-def pair(run_of: Run) -> Found:
-    return run_of(2)
+@pytest.fixture(scope="module", params=[2, 4] if NIGHTLY else [2])
+def trained(request: pytest.FixtureRequest, run_of: Run) -> Found:
+    return run_of(request.param)
 
 
 def test_with_tensor_parallelism_all_but_the_core_is_known(found: Found) -> None:
@@ -60,37 +59,37 @@ def test_parts_are_what_is_differentiated(found: Found) -> None:
     assert methods == {"in-place"}
 
 
-def test_training_is_the_same(pair: Found) -> None:
-    for process in pair:
+def test_training_is_the_same(trained: Found) -> None:
+    for process in trained:
         assert process["training"]["watched"] == process["training"]["plain"]
-    parts = [process["training"]["plain"] for process in pair]
+    parts = [process["training"]["plain"] for process in trained]
     assert parts[0] != parts[1]
 
 
-def test_gradients_that_wait_for_their_sum_are_left_alone(pair: Found) -> None:
-    for process in pair:
+def test_gradients_that_wait_for_their_sum_are_left_alone(trained: Found) -> None:
+    for process in trained:
         gradients = process["training"]["gradients"]
         assert len(gradients) == 6
         assert process["training"]["watched gradients"] == gradients
 
 
-def test_what_gradients_are_divided_by_is_taken_back(pair: Found) -> None:
-    for process in pair:
+def test_what_gradients_are_divided_by_is_taken_back(trained: Found) -> None:
+    for process in trained:
         pulled = process["training"]
         for alike in (False, True):
             ours, usual = (pulled[f"divided by {factor}, alike {alike}"] for factor in (3.0, None))
             assert ours == pytest.approx(usual, rel=1e-9)
-    firsts = [process["training"]["divided by None, alike True"] for process in pair]
+    firsts = [process["training"]["divided by None, alike True"] for process in trained]
     assert firsts[0] == pytest.approx(firsts[1], rel=1e-9)
 
 
-def test_it_is_told_that_there_is_no_forecast(pair: Found) -> None:
-    for process in pair:
+def test_it_is_told_that_there_is_no_forecast(trained: Found) -> None:
+    for process in trained:
         assert any("no forecast" in remark for remark in process["training"]["remarks"])
 
 
-def test_failures_and_refusals_are_everybodys(pair: Found) -> None:
-    for process in pair:
+def test_failures_and_refusals_are_everybodys(trained: Found) -> None:
+    for process in trained:
         failures = process["failures"]
         for name in ("method", "exact"):
             assert "are sharded, so that no process has all" in failures[name]
@@ -98,5 +97,5 @@ def test_failures_and_refusals_are_everybodys(pair: Found) -> None:
         assert "differ in their random tangents" in failures["seeds"]
         assert failures["alone"] == "nothing"
         assert failures["unchanged"]
-    assert pair[0]["failures"]["target"].startswith("ProcessError: another process")
-    assert pair[-1]["failures"]["target"] == "OSError: no luck today"
+    assert trained[0]["failures"]["target"].startswith("ProcessError: another process")
+    assert trained[-1]["failures"]["target"] == "OSError: no luck today"

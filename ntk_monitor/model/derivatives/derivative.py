@@ -76,7 +76,9 @@ class Derivative(LinearOperator):
         self.halved = False
         self._methods: dict[str, Products] = dict(methods)
         self.quiet = quiet
-        self._adjoint_products = AdjointProducts(evaluate, quiet, alone=processes.size == 1)
+        self._adjoint_products = AdjointProducts(
+            evaluate, quiet, alone=processes.everyone.size == 1
+        )
         self._untrained = tuple(untrained)
         self._processes = processes
         self._settled = len(methods) == 1

@@ -20,6 +20,7 @@ from weakref import proxy
 import torch
 from torch import Tensor
 
+from ntk_monitor.estimators.kernel.adaptive import PARTS
 from ntk_monitor.estimators.kernel.core import CoreGram
 from ntk_monitor.estimators.kernel.tangents import Drawing, Tangent, draw_tangents
 from ntk_monitor.estimators.kernel.trials import Gradients, Products
@@ -50,10 +51,8 @@ PER_PAIR = 16
 """Operations, beside those of its units, that a pair of rows is taken to cost."""
 PIECES = 4
 """Of rows whose inner products with one another are taken."""
-AT_ONCE = 64
-"""Gradients of groups that a round takes at first, for which pieces of weights are cut to size."""
 LEAST_PIECE = 2**20
-"""Numbers that these gradients may have in any case."""
+"""Numbers that gradients of a round in a part of a weight may have in any case."""
 GAP = 1e-3
 """Relative gap up to which gradients by groups agree with those of all parameters, in float32."""
 Key = tuple[tuple[str, ...], int]
@@ -369,7 +368,7 @@ class TrialGradients:
         limit = max(rows * sum(site.units for site in self._sites) / 2, LEAST_PIECE)
         for key, (m, q) in self._keys.items():
             gram = self._gram_of_rows(key)
-            count = min(math.ceil(AT_ONCE * m * q / limit), q) if gram is None else 1
+            count = min(math.ceil(PARTS * m * q / limit), q) if gram is None else 1
             ends = [q * i // count for i in range(count + 1)]
             yield from (Part(key, slice(*each), gram) for each in pairwise(ends))
 
