@@ -4,7 +4,6 @@ import csv
 import math
 import pickle
 import random
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from monitor.helpers import Recorder, Small, data, fit
 from ntk_monitor import NTKMonitor, StallAlert
 from ntk_monitor.model.derivatives.differences import SHORTENED
-from ntk_monitor.monitor import StallWarning
+from ntk_monitor.monitor import StallWarning, base
 from ntk_monitor.monitor.integrations.lightning.trainer import planned_steps
+from ntk_monitor.monitor.reporting import publisher
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers:UserWarning",
@@ -314,14 +314,37 @@ class Tiers(Recorder):
         self.tiers.append(snapshot.tier)
 
 
+class SimulatedClock(Callback):
+    """A clock that steps, probes and figures advance by what they take on a usual machine."""
+
+    now = 0.0
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def measured(*args: Any, **settings: Any) -> Any:
+            snapshots = measure(*args, **settings)
+            self.now += sum(0.1 + 0.01 * snapshot.products for snapshot in snapshots)
+            return snapshots
+
+        def drawn(snapshot: Any) -> Any:
+            self.now += 0.8
+            return snapshot_figures(snapshot)
+
+        measure, snapshot_figures = base.measure, publisher.snapshot_figures
+        monkeypatch.setattr(base, "measure", measured)
+        monkeypatch.setattr(publisher, "snapshot_figures", drawn)
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.now += 0.01
+
+
 def test_by_default_the_first_probe_is_cheap_and_the_last_one_whole(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monitor, tiers = NTKMonitor(), Tiers()
-    monitor.schedule.clock = time.process_time  # whatever else the machine does
+    monitor, tiers, clock = NTKMonitor(), Tiers(), SimulatedClock(monkeypatch)
+    monitor.schedule.clock = lambda: clock.now
     logger = TensorBoardLogger(tmp_path)
     with caplog.at_level("INFO"):
-        fit([monitor, tiers], logger=logger, max_epochs=30)
+        fit([clock, monitor, tiers], logger=logger, max_epochs=30)
     assert (tiers.steps[0], tiers.tiers[0]) == (0, "modes")
     assert (tiers.steps[-1], tiers.tiers[-1]) == (300, "kernel")
     assert len(tiers.steps) >= 8
