@@ -364,7 +364,7 @@ def grow(
     loss_map: LossMap,
     scaled: Callable[[Tensor], Tensor],
     start: Tensor,
-    first: tuple[Tensor, Tensor] | None,
+    first: tuple[Tensor, Tensor],
 ) -> Grown:
     r"""A Krylov space of outputs under :math:`J S J^*`, with full orthogonalisation.
 
@@ -372,11 +372,11 @@ def grow(
         loss_map: The model.
         scaled: ``S`` on flat gradients.
         start: Its first direction, this process's entries, shape ``(N,)``.
-        first: The pulled gradient of ``start`` and what it makes of the outputs, if known.
+        first: The pulled gradient of ``start`` and what it makes of the outputs.
 
     Returns:
-        The space, of `DEPTH` directions at most, each of which costs a backward pass and a product;
-        it ends early where it is invariant.
+        The space, of `DEPTH` directions at most, of which each but the first costs a backward pass
+        and a product; it ends early where it is invariant.
     """
     processes = loss_map.processes
 
@@ -390,11 +390,11 @@ def grow(
     reference = size
     while len(basis) < DEPTH and size > BREAKDOWN * reference and size > 0:
         b = new / size
-        if first is not None and not basis:
-            g, moved = first[0] / size, first[1] / size
-        else:
+        if basis:
             g = loss_map.pull(b)
             moved = loss_map.push([scaled(g)])[0]
+        else:
+            g, moved = first[0] / size, first[1] / size
         basis.append(b)
         pulled.append(g)
         response.append(moved)

@@ -77,13 +77,16 @@ class Leg:
             This leg.
         """
         source = self.source
-        first = None if pulled is None or change is None else (pulled, change)
-        found = grow(source, self.scaled, source.error, first)
-        drifts = self._drifts()
+        if pulled is None or change is None:
+            pulled = source.pull(source.error)
+            (change,) = source.push([self.scaled(pulled)])
+        found = grow(source, self.scaled, source.error, (pulled, change))
+        rest = source.beside(pulled)
+        drifts = self._drifts(rest)
         pushed = source.push([tangent for tangent, _ in drifts.values()])
         gradients = list(found.pulled)
-        if source.rest is not None:
-            gradients.append(source.rest)
+        if rest is not None:
+            gradients.append(rest)
         gram = torch.stack([g.double() for g in gradients]) if gradients else None
         self.course = Course(
             source,
@@ -101,8 +104,15 @@ class Leg:
         self._held = [*found.pulled, *(own for _, own in drifts.values())]
         return self
 
-    def _drifts(self) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Movements that do not depend on the outputs: downhill, and as momentum holds them."""
+    def _drifts(self, rest: Tensor | None) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Movements that do not depend on the outputs: downhill, and as momentum holds them.
+
+        Args:
+            rest: What of the gradient does not come through the outputs.
+
+        Returns:
+            By name, in the parameters, and what of it a gradient adds to; None for nothing.
+        """
         source, parts = self.source, self.parts
         own = source.space.split(source.theta)
 
@@ -111,8 +121,8 @@ class Leg:
             return None if all(x is None for x in made.values()) else source.joined(made)
 
         found: dict[str, tuple[Tensor, Tensor | None]] = {}
-        if source.rest is not None:
-            found["rest"] = self.scaled(source.rest), source.rest
+        if rest is not None:
+            found["rest"] = self.scaled(rest), rest
         scaled = scaling(parts, source, None)
         held = joined(lambda part, _: part.held)
         coupled = joined(lambda p, x: p.decay * x if p.decay and not p.decoupled else None)

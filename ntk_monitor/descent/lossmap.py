@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -135,10 +134,16 @@ class LossMap:
         operations, size = extent(self._graph, FEW)
         return operations <= FEW and size <= SMALL
 
-    @cached_property
-    def rest(self) -> Tensor | None:
-        """What of the gradient does not come through the outputs; None where that is little."""
-        rest = self.gradient - self.pull(self.error)
+    def beside(self, through: Tensor) -> Tensor | None:
+        """What of the gradient does not come through the outputs.
+
+        Args:
+            through: What does, `pull` of the error.
+
+        Returns:
+            Shape ``(p,)``; None where that is little.
+        """
+        rest = self.gradient - through
         sizes = [float(torch.linalg.vector_norm(x)) for x in (rest, self.gradient)]
         return rest if sizes[0] > NEGLIGIBLE * sizes[1] else None
 
@@ -291,7 +296,21 @@ class LossMap:
             Shape ``(p,)``.
         """
         with self._quiet():
-            grads = self._forward.gradients(self._graph, self._leaves, e.to(self._graph.dtype))
+            return self._pulled(e)
+
+    def pulls(self, errors: Sequence[Tensor]) -> list[Tensor]:
+        """``J_y* e`` for several ``e``; those of a small model by one backward pass.
+
+        Args:
+            errors: Each of the outputs' shape.
+
+        Returns:
+            Each of shape ``(p,)``.
+        """
+        return list(self.products.pulls(errors))
+
+    def _pulled(self, e: Tensor) -> Tensor:
+        grads = self._forward.gradients(self._graph, self._leaves, e.to(self._graph.dtype))
         return self.processes.sum(self.joined(grads))
 
     def push(self, tangents: Sequence[Tensor]) -> Tensor:
@@ -358,7 +377,7 @@ class LossMap:
             self.outputs,
             methods,
             context,
-            lambda: Recorded(self._graph, self.pull),
+            lambda: Recorded(self._graph, self._pulled),
             (),
             lin.processes,
         )

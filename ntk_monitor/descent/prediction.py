@@ -257,13 +257,12 @@ class _Prediction:
 
     def _pieces(self, labels: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """For each part its error, the gradient of that, and what a step along it does."""
-        source, found = self.source, []
-        for c in range(self.count):
-            chosen = (labels == c) | ((labels < 0) & (c == 0))
-            error = torch.where(chosen, source.error, 0.0)
-            found.append((error, source.pull(error)))
-        moved = source.push([self.leg.scaled(g) for _, g in found])
-        return [(error, g, change) for (error, g), change in zip(found, moved, strict=True)]
+        source = self.source
+        parts = [(labels == c) | ((labels < 0) & (c == 0)) for c in range(self.count)]
+        errors = [torch.where(part, source.error, 0.0) for part in parts]
+        pulled = source.pulls(errors)
+        moved = source.push([self.leg.scaled(g) for g in pulled])
+        return list(zip(errors, pulled, moved, strict=True))
 
     def _here(self, leg: Leg, observed: LossMap) -> Tensor:
         """What the directions of a leg do to the outputs of the batch that is probed."""

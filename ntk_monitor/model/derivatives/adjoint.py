@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 import torch
@@ -56,6 +56,7 @@ class AdjointProducts:
         """
         self._evaluate, self._quiet = evaluate, quiet
         self._together = alone
+        self._most: int | None = None
 
     def __call__(self, Y: Iterable[Tensor]) -> Iterator[Tensor]:
         """Take products, from one evaluation.
@@ -66,9 +67,12 @@ class AdjointProducts:
         Yields:
             Each of the shape of the inputs.
         """
+        rest = iter(Y)
+        first = list(islice(rest, 2))
         with self._quiet("reversible"):
             recorded = self._evaluate()
-        rest, at_once = iter(Y), self._at_once(recorded.value)
+        at_once = self._at_once(recorded.value) if len(first) > 1 else 1
+        rest = chain(first, rest)
         while several := list(islice(rest, at_once)):
             together = self._by_one_pass(recorded, several)
             if together is not None:
@@ -81,10 +85,11 @@ class AdjointProducts:
 
     def _at_once(self, value: Tensor) -> int:
         """How many are taken by one backward pass from a value."""
-        operations, size = extent(value, MOST_OPERATIONS)
-        if operations > MOST_OPERATIONS or not self._together:
-            return 1
-        return max(MOST_TOGETHER // max(size, 1), 1)
+        if self._most is None:
+            operations, size = extent(value, MOST_OPERATIONS)
+            fits = operations <= MOST_OPERATIONS
+            self._most = max(MOST_TOGETHER // max(size, 1), 1) if fits else 1
+        return self._most if self._together else 1
 
     def _by_one_pass(self, recorded: Recorded, several: Sequence[Tensor]) -> Tensor | None:
         """Products one below the other; None where operations or memory do not allow it."""
