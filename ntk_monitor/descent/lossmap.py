@@ -104,7 +104,6 @@ class LossMap:
             NoLossError: If there is no loss that can be computed anew, or no output of it.
         """
         self._lin, self._guess, self.by_graph = lin, guess, by_graph
-        self._others: list[LossMap] = []
         self._forward = lin._forward
         self.processes: Processes = lin.processes
         names = lin._trained
@@ -150,8 +149,6 @@ class LossMap:
     def close(self) -> None:
         """Let go of the derivative, which refers back to this map."""
         vars(self).pop("products", None)
-        for other in self._others:
-            other.close()
 
     def moved(self, theta: Tensor) -> LossMap:
         """The same at other parameters.
@@ -160,11 +157,21 @@ class LossMap:
             theta: Their values, flat.
 
         Returns:
-            Another loss map.
+            Another loss map, to be closed by the caller.
         """
-        other = LossMap(self._lin, self._guess, theta, by_graph=self.by_graph)
-        self._others.append(other)
-        return other
+        return LossMap(self._lin, self._guess, theta, by_graph=self.by_graph)
+
+    def outputs_at(self, theta: Tensor) -> Tensor:
+        """The outputs at other parameters; one forward pass.
+
+        Args:
+            theta: Their values, flat.
+
+        Returns:
+            Shape ``(N,)``.
+        """
+        with self._quiet(), torch.no_grad():
+            return self._flat(self._run(self.space.split(theta))[2]).detach()
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:

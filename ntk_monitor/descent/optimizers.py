@@ -132,8 +132,9 @@ class Descent:
         if norm is not None and found:
             sizes = [torch.linalg.vector_norm(g) for g in found.values()]
             size = float(torch.linalg.vector_norm(torch.stack(sizes)))
-            if size > norm:
-                found = {n: g * (norm / size) for n, g in found.items()}
+            left = norm / (size + 1e-6)  # as torch has it
+            if left < 1:
+                found = {n: g * left for n, g in found.items()}
         return found
 
     def _clipped_by_the_user(self, gradient: dict[str, Tensor], own: Clip) -> dict[str, Tensor]:

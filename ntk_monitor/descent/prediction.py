@@ -14,12 +14,20 @@ import torch
 from torch import Tensor
 
 from ntk_monitor.descent.curves import Changed, Curves, agree_until, band, outputs_at, summed
-from ntk_monitor.descent.forecast import BELIEVED, Course, Path, Vector, moved_by
+from ntk_monitor.descent.forecast import (
+    BELIEVED,
+    MOST_ENTRIES,
+    Course,
+    Path,
+    Vector,
+    moved_by,
+)
 from ntk_monitor.descent.leg import Leg
 from ntk_monitor.descent.lossmap import LossMap, NoLossError
 from ntk_monitor.descent.optimizers import Descent
 from ntk_monitor.descent.times import times
 from ntk_monitor.descent.transfer import Effects, over_own, shared
+from ntk_monitor.descent.walk import Walk, walk
 from ntk_monitor.descent.watched import Watched, counterparts, watched
 from ntk_monitor.estimators import Estimate
 from ntk_monitor.model import Linearization
@@ -198,6 +206,7 @@ class _Prediction:
     pulled: Sequence[PulledMode]
     setting: Setting
     elsewhere: bool = False  # whether steps are made on other batches as well
+    repeats: bool = False  # whether they are all made on this one
 
     def __post_init__(self) -> None:
         self.processes = self.source.processes
@@ -218,8 +227,13 @@ class _Prediction:
         transfer, mode_transfers = self._transfers(*self._effects(pieces))
         reach = self.setting.horizon
         horizon = BEYOND * reach if math.isfinite(reach) else UNBOUNDED
-        full = self._forecast(leg, course_here, horizon)
-        less = self._without_the_last(course, course_here)
+        walked = self._walked(int(min(horizon, BELIEVED))) if self.repeats else None
+        if walked is None:
+            full = self._forecast(leg, course_here, horizon)
+            until = agree_until(full, self._without_the_last(course, course_here))
+        else:
+            full = self._after_walking(walked, horizon)
+            until = float(min(full.steps[-1], BELIEVED))
         rates = self.modes.rates(-moved_by(course.run(1).places[-1], course_here))
         found = [times(full.steps, c, LEARNED, descent.rates_until) for c in full.learned.T]
         others = self._with_changes(course, course_here, [when.steps for when in found], full)
@@ -233,7 +247,7 @@ class _Prediction:
         )  # fmt: skip
         losses = self._among_others(full, transfer)
         steps_ahead, loss, learned = map(torch.from_numpy, (full.steps, losses, full.learned))
-        forecast = Forecast(steps_ahead, loss, learned, agree_until(full, less))
+        forecast = Forecast(steps_ahead, loss, learned, until)
         instruments = Instruments(
             norm,
             self._signal_to_noise(pieces),
@@ -279,11 +293,43 @@ class _Prediction:
         if begun.steps[-1] < LEG:
             return begun
         source, descent = leg.after(path)
+        with closing(source):
+            rest = self._flowing(source, descent, horizon - LEG, BELIEVED - LEG)
+        return begun.followed_by(rest)
+
+    def _walked(self, count: int) -> Walk | None:
+        """The next steps as the optimizers take them, on the batch that all of them have."""
+        small = self.observed.outputs.numel() <= MOST_ENTRIES
+        if not self.processes.all(small) or count < 1:
+            return None
+        try:
+            found = walk(self.source, self.observed, self.leg.descent, count)
+        except Exception as error:  # an optimizer that needs more than gradients
+            if self.processes.size > 1:
+                raise
+            logger.info("no steps are taken on copies: %s", error)
+            return None
+        return found if len(found.losses) > 1 else None
+
+    def _after_walking(self, walked: Walk, horizon: float) -> Curves:
+        """The curves of steps that were taken, and of those after them."""
+        count = len(walked.losses) - 1
+        learned = self.modes.learned(y.double() for y in walked.outputs)
+        begun = Curves(np.arange(count + 1.0), np.array(walked.losses), learned)
+        with closing(walked.end):
+            if count < BELIEVED or horizon <= count or not math.isfinite(walked.losses[-1]):
+                return begun
+            return begun.followed_by(self._flowing(walked.end, walked.descent, horizon - count, 1))
+
+    def _flowing(self, source: LossMap, descent: Descent, horizon: float, single: int) -> Curves:
+        """The curves from some steps ahead on, by one linearisation there."""
         leg = Leg(source, descent).grown()
-        one = self.observed is self.source
-        observed = source if one else self.observed.moved(source.theta)
-        path = leg.course.run(horizon - LEG, BELIEVED - LEG)
-        return begun.followed_by(self._curves(path, self._here(leg, observed), observed))
+        with ExitStack() as stack:
+            observed = source
+            if self.observed is not self.source:
+                observed = stack.enter_context(closing(self.observed.moved(source.theta)))
+            path = leg.course.run(horizon, single)
+            return self._curves(path, self._here(leg, observed), observed)
 
     def _among_others(self, curves: Curves, transfer: Estimate | None) -> Vector:
         """The losses where other batches' steps do to this one what transfer leaves of its own.
@@ -334,6 +380,7 @@ class _Prediction:
         other, others = self._on_the_second()
         own = float(effects.sum())
         self.elsewhere = other is not None and abs(other[0] - own) > SAME * abs(own)
+        self.repeats = other is not None and not self.elsewhere
         modes = [over_own(each, others[i] if others else None) for i, each in enumerate(on_modes)]
         return over_own(effects, other), modes
 

@@ -117,14 +117,23 @@ def stepped(
         if precise:
             _widen(shadow)
         try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                inspect.unwrap(type(optimizer).step)(shadow)
+            make_step(shadow)
             break
         except Exception:
             if not precise:
                 raise
     return shadow, copies
+
+
+def make_step(shadow: Optimizer) -> None:
+    """Have a copy of an optimizer step, without what a scheduler has wrapped around that.
+
+    Args:
+        shadow: The copy, whose parameters have gradients.
+    """
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inspect.unwrap(type(shadow).step)(shadow)
 
 
 def _copies(

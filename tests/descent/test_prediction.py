@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adamax, AdamW, Optimizer
 
-from descent.small import data, mse, network, step
+from descent.small import data, learned, mse, network, step
 from ntk_monitor.descent import Clipping, descent_of
 from ntk_monitor.probe import Probe
 from ntk_monitor.snapshot import Snapshot
@@ -494,16 +494,30 @@ def sparse(seed: int) -> tuple[Tensor, Tensor]:
     return x, 0.8 * x[:, :1] + torch.randn(512, 1, generator=generator).double()
 
 
-def test_the_same_data_as_a_second_batch_change_no_forecast() -> None:
+@pytest.mark.parametrize("rate", [0.01, 0.5])
+def test_where_every_batch_is_this_one_the_next_steps_are_foreseen_exactly(rate: float) -> None:
     (x, y), net = data(0, 16), network()
-    found = []
-    for second in (None, (x.flip(0), y.flip(0))):
-        descent = descent_of([SGD(net.parameters(), lr=0.01)], net)
-        measured = Probe(dtype=None, loss_fn=mse, tier="modes", modes=2)
-        forecast = measured(net, (x, y), descent=descent, horizon=20, second=second).forecast
-        assert forecast is not None
-        found.append(forecast.loss)
-    torch.testing.assert_close(*found)
+    optimizer = SGD(net.parameters(), lr=rate, momentum=0.5)
+    descent = descent_of([optimizer], net)
+    measured = Probe(dtype=None, loss_fn=mse, tier="modes", modes=2)
+    second = x.flip(0), y.flip(0)
+    shot = measured(net, (x, y), descent=descent, horizon=60, second=second)
+    forecast = shot.forecast
+    assert forecast is not None
+    assert forecast.valid_for == 30
+    assert forecast.steps.tolist()[:31] == list(range(31))
+    modes, so_far = shot.target_modes, fractions_of(net, x, y)
+    assert [mode.learned for mode in modes] == pytest.approx(so_far)
+    for k in range(31):
+        assert float(forecast.loss[k]) == pytest.approx(float(mse(net, (x, y)).detach()))
+        assert forecast.learned[k].tolist() == pytest.approx(fractions_of(net, x, y), abs=1e-6)
+        step(net, [optimizer], (x, y))
+    assert forecast.steps[-1] >= 60
+
+
+def fractions_of(net: nn.Module, x: Tensor, y: Tensor) -> list[float]:
+    with torch.no_grad():
+        return learned(net(x), y).tolist()
 
 
 def test_a_forecast_that_memory_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,121 @@
+"""The next steps of a training as its optimizers take them, one by one, on copies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ntk_monitor.descent.lossmap import LossMap, NoLossError
+from ntk_monitor.descent.optimizers import Descent
+from ntk_monitor.descent.shadow import make_step, parameters_of, shadow_of
+
+
+class Walk(NamedTuple):
+    """Steps that were taken on copies.
+
+    Attributes:
+        losses: Of the observed batch, at the beginning and after each step.
+        outputs: Likewise, each of shape ``(N,)``.
+        end: The loss at the end, on the batch that steps are made on; to be closed by the caller.
+        descent: How the training steps from there on.
+    """
+
+    losses: list[float]
+    outputs: list[Tensor]
+    end: LossMap
+    descent: Descent
+
+
+def walk(source: LossMap, observed: LossMap, descent: Descent, count: int) -> Walk:
+    """Take the next steps on one batch; each costs a training step.
+
+    Args:
+        source: The batch on which steps are made, at the present parameters.
+        observed: The batch on which they are observed.
+        descent: How the training steps.
+        count: How many steps.
+
+    Returns:
+        What they come to; fewer where the loss ceases to be finite.
+    """
+    losses, outputs, here = [observed.loss], [observed.outputs], source
+    walker = _Walker(descent, source.space.split(source.theta))
+    for k in range(count):
+        values = walker.step(here.space.split(here.gradient), k)
+        try:
+            there = source.moved(source.joined(values))
+        except NoLossError:  # as where it is not finite
+            break
+        if here is not source:
+            here.close()
+        here = there
+        y = here.outputs if observed is source else observed.outputs_at(here.theta)
+        loss = here.loss if observed is source else float(observed.evaluate([y])[0][0])
+        losses.append(loss)
+        outputs.append(y)
+        if not math.isfinite(loss):
+            break
+    return Walk(losses, outputs, here, walker.descent(len(losses) - 1))
+
+
+class _Walker:
+    """Copies of parameters, and of the optimizers that step them."""
+
+    def __init__(self, descent: Descent, values: Mapping[str, Tensor]) -> None:
+        """Copy.
+
+        Args:
+            descent: How the training steps.
+            values: The values of parameters by name; those that it lacks are as they are.
+        """
+        self._descent, self._values = descent, dict(values)
+        self._shadows, self._names = [], dict[int, str]()
+        self._rates = dict[int, float]()
+        for optimizer in descent.optimizers:
+            copies = {}
+            for p in parameters_of(optimizer):
+                name = descent.names.get(id(p), "")
+                own = values.get(name, p).detach().to(p.dtype, copy=True)
+                copies[id(p)] = own.requires_grad_(p.requires_grad)
+                self._names[id(own)] = name
+            shadow = shadow_of(optimizer, copies)
+            groups = zip(optimizer.param_groups, shadow.param_groups, strict=True)
+            references = descent.references
+            self._rates |= {
+                id(after): references[id(before)]
+                for before, after in groups
+                if id(before) in references
+            }
+            self._shadows.append(shadow)
+
+    def step(self, gradient: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
+        """Take a step.
+
+        Args:
+            gradient: Of the loss, by the parameters' names.
+            k: Which of the coming steps, from 0.
+
+        Returns:
+            The parameters after it, by name.
+        """
+        clipped = self._descent.clipped(gradient)
+        for shadow in self._shadows:
+            for group in shadow.param_groups:
+                if id(group) in self._rates:
+                    group["lr"] = self._rates[id(group)] * self._descent.rate_at(k)
+            for p in parameters_of(shadow):
+                given = clipped.get(self._names[id(p)])
+                p.grad = None if given is None else given.to(p.dtype, copy=True).reshape(p.shape)
+            make_step(shadow)
+            own = {self._names[id(p)]: p.detach() for p in parameters_of(shadow)}
+            self._values.update({n: p for n, p in own.items() if n in self._values})
+        return self._values
+
+    def descent(self, steps: int) -> Descent:
+        """How the training steps after some steps."""
+        rates = self._descent.rates[steps:] or self._descent.rates[-1:]
+        clipping = self._descent.clipping
+        return Descent(tuple(self._shadows), self._names, rates, clipping, self._rates)
