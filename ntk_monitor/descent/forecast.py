@@ -33,6 +33,8 @@ RISE = 0.01
 """Share of the loss by which it may rise in a stride, by rounding."""
 AT_REST = 1e-3
 """Share of the way so far below which a stride has come to rest."""
+WAITS = 10.0
+"""How many times the present learning rate a later one is where a schedule waits."""
 MOST_ENTRIES = 2**22
 """Outputs up to which the loss is computed anew as often as a long forecast asks."""
 BREAKDOWN = 1e-6
@@ -281,7 +283,8 @@ class Course:
             if not (math.isfinite(here.loss) and np.isfinite(here.place).all()):
                 break
             moved = float(np.abs(here.place - before).max())
-            rests = moved <= AT_REST * float(np.abs(here.place).max())
+            waits = self.descent.largest_ahead(horizon, int(t)) > WAITS
+            rests = not waits and moved <= AT_REST * float(np.abs(here.place).max())
             steps.append(horizon if rests else float(then))
             places.append(here.place)
             losses.append(here.loss)

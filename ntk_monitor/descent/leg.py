@@ -27,6 +27,7 @@ class Leg:
         scaled: ``S`` on flat gradients, with what is clipped entry by entry.
         clip: What clipping by the norm leaves of the gradient.
         clip_coefficient: What any clipping leaves of the gradient's norm.
+        clips_entries: Whether entries are clipped one by one.
         course: The small space, after `grown`.
         tangents: What its directions are in the parameters.
     """
@@ -58,6 +59,7 @@ class Leg:
         uniform = most - least <= 1e-3 * most
         self._clip_norm = descent.clipping.norm or math.inf
         mask = None
+        self.clips_entries = not uniform
         if uniform and most < 1 - 1e-6:
             self._clip_norm = most * norm
         elif not uniform:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -94,6 +95,22 @@ class Descent:
             start = whole[below - 1] if below else 0.0
             return start + (step - below) * self.rate_at(below)
         return whole[-1] + (step - len(whole)) * self.rates[-1]
+
+    def largest_ahead(self, horizon: float, start: int = 0) -> float:
+        """The largest learning rate of the coming steps over that of one of them.
+
+        Args:
+            horizon: How many steps are to come, or inf.
+            start: Which of them.
+
+        Returns:
+            At least 1; inf where that of ``start`` is 0 and a later one is not.
+        """
+        coming = self.rates[start : int(min(horizon, len(self.rates)))]
+        here, largest = self.rate_at(start), max(coming, default=0.0)
+        if not here:
+            return math.inf if largest else 1.0
+        return max(largest / here, 1.0)
 
     @cached_property
     def _sums(self) -> tuple[float, ...]:

@@ -24,7 +24,7 @@ from ntk_monitor.descent.forecast import (
 )
 from ntk_monitor.descent.leg import Leg
 from ntk_monitor.descent.lossmap import LossMap, NoLossError
-from ntk_monitor.descent.optimizers import Descent
+from ntk_monitor.descent.optimizers import NO_CLIPPING, Descent
 from ntk_monitor.descent.times import times
 from ntk_monitor.descent.transfer import Effects, over_own, shared
 from ntk_monitor.descent.walk import Walk, walk
@@ -56,6 +56,8 @@ BEYOND = 10.0
 """How many times the steps that remain a forecast goes, so that a trend can be seen in it."""
 COPIES = 30
 """Vectors of the outputs that a forecast holds at once, at most."""
+WHOLE = Estimate(1.0, 0.0)
+"""Transfer where every step is made on the batch that is probed."""
 AS_IT_IS = "as it is"
 """The change that is none."""
 ADAM_RATE = 1e-3
@@ -255,6 +257,7 @@ class _Prediction:
             course.headroom(),
             math.nan if descent.learning_rate is None else descent.learning_rate,
             self.leg.clip_coefficient,
+            descent.largest_ahead(reach),
         )
         return Predicted(self.observed.loss, transfer, forecast, instruments, predicted)
 
@@ -378,9 +381,9 @@ class _Prediction:
         if self.observed is not self.source:
             return self._from_training(effects)
         other, others = self._on_the_second()
-        own = float(effects.sum())
-        self.elsewhere = other is not None and abs(other[0] - own) > SAME * abs(own)
-        self.repeats = other is not None and not self.elsewhere
+        self.elsewhere = other is not None and not self.repeats
+        if self.repeats:  # there are no other trials for which a step could be of no use
+            return WHOLE, [WHOLE] * len(on_modes)
         modes = [over_own(each, others[i] if others else None) for i, each in enumerate(on_modes)]
         return over_own(effects, other), modes
 
@@ -418,6 +421,7 @@ class _Prediction:
         self, second: LossMap, lin: Linearization
     ) -> tuple[Effect, list[Effect | None]]:
         """The same, when the other batch is known."""
+        self.repeats = self._is_the_same(second)
         known = tuple(second.counted(number) for number in range(len(lin.comparisons)))
         lin = replace(lin, comparisons=known)
         change = second.push([self.leg.scaled(self.through)])[0]
@@ -428,6 +432,18 @@ class _Prediction:
             summed(x, self.processes) if math.isfinite(size) else None
             for x, size in zip(modes.moved_by(-change), modes.sizes, strict=True)
         ]
+
+    def _is_the_same(self, second: LossMap) -> bool:
+        """Whether another batch holds the same data, in whichever order."""
+
+        def size_of(error: Tensor) -> float:
+            return math.sqrt(float(self.processes.sum(error.double().square().sum())))
+
+        pairs = (
+            (second.loss, self.source.loss),
+            (size_of(second.error), size_of(self.source.error)),
+        )
+        return all(abs(other - own) <= SAME * abs(own) for other, own in pairs)
 
     def _curves(self, path: Path, here: Tensor, observed: LossMap) -> Curves:
         losses, here = self._losses_along(path, here, observed), here.double()
@@ -458,11 +474,11 @@ class _Prediction:
         found = [Changed({}, {}) for _ in steps]
         if not stuck:
             return found
-        for name, changed in self._changes(course).items():
+        for name, (changed, place) in self._changes(course, here).items():
             curves = known
             if name != AS_IT_IS:
-                curves = self._curves(changed.run(BELIEVED), here, self.observed)
-            rates = self.modes.rates(-moved_by(changed.pace(), here))
+                curves = self._curves(changed.run(BELIEVED), place, self.observed)
+            rates = self.modes.rates(-moved_by(changed.pace(), place))
             for i in stuck:
                 known_rates = changed.descent.rates_until
                 coming = times(curves.steps, curves.learned[:, i], LEARNED, known_rates)
@@ -473,12 +489,20 @@ class _Prediction:
             found[i].rates.update({name: float(rates[i]) for name, rates in others.items()})
         return found
 
-    def _changes(self, course: Course) -> dict[str, Course]:
-        found = {AS_IT_IS: course, "at ten times the learning rate": replace(course, speed=10.0)}
-        if self.leg.clip < 1:
-            found["without clipping"] = replace(course, clip_norm=math.inf)
+    def _changes(self, course: Course, here: Tensor) -> dict[str, tuple[Course, Tensor]]:
+        """Courses with one thing changed, and what their directions do to the outputs here."""
+        found = {
+            AS_IT_IS: (course, here),
+            "at ten times the learning rate": (replace(course, speed=10.0), here),
+        }
+        if self.leg.clips_entries:
+            descent = replace(self.leg.descent, clipping=NO_CLIPPING)
+            leg = Leg(self.source, descent).grown()
+            found["without clipping"] = leg.course, self._here(leg, self.observed)
+        elif self.leg.clip < 1:
+            found["without clipping"] = replace(course, clip_norm=math.inf), here
         if any(name.endswith("decay") for name in course.drifts):
-            found["without weight decay"] = course.without_decay()
+            found["without weight decay"] = course.without_decay(), here
         return found
 
     def _other_scalings(self) -> dict[str, Vector]:

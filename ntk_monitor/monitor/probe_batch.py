@@ -36,7 +36,7 @@ class ProbeBatch:
         self.choice = choice
         self.content: Any = None
         self.second: Any = None
-        self._has_second = self._seen_alike = False
+        self._has_second = self._seen_alike = self._seen_others = False
         self._parts: list[Any] | None = None
         self._alike: bool | None = None
         self._error: Exception | None = None
@@ -84,9 +84,11 @@ class ProbeBatch:
     def keep_second(self, batch: Any) -> None:  # noqa: ANN401
         """Copy one more batch of the training, once after each `renew_second`.
 
+        Where all batches are the probe batch, so is this one.
+
         Args:
-            batch: The batch; None, one that is too large, one that cannot be copied, and the probe
-                batch itself are not kept.
+            batch: The batch; None, one that is too large and one that cannot be copied are not
+                kept, nor is the probe batch where there are others.
         """
         if self._has_second or batch is None:
             return
@@ -97,7 +99,10 @@ class ProbeBatch:
             if fingerprint(batch) == fingerprint(self.content):
                 # The first batch of a loop is the one that it was begun with.
                 self._has_second, self._seen_alike = self._seen_alike, True
+                if self._has_second and not self._seen_others:
+                    self.second = self.content
             else:
+                self._seen_others = True
                 self.second = None if size_of(batch) > MOST_BYTES else keep_batch(batch)
 
     def renew_second(self) -> None:

@@ -141,6 +141,8 @@ class Instruments:
             nan where there is none.
         clip_coefficient: Norm of the gradient after clipping over that before; 1 where nothing is
             clipped. Nan without an optimizer.
+        rate_ahead: The largest learning rate of the steps that remain over the present one, by the
+            schedule; inf where the present one is 0 and a later one is not.
     """
 
     gradient_norm: float
@@ -149,6 +151,7 @@ class Instruments:
     headroom: float = math.nan
     learning_rate: float = math.nan
     clip_coefficient: float = math.nan
+    rate_ahead: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -195,13 +195,30 @@ def test_two_batches_are_kept_and_checkpointed(tmp_path: Path) -> None:
     torch.testing.assert_close(own["second"], second)
 
 
-def test_one_batch_again_and_again_is_no_second_one() -> None:
-    monitor = NTKMonitor(5, **FAST)
+def test_one_batch_again_and_again_is_the_second_one_too() -> None:
+    monitor = NTKMonitor(1, **FAST)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit([monitor], Small(), overfit_batches=1, max_epochs=4)
     assert monitor.kept.content is not None
-    assert monitor.kept.second is None
+    assert monitor.kept.second is monitor.kept.content
+    assert monitor.snapshot is not None
+    transfer = monitor.snapshot.transfer
+    assert transfer is not None
+    assert (transfer.value, transfer.stderr) == (1.0, 0.0)
+
+
+def test_a_batch_that_comes_first_in_every_epoch_is_no_second_one() -> None:
+    monitor = NTKMonitor(2, **FAST)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit([monitor], Small(), overfit_batches=2, max_epochs=6)
+    assert monitor.kept.second is not None
+    assert monitor.kept.second is not monitor.kept.content
+    assert monitor.snapshot is not None
+    transfer = monitor.snapshot.transfer
+    assert transfer is not None
+    assert transfer.stderr > 0
 
 
 def test_a_second_batch_that_is_too_large_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,6 +188,11 @@ class ModeWatch:
         """What a step does to the learned fraction, by its own batch, whichever way."""
         return float(np.abs(self.rates[-window:]).mean())
 
+    @property
+    def sees_every_step(self) -> bool:
+        """Whether every step is made on the batch that is probed, so that there are no others."""
+        return bool(self.of_the_loss) and self.of_the_loss[-1] == (1.0, 0.0)
+
     def is_in_vain(self, remaining: float, window: int) -> bool:
         """Whether steps do nothing for it, or little for the loss, but on the batch they are of.
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from ntk_monitor.checks import require
+from ntk_monitor.descent.forecast import WAITS
 from ntk_monitor.estimators import Estimate
 from ntk_monitor.keywords import with_keywords
 from ntk_monitor.monitor.alerts.delivery import Alert, Delivery
@@ -172,6 +173,7 @@ class StallDetector:
         self._last_step = step
         readings = readings_of(snapshot, max(remaining, 1.0))
         early = math.isfinite(planned) and step < self.warmup * planned
+        early |= _waits(snapshot)
         changes = self._watch.update(step, readings, remaining, early=early, last=to_come < spacing)
         alerts = self._alerts_of(changes, snapshot, max(remaining, 1.0), step)
         self.alerts += alerts
@@ -292,6 +294,12 @@ class StallDetector:
         alerts = [Alert(**alert) for alert in state_dict["alerts"]]
         self._last_step = None if last is None else int(last)
         self._watch.watches, self.alerts, self._history = watches, alerts, history
+
+
+def _waits(snapshot: Snapshot) -> bool:
+    """Whether the schedule holds the learning rate far below what is to come."""
+    found = snapshot.instruments
+    return found is not None and found.rate_ahead > WAITS
 
 
 def readings_of(snapshot: Snapshot, remaining: float) -> list[Reading]:

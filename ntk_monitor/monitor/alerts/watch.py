@@ -173,6 +173,7 @@ class StallWatch:
             too_slow = too_slow and not in_time
             in_vain = in_vain or not _teaches(watch, NOTHING)
         if too_slow:
+            in_vain = in_vain and not watch.sees_every_step
             return "unpredictable" if in_vain and not explained else "stalled"
         return "learning" if in_time else "insufficient data"
 
