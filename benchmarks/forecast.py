@@ -42,6 +42,8 @@ BETWEEN = (0.01, 0.025, 0.1, 0.2)
 """Other shares at which the training is probed, so that a forecast knows how earlier ones fared."""
 POINTS = 300
 """How often the modes are looked at in a training, besides the steps just after a forecast."""
+SEEN = 2
+"""Steps after which a monitor has seen that full batches are all the same."""
 FAILED = {"loss": math.nan, "steps": [], "losses": [], "valid_for": 0.0, "modes": []}
 """What is kept of a forecast that fails."""
 SMALL = 1e-4
@@ -81,8 +83,11 @@ def say(training: Training, model: nn.Module, optimizer: Optimizer, step: int) -
         rates=read_ahead(schedulers, remaining + 1),
         clipping=Clipping(norm=training.clip_norm),
     )
+    second = training.second
+    if training.data == "full" and step >= SEEN:
+        second = training.evaluation
     snapshot = training.kept["probe"](
-        model, training.evaluation, descent=descent, second=training.second, horizon=remaining
+        model, training.evaluation, descent=descent, second=second, horizon=remaining
     )
     snapshot = training.kept["score"].kept(snapshot, step)
     forecast = snapshot.forecast

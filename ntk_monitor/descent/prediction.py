@@ -56,6 +56,10 @@ BEYOND = 10.0
 """How many times the steps that remain a forecast goes, so that a trend can be seen in it."""
 COPIES = 30
 """Vectors of the outputs that a forecast holds at once, at most."""
+NOTHING_STEPPED = (
+    "the optimizers step none of the parameters on which the loss depends, so that nothing is "
+    "learned: pass them this model's own, as in configure_optimizers with self.parameters()"
+)
 WHOLE = Estimate(1.0, 0.0)
 """Transfer where every step is made on the batch that is probed."""
 AS_IT_IS = "as it is"
@@ -259,7 +263,8 @@ class _Prediction:
             self.leg.clip_coefficient,
             descent.largest_ahead(reach),
         )
-        return Predicted(self.observed.loss, transfer, forecast, instruments, predicted)
+        remarks = () if self.leg.stepped else (NOTHING_STEPPED,)
+        return Predicted(self.observed.loss, transfer, forecast, instruments, predicted, remarks)
 
     def _labels(self) -> Tensor:
         """Which part of the batch each output belongs to; -1 for those that no row has."""

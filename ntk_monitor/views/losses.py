@@ -62,11 +62,13 @@ class Motion(NamedTuple):
             ``"unknown"`` where there are too few probes.
         since: The step since when it is flat.
         fall: By how much it has fallen: since then, or in the last third of the steps.
+        of_before: Whether a flat one's fall is relative to what it fell before, not to its size.
     """
 
     state: str
     since: int | None = None
     fall: Fall | None = None
+    of_before: bool = False
 
     @property
     def text(self) -> str:
@@ -77,6 +79,11 @@ class Motion(NamedTuple):
         sure = f"{1 - LEVEL:.0%} sure".replace("%", " %")
         if self.state == "flat":
             most = _up(max(abs(low), abs(high)))
+            if self.of_before:
+                return (
+                    f"The loss is almost all gone: since step {self.since} it has fallen by less "
+                    f"than {most} of what it fell before ({sure})."
+                )
             return f"The loss has not moved since step {self.since}: by less than {most} ({sure})."
         if self.state == "hidden":
             if high - low > WIDE:
@@ -180,7 +187,8 @@ def _flat(steps: Array, values: Array) -> Motion | None:
     half = values[len(values) // 2 :]
     level = float(np.median(half))
     # Of a loss that has fallen to next to nothing, what is left is no matter.
-    scale = max(abs(level), float(np.median(values[:3])) - level)
+    before = float(np.median(values[:3])) - level
+    scale = max(abs(level), before)
     noise = NORMAL * float(np.median(np.abs(half - level)))
     within = max(CUT * noise, LEAST * scale)
     smooth = np.median(np.stack([values[:-2], values[1:-1], values[2:]]), axis=0)
@@ -194,7 +202,7 @@ def _flat(steps: Array, values: Array) -> Motion | None:
         fall = fall_of(steps[start:], values[start:], scale)
         allowed = max(LEAST, min(NOISES * fall.noise, hidden))
         if max(fall.high, -fall.low) <= allowed:
-            return Motion("flat", int(steps[start]), fall)
+            return Motion("flat", int(steps[start]), fall, before > abs(level))
         start += max((len(steps) - start) // 3, 1)  # the end of a fall may still be in it;
         hidden = 0.0  # what noise hides in fewer probes, it need not have hidden in more
     return None

@@ -95,3 +95,10 @@ def test_a_loss_that_falls_by_a_tenth_is_hardly_ever_called_flat(noise: float, c
 def test_of_plateaus_few_are_called_falling_or_rising(count: int) -> None:
     found = Counter(motion(lambda t: 0 * t + 1, count, 0.02, seed).state for seed in range(100))
     assert found["falling"] + found["rising"] <= 12  # 5 % are meant to be
+
+
+def test_what_is_left_of_a_loss_is_told_next_to_what_it_fell() -> None:
+    found = motion_of([(t, 2 * math.exp(-t / 60)) for t in range(0, 1001, 17)])
+    assert found.state == "flat"
+    assert found.text.startswith(f"The loss is almost all gone: since step {found.since} it has ")
+    assert "has not moved" not in found.text
