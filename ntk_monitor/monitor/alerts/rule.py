@@ -204,9 +204,11 @@ class ModeWatch:
             True if so, by what came true of its rate where that says so certainly, and else by
             what steps do to other batches.
         """
-        promised = self._size_of_steps(window) * remaining / max(1 - self.learned[-1], ROUNDING)
-        if promised * OUT_OF_SIGHT < 1 and self.state != "unpredictable":
-            return False  # too slow even for the batch that steps are of, and not just late
+        # Late in a training little is promised in any case: of what was called so, ask it of all.
+        steps = remaining + (self.steps[-1] if self.state == "unpredictable" else 0)
+        promised = self._size_of_steps(window) * steps / max(1 - self.learned[-1], ROUNDING)
+        if promised * OUT_OF_SIGHT < 1:
+            return False  # too slow even for the batch that steps are of
         realised = self.realised(window)
         if realised is not None:
             share, margin = realised[0], SURE * realised[1]
