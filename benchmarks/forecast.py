@@ -46,7 +46,7 @@ SEEN = 2
 """Steps after which a monitor has seen that full batches are all the same."""
 FAILED = {"loss": math.nan, "steps": [], "losses": [], "valid_for": 0.0, "modes": []}
 """What is kept of a forecast that fails."""
-SMALL = 1e-4
+SMALL = 1e-5
 """Part of a step in which the rate of the modes is taken."""
 
 

@@ -408,3 +408,23 @@ def test_the_monitor_reads_it_off_the_optimizer() -> None:
     for i, shot in enumerate(shots[:-1]):
         for j, mode in enumerate(shot.target_modes):
             assert mode.rate == pytest.approx(float(fractions[i + 1][j] - fractions[i][j]), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("rates", "start", "horizon", "wanted"),
+    [
+        ((1.0,), 0, math.inf, 1.0),
+        ((1.0, 0.5, 0.1), 0, math.inf, 1.0),
+        ((0.1, 0.5, 1.0), 0, math.inf, 10.0),
+        ((0.1, 0.5, 1.0), 1, math.inf, 2.0),
+        ((0.1, 0.5, 1.0), 0, 2, 5.0),
+        ((0.0, 0.0, 1.0), 0, math.inf, math.inf),
+        ((0.0, 0.0), 0, math.inf, 1.0),
+        ((0.1, 1.0), 7, math.inf, 1.0),
+    ],
+)
+def test_how_far_a_rate_is_to_rise(
+    rates: tuple[float, ...], start: int, horizon: float, wanted: float
+) -> None:
+    found = Descent((), {}, rates).largest_ahead(horizon, start)
+    assert found == pytest.approx(wanted)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adamax, AdamW, Optimizer
 
 from descent.small import data, learned, mse, network, step
-from ntk_monitor.descent import Clipping, descent_of
+from ntk_monitor.descent import Clipping, Scheduled, descent_of, read_ahead
 from ntk_monitor.probe import Probe
 from ntk_monitor.snapshot import Snapshot
 
@@ -572,3 +572,47 @@ def _fraction(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     from descent.small import learned  # noqa: PLC0415
 
     return learned(net(batch[0]), batch[1]).detach()
+
+
+@pytest.mark.parametrize("waiting", [0.0, 1e-3])
+def test_a_forecast_does_not_come_to_rest_while_a_schedule_waits(waiting: float) -> None:
+    net = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)).double()
+    batch = (
+        data()[0],
+        data()[0] @ torch.randn(3, 2, generator=torch.Generator().manual_seed(1)).double(),
+    )
+    optimizer = SGD(net.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: waiting if t < 200 else 1.0)
+    descent = descent_of([optimizer], net, rates=read_ahead([Scheduled(schedule)], 2000))
+    shot = Probe(dtype=None, loss_fn=mse, tier="modes")(net, batch, descent=descent, horizon=2000)
+    assert shot.instruments is not None
+    assert shot.instruments.rate_ahead == (1 / waiting if waiting else math.inf)
+    for mode in shot.target_modes:
+        assert mode.steps_to_learn is not None
+        assert 200 < mode.steps_to_learn < 2000
+
+
+@pytest.mark.parametrize("how", ["value", "own"])
+def test_without_clipping_of_entries_a_mode_would_be_learned(how: str) -> None:
+    net, batch = network(), data()
+    own = None if how == "value" else lambda o: nn.utils.clip_grad_value_(every_of(o), 1e-6)
+    clipping = Clipping(value=1e-6 if how == "value" else None, own=own)
+    descent = descent_of([SGD(net.parameters(), lr=0.1)], net, clipping=clipping)
+    free = descent_of([SGD(net.parameters(), lr=0.1)], net)
+    measured = Probe(dtype=None, loss_fn=mse, tier="modes")
+    clipped, plain = (measured(net, batch, descent=d, horizon=40) for d in (descent, free))
+    for stuck, mode in zip(clipped.target_modes, plain.target_modes, strict=True):
+        assert dict(stuck.rate_if)["as it is"] == pytest.approx(stuck.rate, rel=1e-6)
+        assert dict(stuck.rate_if)["without clipping"] == pytest.approx(mode.rate, rel=1e-6)
+        assert abs(stuck.rate) < 1e-2 * abs(mode.rate)
+
+
+def every_of(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def test_optimizers_that_step_nothing_of_the_loss_are_told_of() -> None:
+    net = network()
+    descent = descent_of([SGD(network().parameters(), lr=0.1)], net)
+    shot = Probe(dtype=None, loss_fn=mse, tier="modes")(net, data(), descent=descent, horizon=20)
+    assert any("step none of the parameters" in each for each in shot.remarks)

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -499,3 +501,15 @@ def test_other_processes_decide_but_do_not_speak(trainer: Any) -> None:
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StallAlert(**settings)
+
+
+def test_while_a_schedule_waits_there_is_no_verdict(trainer: Any) -> None:
+    waits = snapshot(mode(0.0, 1e9))
+    waits.instruments = replace(waits.instruments, rate_ahead=100.0)
+    alert, other = StallAlert(patience=1, warmup=0.0), StallAlert(patience=1, warmup=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        drive(alert, trainer, [waits] * 12)
+        drive(other, trainer, [STUCK] * 12)
+    assert alert.states == {1: "warming up"}
+    assert other.states == {1: "stalled"}

@@ -316,6 +316,22 @@ def test_an_unpredictable_mode_is_no_stall_since_its_steps_become_small() -> Non
         assert i < 10 or watch.states[1] == "unpredictable"
 
 
+def test_unless_it_is_not_certain_that_nothing_transfers() -> None:
+    watch, doubtful = StallWatch(StallRule()), (0.3, 0.3)
+    for i in range(60):
+        reading = Reading(1, 0.2, 5e3, doubtful, doubtful, rate=1e-3 if i < 20 else 1e-9)
+        watch.update(10 * i, [reading], 1000 - 15 * i)
+        assert not 12 < i < 25 or watch.states[1] == "unpredictable"
+    assert watch.states[1] == "stalled"
+
+
+def test_where_every_step_is_made_on_the_probed_batch_nothing_is_unpredictable() -> None:
+    every = {"transfer": (1.0, 0.0), "of_the_loss": (1.0, 0.0)}
+    assert watch_of([0.2] * 40, [2e-4] * 40, **every).states[1] == "stalled"
+    almost = {"transfer": (1.0, 1e-3), "of_the_loss": (1.0, 1e-3)}
+    assert watch_of([0.2] * 40, [2e-4] * 40, **almost).states[1] == "unpredictable"
+
+
 def test_a_mode_within_reach_that_bounces_is_unpredictable_though_its_steps_transfer() -> None:
     for rates, state in (([1e-2, -1e-2] * 20, "unpredictable"), ([math.nan] * 40, "stalled")):
         watch = StallWatch(StallRule())

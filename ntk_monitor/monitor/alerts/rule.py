@@ -204,11 +204,13 @@ class ModeWatch:
             True if so, by what came true of its rate where that says so certainly, and else by
             what steps do to other batches.
         """
+        called, own = self.state == "unpredictable", self.transfer
+        surely = own is not None and own[0] + SURE * own[1] < NOTHING
         # Late in a training little is promised in any case: of what was called so, ask it of all.
-        steps = remaining + (self.steps[-1] if self.state == "unpredictable" else 0)
+        steps = remaining + (self.steps[-1] if called else 0)
         promised = self._size_of_steps(window) * steps / max(1 - self.learned[-1], ROUNDING)
         if promised * OUT_OF_SIGHT < 1:
-            return False  # too slow even for the batch that steps are of
+            return called and surely  # too slow even for the batch that steps are of
         realised = self.realised(window)
         if realised is not None:
             share, margin = realised[0], SURE * realised[1]
@@ -216,8 +218,8 @@ class ModeWatch:
                 return False
             if share + margin < NOTHING:
                 return True
-        own, whole = self.transfer, _pooled(self.of_the_loss)
-        if own is not None and own[0] + SURE * own[1] < NOTHING:
+        whole = _pooled(self.of_the_loss)
+        if surely:
             return True
         return whole is not None and whole[0] + whole[1] < LITTLE
 
