@@ -20,7 +20,7 @@ from ntk_monitor.model.batch.structure import first_tensor, tensors_of
 from ntk_monitor.model.isolation.interception import Function
 from ntk_monitor.model.isolation.memory import address_of
 from ntk_monitor.model.sites.operations.table import READERS, uses_in
-from ntk_monitor.model.sites.operations.use import Use
+from ntk_monitor.model.sites.operations.use import Use, layout
 from ntk_monitor.model.sites.records import REGISTERED, Origin, Record, has_copies, layer_uses
 from ntk_monitor.model.sites.registry import registered_uses
 from ntk_monitor.model.sites.row_tracking import MOVING, Operation, RowTracker
@@ -209,6 +209,9 @@ class Recorder(Watch):
         if len(names) == 1 and not pending:
             made = self._scaled(name, args) or made
             made = replace(made, is_scaled=True) if name in COPYING else made
+        if names:
+            parts = tuple((o.names, o.part, layout(t)) for t, o in pairs if o.names)
+            made = replace(made, part=hash(parts))
         first = args[0] if args else None
         if name in MOVING and isinstance(first, Tensor) and first in self._expansions:
             self._expansions[outputs[0]] = operation.again(self._expansions[first])
@@ -432,14 +435,11 @@ class Recorder(Watch):
             if weight is None and (bias is None or use.place in places):
                 continue
             places.add(use.place)
-            label: list[Any] = [name, use.place, weight and weight.names, bias and bias.names]
-            if use.weight is not None and weight is not None:
-                offset = 0 if weight.derived else use.weight.storage_offset()
-                label += [tuple(use.weight.shape), offset]
-            key = (number, i)
+            key, origins = (number, i), (weight, bias)
+            parts = (o and (o.names, o.part, p) for o, p in zip(origins, use.part, strict=True))
             self._follow(use, key, output)
-            origins = (weight, bias)
-            found.append(self._record(use, origins, key, (output,), tuple(label), number, reads))
+            label = (name, use.place, *parts)
+            found.append(self._record(use, origins, key, (output,), label, number, reads))
         return found
 
     def _spend(self, size: int) -> None:

@@ -28,6 +28,7 @@ class Origin:
             led to it. They count unless what came out serves as a weight itself.
         scale: What it is multiplied with, as far as that is a number.
         is_scaled: Whether it is one of them, or a view, but for that.
+        part: Of a derived one, tells from which entries it is computed: others are other weights.
     """
 
     names: tuple[str, ...] = ()
@@ -35,6 +36,7 @@ class Origin:
     pending: tuple[Record, ...] = ()
     scale: float = 1.0
     is_scaled: bool = False
+    part: int = 0
 
     @property
     def is_computed(self) -> bool:

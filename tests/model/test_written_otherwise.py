@@ -1,0 +1,142 @@
+"""Activity by hand, for functions that are written in ways that rows were once lost in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ntk_monitor import linearize
+from ntk_monitor.model.linearization import Linearization
+
+B, T, N, M = 4, 5, 4, 3
+"""Trials, steps, units, inputs."""
+
+
+class Made(nn.Module):
+    """A function of its parts and its inputs, and a state."""
+
+    def __init__(self, function: Callable[..., Tensor], **parts: Any) -> None:
+        super().__init__()
+        self.function, self.state = function, nn.Tanh()
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.state(self.function(self, x))
+
+
+def drawn(*shape: int) -> nn.Parameter:
+    return nn.Parameter(0.5 * torch.randn(*shape, dtype=torch.float64))
+
+
+def data(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(*(shape or (B, T, M)), generator=generator, dtype=torch.float64)
+
+
+class Gaps(NamedTuple):
+    """How far the core is from what it is by hand, and from the kernel by Theorem 1."""
+
+    core: float
+    theorem: float
+
+
+def gaps(lin: Linearization, *activity: Tensor) -> Gaps:
+    n = lin.state.shape[-1]
+    rows = lin.state.numel() // n
+    flat = [V.detach().reshape(rows, -1) for V in activity]
+    wanted = sum(V @ V.T for V in flat)
+    core = lin.core.to_dense().reshape(rows, n, rows, n)[:, 0, :, 0]
+    kernel = lin.ntk.to_dense()
+    found = (lin.core_propagator @ lin.block_core @ lin.core_propagator.T).to_dense()
+    pairs = ((core, wanted), (found, kernel))
+    return Gaps(*(float((a - b).norm() / b.norm()) for a, b in pairs))
+
+
+def linearised(module: nn.Module, x: Tensor, **settings: Any) -> Linearization:
+    return linearize(module, x, state="state", dtype=torch.float64, **settings)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+# ---- parts of one parameter --------------------------------------------------------------------
+
+
+def by_steps(each: Callable[[Made, Tensor, int], Tensor]) -> Callable[[Made, Tensor], Tensor]:
+    return lambda m, x: torch.stack([each(m, x[:, t], t) for t in range(T)], 1)
+
+
+def each_scaled(m: Made, x: Tensor) -> Tensor:
+    return by_steps(lambda m, z, t: torch.addmm(m.pe[t], z, m.W, beta=2))(m, x)
+
+
+PLACED: dict[str, Callable[[Made, Tensor], Tensor]] = {
+    "at once": lambda m, x: x @ m.W + m.pe,
+    "by number": by_steps(lambda m, z, t: z @ m.W + m.pe[t]),
+    "by slices": by_steps(lambda m, z, t: m.pe[t : t + 1] + z @ m.W),
+    "unbound": lambda m, x: torch.stack(
+        [z @ m.W + p for z, p in zip(x.unbind(1), m.pe.unbind(), strict=True)], 1
+    ),
+    "in one operation": by_steps(lambda m, z, t: torch.nn.functional.linear(z, m.W.T, m.pe[t])),
+    "of a longer table": lambda m, x: x @ m.W + m.long[:T],
+    "of a longer table by number": by_steps(lambda m, z, t: z @ m.W + m.long[t]),
+    "in parts": lambda m, x: torch.cat([x[:, :2] @ m.W + m.pe[:2], x[:, 2:] @ m.W + m.pe[2:]], 1),
+    "of an embedding": by_steps(lambda m, z, t: z @ m.W + m.table.weight[t]),
+}
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_a_bias_of_each_step_is_a_column_for_each_step(name: str) -> None:
+    parts = {"W": drawn(M, N), "pe": drawn(T, N), "long": drawn(T + 3, N)}
+    module = Made(PLACED[name], **parts, table=nn.Embedding(T, N))
+    lin = linearised(module, data())
+    steps = torch.eye(T, dtype=torch.float64).expand(B, T, T)
+    assert gaps(lin, data(), steps) == pytest.approx((0, 0), abs=1e-10)
+    assert lin.coverage.fraction == 1.0
+
+
+def test_what_a_bias_of_each_step_is_multiplied_with_counts() -> None:
+    lin = linearised(Made(each_scaled, W=drawn(M, N), pe=drawn(T, N)), data())
+    steps = 2 * torch.eye(T, dtype=torch.float64).expand(B, T, T)
+    assert gaps(lin, data(), steps) == pytest.approx((0, 0), abs=1e-10)
+
+
+APART: dict[str, Callable[[Made, Tensor, int], Tensor]] = {
+    "as it is": lambda m, z, t: z @ m.Wt[t],
+    "twice": lambda m, z, t: z @ (2 * m.Wt)[t],
+    "then exp": lambda m, z, t: z @ m.Wt[t].exp(),
+    "exp before": lambda m, z, t: z @ m.Wt.exp()[t],
+    "of two": lambda m, z, t: torch.cat([z, z], -1) @ torch.cat([m.Wt[t], m.Wt[0]]),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_different_entries_of_a_weight_are_different_weights(name: str) -> None:
+    module = Made(by_steps(APART[name]), Wt=drawn(T, M, N), a=nn.Linear(N, N))
+    module.function = lambda m, x: m.a(by_steps(APART[name])(m, x))
+    lin = linearised(module, data())
+    assert [site.name for site in lin.sites] == ["a.weight"]
+    assert lin.coverage.left_out == {"Wt": "its rows (4,) are not the state's (4, 5)"}
+
+
+def test_a_weight_and_its_transpose_are_different_weights() -> None:
+    def forward(m: Made, x: Tensor) -> Tensor:
+        return torch.stack([z @ (m.W if t % 2 else m.W.T) for t, z in enumerate(x.unbind(1))], 1)
+
+    lin = linearised(Made(forward, W=drawn(M, M), a=nn.Linear(M, M)), data())
+    assert lin.coverage.fraction == 0.0
+
+
+def test_a_derived_weight_is_the_same_at_all_steps() -> None:
+    forward = by_steps(lambda m, z, t: z @ (m.W.T.exp() * 2).T)
+    lin = linearised(Made(forward, W=drawn(M, N)), data())
+    assert lin.coverage.fraction == 1.0
+    assert gaps(lin, data()).core < 1e-10
