@@ -140,3 +140,64 @@ def test_a_derived_weight_is_the_same_at_all_steps() -> None:
     lin = linearised(Made(forward, W=drawn(M, N)), data())
     assert lin.coverage.fraction == 1.0
     assert gaps(lin, data()).core < 1e-10
+
+
+# ---- trials one by one, with constants ---------------------------------------------------------
+
+
+def one_by_one(function: Callable[[Made, Tensor], Tensor]) -> Callable[[Made, Tensor], Tensor]:
+    return lambda m, x: torch.stack([function(m, trial) for trial in x])
+
+
+CONSTANT = data(T, M)
+ALIKE: dict[str, Callable[[Made, Tensor], Tensor]] = {
+    "a buffer is added": lambda m, x: m.a(x + m.places),
+    "a constant is added": lambda m, x: m.a(x + CONSTANT.to(x)),
+    "a buffer scales": lambda m, x: m.a(m.places * x),
+    "a frozen weight is added": lambda m, x: m.a(x + m.frozen),
+    "a frozen layer's output is added": lambda m, x: m.a(x + m.layer(m.places)),
+    "what a layer makes of a buffer is added": lambda m, x: m.b(m.a(x) + m.c(m.places).tanh()),
+    "sorted": lambda m, x: m.a(x.sort(-2)[0]),
+    "mixed behind": lambda m, x: m.mixing @ m.a(x),
+    "a convolution": lambda m, x: m.conv(x.mT).mT,
+}
+
+
+def with_constants(function: Callable[[Made, Tensor], Tensor], steps: int) -> Made:
+    parts = {
+        "a": nn.Linear(M, N), "b": nn.Linear(N, N), "c": nn.Linear(M, N), "frozen": drawn(steps, M),
+        "layer": nn.Linear(M, M), "conv": nn.Conv1d(M, N, 3, padding=1),
+    }  # fmt: skip
+    module = Made(function, **parts)
+    module.register_buffer("places", data(steps, M))
+    module.register_buffer("mixing", data(steps, steps))
+    module.frozen.requires_grad_(False)
+    module.layer.requires_grad_(False)
+    return module
+
+
+@pytest.mark.parametrize("trials", [B, T])
+@pytest.mark.parametrize("name", ALIKE)
+def test_trials_one_by_one_have_the_core_of_all_at_once(name: str, trials: int) -> None:
+    module, x = with_constants(ALIKE[name], T), data(trials, T, M)
+    at_once = linearised(module, x)
+    module.function = one_by_one(ALIKE[name])
+    apart = linearised(module, x)
+    assert at_once.coverage.fraction == 1.0
+    assert apart.coverage.fraction == 1.0
+    torch.testing.assert_close(apart.core.to_dense(), at_once.core.to_dense(), rtol=1e-10, atol=0)
+
+
+def test_rows_of_a_constant_are_not_those_of_all_trials() -> None:
+    module = with_constants(one_by_one(lambda m, x: m.a(m.mixing @ x)), T)
+    lin = linearised(module, data())
+    assert lin.coverage.fraction == 0.0
+    assert lin.coverage.left_out.keys() == {"a.weight", "a.bias"}
+
+
+def test_a_layer_on_a_buffer_serves_all_trials() -> None:
+    module = with_constants(lambda m, x: m.a(m.places) + m.b(m.c(x)), T)
+    lin = linearised(module, data())
+    assert lin.coverage.fraction == 1.0
+    both = torch.cat([module.places, torch.ones(T, 1)], -1).expand(B, T, M + 1)
+    assert any(torch.equal(site.activity, both) for site in lin.sites)

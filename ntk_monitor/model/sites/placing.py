@@ -71,6 +71,8 @@ def place_uses(
     apart: list[Record] = []
     for group in groups.values():
         found = _by_numbers(group, recorder, known, rows, dependence)
+        if found is None and _is_a_trial_each(group, rows, dependence):
+            found = [(group, by_order(rows, "trials", (), recorder.theta[names[0]].device))]
         if found is None:
             lost += _steps(group, rows, dependence)
             continue
@@ -127,6 +129,8 @@ def _by_numbers(
         for numbers, placement in placed_by(numbering, own, rows, shape):
             uses = [group[i] for i in numbers]
             each_use = zip(uses, placement.inverse, strict=True)
+            if placement.is_shared and not all(map(dependence.moves_all_trials, uses)):
+                continue
             if all(_is_inside(record, inverse, dependence) for record, inverse in each_use):
                 found.append((uses, placement))
         count = sum(int((p.index >= 0).sum()) for _, p in found)
@@ -180,6 +184,14 @@ def _owner(module: nn.Module, name: str) -> str:
     return type(module.get_submodule(name.rpartition(".")[0])).__name__
 
 
+def _is_a_trial_each(group: Sequence[Record], rows: Rows, dependence: Dependence) -> bool:
+    """Whether uses with the same label are those of the trials, one after the other."""
+    B, T = rows
+    if not len(group) == B > 1 or any(r.path is not None for r in group):
+        return False
+    return all(prod(r.use.rows) == T for r in group) and dependence.is_a_trial_each(group)
+
+
 def _steps(group: Sequence[Record], rows: Rows, dependence: Dependence) -> list[list[Record]]:
     """Uses with the same label, those of successive time steps together."""
     # A weight that acts once less often than there are steps does so from the second step on, if
@@ -211,7 +223,8 @@ def _orders(
         if record.path is not None:
             found[i] = "batch" if own == rows else None
         elif prod(own) != B * T:
-            found[i] = "steps" if own in {(T,), (1, T)} else None
+            is_shared = own in {(T,), (1, T)} and dependence.moves_all_trials(record)
+            found[i] = "steps" if is_shared else None
         elif 1 in rows or (own[0] == B != T and len(own) > 1):
             found[i] = "batch"
         elif own == (T, B) and B != T:

@@ -368,12 +368,14 @@ class RowTracker:
 
     def _windows(self, operation: Operation) -> list[Labels]:
         """A convolution: of each window the entry that leaves as many as possible a number."""
-        found, shape = convolution_of(operation.in_order), operation.outputs[0].shape
-        if found is None:
-            return []
-        x, axes = found
-        known = self._labelled(x, operation)
-        return [self._gather(known, (1,), lambda x: _tapped(x, axes).unsqueeze(1).expand(shape))]
+        (x, axes), shape = convolution_of(operation.in_order), operation.outputs[0].shape
+        channels = x.ndim - len(axes) - 1  # 1, or 0 of a single sequence or image
+
+        def tapped(numbers: Tensor) -> Tensor:
+            found = _tapped(numbers if channels else numbers.unsqueeze(0), axes)
+            return (found.unsqueeze(1) if channels else found).expand(shape)
+
+        return [self._gather(self._labelled(x, operation), (channels,), tapped)]
 
     def _summed(self, operation: Operation) -> list[Labels]:
         given, (output, *_) = operation.first("input", "self"), operation.outputs
