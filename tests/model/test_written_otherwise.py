@@ -201,3 +201,64 @@ def test_a_layer_on_a_buffer_serves_all_trials() -> None:
     assert lin.coverage.fraction == 1.0
     both = torch.cat([module.places, torch.ones(T, 1)], -1).expand(B, T, M + 1)
     assert any(torch.equal(site.activity, both) for site in lin.sites)
+
+
+# ---- rate networks -----------------------------------------------------------------------------
+
+Step = Callable[[Any, Tensor, Tensor], Tensor]
+RATES: dict[str, Step] = {
+    "decay": lambda m, h, x: 0.8 * h + 0.2 * (h.tanh() @ m.W.T + x @ m.Win.T),
+    "leak first": lambda m, h, x: h + 0.2 * (-h + h.tanh() @ m.W.T + x @ m.Win.T),
+    "leak last": lambda m, h, x: h + 0.2 * (h.tanh() @ m.W.T + x @ m.Win.T - h),
+    "einsum": lambda m, h, x: (
+        h + 0.2 * (-h + torch.einsum("ij,bj->bi", m.W, h.tanh()) + x @ m.Win.T)
+    ),
+    "input first": lambda m, h, x: h + 0.2 * (x @ m.Win.T - h + h.tanh() @ m.W.T),
+    "in place": lambda m, h, x: h.mul(0.8).add_(0.2 * (h.tanh() @ m.W.T + x @ m.Win.T)),
+}
+
+
+def before(module: Made, x: Tensor) -> Tensor:
+    module(x)
+    return torch.stack(module.before, 1)
+
+
+def unrolled(step: Step, *, given: bool) -> Callable[[Made, Tensor], Tensor]:
+    def forward(m: Made, x: Tensor) -> Tensor:
+        h = x[:, 0].repeat(1, 2)[:, :N] if given else torch.zeros(len(x), N, dtype=x.dtype)
+        states, m.before = [], []
+        for t in range(x.shape[1]):
+            m.before.append(h.detach().tanh())
+            h = step(m, h, x[:, t])
+            states.append(h)
+        return torch.stack(states, 1)
+
+    return forward
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("name", RATES)
+def test_rates_have_one_core_however_their_leak_is_written(name: str, given: bool) -> None:
+    module, x = Made(unrolled(RATES[name], given=given), W=drawn(N, N), Win=drawn(N, M)), data()
+    lin = linearised(module, x)
+    assert lin.coverage.fraction == 1.0
+    assert gaps(lin, before(module, x), x) == pytest.approx((0, 0), abs=1e-10)
+
+
+SIGNED: dict[str, Callable[[Any], Tensor]] = {
+    "times a row": lambda m: m.W.relu() * m.signs,
+    "on the right": lambda m: m.W.relu() @ torch.diag(m.signs),
+    "on both sides": lambda m: torch.eye(N, dtype=m.W.dtype) @ m.W.relu() @ torch.diag(m.signs),
+}
+
+
+@pytest.mark.parametrize("name", SIGNED)
+def test_signs_of_units_make_a_weight_of_a_weight(name: str) -> None:
+    def step(m: Made, h: Tensor, x: Tensor) -> Tensor:
+        return 0.8 * h + 0.2 * (h.tanh() @ SIGNED[name](m).T + x @ m.Win.T)
+
+    module = Made(unrolled(step, given=False), W=drawn(N, N), Win=drawn(N, M))
+    module.register_buffer("signs", torch.tensor([1.0, 1.0, 1.0, -4.0], dtype=torch.float64))
+    lin = linearised(module, data())
+    assert (lin.coverage.fraction, lin.coverage.left_out) == (1.0, {})
+    assert gaps(lin, before(module, data()), data()).core < 1e-10

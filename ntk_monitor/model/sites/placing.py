@@ -91,6 +91,7 @@ def place_uses(
             spans = [prod(r.use.rows) // rows[0] for r in uses] if order == "batch" else []
             device = recorder.theta[names[0]].device if names else None
             placed.append((uses, by_order(rows, order, spans, device)))
+    apart = _without_alternatives(apart, [record for uses, _ in placed for record in uses])
     number = {id(record): i for i, record in enumerate(ordered)}
     placed.sort(key=lambda each: number[id(each[0][0])])
     bare = tuple(
@@ -137,6 +138,13 @@ def _by_numbers(
         if count > most:
             best, most = found, count
     return best
+
+
+def _without_alternatives(apart: Sequence[Record], placed: Sequence[Record]) -> list[Record]:
+    """Uses on other rows, but for those in whose place one is on the state's, or the other way."""
+    inside = {record.key for record in placed}
+    there = frozenset().union(*(record.instead for record in placed))
+    return [r for r in apart if r.key not in there and inside.isdisjoint(r.instead)]
 
 
 def _is_inside(record: Record, inverse: Tensor, dependence: Dependence) -> bool:

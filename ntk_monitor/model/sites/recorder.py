@@ -171,7 +171,8 @@ class Recorder(Watch):
         output = func(*args, **kwargs)
         outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
         is_data = partial(self._is_data, constants=name in READERS)
-        operation = Operation(name, func, args, kwargs, outputs, is_data)
+        depends = partial(self._is_data, constants=False)
+        operation = Operation(name, func, args, kwargs, outputs, is_data, depends)
         with without_torch_function(), torch.no_grad():
             into_the_first = name == "__setitem__"
             self.rows.see(operation._replace(outputs=[args[0]]) if into_the_first else operation)
@@ -198,7 +199,7 @@ class Recorder(Watch):
         copies = copies if len(copies) < len(names) else set()
         constant = any(not o.names for o in origins)
         if names and (constant or copies) and name not in ADDING:
-            read = self._read(operation, number)
+            read = [_in_place_of_pending(record) for record in self._read(operation, number)]
             pending += [r for r in read if not (copies and has_copies(r.use.weight))]
             for n in copies:  # a learned first state of all trials: no weight, but what one acts on
                 self.met.setdefault(n, name)
@@ -462,6 +463,12 @@ class Recorder(Watch):
         origin = None if address is None else self._origins.get(address)
         if address and origin is not None and not (origin.names and not origin.derived):
             del self._origins[address]
+
+
+def _in_place_of_pending(record: Record) -> Record:
+    """A use of a weight that is a product with a constant, in which that may be the weight."""
+    pending = () if record.weight is None else record.weight.pending
+    return replace(record, instead=frozenset(each.key for each in pending))
 
 
 class _Once:

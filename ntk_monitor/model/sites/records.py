@@ -82,6 +82,8 @@ class Record:
         path: The recurrent layer, if it is one.
         local: The weight's local name there.
         valid: For packed sequences, which steps there are, (B, T).
+        instead: Keys of uses in whose place it is, if it is one: either of two constants that a
+            weight is between may be what it acts on.
     """
 
     use: Use
@@ -95,6 +97,7 @@ class Record:
     path: str | None = None
     local: str | None = None
     valid: Tensor | None = None
+    instead: frozenset[tuple[Any, ...]] = frozenset()
 
     @property
     def size(self) -> int:

@@ -115,6 +115,13 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return same_memory or bool(torch.equal(a, b))
 
 
+def same_numbers(first: Labels, second: Labels) -> bool:
+    """Whether two tensors have the same numbers of the same sources, entry by entry."""
+    return first.keys() == second.keys() and all(
+        _same(a, b) for s, label in first.items() for a, b in zip(label, second[s], strict=True)
+    )
+
+
 def common_shape(*shapes: Sequence[int]) -> torch.Size:
     """The shape to which tensors of some shapes are broadcast."""
     found: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
