@@ -262,3 +262,42 @@ def test_signs_of_units_make_a_weight_of_a_weight(name: str) -> None:
     lin = linearised(module, data())
     assert (lin.coverage.fraction, lin.coverage.left_out) == (1.0, {})
     assert gaps(lin, before(module, data()), data()).core < 1e-10
+
+
+# ---- both directions, in one product -----------------------------------------------------------
+
+
+def one_direction(m: Made, x: Tensor, name: str, *, fused: bool) -> tuple[Tensor, Tensor]:
+    U, W, b = (getattr(m, part + name) for part in "UWb")
+    h, states, before = x.new_zeros(len(x), N), [], []
+    for z in x.unbind(1):
+        before.append(h.detach())
+        both = torch.cat([z, h], 1) @ torch.cat([U, W], 1).T if fused else z @ U.T + h @ W.T
+        h = torch.tanh(both + b)
+        states.append(h)
+    return torch.stack(states, 1), torch.stack(before, 1)
+
+
+def both_directions(m: Made, x: Tensor, *, fused: bool) -> tuple[Tensor, Tensor, Tensor]:
+    ahead, before = one_direction(m, x, "1", fused=fused)
+    back, after = (each.flip(1) for each in one_direction(m, x.flip(1), "2", fused=fused))
+    return torch.cat([ahead, back], -1), before, after
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("steps", [2, 5])
+def test_a_step_and_what_went_before_may_be_in_one_product(fused: bool, steps: int) -> None:
+    module = Made(
+        lambda m, x: both_directions(m, x, fused=fused)[0],
+        U1=drawn(N, M), W1=drawn(N, N), b1=drawn(N), U2=drawn(N, M), W2=drawn(N, N), b2=drawn(N),
+    )  # fmt: skip
+    x = data(B, steps, M)
+    lin = linearised(module, x)
+    _, before, after = both_directions(module, x, fused=fused)
+    ones = torch.ones(B, steps, 2, dtype=x.dtype)
+    if steps == 2 and fused and lin.coverage.left_out:  # at the second step all steps are there
+        inputs = [site.activity[..., :M] for site in lin.sites if site.name.startswith("U")]
+        assert all(torch.equal(each, x) for each in inputs)
+        return
+    assert lin.coverage.fraction == 1.0
+    assert gaps(lin, x, x, before, after, ones) == pytest.approx((0, 0), abs=1e-10)

@@ -133,13 +133,13 @@ def numberings(labels: Labels, rows: Rows) -> Iterator[Numbering]:
     Yields:
         The ways, those first in which places are kept.
     """
-    seen: dict[int, list[Tensor]] = {}
     for kind in range(3):
         for source, label in labels.items():
-            for numbers in label[kind].unbind(-1):
-                if any(torch.equal(numbers, other) for other in seen.get(source, ())):
+            seen: list[Tensor] = []
+            for numbers in () if kind and label.is_one else label[kind].unbind(-1):
+                if any(torch.equal(numbers, other) for other in seen):
                     continue
-                seen.setdefault(source, []).append(numbers)
+                seen.append(numbers)
                 there = numbers >= 0
                 own, where = numbers[there], there.flatten().nonzero().flatten()
                 if not len(own):

@@ -84,7 +84,8 @@ def place_uses(
         order = orders[i]
         if len(uses) > 1:  # one after the other: in the order of the trials, or in none
             ends = dependence.orders([uses[0], uses[-1]])
-            order = "batch" if ends == ["batch", "batch"] else None
+            forward = ends == ["batch", "batch"] and not dependence.moves_first_step(uses[-1])
+            order = "batch" if forward else None
         if order is None:
             apart += uses
         else:
