@@ -301,3 +301,44 @@ def test_a_step_and_what_went_before_may_be_in_one_product(fused: bool, steps: i
         return
     assert lin.coverage.fraction == 1.0
     assert gaps(lin, x, x, before, after, ones) == pytest.approx((0, 0), abs=1e-10)
+
+
+# ---- tensors that are written to ---------------------------------------------------------------
+
+
+def written(make: Callable[..., Tensor]) -> Callable[[Made, Tensor], Tensor]:
+    def forward(m: Made, x: Tensor) -> Tensor:
+        found = make(*x.shape[:2], N, dtype=x.dtype)
+        found[:] = m.a(x)
+        return m.b(found.tanh())
+
+    return forward
+
+
+def step_by_step(m: Made, x: Tensor) -> Tensor:
+    found = torch.zeros(B, T, N, dtype=x.dtype)
+    for t in range(T):
+        found[:, t] = m.a(x[:, t])
+    return m.b(found.tanh())
+
+
+def in_rows(m: Made, x: Tensor) -> Tensor:
+    whole = torch.zeros(N, M, dtype=x.dtype)
+    whole[:2] = m.top
+    whole[2:] = m.bottom
+    return x @ whole.T
+
+
+@pytest.mark.parametrize("forward", [written(torch.zeros), written(torch.empty), step_by_step])
+def test_what_is_written_into_a_constant_is_seen(forward: Callable[..., Tensor]) -> None:
+    module = Made(forward, a=nn.Linear(M, N), b=nn.Linear(N, N))
+    lin = linearised(module, data())
+    assert lin.coverage.fraction == 1.0
+    ones = torch.ones(B, T, 2, dtype=torch.float64)
+    assert gaps(lin, data(), module.a(data()).tanh(), ones) == pytest.approx((0, 0), abs=1e-10)
+
+
+def test_a_weight_may_be_written_into_a_constant() -> None:
+    lin = linearised(Made(in_rows, top=drawn(2, M), bottom=drawn(2, M)), data())
+    assert lin.coverage.fraction == 1.0
+    assert gaps(lin, data()) == pytest.approx((0, 0), abs=1e-10)

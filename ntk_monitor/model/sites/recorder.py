@@ -173,9 +173,10 @@ class Recorder(Watch):
         is_data = partial(self._is_data, constants=name in READERS)
         depends = partial(self._is_data, constants=False)
         operation = Operation(name, func, args, kwargs, outputs, is_data, depends)
+        if name == "__setitem__":
+            outputs.append(args[0])
         with without_torch_function(), torch.no_grad():
-            into_the_first = name == "__setitem__"
-            self.rows.see(operation._replace(outputs=[args[0]]) if into_the_first else operation)
+            self.rows.see(operation)
         if not outputs or name == "__get__":
             return output
         if name not in DRAWING and None not in origins:
@@ -217,7 +218,9 @@ class Recorder(Watch):
         if name in MOVING and isinstance(first, Tensor) and first in self._expansions:
             self._expansions[outputs[0]] = operation.again(self._expansions[first])
         for t in outputs:
-            if self.origin(t) is None:
+            known = self._origins.get(address_of(t) or 0)
+            is_part = known is not None and set(known.names) < set(names)  # of what is written to
+            if known is None or (is_part and (known.derived or not known.names)):
                 self._learn(t, made)
 
     def _expanded(self, inputs: Sequence[Tensor], output: Tensor) -> bool:
