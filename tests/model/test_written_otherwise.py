@@ -342,3 +342,48 @@ def test_a_weight_may_be_written_into_a_constant() -> None:
     lin = linearised(Made(in_rows, top=drawn(2, M), bottom=drawn(2, M)), data())
     assert lin.coverage.fraction == 1.0
     assert gaps(lin, data()) == pytest.approx((0, 0), abs=1e-10)
+
+
+# ---- masks that are held otherwise -------------------------------------------------------------
+
+MASK = (data(N, M) > -0.3).double()
+
+
+def in_a_closure(mask: Tensor) -> Callable[[Made, Tensor], Tensor]:
+    return lambda m, x: x @ (m.W * mask).T
+
+
+HELD: dict[str, tuple[Callable[[Made, Tensor], Tensor], dict[str, Any]]] = {
+    "attribute": (lambda m, x: x @ (m.W * m.mask).T, {"mask": MASK.clone()}),
+    "where": (lambda m, x: x @ torch.where(m.mask > 0, m.W, 0.0).T, {"mask": MASK.clone()}),
+    "filled": (lambda m, x: x @ m.W.masked_fill(~m.mask, 0).T, {"mask": MASK.bool()}),
+    "list": (lambda m, x: x @ (m.masks[1] * m.W).T, {"masks": [None, MASK.clone()]}),
+    "dict": (lambda m, x: x @ (m.masks["W"].to(x.dtype) * m.W).T, {"masks": {"W": MASK.float()}}),
+    "closure": (in_a_closure(MASK.clone()), {}),
+    "array": (lambda m, x: x @ (m.W * torch.from_numpy(m.mask)).T, {"mask": MASK.clone().numpy()}),
+    "copied array": (lambda m, x: x @ (m.W * torch.tensor(m.mask)).T, {"mask": MASK.numpy()}),
+    "shared array": (lambda m, x: x @ (m.W * torch.as_tensor(m.mask)).T, {"mask": MASK.numpy()}),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_mask_is_one_wherever_it_is_held(name: str) -> None:
+    function, parts = HELD[name]
+    lin = linearised(Made(function, W=drawn(N, M), **parts), data())
+    assert (lin.coverage.fraction, lin.coverage.left_out) == (1.0, {})
+    assert gaps(lin, data()).core < 1e-10
+
+
+HELD_DATA: dict[str, Callable[[Made, Tensor], Tensor]] = {
+    "as it is": lambda m, x: m.b(m.a(m.features).tanh()) + 0 * x[..., :1],
+    "changed": lambda m, x: m.b(m.a(2 * m.features.clone()).tanh()) + 0 * x[..., :1],
+    "scaled by a weight": lambda m, x: m.b(m.a(m.features * m.gain).tanh()) + 0 * x[..., :1],
+    "written": lambda m, x: m.b(m.a(torch.zeros_like(x).copy_(m.features))) + 0 * x[..., :1],
+}
+
+
+@pytest.mark.parametrize("name", HELD_DATA)
+def test_data_that_a_module_holds_is_data(name: str) -> None:
+    parts = {"a": nn.Linear(M, N), "b": nn.Linear(N, N), "gain": drawn(M)}
+    lin = linearised(Made(HELD_DATA[name], **parts, features=data()), data())
+    assert [site.name for site in lin.sites] == ["a.weight", "b.weight"]

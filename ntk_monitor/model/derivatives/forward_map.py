@@ -36,6 +36,7 @@ from ntk_monitor.model.isolation.write_guard import guarded
 from ntk_monitor.model.parameters.pieces import dots
 from ntk_monitor.model.parameters.sharding import Sharding, place_of
 from ntk_monitor.model.sites.collector import Collector
+from ntk_monitor.model.sites.held import held_by
 from ntk_monitor.model.sites.recorder import Recorder
 from ntk_monitor.model.sites.saved_tensors import Sketch, without_saved_tensors
 from ntk_monitor.model.sites.watch import Injector
@@ -287,7 +288,7 @@ class ForwardMap:
         own = {name: self.tensors[name].clone() for name, _ in self.module.named_buffers()}
         versions = {name: t._version for name, t in own.items()}
         constants = {n: t for n, t in self.tensors.items() if n not in theta} | own
-        recorder = Recorder(theta, constants.values(), sketch, room)
+        recorder = Recorder(theta, constants.values(), held_by(self.module), sketch, room)
         discovery = Discovery(self._protected(), keep=sketch is None, rows_of=recorder.rows.of)
         returned = self._record({**self.tensors, **theta, **own}, recorder, discovery)
         self.batch.settle()

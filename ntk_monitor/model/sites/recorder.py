@@ -84,6 +84,7 @@ class Recorder(Watch):
         self,
         parameters: Mapping[str, Tensor],
         constants: Iterable[Tensor],
+        held: Iterable[Tensor] = (),
         sketch: Sketch | None = None,
         room: float = math.inf,
     ) -> None:
@@ -92,6 +93,7 @@ class Recorder(Watch):
         Args:
             parameters: The studied parameters, as the model will see them.
             constants: Tensors that depend on neither parameters nor data.
+            held: Tensors of which this is not known, that the module holds in other ways.
             sketch: Makes stand-ins for what is returned; None to keep tensors and activity.
             room: Bytes that what is kept may take.
         """
@@ -110,6 +112,8 @@ class Recorder(Watch):
         self._returned: dict[int, list[int]] = {}
         self._expansions: Any = WeakIdKeyDictionary()
         self.rows = RowTracker()
+        for tensor in held:
+            self._learn(tensor, Origin(is_held=True))
         for constant in constants:
             self._learn(constant, Origin())
         for name, parameter in parameters.items():
@@ -170,6 +174,7 @@ class Recorder(Watch):
         origins = [self.origin(t) for t in inputs]
         output = func(*args, **kwargs)
         outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+        origins = _met_by(name, inputs, origins, outputs)
         is_data = partial(self._is_data, constants=name in READERS)
         depends = partial(self._is_data, constants=False)
         operation = Operation(name, func, args, kwargs, outputs, is_data, depends)
@@ -207,7 +212,8 @@ class Recorder(Watch):
         if names and name in COPYING and not self._expanded(inputs, outputs[0]):
             self._meet(name, [], origins)  # what comes out counts as data
             return
-        made = Origin(names, derived=bool(names), pending=tuple(pending))
+        held = not names and any(o.is_held for o in origins)
+        made = Origin(names, derived=bool(names), pending=tuple(pending), is_held=held)
         if len(names) == 1 and not pending:
             made = self._scaled(name, args) or made
             made = replace(made, is_scaled=True) if name in COPYING else made
@@ -218,9 +224,7 @@ class Recorder(Watch):
         if name in MOVING and isinstance(first, Tensor) and first in self._expansions:
             self._expansions[outputs[0]] = operation.again(self._expansions[first])
         for t in outputs:
-            known = self._origins.get(address_of(t) or 0)
-            is_part = known is not None and set(known.names) < set(names)  # of what is written to
-            if known is None or (is_part and (known.derived or not known.names)):
+            if _tells_more(made, self._origins.get(address_of(t) or 0)):
                 self._learn(t, made)
 
     def _expanded(self, inputs: Sequence[Tensor], output: Tensor) -> bool:
@@ -275,7 +279,7 @@ class Recorder(Watch):
     def _is_data(self, tensor: Tensor, *, constants: bool) -> bool:
         """Whether a tensor has rows of its own: data, or a constant that meets a weight."""
         origin = self.origin(tensor)
-        return origin is None or (constants and not origin.names)
+        return origin is None or origin.is_held or (constants and not origin.names)
 
     def origin(self, tensor: Tensor) -> Origin | None:
         """Where a tensor comes from.
@@ -466,6 +470,29 @@ class Recorder(Watch):
         origin = None if address is None else self._origins.get(address)
         if address and origin is not None and not (origin.names and not origin.derived):
             del self._origins[address]
+
+
+def _tells_more(made: Origin, known: Origin | None) -> bool:
+    """Whether what came out is more than what is known of its memory, which was written to then."""
+    if known is None:
+        return True
+    if made.is_held:  # written into a constant
+        return not (known.names or known.is_held)
+    return set(known.names) < set(made.names) and (known.derived or not known.names)
+
+
+def _met_by(
+    name: str,
+    inputs: Sequence[Tensor],
+    origins: Sequence[Origin | None],
+    outputs: Sequence[Tensor],
+) -> list[Origin | None]:
+    """Where arguments come from; what the module holds is data where it makes no weight."""
+    pairs = zip(inputs, origins, strict=True)
+    shapes = {t.shape for t, o in pairs if o is not None and o.names}
+    if not shapes or (name not in READERS and all(t.shape in shapes for t in outputs)):
+        return list(origins)
+    return [None if o is not None and o.is_held else o for o in origins]
 
 
 def _in_place_of_pending(record: Record) -> Record:

@@ -29,6 +29,8 @@ class Origin:
         scale: What it is multiplied with, as far as that is a number.
         is_scaled: Whether it is one of them, or a view, but for that.
         part: Of a derived one, tells from which entries it is computed: others are other weights.
+        is_held: Whether it is, or is computed from, what the module holds beside its buffers: a
+            constant where it makes a weight of a weight of its shape, as a mask does; data else.
     """
 
     names: tuple[str, ...] = ()
@@ -37,6 +39,7 @@ class Origin:
     scale: float = 1.0
     is_scaled: bool = False
     part: int = 0
+    is_held: bool = False
 
     @property
     def is_computed(self) -> bool:
