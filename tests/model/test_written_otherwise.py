@@ -387,3 +387,14 @@ def test_data_that_a_module_holds_is_data(name: str) -> None:
     parts = {"a": nn.Linear(M, N), "b": nn.Linear(N, N), "gain": drawn(M)}
     lin = linearised(Made(HELD_DATA[name], **parts, features=data()), data())
     assert [site.name for site in lin.sites] == ["a.weight", "b.weight"]
+
+
+# ---- rows that a constant mixes ----------------------------------------------------------------
+
+
+def test_rows_that_cannot_be_followed_are_said_to_be() -> None:
+    module = with_constants(lambda m, x: m.a(m.mixing @ x), T)
+    lin = linearised(module, data())
+    assert lin.coverage.fraction == 0.0
+    why = "its rows (4, 5) cannot be followed to the state's (4, 5): a product with a constant"
+    assert lin.coverage.left_out["a.weight"].startswith(why)

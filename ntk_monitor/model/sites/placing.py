@@ -171,9 +171,7 @@ def _coverage(
     missed: list[str] = []
     for record in apart:
         for name in parameters_of(record):
-            acts = "it also acts on rows" if inside[name] else "its rows"
-            verb = ", which are not" if inside[name] else " are not"
-            left_out.setdefault(name, f"{acts} {record.use.rows}{verb} the state's {rows}")
+            left_out.setdefault(name, _elsewhere(record.use.rows, rows, also=bool(inside[name])))
     for name in names:
         if name in left_out or inside[name]:
             continue
@@ -187,6 +185,18 @@ def _coverage(
     covered = sum(sizes[n] * inside[n] / (inside[n] + outside[n]) for n in names if inside[n])
     share = covered / behind if behind else 0.0  # of a frozen body nothing
     return Coverage(share, left_out, tuple(missed))
+
+
+def _elsewhere(own: Sequence[int], rows: Rows, *, also: bool) -> str:
+    """Why a use is left out."""
+    acts, which = ("it also acts on rows", ", which") if also else ("its rows", "")
+    why = f"{acts} {tuple(own)}{which}"
+    if prod(own) != prod(rows):
+        return f"{why} are not the state's {rows}"
+    return (
+        f"{why} cannot be followed to the state's {rows}: a product with a constant over trials or "
+        "steps, or another operation in which rows come together, is on the way"
+    )
 
 
 def _owner(module: nn.Module, name: str) -> str:
