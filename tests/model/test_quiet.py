@@ -3,7 +3,8 @@
 import copy
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ntk_monitor import probe
+from ntk_monitor import linearize, probe
 from ntk_monitor.compat import set_default_device
 from ntk_monitor.model import quiet
 from ntk_monitor.model.derivatives import trial_gradients
@@ -383,6 +384,58 @@ def test_checkpointed_models_have_the_same_numbers(
         settings = {"method": method, "state": "2", "max_products": 24}
         found = probe(net, batch(), **settings)
         assert found.trace == probe(nn.Sequential(*layers), batch(), **settings).trace
+
+
+class Parts(nn.Module):
+    """A body and a head, some of it computed again going backward."""
+
+    def __init__(self, part: str = "") -> None:
+        super().__init__()
+        self.part = part
+        self.body = nn.Sequential(nn.Linear(3, 8), nn.Tanh())
+        self.head = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        def again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+            return checkpoint(function, x, use_reentrant=False)
+
+        if self.part == "whole":
+            return again(lambda x: self.head(self.body(x)), x)
+        h = again(self.body, x) if self.part == "body and head" else self.body(x)
+        return again(self.head, h) if self.part else self.head(h)
+
+
+@pytest.mark.parametrize("part", ["head", "body and head", "whole"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"parameters": "body.0.weight"}, {"method": "exact"}, {"state": "auto"}],
+    ids=str,
+)
+def test_a_head_is_computed_again_with_what_a_probe_has_changed(
+    part: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial_gradients, "FEWEST_GROUPS", 10**6)
+    torch.manual_seed(0)
+    net, plain = Parts(part), Parts()
+    plain.load_state_dict(net.state_dict())
+    both = torch.randn(4, 6, 3), torch.randn(4, 6, 2)
+    settings = {"state": "body", "learning_rate": 0.1, "max_products": 24, **settings}
+    found, right = (probe(m, both, **settings).scalars() for m in (net, plain))
+    timed = {name for name in right if "seconds" in name}
+    assert found.keys() == right.keys()
+    assert {n: x for n, x in found.items() if n not in timed} == pytest.approx(
+        {n: x for n, x in right.items() if n not in timed}, rel=1e-4, nan_ok=True
+    )
+
+
+def test_what_is_computed_again_has_the_weights_of_the_linearisation() -> None:
+    torch.manual_seed(0)
+    net, x = Parts("whole"), torch.randn(4, 6, 3)
+    lin, plain = (linearize(m, x, state="body") for m in (net, copy.deepcopy(net)))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(3)
+    torch.testing.assert_close(lin.ntk.to_dense(), plain.ntk.to_dense())
 
 
 def test_new_tensors_have_the_arithmetic_of_the_probe() -> None:

@@ -261,15 +261,19 @@ def test_trials_that_act_on_one_another_are_not_told_apart() -> None:
     assert abs(found.trace.value - exact.trace.value) < 4 * found.trace.stderr
 
 
-def test_where_activations_are_computed_again_samples_are_taken() -> None:
+def test_where_training_computes_activations_again_trials_are_told_apart_as_elsewhere() -> None:
     net = Made(
         lambda m, x: m.readout(m.state(checkpoint(m.a, x, use_reentrant=False))),
         a=nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 30)), state=nn.Tanh(),
         readout=nn.Linear(30, 2),
     )  # fmt: skip
-    measure = Probe(state="state", modes=0)
-    assert measure(net, rows()).trace.value > 0
-    assert set(measure._kernel._apart.values()) == {False}
+    plain = Made(lambda m, x: m.readout(m.state(m.a(x))), **dict(net.named_children()))
+    measures = [Probe(state="state", modes=0) for _ in range(2)]
+    x = rows()
+    found, right = (measure(m, x) for measure, m in zip(measures, (net, plain), strict=True))
+    assert found.trace == right.trace
+    assert found.frobenius_norm == right.frobenius_norm
+    assert [set(m._kernel._apart.values()) for m in measures] == [{True}] * 2
 
 
 def test_tangents_of_groups_that_do_not_settle_leave_a_probe_of_samples(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import copy
 from traceback import clear_frames
@@ -28,7 +28,7 @@ from ntk_monitor.model.derivatives.recording import (
 from ntk_monitor.model.derivatives.substitution import Substitution
 from ntk_monitor.model.isolation.deadline import require_time
 from ntk_monitor.model.isolation.interception import FunctionMode
-from ntk_monitor.model.isolation.kernels import open_checkpoints
+from ntk_monitor.model.isolation.kernels import Again, open_checkpoints
 from ntk_monitor.model.isolation.memory import address_of
 from ntk_monitor.model.isolation.object_state import ObjectState
 from ntk_monitor.model.isolation.quiet import batch_statistics
@@ -36,6 +36,7 @@ from ntk_monitor.model.isolation.write_guard import guarded
 from ntk_monitor.model.parameters.pieces import dots
 from ntk_monitor.model.parameters.sharding import Sharding, place_of
 from ntk_monitor.model.sites.collector import Collector
+from ntk_monitor.model.sites.held import held_by
 from ntk_monitor.model.sites.recorder import Recorder
 from ntk_monitor.model.sites.saved_tensors import Sketch, without_saved_tensors
 from ntk_monitor.model.sites.watch import Injector
@@ -62,6 +63,17 @@ class _Caller(nn.Module):
 
     def forward(self, batch: Any) -> Any:  # noqa: ANN401
         return self._step[0](self.module, batch)
+
+
+class _Again(nn.Module):
+    """A module whose ``forward`` is a part of a step, computed once more."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        return function(*args, **kwargs)
 
 
 class _Enough(BaseException):
@@ -276,7 +288,7 @@ class ForwardMap:
         own = {name: self.tensors[name].clone() for name, _ in self.module.named_buffers()}
         versions = {name: t._version for name, t in own.items()}
         constants = {n: t for n, t in self.tensors.items() if n not in theta} | own
-        recorder = Recorder(theta, constants.values(), sketch, room)
+        recorder = Recorder(theta, constants.values(), held_by(self.module), sketch, room)
         discovery = Discovery(self._protected(), keep=sketch is None, rows_of=recorder.rows.of)
         returned = self._record({**self.tensors, **theta, **own}, recorder, discovery)
         self.batch.settle()
@@ -451,6 +463,8 @@ class ForwardMap:
 
         returned = None
         with ExitStack() as stack:
+            if intervention.changes:  # what is computed again going backward would be without it
+                stack.enter_context(open_checkpoints(keep=False))
             if intervention.given is not None and not intervention.through_time:
                 # What computes the state in vain need not be recorded for derivatives.
                 for path in state.paths:
@@ -481,12 +495,29 @@ class ForwardMap:
         fresh = {name: tensors[name].clone() for name in self._written if name in tensors}
         named = {f"module.{name}": tensor for name, tensor in {**tensors, **fresh}.items()}
         keeping = WithoutWrites(tensors.values()) if self._keeps_weights else nullcontext()
-        with self._as_at_first(), keeping:
+        with self._as_at_first(self._again(named)), keeping:
             return functional_call(self._caller, named, (self.batch.lend(),))
 
+    def _again(self, named: dict[str, Tensor]) -> Again:
+        """How checkpointed parts of a pass are computed again: with the tensors of that pass."""
+        part, dtype = _Again(self.module), self.dtype
+
+        def again(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+            with _default_dtype(dtype):
+                return functional_call(part, named, (function, args, kwargs))
+
+        return again
+
     @contextmanager
-    def _as_at_first(self) -> Iterator[None]:
-        """Random states and what the module holds as at the first call."""
+    def _as_at_first(self, again: Again | None = None) -> Iterator[None]:
+        """Random states and what the module holds as at the first call.
+
+        Args:
+            again: How checkpointed parts are computed again; None: as by themselves.
+
+        Yields:
+            Nothing.
+        """
         require_time()
         torch_state, numpy_state, python_state = self._noise
         torch.set_rng_state(torch_state)
@@ -496,7 +527,7 @@ class ForwardMap:
             torch.cuda.set_rng_state(self._noise_there, self._device)
         if self._changing is not None:
             self._changing.put_back()
-        with open_checkpoints(keep=self._same_dtype), _default_dtype(self.dtype):
+        with open_checkpoints(keep=self._same_dtype, again=again), _default_dtype(self.dtype):
             yield
 
 

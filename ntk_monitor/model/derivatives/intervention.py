@@ -42,6 +42,11 @@ class Intervention:
     made: Mapping[Tap, Callable[[], Tensor]] = field(default_factory=dict)
 
     @property
+    def changes(self) -> bool:
+        """Whether anything is changed."""
+        return self.state is not None or self.given is not None or bool(self.sites or self.made)
+
+    @property
     def at_operations(self) -> dict[Tap, Callable[[], Tensor]]:
         """What is added to the outputs of operations."""
         known = {tap: partial(_known, u) for tap, u in self.sites.items() if tap.path is None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
@@ -101,24 +101,43 @@ _REDUCIBLE: tuple[Any, ...] = (
 )
 
 
+Again = Callable[[Callable[..., Any], Any, Any], Any]
+"""Calls a checkpointed function once more, going backward, on its arguments."""
+
+
 @contextmanager
-def open_checkpoints(*, keep: bool) -> Iterator[None]:
+def open_checkpoints(*, keep: bool, again: Again | None = None) -> Iterator[None]:
     """Call checkpointed functions plainly where checkpointing stands in the way.
 
-    Reentrant checkpoints know ``backward`` alone. Others compute again with the module's own
-    parameters, which is right only where the copies of a probe have their dtype.
+    Reentrant checkpoints know ``backward`` alone. Others compute again without what a probe had
+    changed in the pass, which is right only where it had changed nothing but parameters.
 
     Args:
         keep: Whether those others stay.
+        again: How they compute again; None: as they would by themselves.
 
     Yields:
         Nothing.
     """
-    plain: dict[str, Any] = {"CheckpointFunction": _Plain}
+    others: dict[str, Any] = {"CheckpointFunction": _Plain}
     if not keep:
-        plain |= dict.fromkeys(CHECKPOINTING, _plain)
-    with exchanged((checkpointing, name, instead) for name, instead in plain.items()):
+        others |= dict.fromkeys(CHECKPOINTING, _plain)
+    elif again is not None:
+        others |= {n: _computing(getattr(checkpointing, n), again) for n in CHECKPOINTING[:1]}
+    with exchanged((checkpointing, name, instead) for name, instead in others.items()):
         yield
+
+
+def _computing(generator: Callable[..., Any], again: Again) -> Callable[..., Any]:
+    """What torch does before and after a checkpointed function, which it then calls otherwise."""
+
+    def begin(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        def repeated(*own: Any, **named: Any) -> Any:  # noqa: ANN401
+            return again(function, own, named)
+
+        return generator(repeated, *args, **kwargs)
+
+    return begin
 
 
 class _Plain:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -45,6 +45,26 @@ class ByGradient:
             return False
         mask = _mask(record, record.label[0], which.reshape(record.use.rows)).expand_as(gradient)
         return bool((gradient[mask] != 0).any())
+
+    def moves_all_trials(self, record: Record) -> bool:
+        """Whether the first trial of the state depends on an operation, and the last one."""
+        if record.output is None:
+            return False
+        return all(self._moving(part, [record])[0] for part in (self._h[:1], self._h[-1:]))
+
+    def is_a_trial_each(self, records: Sequence[Record]) -> bool:
+        """Whether each trial of the state depends on one of as many operations, in order."""
+        if any(record.output is None for record in records):
+            return False
+        for half in _halves(len(records)):
+            if self._moving(self._h[half.to(self._h.device)], records) != half.tolist():
+                return False
+        return True
+
+    def _moving(self, part: Tensor, records: Sequence[Record]) -> list[bool]:
+        """On which operations some of the state depends."""
+        gradients = self._gradients(part, records)
+        return [gradient is not None and bool((gradient != 0).any()) for gradient in gradients]
 
     def orders(self, records: Sequence[Record]) -> list[Order | None]:
         """How the rows of operations run over the state's; None if they are others."""
@@ -97,6 +117,19 @@ class ByShaking:
         every = torch.ones(record.use.rows, dtype=torch.bool, device="cpu")
         return bool(self._touched([(record, every)])[:, 0].any())
 
+    def moves_all_trials(self, record: Record) -> bool:
+        """Whether all trials of the state depend on an operation."""
+        every = torch.ones(record.use.rows, dtype=torch.bool, device="cpu")
+        return bool(self._touched([(record, every)]).any(1).all())
+
+    def is_a_trial_each(self, records: Sequence[Record]) -> bool:
+        """Whether each trial of the state depends on one of as many operations, in order."""
+        every = [(r, torch.ones(r.use.rows, dtype=torch.bool, device="cpu")) for r in records]
+        return all(
+            torch.equal(self._touched([every[i] for i in half.nonzero()]).any(1), half)
+            for half in _halves(len(every))
+        )
+
     def moves(self, record: Record, which: Tensor) -> bool:
         """Whether the state depends on some rows of an operation, shape ``(rows,)``."""
         return bool(self._touched([(record, which.cpu().reshape(record.use.rows))]).any())
@@ -130,6 +163,14 @@ class ByShaking:
             shaken = self._run()
         limit = math.sqrt(torch.finfo(self._h.dtype).eps) * self._h.abs().amax()
         return ~((shaken - self._h).abs() <= limit).all(dim=-1).cpu()
+
+
+def _halves(count: int) -> Iterator[Tensor]:
+    """Sets of numbers of which each number is known by those that it is in, and all the others."""
+    numbers = torch.arange(count, device="cpu")
+    for bit in range(max((count - 1).bit_length(), 1)):
+        there = numbers >> bit & 1 == 1
+        yield from (half for half in (there, ~there) if bool(half.any()))
 
 
 Dependence = ByGradient | ByShaking

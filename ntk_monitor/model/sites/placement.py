@@ -133,13 +133,13 @@ def numberings(labels: Labels, rows: Rows) -> Iterator[Numbering]:
     Yields:
         The ways, those first in which places are kept.
     """
-    seen: dict[int, list[Tensor]] = {}
     for kind in range(3):
         for source, label in labels.items():
-            for numbers in label[kind].unbind(-1):
-                if any(torch.equal(numbers, other) for other in seen.get(source, ())):
+            seen: list[Tensor] = []
+            for numbers in () if kind and label.is_one else label[kind].unbind(-1):
+                if any(torch.equal(numbers, other) for other in seen):
                     continue
-                seen.setdefault(source, []).append(numbers)
+                seen.append(numbers)
                 there = numbers >= 0
                 own, where = numbers[there], there.flatten().nonzero().flatten()
                 if not len(own):
@@ -269,7 +269,7 @@ def by_order(rows: Rows, order: str, spans: Sequence[int], device: Any) -> Place
     Args:
         rows: The state's.
         order: ``"batch"``: trial by trial; ``"time"``: step by step; ``"steps"``: the same for all
-            trials.
+            trials; ``"trials"``: a use for each trial.
         spans: Steps of each use, one after the other up to the last one.
         device: Where the numbers are to be.
 
@@ -280,6 +280,8 @@ def by_order(rows: Rows, order: str, spans: Sequence[int], device: Any) -> Place
     numbers = torch.arange(B * T, device=device).reshape(B, T)
     if order == "steps":
         return _placement([torch.arange(T, device=device)], T, rows, is_shared=True)
+    if order == "trials":
+        return _placement(list(numbers), B * T, rows, is_shared=False)
     if order == "time":
         return _placement([numbers.T.flatten()], B * T, rows, is_shared=False)
     parts, begin = [], T - sum(spans)

@@ -71,6 +71,8 @@ def place_uses(
     apart: list[Record] = []
     for group in groups.values():
         found = _by_numbers(group, recorder, known, rows, dependence)
+        if found is None and _is_a_trial_each(group, rows, dependence):
+            found = [(group, by_order(rows, "trials", (), recorder.theta[names[0]].device))]
         if found is None:
             lost += _steps(group, rows, dependence)
             continue
@@ -82,13 +84,15 @@ def place_uses(
         order = orders[i]
         if len(uses) > 1:  # one after the other: in the order of the trials, or in none
             ends = dependence.orders([uses[0], uses[-1]])
-            order = "batch" if ends == ["batch", "batch"] else None
+            forward = ends == ["batch", "batch"] and not dependence.moves_first_step(uses[-1])
+            order = "batch" if forward else None
         if order is None:
             apart += uses
         else:
             spans = [prod(r.use.rows) // rows[0] for r in uses] if order == "batch" else []
             device = recorder.theta[names[0]].device if names else None
             placed.append((uses, by_order(rows, order, spans, device)))
+    apart = _without_alternatives(apart, [record for uses, _ in placed for record in uses])
     number = {id(record): i for i, record in enumerate(ordered)}
     placed.sort(key=lambda each: number[id(each[0][0])])
     bare = tuple(
@@ -127,12 +131,21 @@ def _by_numbers(
         for numbers, placement in placed_by(numbering, own, rows, shape):
             uses = [group[i] for i in numbers]
             each_use = zip(uses, placement.inverse, strict=True)
+            if placement.is_shared and not all(map(dependence.moves_all_trials, uses)):
+                continue
             if all(_is_inside(record, inverse, dependence) for record, inverse in each_use):
                 found.append((uses, placement))
         count = sum(int((p.index >= 0).sum()) for _, p in found)
         if count > most:
             best, most = found, count
     return best
+
+
+def _without_alternatives(apart: Sequence[Record], placed: Sequence[Record]) -> list[Record]:
+    """Uses on other rows, but for those in whose place one is on the state's, or the other way."""
+    inside = {record.key for record in placed}
+    there = frozenset().union(*(record.instead for record in placed))
+    return [r for r in apart if r.key not in there and inside.isdisjoint(r.instead)]
 
 
 def _is_inside(record: Record, inverse: Tensor, dependence: Dependence) -> bool:
@@ -158,9 +171,7 @@ def _coverage(
     missed: list[str] = []
     for record in apart:
         for name in parameters_of(record):
-            acts = "it also acts on rows" if inside[name] else "its rows"
-            verb = ", which are not" if inside[name] else " are not"
-            left_out.setdefault(name, f"{acts} {record.use.rows}{verb} the state's {rows}")
+            left_out.setdefault(name, _elsewhere(record.use.rows, rows, also=bool(inside[name])))
     for name in names:
         if name in left_out or inside[name]:
             continue
@@ -176,8 +187,28 @@ def _coverage(
     return Coverage(share, left_out, tuple(missed))
 
 
+def _elsewhere(own: Sequence[int], rows: Rows, *, also: bool) -> str:
+    """Why a use is left out."""
+    acts, which = ("it also acts on rows", ", which") if also else ("its rows", "")
+    why = f"{acts} {tuple(own)}{which}"
+    if prod(own) != prod(rows):
+        return f"{why} are not the state's {rows}"
+    return (
+        f"{why} cannot be followed to the state's {rows}: a product with a constant over trials or "
+        "steps, or another operation in which rows come together, is on the way"
+    )
+
+
 def _owner(module: nn.Module, name: str) -> str:
     return type(module.get_submodule(name.rpartition(".")[0])).__name__
+
+
+def _is_a_trial_each(group: Sequence[Record], rows: Rows, dependence: Dependence) -> bool:
+    """Whether uses with the same label are those of the trials, one after the other."""
+    B, T = rows
+    if not len(group) == B > 1 or any(r.path is not None for r in group):
+        return False
+    return all(prod(r.use.rows) == T for r in group) and dependence.is_a_trial_each(group)
 
 
 def _steps(group: Sequence[Record], rows: Rows, dependence: Dependence) -> list[list[Record]]:
@@ -211,7 +242,8 @@ def _orders(
         if record.path is not None:
             found[i] = "batch" if own == rows else None
         elif prod(own) != B * T:
-            found[i] = "steps" if own in {(T,), (1, T)} else None
+            is_shared = own in {(T,), (1, T)} and dependence.moves_all_trials(record)
+            found[i] = "steps" if is_shared else None
         elif 1 in rows or (own[0] == B != T and len(own) > 1):
             found[i] = "batch"
         elif own == (T, B) and B != T:

@@ -20,7 +20,7 @@ from ntk_monitor.model.batch.structure import first_tensor, tensors_of
 from ntk_monitor.model.isolation.interception import Function
 from ntk_monitor.model.isolation.memory import address_of
 from ntk_monitor.model.sites.operations.table import READERS, uses_in
-from ntk_monitor.model.sites.operations.use import Use
+from ntk_monitor.model.sites.operations.use import Use, layout
 from ntk_monitor.model.sites.records import REGISTERED, Origin, Record, has_copies, layer_uses
 from ntk_monitor.model.sites.registry import registered_uses
 from ntk_monitor.model.sites.row_tracking import MOVING, Operation, RowTracker
@@ -84,6 +84,7 @@ class Recorder(Watch):
         self,
         parameters: Mapping[str, Tensor],
         constants: Iterable[Tensor],
+        held: Iterable[Tensor] = (),
         sketch: Sketch | None = None,
         room: float = math.inf,
     ) -> None:
@@ -92,6 +93,7 @@ class Recorder(Watch):
         Args:
             parameters: The studied parameters, as the model will see them.
             constants: Tensors that depend on neither parameters nor data.
+            held: Tensors of which this is not known, that the module holds in other ways.
             sketch: Makes stand-ins for what is returned; None to keep tensors and activity.
             room: Bytes that what is kept may take.
         """
@@ -110,6 +112,8 @@ class Recorder(Watch):
         self._returned: dict[int, list[int]] = {}
         self._expansions: Any = WeakIdKeyDictionary()
         self.rows = RowTracker()
+        for tensor in held:
+            self._learn(tensor, Origin(is_held=True))
         for constant in constants:
             self._learn(constant, Origin())
         for name, parameter in parameters.items():
@@ -170,11 +174,14 @@ class Recorder(Watch):
         origins = [self.origin(t) for t in inputs]
         output = func(*args, **kwargs)
         outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+        origins = _met_by(name, inputs, origins, outputs)
         is_data = partial(self._is_data, constants=name in READERS)
-        operation = Operation(name, func, args, kwargs, outputs, is_data)
+        depends = partial(self._is_data, constants=False)
+        operation = Operation(name, func, args, kwargs, outputs, is_data, depends)
+        if name == "__setitem__":
+            outputs.append(args[0])
         with without_torch_function(), torch.no_grad():
-            into_the_first = name == "__setitem__"
-            self.rows.see(operation._replace(outputs=[args[0]]) if into_the_first else operation)
+            self.rows.see(operation)
         if not outputs or name == "__get__":
             return output
         if name not in DRAWING and None not in origins:
@@ -198,22 +205,26 @@ class Recorder(Watch):
         copies = copies if len(copies) < len(names) else set()
         constant = any(not o.names for o in origins)
         if names and (constant or copies) and name not in ADDING:
-            read = self._read(operation, number)
+            read = [_in_place_of_pending(record) for record in self._read(operation, number)]
             pending += [r for r in read if not (copies and has_copies(r.use.weight))]
             for n in copies:  # a learned first state of all trials: no weight, but what one acts on
                 self.met.setdefault(n, name)
         if names and name in COPYING and not self._expanded(inputs, outputs[0]):
             self._meet(name, [], origins)  # what comes out counts as data
             return
-        made = Origin(names, derived=bool(names), pending=tuple(pending))
+        held = not names and any(o.is_held for o in origins)
+        made = Origin(names, derived=bool(names), pending=tuple(pending), is_held=held)
         if len(names) == 1 and not pending:
             made = self._scaled(name, args) or made
             made = replace(made, is_scaled=True) if name in COPYING else made
+        if names:
+            parts = tuple((o.names, o.part, layout(t)) for t, o in pairs if o.names)
+            made = replace(made, part=hash(parts))
         first = args[0] if args else None
         if name in MOVING and isinstance(first, Tensor) and first in self._expansions:
             self._expansions[outputs[0]] = operation.again(self._expansions[first])
         for t in outputs:
-            if self.origin(t) is None:
+            if _tells_more(made, self._origins.get(address_of(t) or 0)):
                 self._learn(t, made)
 
     def _expanded(self, inputs: Sequence[Tensor], output: Tensor) -> bool:
@@ -268,7 +279,7 @@ class Recorder(Watch):
     def _is_data(self, tensor: Tensor, *, constants: bool) -> bool:
         """Whether a tensor has rows of its own: data, or a constant that meets a weight."""
         origin = self.origin(tensor)
-        return origin is None or (constants and not origin.names)
+        return origin is None or origin.is_held or (constants and not origin.names)
 
     def origin(self, tensor: Tensor) -> Origin | None:
         """Where a tensor comes from.
@@ -432,14 +443,11 @@ class Recorder(Watch):
             if weight is None and (bias is None or use.place in places):
                 continue
             places.add(use.place)
-            label: list[Any] = [name, use.place, weight and weight.names, bias and bias.names]
-            if use.weight is not None and weight is not None:
-                offset = 0 if weight.derived else use.weight.storage_offset()
-                label += [tuple(use.weight.shape), offset]
-            key = (number, i)
+            key, origins = (number, i), (weight, bias)
+            parts = (o and (o.names, o.part, p) for o, p in zip(origins, use.part, strict=True))
             self._follow(use, key, output)
-            origins = (weight, bias)
-            found.append(self._record(use, origins, key, (output,), tuple(label), number, reads))
+            label = (name, use.place, *parts)
+            found.append(self._record(use, origins, key, (output,), label, number, reads))
         return found
 
     def _spend(self, size: int) -> None:
@@ -462,6 +470,35 @@ class Recorder(Watch):
         origin = None if address is None else self._origins.get(address)
         if address and origin is not None and not (origin.names and not origin.derived):
             del self._origins[address]
+
+
+def _tells_more(made: Origin, known: Origin | None) -> bool:
+    """Whether what came out is more than what is known of its memory, which was written to then."""
+    if known is None:
+        return True
+    if made.is_held:  # written into a constant
+        return not (known.names or known.is_held)
+    return set(known.names) < set(made.names) and (known.derived or not known.names)
+
+
+def _met_by(
+    name: str,
+    inputs: Sequence[Tensor],
+    origins: Sequence[Origin | None],
+    outputs: Sequence[Tensor],
+) -> list[Origin | None]:
+    """Where arguments come from; what the module holds is data where it makes no weight."""
+    pairs = zip(inputs, origins, strict=True)
+    shapes = {t.shape for t, o in pairs if o is not None and o.names}
+    if not shapes or (name not in READERS and all(t.shape in shapes for t in outputs)):
+        return list(origins)
+    return [None if o is not None and o.is_held else o for o in origins]
+
+
+def _in_place_of_pending(record: Record) -> Record:
+    """A use of a weight that is a product with a constant, in which that may be the weight."""
+    pending = () if record.weight is None else record.weight.pending
+    return replace(record, instead=frozenset(each.key for each in pending))
 
 
 class _Once:

@@ -28,6 +28,9 @@ class Origin:
             led to it. They count unless what came out serves as a weight itself.
         scale: What it is multiplied with, as far as that is a number.
         is_scaled: Whether it is one of them, or a view, but for that.
+        part: Of a derived one, tells from which entries it is computed: others are other weights.
+        is_held: Whether it is, or is computed from, what the module holds beside its buffers: a
+            constant where it makes a weight of a weight of its shape, as a mask does; data else.
     """
 
     names: tuple[str, ...] = ()
@@ -35,6 +38,8 @@ class Origin:
     pending: tuple[Record, ...] = ()
     scale: float = 1.0
     is_scaled: bool = False
+    part: int = 0
+    is_held: bool = False
 
     @property
     def is_computed(self) -> bool:
@@ -80,6 +85,8 @@ class Record:
         path: The recurrent layer, if it is one.
         local: The weight's local name there.
         valid: For packed sequences, which steps there are, (B, T).
+        instead: Keys of uses in whose place it is, if it is one: either of two constants that a
+            weight is between may be what it acts on.
     """
 
     use: Use
@@ -93,6 +100,7 @@ class Record:
     path: str | None = None
     local: str | None = None
     valid: Tensor | None = None
+    instead: frozenset[tuple[Any, ...]] = frozenset()
 
     @property
     def size(self) -> int:

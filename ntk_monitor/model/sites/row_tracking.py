@@ -34,6 +34,7 @@ from ntk_monitor.model.state.row_labels import (
     is_still,
     made_of,
     one_of,
+    same_numbers,
     together,
 )
 from ntk_monitor.model.state.unroll import CELL_STEPS
@@ -42,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 MOST_SOURCES = 4
 """Sources that are kept of one tensor: the first two, and the latest two."""
+
+MOST_FRESH = 8
+"""Uses whose rows have met none yet that are followed with one tensor, the latest."""
 
 MOVING = frozenset({
     *("view", "reshape", "view_as", "reshape_as", "flatten", "unflatten", "ravel", "squeeze"),
@@ -89,6 +93,7 @@ class Operation(NamedTuple):
         kwargs: Its arguments by name.
         outputs: The tensors that it returned.
         is_data: Whether a tensor is data, and no parameter.
+        depends: Whether a tensor depends on data, and is no constant.
     """
 
     name: str
@@ -97,6 +102,7 @@ class Operation(NamedTuple):
     kwargs: Mapping[str, Any]
     outputs: Sequence[Tensor]
     is_data: Callable[[Tensor], bool]
+    depends: Callable[[Tensor], bool]
 
     @property
     def in_order(self) -> list[Any]:
@@ -131,7 +137,9 @@ class RowTracker:
         """Begin with nothing known."""
         self._labels: Any = WeakIdKeyDictionary()
         self._shapes: list[tuple[int, ...]] = []
+        self._constants: set[int] = set()
         self._fresh: Any = WeakIdKeyDictionary()
+        self._done: set[Any] = set()
         self.used: dict[Any, Labels] = {}
         self.met: dict[Any, Labels] = {}
         self.spread: set[Any] = set()
@@ -187,6 +195,8 @@ class RowTracker:
         known = self.of(value)
         if not known and operation.is_data(value):
             known = self._labels[value] = self._numbered(value)
+            if not operation.depends(value):
+                self._constants.update(known)
         return known
 
     def _numbered(self, tensor: Tensor) -> Labels:
@@ -358,6 +368,8 @@ class RowTracker:
         found: Labels = NOTHING
         for letters, operand in zip(inputs.split(","), operands, strict=True):
             known = self._labelled(operand, operation)
+            # What has met rows, and goes into a product, is done: it is what others act on.
+            self._done.update(key for key, *_ in self._fresh.get(operand, ()) if key in self.met)
             gone = [i for i, each in enumerate(letters) if each not in out]
             spread = partial(_spread, letters=letters, out=out, shape=output.shape)
             found = either(found, self._gather(known, gone, spread))
@@ -368,12 +380,14 @@ class RowTracker:
 
     def _windows(self, operation: Operation) -> list[Labels]:
         """A convolution: of each window the entry that leaves as many as possible a number."""
-        found, shape = convolution_of(operation.in_order), operation.outputs[0].shape
-        if found is None:
-            return []
-        x, axes = found
-        known = self._labelled(x, operation)
-        return [self._gather(known, (1,), lambda x: _tapped(x, axes).unsqueeze(1).expand(shape))]
+        (x, axes), shape = convolution_of(operation.in_order), operation.outputs[0].shape
+        channels = x.ndim - len(axes) - 1  # 1, or 0 of a single sequence or image
+
+        def tapped(numbers: Tensor) -> Tensor:
+            found = _tapped(numbers if channels else numbers.unsqueeze(0), axes)
+            return (found.unsqueeze(1) if channels else found).expand(shape)
+
+        return [self._gather(self._labelled(x, operation), (channels,), tapped)]
 
     def _summed(self, operation: Operation) -> list[Labels]:
         given, (output, *_) = operation.first("input", "self"), operation.outputs
@@ -407,11 +421,28 @@ class RowTracker:
             return []
         wide = [change_all(labels, lambda x: x.expand(shape)) for _, labels in known]
         joined = together(wide) if len(wide) > 1 else wide[0]
-        alive = [t for t in fit if self.of(t) or t in self._fresh]
-        if len(alive) == 1:
-            self._fresh[output] = self._fresh.get(alive[0], ())
+        alive = [t for t in fit if t in self._fresh or (self.of(t) and operation.depends(t))]
+        going = [t for t in alive if t in self._fresh and self._goes_on(t, alive, shape)]
+        if going:
+            fresh = [use for t in going for use in self._fresh[t] if use[0] not in self._done]
+            self._fresh[output] = tuple(fresh[-MOST_FRESH:])
         self._tell(fit, joined, shape, alone=len(known) < 2)
         return [joined]
+
+    def _goes_on(self, tensor: Tensor, alive: Iterable[Tensor], shape: torch.Size) -> bool:
+        """Whether a tensor meets no rows but its own: ``-h`` on what a weight makes of ``h``."""
+        others = [t for t in alive if t is not tensor]
+        if tensor.shape != shape or not others:
+            return tensor.shape == shape
+        own = self._of_data(tensor)
+        return bool(own) and all(
+            t.shape == shape and same_numbers(own, self._of_data(t)) for t in others
+        )
+
+    def _of_data(self, tensor: Tensor) -> Labels:
+        """The rows of a tensor as far as they are known, but for the numbers of constants."""
+        known = {s: label for s, label in self.of(tensor).items() if s not in self._constants}
+        return known if tensor in self._fresh else self._over_features(known, tensor)
 
     def _tell(
         self, given: Iterable[Tensor], joined: Labels, shape: torch.Size, *, alone: bool
@@ -422,6 +453,8 @@ class RowTracker:
             if not uses or (alone and self.of(tensor)):
                 continue
             for key, numbers, count in uses:
+                if key in self._done:
+                    continue
                 if tensor.shape == shape:
                     rows = change_all(joined, partial(_by_row, places=numbers, count=count))
                     self.met[key] = _over(rows, self.met.get(key, NOTHING))

@@ -115,6 +115,13 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return same_memory or bool(torch.equal(a, b))
 
 
+def same_numbers(first: Labels, second: Labels) -> bool:
+    """Whether two tensors have the same numbers of the same sources, entry by entry."""
+    return first.keys() == second.keys() and all(
+        _same(a, b) for s, label in first.items() for a, b in zip(label, second[s], strict=True)
+    )
+
+
 def common_shape(*shapes: Sequence[int]) -> torch.Size:
     """The shape to which tensors of some shapes are broadcast."""
     found: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
@@ -198,7 +205,8 @@ def one_of(label: Label, axes: Sequence[int], shape: Sequence[int]) -> Label:
     """One number for those along some axes, coordinate by coordinate of the data.
 
     Where the same coordinates come together in every row, they are features, and do not count;
-    else the highest, the lowest, and the one in the middle.
+    else the highest, the lowest, and the one in the middle. Some coordinates of an axis but the
+    last may be those of a step and of the steps before it: of these the highest and lowest count.
 
     Args:
         label: The numbers.
@@ -216,13 +224,17 @@ def one_of(label: Label, axes: Sequence[int], shape: Sequence[int]) -> Label:
     for size in reversed(shape):
         a = torch.where(low >= 0, low // stride % size, most).amin(dim=dims)
         b = torch.where(high >= 0, high // stride % size, NONE).amax(dim=dims)
-        if not _are_features(a[there], b[there]):
-            a, b = a.clamp(0, size - 1), b.clamp(min=0)
+        features = _are_features(a[there], b[there])
+        every = features and bool((a[there] == 0).all() and (b[there] == size - 1).all())
+        a, b = a.clamp(0, size - 1), b.clamp(min=0)
+        if not features or not (every or stride == 1):
             lows, highs = lows + stride * a, highs + stride * b
+        if not features:
             middles = middles + stride * ((a + b) // 2)
         stride *= size
     near, high, low = (torch.where(there, x, NONE) for x in (middles, highs, lows))
-    return Label(near, near, near) if torch.equal(high, low) else Label(near, high, low)
+    one = torch.equal(high, low) and torch.equal(near, low)
+    return Label(near, near, near) if one else Label(near, high, low)
 
 
 def _are_features(lowest: Tensor, highest: Tensor) -> bool:

@@ -43,5 +43,29 @@ def _bias(bias: Tensor, out: Sequence[int]) -> Use:
         onehot = torch.eye(count, dtype=bias.dtype, device=bias.device)
         return onehot.reshape(1, *places, count).expand(1, *rows, count)
 
-    varies = prod(places) > 1
-    return Use(bias if varies else None, None if varies else bias, read, first_group, rows, out[-1])
+    first = first_row(bias)
+    if prod(places) == 1 and first is None:
+        return Use(None, bias, read, first_group, rows, out[-1])
+    use = Use(bias, None, read, first_group, rows, out[-1])
+    if first is None:
+        return use
+    entries = torch.arange(first, first + prod(places), device=bias.device)
+    return replace(use, entries=lambda: entries, whole=bias._base)
+
+
+def first_row(bias: Tensor) -> int | None:
+    """Of a bias that is some rows of a tensor, one after the other, the number of the first.
+
+    Args:
+        bias: The bias.
+
+    Returns:
+        The number; None where the bias is all of its tensor, or other entries of it.
+    """
+    whole = bias._base
+    if whole is None or whole.ndim < 2 or whole.shape[-1] != bias.shape[-1]:
+        return None
+    if whole.numel() == bias.numel() or not (bias.is_contiguous() and whole.is_contiguous()):
+        return None
+    begin = bias.storage_offset() - whole.storage_offset()
+    return None if begin % bias.shape[-1] else begin // bias.shape[-1]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ntk_monitor.model.sites.operations.additions import read_add
+from ntk_monitor.model.sites.operations.additions import first_row, read_add
 from ntk_monitor.model.sites.operations.use import Use
 
 LETTERS = string.ascii_letters
@@ -158,6 +158,7 @@ def read_product(name: str, *args: Any, beta: float = 1, alpha: float = 1) -> li
         and addend.ndim == 1 < operands[1].ndim
         and len(addend) == operands[1].shape[-1]
     )
+    is_bias = is_bias and (addend is None or first_row(addend) is None)
     equation, operands = _without_broadcast(equation, operands)
     uses = [contraction(equation, operands, i, addend if is_bias else None) for i in which]
     scaled = [replace(use, scale=float(alpha), bias_scale=float(beta)) for use in uses]
@@ -165,7 +166,8 @@ def read_product(name: str, *args: Any, beta: float = 1, alpha: float = 1) -> li
         return scaled
     nothing = operands[0].new_zeros(()).expand(uses[0].rows)
     added = read_add(addend, uses[0].laid_out(nothing))
-    return [*scaled, *(replace(use, bias_scale=float(beta)) for use in added)]
+    beta = float(beta)
+    return [*scaled, *(replace(use, scale=beta, bias_scale=beta) for use in added)]
 
 
 def _whole(equation: str) -> tuple[int, ...]:

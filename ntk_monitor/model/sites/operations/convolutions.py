@@ -36,18 +36,17 @@ class Axis(NamedTuple):
         return self.dilation * (self.kernel - 1) + 1
 
 
-def convolution_of(given: Sequence[Any]) -> tuple[Tensor, list[Axis]] | None:
+def convolution_of(given: Sequence[Any]) -> tuple[Tensor, list[Axis]]:
     """What a convolution looks at.
 
     Args:
         given: Its arguments by position.
 
     Returns:
-        Its input, (B, C, ...), and how it goes along each of the last axes; None for a single
-        sequence or image.
+        Its input, (B, C, ...) or (C, ...), and how it goes along each of the last axes.
     """
     x, weight = given[:2]
-    return None if x.ndim != weight.ndim else (x, _axes(weight, *given[3:6]))
+    return x, _axes(weight, *given[3:6])
 
 
 def _axes(

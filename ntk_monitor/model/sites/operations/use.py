@@ -30,6 +30,7 @@ class Use:
             these entries, ascending; else None.
         scale: What the product is multiplied with; it belongs to the activity.
         bias_scale: What the bias is multiplied with.
+        whole: What the entries are numbered of, where the weight is some of them.
     """
 
     weight: Tensor | None
@@ -44,6 +45,13 @@ class Use:
     entries: Callable[[], Tensor] | None = None
     scale: float = 1.0
     bias_scale: float = 1.0
+    whole: Tensor | None = None
+
+    @property
+    def part(self) -> tuple[object, ...]:
+        """Which part of its memory the weight is, and which the bias, by their layouts."""
+        weight = self.weight if self.whole is None else self.whole
+        return tuple(None if t is None else layout(t) for t in (weight, self.bias))
 
     def activity_bytes(self, itemsize: int) -> int:
         """What the activity takes at most."""
@@ -57,6 +65,20 @@ class Use:
         """What is known of each row, in the layout of the operation's output."""
         wide = rows.reshape(1, *self.rows, 1).expand(self.groups, *self.rows, self.units)
         return self.write(wide)
+
+
+def layout(tensor: Tensor) -> tuple[object, ...]:
+    """Where a tensor's entries are in its memory.
+
+    Args:
+        tensor: The tensor.
+
+    Returns:
+        The first, the sizes, and the steps along axes of more than one entry.
+    """
+    sizes = tuple(tensor.shape)
+    steps = zip(sizes, tensor.stride(), strict=True)
+    return tensor.storage_offset(), sizes, tuple(step for size, step in steps if size > 1)
 
 
 def product(activity: Tensor, weight: Tensor, bias: Tensor | None, place: int = 0) -> Use:
