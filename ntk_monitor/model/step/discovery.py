@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ntk_monitor.compat import tree_leaves, without_torch_function
 from ntk_monitor.model.isolation.memory import address_of
 from ntk_monitor.model.state.row_labels import NOTHING, Labels
-from ntk_monitor.model.step.losses import BY_HAND, LOSSES, RATES
+from ntk_monitor.model.step.losses import BY_HAND, LOSSES, RATES, SYMMETRIC
 from ntk_monitor.model.step.standins import HARMLESS, REMEDY, StepError
 from ntk_monitor.model.step.watch import (
     COMPARING,
@@ -192,6 +192,8 @@ class Discovery(LossWatch):
             log_input = _given(args, kwargs, 2, "log_input", True)
             loss = RATES if name == "poisson_nll_loss" and not log_input else LOSSES[name]
             reading = Reading(loss, _place(args, 0, "input"), _place(args, 1, "target"))
+            if name in SYMMETRIC:
+                reading = self._turned(reading, args, kwargs)
         elif name in DISTANCES:
             reading = Reading(BY_HAND["difference"], _place(args, 0, "x1"), _place(args, 1, "x2"))
             reading = self._turned(reading, args, kwargs)

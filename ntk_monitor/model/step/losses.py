@@ -111,6 +111,8 @@ LOSSES: dict[str, Loss] = {
 """Loss functions of `torch.nn.functional` that compare outputs with a target, by name. The others
 (triplets, rankings, similarities, alignments) compare outputs with one another."""
 
+SYMMETRIC = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
+"""Those that are the same with their arguments swapped."""
 RATES = Loss("poisson_nll_loss", generic=lambda noise, _: noise.exp())
 """Poisson's with ``log_input=False``."""
 _PICK = Loss(
