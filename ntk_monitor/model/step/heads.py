@@ -13,7 +13,7 @@ from ntk_monitor.model.state.graph import graph_behind, nearest
 from ntk_monitor.model.state.row_labels import Labels
 from ntk_monitor.model.step.comparison import Head, Joined
 from ntk_monitor.model.step.discovery import Candidate, Discovery
-from ntk_monitor.model.step.losses import BY_HAND
+from ntk_monitor.model.step.losses import BY_HAND, LINKED
 from ntk_monitor.model.step.watch import Reading
 
 
@@ -86,9 +86,12 @@ def _last(candidates: Sequence[Candidate]) -> list[Candidate]:
     differences = [c for c in last if c.reading.loss is BY_HAND["difference"]]
     if differences:
         return differences
-    picks = [c for c in last if c.reading.loss.kind == "classes"]
-    logarithms = [c for c in last if c.reading.loss is BY_HAND["product"]]
-    return picks or (logarithms or last)[:1]
+    named = [c for c in last if c.reading.loss.name in (PICK, BOTH)]
+    logarithms = [c for c in last if c.reading.loss.name == PRODUCT]
+    return named or (logarithms or last)[:1]
+
+
+PICK, PRODUCT, BOTH = (LINKED[kind].name for kind in ("pick", "product", "both"))
 
 
 def _driven(candidates: Sequence[Candidate], loss: Tensor) -> list[Candidate]:
@@ -110,8 +113,20 @@ def _driven(candidates: Sequence[Candidate], loss: Tensor) -> list[Candidate]:
     if not known:
         return list(candidates)
     results = [c.tensors[0] for c in known if c.tensors is not None]
-    gradients = torch.autograd.grad(loss, results, retain_graph=True, allow_unused=True)
-    return [c for c, g in zip(known, gradients, strict=True) if g is not None and _leads(c, g)]
+    others = [c.other for c in known if c.other is not None]
+    each = torch.autograd.grad(loss, results + others, retain_graph=True, allow_unused=True)
+    gradients = dict(zip(map(id, results + others), each, strict=True))
+    return [c for c in known if c.tensors is not None and _lead(c, gradients)]
+
+
+def _lead(candidate: Candidate, gradients: Mapping[int, Tensor | None]) -> bool:
+    """Whether a loss leads all parts of a comparison to its target, by their results' ids."""
+    assert candidate.tensors is not None
+    g = gradients[id(candidate.tensors[0])]
+    if g is None or not _leads(candidate, g):
+        return False
+    other = None if candidate.other is None else gradients[id(candidate.other)]
+    return candidate.other is None or (other is not None and not bool((other > 0).any()))
 
 
 def _leads(candidate: Candidate, gradient: Tensor) -> bool:

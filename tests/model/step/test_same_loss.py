@@ -61,3 +61,176 @@ def same(found: Snapshot, wanted: Snapshot, rel: float = 1e-6) -> None:
 )
 def test_a_symmetric_loss_may_be_given_the_target_first(plain: Loss, swapped: Loss) -> None:
     same(of_loss(swapped), of_loss(plain))
+
+
+CLASSES = torch.tensor([0, 1, 2, 0, 1, 0, 0, 2, 1, 0, 1, 0])
+ONE_HOT = F.one_hot(CLASSES, C)
+SOFT = VALUES.softmax(-1)
+ROWS = torch.arange(B)
+LOG: Loss = lambda y: y.log_softmax(-1)  # noqa: E731
+CROSS_ENTROPIES: dict[str, Loss] = {
+    "nll_loss": lambda y: F.nll_loss(LOG(y), CLASSES),
+    "kl_div": lambda y: F.kl_div(LOG(y), ONE_HOT.double(), reduction="batchmean"),
+    "gathered": lambda y: -LOG(y).gather(1, CLASSES[:, None]).mean(),
+    "taken along": lambda y: -LOG(y).take_along_dim(CLASSES[:, None], dim=1).mean(),
+    "picked": lambda y: -LOG(y)[torch.arange(B), CLASSES].mean(),
+    "weighed": lambda y: -(LOG(y) * ONE_HOT).sum(1).mean(),
+    "weighed the other way": lambda y: -(ONE_HOT.double() * LOG(y)).sum(1).mean(),
+    "log of softmax": lambda y: -y.softmax(-1).log().gather(1, CLASSES[:, None]).mean(),
+    "log of what is picked": lambda y: -y.softmax(-1)[torch.arange(B), CLASSES].log().mean(),
+    "log of what is gathered": lambda y: -y.softmax(1).gather(1, CLASSES[:, None]).log().mean(),
+    "with another axis": lambda y: -LOG(y)[None].gather(2, CLASSES[None, :, None]).mean(),
+    "in a product, limited": lambda y: -(ONE_HOT * y.softmax(-1).clamp(1e-30).log()).sum() / B,
+}
+
+
+@pytest.mark.parametrize("name", CROSS_ENTROPIES)
+def test_cross_entropy_by_hand_is_cross_entropy(name: str) -> None:
+    same(of_loss(CROSS_ENTROPIES[name]), of_loss(lambda y: F.cross_entropy(y, CLASSES)))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y: -(LOG(y) * SOFT).sum(1).mean(),
+        lambda y: F.kl_div(LOG(y), SOFT, reduction="batchmean") - (SOFT * SOFT.log()).sum() / B,
+    ],
+    ids=["weighed", "kl_div"],
+)
+def test_so_it_is_of_distributions(loss: Loss) -> None:
+    same(of_loss(loss), of_loss(lambda y: F.cross_entropy(y, SOFT)))
+
+
+T = 5
+STEPS, LABELS = draw(B, T, M), (torch.arange(B * T) % 7 % C).reshape(B, T)
+
+
+class Sequences(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.out = nn.GRU(M, N, batch_first=True), nn.Linear(N, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x)[0])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y: -LOG(y).gather(2, LABELS[..., None]).mean(),
+        lambda y: -LOG(y).flatten(0, 1).gather(1, LABELS.view(-1, 1)).mean(),
+        lambda y: -LOG(y.flatten(0, 1))[torch.arange(B * T), LABELS.flatten()].mean(),
+        lambda y: -LOG(y).transpose(0, 1).gather(2, LABELS.T[..., None]).mean(),
+        lambda y: (
+            -y.transpose(1, 2).log_softmax(1).movedim(1, 2).gather(2, LABELS[..., None]).mean()
+        ),
+        lambda y: -(LOG(y).transpose(1, 2) * F.one_hot(LABELS, C).transpose(1, 2)).sum(1).mean(),
+        lambda y: F.nll_loss(LOG(y).movedim(-1, 1), LABELS),
+    ],
+    ids=["steps", "flat", "first flat", "steps first", "classes second", "weighed", "nll_loss"],
+)  # fmt: skip
+def test_so_it_is_of_every_step(loss: Loss) -> None:
+    plain: Loss = lambda y: F.cross_entropy(y.flatten(0, 1), LABELS.flatten())  # noqa: E731
+    same(of_loss(loss, Sequences().double(), STEPS), of_loss(plain, Sequences().double(), STEPS))
+
+
+def test_steps_that_are_left_out_behind_the_logarithm_do_not_count() -> None:
+    def shifted(y: Tensor) -> Tensor:
+        return -LOG(y)[:, :-1].gather(2, LABELS[:, 1:, None]).mean()
+
+    def plain(y: Tensor) -> Tensor:
+        return F.cross_entropy(y[:, :-1].flatten(0, 1), LABELS[:, 1:].flatten())
+
+    found = of_loss(shifted, Sequences().double(), STEPS)
+    wanted = of_loss(plain, Sequences().double(), STEPS)
+    for left, right in zip(found.target_modes, wanted.target_modes, strict=True):
+        exact = [(m.singular_value, m.learned, m.rate, m.gain) for m in (left, right)]
+        assert exact[0] == pytest.approx(exact[1])
+        # The outputs that do not count are in the forecast's few directions, too.
+        assert left.steps_to_learn == pytest.approx(right.steps_to_learn, rel=0.05)
+
+
+def test_an_entropy_bonus_is_forecast_with_it() -> None:
+    """All that is computed from the logits is computed anew from those to come."""
+
+    def loss(y: Tensor) -> Tensor:
+        log = LOG(y)
+        bonus = -(y.softmax(-1) * y.log_softmax(-1)).sum(1).mean()
+        return -log.gather(1, CLASSES[:, None]).mean() - 0.2 * bonus
+
+    found, model = of_loss(loss), net()
+    assert found.forecast is not None
+    for _ in range(10):
+        gradients = torch.autograd.grad(loss(model(X)), list(model.parameters()))
+        with torch.no_grad():
+            for p, g in zip(model.parameters(), gradients, strict=True):
+                p.sub_(g, alpha=0.5)
+    assert found.forecast.loss_in(10) == pytest.approx(float(loss(model(X)).detach()), rel=0.05)
+
+
+BITS = (VALUES > 0.3).double()
+
+
+def no_and_yes(yes: Tensor, no: Tensor) -> Tensor:
+    return -(BITS * yes + (1 - BITS) * no).mean()
+
+
+def of_a_chance(p: Tensor) -> Tensor:
+    return no_and_yes(p.log(), torch.sub(1, p).log())
+
+
+BINARY: dict[str, Loss] = {
+    "of probabilities": lambda y: F.binary_cross_entropy(y.sigmoid(), BITS),
+    "as a module": lambda y: nn.BCELoss()(nn.Sigmoid()(y), BITS),
+    "in another shape": lambda y: F.binary_cross_entropy(
+        y.sigmoid().flatten().unsqueeze(0).squeeze(), BITS.flatten()
+    ),
+    "of probabilities, limited": lambda y: F.binary_cross_entropy(
+        torch.sigmoid(y).clamp(1e-12, 1 - 1e-12), BITS
+    ),
+    "of a no": lambda y: F.binary_cross_entropy(torch.sigmoid(-y), 1 - BITS),
+    "by hand": lambda y: no_and_yes(y.sigmoid().log(), (1 - y.sigmoid()).log()),
+    "by hand, the no first": lambda y: (
+        -((1 - y.sigmoid()).log() * (1 - BITS)).mean() - (torch.log(y.sigmoid()) * BITS).mean()
+    ),
+    "by hand, with what keeps from zero": lambda y: no_and_yes(
+        (y.sigmoid() + 1e-12).log(), (1 - y.sigmoid() + 1e-12).log()
+    ),
+    "by hand, limited": lambda y: of_a_chance(y.sigmoid().clamp(1e-12, 1 - 1e-12)),
+    "by logarithms of sigmoids": lambda y: no_and_yes(F.logsigmoid(y), F.logsigmoid(-y)),
+    "by log1p": lambda y: no_and_yes(y.sigmoid().log(), torch.log1p(-y.sigmoid())),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_binary_cross_entropy_in_other_ways_is_that_of_logits(name: str) -> None:
+    wanted = of_loss(lambda y: F.binary_cross_entropy_with_logits(y, BITS))
+    same(of_loss(BINARY[name]), wanted)
+
+
+@pytest.mark.parametrize("name", ["by hand", "of probabilities"])
+def test_so_it_is_of_one_column(name: str) -> None:
+    bits = BITS[:, 0]
+    loss: dict[str, Loss] = {
+        "by hand": lambda p: -(bits * p.log() + (1 - bits) * (1 - p).log()).mean(),
+        "of probabilities": lambda p: F.binary_cross_entropy(p, bits),
+    }
+    found = of_loss(lambda y: loss[name](y.sigmoid().squeeze(-1)), net(1))
+    wanted = of_loss(lambda y: F.binary_cross_entropy_with_logits(y.squeeze(-1), bits), net(1))
+    same(found, wanted)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y: -(BITS * y.sigmoid().log()).mean() - (BITS * (1 - y.sigmoid()).log()).mean(),
+        lambda y: -(BITS * (1 / (1 + (-y).exp())).log()).mean(),
+        lambda y: -(BITS * y.sigmoid().log()).mean() + (y**2).mean(),
+    ],
+    ids=["no target", "another sigmoid", "one half"],
+)
+def test_products_that_are_no_loss_that_is_known_have_no_modes(loss: Loss) -> None:
+    found = of_loss(loss)
+    assert found.target_modes == ()
+    assert "there are no target modes" in found.remarks[0]

@@ -1,0 +1,170 @@
+"""Where the tensors of a step come from: constants, logarithms, features, trained parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+PROBABILITIES = frozenset({"sigmoid", "softmax"})
+"""Functions whose results are taken for probabilities."""
+LOGARITHMS = frozenset({"log", "log_softmax", "logsigmoid", "log_sigmoid"})
+"""Functions whose results are taken for log-probabilities."""
+ARRANGING = frozenset({
+    *("view", "reshape", "flatten", "unsqueeze", "squeeze", "permute", "transpose")
+})
+"""Functions that put the same numbers in another shape."""
+FLATTENING = frozenset({"view", "reshape", "flatten", "ravel"})
+"""Functions that may put rows and features into fewer axes."""
+SELECTING = frozenset({"squeeze", "select", "__getitem__"})
+"""Functions that may take one of the features on the last axis."""
+CONSTANT = frozenset({
+    *("zeros_like", "ones_like", "full_like", "empty_like"),
+    *("new_zeros", "new_ones", "new_full", "new_empty"),
+})
+"""Functions whose results hold nothing of their arguments."""
+AS_THE_FIRST = frozenset({"type_as", "to", "expand_as", "view_as", "reshape_as"})
+"""Functions whose results hold nothing of their arguments but the first."""
+VARYING = frozenset({
+    *("tensor", "as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack"),
+    *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "poisson", "multinomial"),
+    *("normal_", "uniform_", "random_", "bernoulli_", "exponential_"),
+})
+"""Functions whose results are others at every batch, whatever their arguments."""
+
+
+class Origins:
+    """What is known of tensors that are still there: nothing is kept for this."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._constants: Any = WeakIdKeyDictionary()
+        self._logarithms: Any = WeakIdKeyDictionary()
+        self._probabilities: Any = WeakIdKeyDictionary()
+        self._columns: Any = WeakIdKeyDictionary()
+        self._flattened: Any = WeakIdKeyDictionary()
+        self._trained: Any = WeakIdKeyDictionary()
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor is known to be the same for every batch.
+
+        Args:
+            tensor: The tensor.
+
+        Returns:
+            True if it is.
+        """
+        return tensor in self._constants
+
+    def is_logarithm(self, tensor: Tensor) -> bool:
+        """Whether a tensor is taken for log-probabilities.
+
+        Args:
+            tensor: The tensor.
+
+        Returns:
+            True if it is.
+        """
+        return tensor in self._logarithms
+
+    def is_probability(self, tensor: Tensor) -> bool:
+        """Whether a tensor is taken for probabilities.
+
+        Args:
+            tensor: The tensor.
+
+        Returns:
+            True if it is.
+        """
+        return tensor in self._probabilities
+
+    def is_column(self, tensor: Tensor) -> bool:
+        """Whether a tensor is one of the features of another, which has one more axis.
+
+        Args:
+            tensor: The tensor.
+
+        Returns:
+            True if it is.
+        """
+        return tensor in self._columns
+
+    def is_trained(self, tensor: Tensor) -> bool:
+        """Whether a tensor was computed from what is trained, past a ``detach``, too.
+
+        Args:
+            tensor: The tensor.
+
+        Returns:
+            True if it was.
+        """
+        return tensor.requires_grad or tensor in self._trained
+
+    def shape_before(self, tensor: Tensor) -> tuple[int, ...] | None:
+        """The shape of a tensor before it was flattened.
+
+        Args:
+            tensor: The tensor.
+
+        Returns:
+            None if it was not.
+        """
+        found: tuple[int, ...] | None = self._flattened.get(tensor)
+        return found
+
+    def learn(self, name: str, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401
+        """Take note of what a call returned.
+
+        Args:
+            name: The function's name.
+            args: Its positional arguments.
+            kwargs: Its arguments by name.
+            output: What it returned.
+        """
+        if output is None and name != "__setitem__":
+            return
+        inputs = [*tensors_in(args), *tensors_in(tuple(kwargs.values()))]
+        outputs = tensors_in((output,))
+        inputs_that_count = inputs[:1] if name in AS_THE_FIRST else inputs
+        constant = name in CONSTANT or (
+            name not in VARYING
+            and all(map(self.is_constant, inputs_that_count))
+            and name != "__get__"
+        )
+        for t in outputs:
+            if constant and not t.requires_grad:
+                self._constants[t] = True
+            else:
+                self._constants.pop(t, None)
+        if name == "__setitem__" and not all(map(self.is_constant, inputs)):
+            self._constants.pop(args[0], None)
+        if not isinstance(output, Tensor):
+            return
+        if name in SELECTING and inputs and output.shape == inputs[0].shape[:-1]:
+            self._columns[output] = True
+        if name in FLATTENING and inputs and output.ndim < inputs[0].ndim:
+            self._flattened[output] = tuple(inputs[0].shape)
+        kinds = ((LOGARITHMS, self._logarithms), (PROBABILITIES, self._probabilities))
+        for names, known in kinds:
+            if name in names or (name in ARRANGING and inputs and inputs[0] in known):
+                known[output] = True
+
+
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among some arguments, and in lists and tuples among these.
+
+    Args:
+        values: The arguments.
+
+    Returns:
+        The tensors.
+    """
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += tensors_in(value)
+    return found
