@@ -40,6 +40,8 @@ class Candidate:
         rows: The rows of the outputs.
         other: What a second call returned that compares the same, a part of one loss; None for
             none.
+        is_trained: Whether the target was computed from what is trained.
+        evenly: Whether a loss pulls alike at all outputs that have one target.
     """
 
     number: int
@@ -54,6 +56,8 @@ class Candidate:
     whole: tuple[int, ...] | None
     rows: Labels
     other: Tensor | None = None
+    is_trained: bool = False
+    evenly: bool = False
 
 
 class Discovery(LossWatch):
@@ -128,6 +132,7 @@ class Discovery(LossWatch):
                 whole=self._origins.shape_before(y),
                 tensors=(output, t) if self._keep and name not in LOSSES else None,
                 rows=rows,
+                is_trained=self._origins.is_trained(t),
             )
             self.candidates += self._wholes(found, p, t, output)
         self._origins.learn(name, args, kwargs, output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +25,12 @@ CONSTANT = frozenset({
     *("new_zeros", "new_ones", "new_full", "new_empty"),
 })
 """Functions whose results hold nothing of their arguments."""
+SHAPED_LIKE = CONSTANT | {"rand_like", "randn_like", "randint_like", "new_tensor"}
+"""Functions that take no more than a shape and a type of their arguments."""
+CHOOSING = frozenset({
+    *("__getitem__", "gather", "take_along_dim", "index_select", "masked_select", "masked_fill"),
+})
+"""Functions whose results hold numbers of their first argument, chosen by others."""
 AS_THE_FIRST = frozenset({"type_as", "to", "expand_as", "view_as", "reshape_as"})
 """Functions whose results hold nothing of their arguments but the first."""
 VARYING = frozenset({
@@ -140,6 +146,7 @@ class Origins:
                 self._constants.pop(t, None)
         if name == "__setitem__" and not all(map(self.is_constant, inputs)):
             self._constants.pop(args[0], None)
+        self._learn_trained(name, inputs, outputs)
         if not isinstance(output, Tensor):
             return
         if name in SELECTING and inputs and output.shape == inputs[0].shape[:-1]:
@@ -150,6 +157,18 @@ class Origins:
         for names, known in kinds:
             if name in names or (name in ARRANGING and inputs and inputs[0] in known):
                 known[output] = True
+
+    def _learn_trained(
+        self, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> None:
+        """Take note of what was computed from what is trained; of choices, what is chosen from."""
+        if name == "__setitem__":
+            outputs = [*outputs, *inputs[:1]]
+        counted = inputs[:1] if name in CHOOSING or name in AS_THE_FIRST else inputs
+        counted = inputs[1:] if name == "where" and len(inputs) > 1 else counted
+        if name not in SHAPED_LIKE and any(map(self.is_trained, counted)):
+            for t in outputs:
+                self._trained[t] = True
 
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:

@@ -234,3 +234,101 @@ def test_products_that_are_no_loss_that_is_known_have_no_modes(loss: Loss) -> No
     found = of_loss(loss)
     assert found.target_modes == ()
     assert "there are no target modes" in found.remarks[0]
+
+
+class Two(nn.Module):
+    """A readout that matters, another one, and a codebook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.out, self.again = nn.Linear(M, N), nn.Linear(N, C), nn.Linear(N, M)
+        self.codes = nn.Embedding(8, N)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h = self.body(x).tanh()
+        return h, self.out(h), self.again(h)
+
+
+def of_two(loss: Callable[..., Tensor]) -> Snapshot:
+    model = Two().double()
+    return probe(model, X, loss_fn=lambda module, x: loss(*module(x)), **EXACT)
+
+
+def outputs_of(found: Snapshot) -> list[tuple[str, str]]:
+    return [(output.name, output.loss) for output in found.outputs]
+
+
+@pytest.mark.parametrize(
+    ("plain", "by_hand"),
+    [
+        (lambda y: F.mse_loss(y, VALUES), lambda y: ((y - VALUES) ** 2).mean()),
+        (lambda y: F.cross_entropy(y, CLASSES), CROSS_ENTROPIES["gathered"]),
+        (lambda y: F.cross_entropy(y, CLASSES), CROSS_ENTROPIES["weighed"]),
+        (lambda y: F.binary_cross_entropy_with_logits(y, BITS), BINARY["by hand"]),
+    ],
+    ids=["difference", "gathered", "weighed", "bits"],
+)
+def test_a_loss_by_hand_counts_beside_one_of_torch(plain: Loss, by_hand: Loss) -> None:
+    found, wanted = (
+        of_two(lambda h, y, z, loss=loss: loss(y) + 1e-2 * F.l1_loss(z, X))
+        for loss in (by_hand, plain)
+    )
+    assert [name for name, _ in outputs_of(found)] == ["out", "again"]
+    same(found, wanted)
+
+
+ADVANTAGES = VALUES[:, 0].abs() + 0.1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda y: -(LOG(y).gather(1, CLASSES[:, None])[:, 0] * ADVANTAGES).mean(),
+        lambda y: -(y.softmax(-1)[torch.arange(B), CLASSES] * ADVANTAGES).mean(),
+        lambda y: (
+            -((LOG(y).gather(1, CLASSES[:, None])[:, 0] - VALUES[:, 1]).exp() * VALUES[:, 0]).mean()
+        ),
+        lambda y: 1 - (y.sigmoid() * BITS).sum() / (y.sigmoid() + BITS).sum(),
+        lambda y: (y**2 + y.exp() - y).mean(),
+        lambda y: (y - y.detach().roll(1, 0)).square().mean(),
+        lambda y: F.cosine_embedding_loss(y[:6], y[6:], torch.ones(6)),
+    ],
+    ids=["policy", "expected", "ratio", "overlap", "norm", "slowness", "contrastive"],
+)
+def test_what_compares_no_data_is_no_output_beside_one_that_does(other: Loss) -> None:
+    found = of_two(lambda h, y, z: F.mse_loss(z, X) + other(y))
+    assert outputs_of(found) == [("again", "mse_loss")]
+
+
+def test_weights_of_a_loss_that_are_made_by_its_target_are_no_second_one() -> None:
+    def focal(y: Tensor) -> Tensor:
+        chance = y.softmax(-1).gather(1, CLASSES[:, None])[:, 0]
+        return ((1 - chance) ** 2 * F.cross_entropy(y, CLASSES, reduction="none")).mean()
+
+    assert outputs_of(of_loss(focal)) == [("2", "cross_entropy")]
+
+
+def test_parameters_that_are_held_near_what_they_were_are_no_outputs() -> None:
+    before = draw(C * N, seed=5)
+    model = Two().double()
+
+    def loss(module: Any, x: Tensor) -> Tensor:
+        flat = torch.cat([module.out.weight.flatten()])
+        return F.mse_loss(module(x)[1], VALUES) + ((flat - before) ** 2).mean()
+
+    assert outputs_of(probe(model, X, loss_fn=loss, **EXACT)) == [("out", "mse_loss")]
+
+
+def test_a_target_that_is_trained_itself_is_none_beside_data() -> None:
+    model = Two().double()
+
+    def loss(module: Any, x: Tensor, *, with_data: bool = True) -> Tensor:
+        h, _, z = module(x)
+        q = module.codes(torch.cdist(h, module.codes.weight).argmin(1))
+        found = F.mse_loss(q, h.detach()) + F.mse_loss(h, q.detach())
+        return found + F.mse_loss(z, x) if with_data else found
+
+    assert outputs_of(probe(model, X, loss_fn=loss, **EXACT)) == [("again", "mse_loss")]
+    alone = probe(model, X, loss_fn=lambda m, x: loss(m, x, with_data=False), **EXACT)
+    assert len(alone.outputs) == 2
