@@ -41,6 +41,7 @@ class Candidate:
         other: What a second call returned that compares the same, a part of one loss; None for
             none.
         is_trained: Whether the target was computed from what is trained.
+        part_of: What they are some features of, in the graph; None for nothing.
         evenly: Whether a loss pulls alike at all outputs that have one target.
     """
 
@@ -57,6 +58,7 @@ class Candidate:
     rows: Labels
     other: Tensor | None = None
     is_trained: bool = False
+    part_of: Any = None
     evenly: bool = False
 
 
@@ -133,6 +135,7 @@ class Discovery(LossWatch):
                 tensors=(output, t) if self._keep and name not in LOSSES else None,
                 rows=rows,
                 is_trained=self._origins.is_trained(t),
+                part_of=self._origins.whole_of(y),
             )
             self.candidates += self._wholes(found, p, t, output)
         self._origins.learn(name, args, kwargs, output)

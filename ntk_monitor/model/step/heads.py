@@ -284,4 +284,29 @@ def _how(group: Sequence[Candidate]) -> Joined:
     same = len({c.shape for c in group}) == 1
     if same and group[0].by_hand and len({c.target for c in group}) == 1:
         return "features"
+    if same and _are_parts(group):
+        return "parts"
     return "steps" if same and len(group[0].shape) <= 2 else "rows"
+
+
+def _are_parts(group: Sequence[Candidate]) -> bool:
+    """Whether outputs of one shape are features of one tensor, on the same rows.
+
+    Columns of trials by time steps are on other rows, and no features.
+
+    Args:
+        group: The comparisons.
+
+    Returns:
+        True where that is known.
+    """
+    first = group[0]
+    if first.part_of is None or len({c.part_of for c in group}) > 1:
+        return False
+    if first.reading.loss.kind == "classes" or (first.is_column and len(first.shape) > 2):
+        return False
+    return all(_same_rows(first.rows, c.rows) for c in group)
+
+
+def _same_rows(a: Labels, b: Labels) -> bool:
+    return bool(a) and a.keys() == b.keys() and all(torch.equal(a[s].near, b[s].near) for s in a)

@@ -75,6 +75,14 @@ def _smoothed(given: Mapping[str, Any]) -> float:
     return 1 - float(given.get("label_smoothing") or 0.0)
 
 
+def _squeezed(target: Tensor, _: Mapping[str, Any], __: Tensor) -> Tensor:
+    return target.squeeze(-1)
+
+
+def _as_numbers(target: Tensor, _: Mapping[str, Any], output: Tensor) -> Tensor:
+    return target.to(output.dtype)
+
+
 def _around(noise: Tensor, target: Tensor) -> Tensor:
     return noise + target
 
@@ -117,14 +125,6 @@ RATES = Loss("poisson_nll_loss", generic=lambda noise, _: noise.exp())
 """Poisson's with ``log_input=False``."""
 
 
-def _squeezed(target: Tensor, _: Mapping[str, Any], __: Tensor) -> Tensor:
-    return target.squeeze(-1)
-
-
-def _as_numbers(target: Tensor, _: Mapping[str, Any], output: Tensor) -> Tensor:
-    return target.to(output.dtype)
-
-
 _PICK = Loss(
     "a log-probability",
     "classes",
@@ -134,7 +134,7 @@ _PICK = Loss(
     classes_second=False,
 )
 BY_HAND: dict[str, Loss] = {
-    "difference": Loss("a difference", generic=_around),
+    "difference": Loss("a difference", target=_as_numbers, generic=_around),
     "overlap": Loss("a product with probabilities", "bits", counts="all", generic=_chances),
     "gather": replace(_PICK, target=_squeezed),
     "pick": _PICK,

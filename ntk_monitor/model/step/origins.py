@@ -18,8 +18,10 @@ ARRANGING = frozenset({
 """Functions that put the same numbers in another shape."""
 FLATTENING = frozenset({"view", "reshape", "flatten", "ravel"})
 """Functions that may put rows and features into fewer axes."""
-SELECTING = frozenset({"squeeze", "select", "__getitem__"})
-"""Functions that may take one of the features on the last axis."""
+SELECTING = frozenset({"squeeze", "select", "narrow", "__getitem__"})
+"""Functions that may take some of the features on the last axis."""
+SPLITTING = frozenset({"unbind", "split", "chunk", "tensor_split"})
+"""Functions that may take features apart."""
 CONSTANT = frozenset({
     *("zeros_like", "ones_like", "full_like", "empty_like"),
     *("new_zeros", "new_ones", "new_full", "new_empty"),
@@ -50,6 +52,7 @@ class Origins:
         self._logarithms: Any = WeakIdKeyDictionary()
         self._probabilities: Any = WeakIdKeyDictionary()
         self._columns: Any = WeakIdKeyDictionary()
+        self._wholes: Any = WeakIdKeyDictionary()
         self._flattened: Any = WeakIdKeyDictionary()
         self._trained: Any = WeakIdKeyDictionary()
 
@@ -108,6 +111,17 @@ class Origins:
         """
         return tensor.requires_grad or tensor in self._trained
 
+    def whole_of(self, tensor: Tensor) -> Any:  # noqa: ANN401
+        """What a tensor is some features of, in the graph.
+
+        Args:
+            tensor: The tensor.
+
+        Returns:
+            None where it is not.
+        """
+        return self._wholes.get(tensor)
+
     def shape_before(self, tensor: Tensor) -> tuple[int, ...] | None:
         """The shape of a tensor before it was flattened.
 
@@ -147,16 +161,26 @@ class Origins:
         if name == "__setitem__" and not all(map(self.is_constant, inputs)):
             self._constants.pop(args[0], None)
         self._learn_trained(name, inputs, outputs)
+        if inputs and (name in SPLITTING or (name in SELECTING and isinstance(output, Tensor))):
+            self._learn_parts(inputs[0], outputs)
         if not isinstance(output, Tensor):
             return
-        if name in SELECTING and inputs and output.shape == inputs[0].shape[:-1]:
-            self._columns[output] = True
         if name in FLATTENING and inputs and output.ndim < inputs[0].ndim:
             self._flattened[output] = tuple(inputs[0].shape)
         kinds = ((LOGARITHMS, self._logarithms), (PROBABILITIES, self._probabilities))
         for names, known in kinds:
             if name in names or (name in ARRANGING and inputs and inputs[0] in known):
                 known[output] = True
+
+    def _learn_parts(self, whole: Tensor, parts: Sequence[Tensor]) -> None:
+        """Take note of what is some features of a tensor, on all its rows."""
+        rows = whole.shape[:-1]
+        for part in parts:
+            if part.shape == rows:
+                self._columns[part] = True
+            sliced = part.shape[:-1] == rows and part.ndim == whole.ndim
+            if part.shape == rows or (sliced and part.shape[-1] < whole.shape[-1]):
+                self._wholes[part] = whole.grad_fn
 
     def _learn_trained(
         self, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]

@@ -62,7 +62,9 @@ class Reader:
             reading = self._turned(reading, args, kwargs)
         elif name in DIFFERENCES:
             turned = self._turned(Reading(BY_HAND["difference"], (0,), other), args, kwargs)
-            whole = kwargs.get("alpha", 1) == 1 and _is_whole(turned, args, kwargs)
+            y, t = both_of(turned, args, kwargs)
+            is_column = isinstance(y, Tensor) and self._origins.is_column(y)
+            whole = kwargs.get("alpha", 1) == 1 and _is_whole(y, t, is_column=is_column)
             reading = turned if whole else None
         elif name in PRODUCTS:
             turned = self._turned(Reading(BY_HAND["product"], (0,), other), args, kwargs)
@@ -194,12 +196,26 @@ def _place(args: Sequence[Any], index: int, name: str) -> Place:
     return (index,) if len(args) > index else (name,)
 
 
-def _is_whole(reading: Reading, args: Any, kwargs: Any) -> bool:  # noqa: ANN401
-    """Whether a difference compares rows of outputs with rows of a target."""
-    y, t = both_of(reading, args, kwargs)
+def _is_whole(y: Any, t: Any, *, is_column: bool) -> bool:  # noqa: ANN401
+    """Whether a difference compares rows of outputs with rows of a target.
+
+    All trials may share it, but not all rows: what is the same for these is no target.
+
+    Args:
+        y: The outputs.
+        t: The target.
+        is_column: Whether all axes of the outputs are rows.
+
+    Returns:
+        True if it does.
+    """
     if not isinstance(y, Tensor) or not isinstance(t, Tensor) or t.numel() < 2 or y.ndim == 0:
         return False
-    if not t.is_floating_point() or t.ndim > y.ndim:
+    if t.dtype == torch.bool or t.is_complex() or t.ndim > y.ndim:
         return False
-    same = all(a in {b, 1} for a, b in zip(t.shape[::-1], y.shape[::-1], strict=False))
-    return same and t.ndim == y.ndim and t.shape[0] == y.shape[0]
+    if not all(a in {b, 1} for a, b in zip(t.shape[::-1], y.shape[::-1], strict=False)):
+        return False
+    if t.ndim == y.ndim and t.shape[0] == y.shape[0]:
+        return True
+    rows = t.shape if is_column else t.shape[:-1]
+    return y.ndim > 1 and any(size > 1 for size in rows)

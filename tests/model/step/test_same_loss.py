@@ -332,3 +332,80 @@ def test_a_target_that_is_trained_itself_is_none_beside_data() -> None:
     assert outputs_of(probe(model, X, loss_fn=loss, **EXACT)) == [("again", "mse_loss")]
     alone = probe(model, X, loss_fn=lambda m, x: loss(m, x, with_data=False), **EXACT)
     assert len(alone.outputs) == 2
+
+
+SHARED = draw(T, C, seed=4)
+WHOLE = torch.arange(B * C).reshape(B, C) % 5 - 2
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y: ((y - SHARED) ** 2).mean(),
+        lambda y: ((SHARED[None] - y) ** 2).mean(),
+        lambda y: (y - SHARED).abs().square().mean(),
+    ],
+    ids=["less axes", "one trial", "reversed"],
+)
+def test_a_target_that_all_trials_share_is_one(loss: Loss) -> None:
+    plain: Loss = lambda y: F.mse_loss(y, SHARED.expand(B, T, C))  # noqa: E731
+    same(of_loss(loss, Sequences().double(), STEPS), of_loss(plain, Sequences().double(), STEPS))
+
+
+def test_what_all_rows_share_is_no_target() -> None:
+    found = of_loss(lambda y: ((y - VALUES[:1]) ** 2).mean() + (y**2).mean())
+    assert found.target_modes == ()
+    assert len(found.remarks) == 1
+
+
+def test_a_target_of_whole_numbers_is_one() -> None:
+    same(
+        of_loss(lambda y: ((y - WHOLE) ** 2).mean()),
+        of_loss(lambda y: F.mse_loss(y, WHOLE.double())),
+    )
+
+
+PARTS: dict[str, Loss] = {
+    "columns": lambda y: sum(F.mse_loss(y[:, i], VALUES[:, i]) for i in range(C)) / C,
+    "any axis": lambda y: sum(F.mse_loss(y[..., i], VALUES[..., i]) for i in range(C)) / C,
+    "slices": lambda y: (
+        sum(F.mse_loss(y[:, i : i + 1], VALUES[:, i : i + 1]) for i in range(C)) / C
+    ),
+    "by hand": lambda y: sum((y[:, i] - VALUES[:, i]).square().mean() for i in range(C)) / C,
+    "selected": lambda y: sum(F.mse_loss(y.select(1, i), VALUES[:, i]) for i in range(C)) / C,
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_outputs_that_are_compared_one_by_one_are_compared_together(name: str) -> None:
+    same(of_loss(PARTS[name]), of_loss(lambda y: F.mse_loss(y, VALUES)))
+
+
+@pytest.mark.parametrize("by_hand", [False, True], ids=["mse_loss", "by hand"])
+def test_so_they_are_at_every_step(by_hand: bool) -> None:
+    targets = draw(B, T, C, seed=6)
+    one = (lambda a, b: ((a - b) ** 2).mean()) if by_hand else F.mse_loss
+    found = of_loss(
+        lambda y: sum(one(y[..., i], targets[..., i]) for i in range(C)) / C,
+        Sequences().double(),
+        STEPS,
+    )
+    same(found, of_loss(lambda y: F.mse_loss(y, targets), Sequences().double(), STEPS))
+
+
+def test_columns_that_are_steps_stay_steps() -> None:
+    targets = draw(B, T, seed=7)
+
+    def outputs(y: Tensor) -> Tensor:
+        return y[..., 0]
+
+    found = of_loss(
+        lambda y: sum(F.mse_loss(outputs(y)[:, t], targets[:, t]) for t in range(T)) / T,
+        Sequences().double(),
+        STEPS,
+    )
+    wanted = of_loss(
+        lambda y: F.mse_loss(y[..., :1], targets[..., None]), Sequences().double(), STEPS
+    )
+    same(found, wanted)
+    assert found.target_patterns.shape == (1, B, T)
