@@ -43,6 +43,7 @@ class Candidate:
         is_trained: Whether the target was computed from what is trained.
         part_of: What they are some features of, in the graph; None for nothing.
         evenly: Whether a loss pulls alike at all outputs that have one target.
+        varies: Whether the target's numbers are known not to be all the same, or nothing is known.
     """
 
     number: int
@@ -60,6 +61,7 @@ class Candidate:
     is_trained: bool = False
     part_of: Any = None
     evenly: bool = False
+    varies: bool = True
 
 
 class Discovery(LossWatch):

@@ -58,6 +58,8 @@ def find_heads(
     known = [c for c in candidates if not c.by_hand]
     by_hand = [c for c in candidates if c.by_hand and not _is_pairwise(c, acting)]
     by_hand = _driven(by_hand, loss)
+    varying = [c for c in by_hand if c.varies]
+    by_hand = varying if varying or known else by_hand
     others = _last(_beside(by_hand, known, producers, acting) if known else by_hand)
     chosen = sorted(_of_data([*known, *others]), key=lambda c: c.number)
     by_hand_targets = {c.target for c in chosen if c.by_hand}
@@ -144,7 +146,7 @@ PICK, PRODUCT, BOTH = (LINKED[kind].name for kind in ("pick", "product", "both")
 
 
 def _driven(candidates: Sequence[Candidate], loss: Tensor) -> list[Candidate]:
-    """Comparisons whose outputs a loss drives towards what they meet, and that differs by rows.
+    """Comparisons whose outputs a loss drives towards what they meet.
 
     In a difference each entry of the outputs is driven towards the target's: not so where the
     largest one is taken off, or in the ratio of a policy to what it was. Log-probabilities that
@@ -166,7 +168,7 @@ def _driven(candidates: Sequence[Candidate], loss: Tensor) -> list[Candidate]:
     each = torch.autograd.grad(loss, results + others, retain_graph=True, allow_unused=True)
     gradients = dict(zip(map(id, results + others), each, strict=True))
     driven = [c for c in known if c.tensors is not None and _lead(c, gradients)]
-    return [replace(c, evenly=_pulls_evenly(c, gradients)) for c in driven]
+    return [replace(c, evenly=_pulls_evenly(c, gradients), varies=_varies(c)) for c in driven]
 
 
 def _lead(candidate: Candidate, gradients: Mapping[int, Tensor | None]) -> bool:
@@ -213,12 +215,17 @@ EVEN = 1e-3
 
 def _leads(candidate: Candidate, gradient: Tensor) -> bool:
     assert candidate.tensors is not None
-    result, t = candidate.tensors
-    if not bool((t != t.flatten()[:1]).any()):
-        return False
+    result, _ = candidate.tensors
     if candidate.reading.loss is BY_HAND["difference"]:
         return leads_there(result, gradient)
     return not bool((gradient > 0).any())
+
+
+def _varies(candidate: Candidate) -> bool:
+    """Whether the numbers of a target are not all the same."""
+    assert candidate.tensors is not None
+    t = candidate.tensors[1]
+    return bool((t != t.flatten()[:1]).any())
 
 
 def leads_there(difference: Tensor, gradient: Tensor) -> bool:

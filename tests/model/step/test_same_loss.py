@@ -409,3 +409,25 @@ def test_columns_that_are_steps_stay_steps() -> None:
     )
     same(found, wanted)
     assert found.target_patterns.shape == (1, B, T)
+
+
+FEW, ONE = torch.full((B,), 1), torch.full((B, C), 0.1).double()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y: F.cross_entropy(y, FEW),
+        lambda y: -LOG(y).gather(1, FEW[:, None]).mean(),
+        lambda y: F.mse_loss(y, ONE),
+        lambda y: ((y - ONE) ** 2).mean(),
+        lambda y: F.binary_cross_entropy_with_logits(y, ONE.ceil()),
+    ],
+    ids=["one class", "by hand", "one number", "one number by hand", "yes alone"],
+)
+def test_a_batch_with_one_target_has_no_modes_and_says_why(loss: Loss) -> None:
+    found = of_loss(loss)
+    assert found.target_modes == ()
+    (remark,) = found.remarks
+    assert "the target of '2' is the same wherever it counts in this batch" in remark
+    assert "probe another batch (probe_batch)" in remark
