@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ntk_monitor.compat import without_torch_function
@@ -72,6 +73,22 @@ class Linked(NamedTuple):
         with without_torch_function():
             return reduce(lambda found, change: change(found), self.chain, x)
 
+    def made_of(self, z: Tensor) -> Tensor:
+        """What the tensor would be of other logits, but for what keeps from zero and one.
+
+        Args:
+            z: The logits.
+
+        Returns:
+            Of the tensor's shape.
+        """
+        if self.kind == "softmax":
+            found = z.log_softmax(self.axis) if self.is_log else z.softmax(self.axis)
+        else:
+            z = -z if self.turned else z
+            found = functional.logsigmoid(z) if self.is_log else z.sigmoid()
+        return self.ordered(found)
+
     def has_classes_on(self, axis: int) -> bool:
         """Whether the classes are whole on an axis of the tensor.
 
@@ -87,7 +104,9 @@ class Linked(NamedTuple):
         found = self.ordered(classes.view(shape).expand(z.shape))
         if found.ndim == 0 or found.ndim <= axis or found.shape[axis] != count:
             return False
-        return bool((found.movedim(axis, -1) == classes).all())
+        found = found.movedim(axis, -1)
+        once = [slice(1) if step == 0 else slice(None) for step in found.stride()[:-1]]
+        return bool((found[tuple(once)] == classes).all())
 
     @property
     def classes_second(self) -> bool | None:

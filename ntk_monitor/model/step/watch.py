@@ -16,7 +16,7 @@ from ntk_monitor.model.batch.structure import of_the_class, plain_tensor
 from ntk_monitor.model.isolation.interception import Args, Function, FunctionMode, Kwargs
 from ntk_monitor.model.step.comparison import Seen
 from ntk_monitor.model.step.links import LINKING, Links
-from ntk_monitor.model.step.losses import LOSSES, Loss
+from ntk_monitor.model.step.losses import LINKED, LOSSES, Loss
 from ntk_monitor.model.step.tape import Tape
 
 DIFFERENCES = frozenset({"sub", "subtract", "rsub", "__rsub__", "sub_", "__isub__"})
@@ -171,6 +171,7 @@ class Following(LossWatch):
         y, t = argument_at(args, kwargs, reading.output), argument_at(args, kwargs, reading.target)
         if reading.source is not None:
             self._read_logits(number, reading, y, t, kwargs)
+            found, given = self._with_shaken(number, reading, y, found, given)
             return func(*found, **given)
         with without_torch_function():
             whole, y, t = y, plain_tensor(y), plain_tensor(t)
@@ -201,10 +202,24 @@ class Following(LossWatch):
             for number in numbers:
                 self._tape.start(number, y)
             self._others[whole] = y
-        if self._shake and y.numel() <= MOST_SHAKEN:
-            z = self._shaken(y, y, self._readings[numbers[0]].loss)
+        numbers = [n for n in numbers if self._readings[n].loss is LINKED["both"]]
+        if self._shake and y.numel() <= MOST_SHAKEN and numbers:
+            z = self._shaken(y, y, LINKED["both"])
             self.shaken |= dict.fromkeys(numbers, z)
             self._others[whole] = of_the_class(z.view_as(z), whole)
+
+    def _with_shaken(
+        self, number: int, reading: Reading, p: Tensor, args: Args, kwargs: Kwargs
+    ) -> tuple[Args, Kwargs]:
+        """Arguments with what shaken logits give: what else is made of these tells no count."""
+        linked, read = self.links.of(p), self.seen.get(number)
+        if not self._shake or linked is None or read is None or number in self.shaken:
+            return args, kwargs
+        y = read.output
+        if y.numel() > MOST_SHAKEN:
+            return args, kwargs
+        self.shaken[number] = z = self._shaken(y, y, reading.loss)
+        return _with(args, kwargs, reading.output, of_the_class(linked.made_of(z).to(p.dtype), p))
 
     def _instead(self, given: Any) -> Any:  # noqa: ANN401
         """Arguments with what is put in the place of logits."""

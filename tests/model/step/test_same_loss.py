@@ -431,3 +431,26 @@ def test_a_batch_with_one_target_has_no_modes_and_says_why(loss: Loss) -> None:
     (remark,) = found.remarks
     assert "the target of '2' is the same wherever it counts in this batch" in remark
     assert "probe another batch (probe_batch)" in remark
+
+
+@pytest.mark.parametrize("name", ["gathered", "weighed", "nll_loss"])
+def test_rows_that_are_left_out_do_not_count_though_a_bonus_has_them(name: str) -> None:
+    kept = torch.arange(B) % 3 > 0
+
+    def loss(y: Tensor) -> Tensor:
+        log = LOG(y)
+        each = {
+            "gathered": lambda: -log.gather(1, CLASSES[:, None])[:, 0],
+            "weighed": lambda: -(log * ONE_HOT).sum(1),
+            "nll_loss": lambda: F.nll_loss(log, CLASSES, reduction="none"),
+        }[name]()
+        return (each * kept).sum() / kept.sum() + 0.1 * (log.exp() * log).sum(1).mean()
+
+    def plain(y: Tensor) -> Tensor:
+        target = ONE_HOT.double() if name == "weighed" else CLASSES
+        return (F.cross_entropy(y, target, reduction="none") * kept).sum() / kept.sum()
+
+    found, wanted = of_loss(loss), of_loss(plain)
+    for left, right in zip(found.target_modes, wanted.target_modes, strict=True):
+        assert left.singular_value == pytest.approx(right.singular_value)
+        assert left.learned == pytest.approx(right.learned)
