@@ -186,7 +186,10 @@ def _centred(placed: Tensor, counted: Tensor, processes: Processes) -> Tensor:
     size = processes.sum(placed.double().square().sum((0, 1))) / sums[1].clamp_min(1)
     noise = torch.finfo(placed.dtype).eps * size.sqrt()
     mean = mean.where(mean.abs() > 10 * noise, 0)  # a target without a mean stays as it is
-    return (placed - mean.to(placed.dtype)) * weights
+    centred = (placed - mean.to(placed.dtype)) * weights
+    largest = processes.sum(centred.double().square().sum((0, 1))).sqrt()
+    varies = largest > 10 * noise * sums[1].sqrt()  # what does not is zero, whatever is rounded
+    return centred.where(varies, 0)
 
 
 def _kind_of(
@@ -217,6 +220,19 @@ def _guessed_link(processes: Processes) -> Link:
         return output.softmax(-1)
 
     return link
+
+
+def varies(target: Target, processes: Processes = ALONE) -> bool:
+    """Whether a target is not the same in all rows that count; only then it has modes.
+
+    Args:
+        target: The target, this process's trials of it.
+        processes: The processes that have its trials.
+
+    Returns:
+        True if it is not.
+    """
+    return processes.total(float(target.values.abs().sum())) > 0
 
 
 def component(target: Target, direction: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from ntk_monitor.probing.settings import Tier
 from ntk_monitor.processes import Processes
 from ntk_monitor.pulled_modes import PulledMode, stacked_patterns, target_modes
 from ntk_monitor.snapshot import ComparedOutput, Snapshot
-from ntk_monitor.targets import Target
+from ntk_monitor.targets import Target, varies
 
 TEMPORAL_MODES = 20
 """How many temporal modes a snapshot keeps."""
@@ -151,6 +151,14 @@ def remarks_on(lin: Linearization, targets: dict[int, Target]) -> tuple[str, ...
         remarks.append(f"the loss of {lin.step} is {lin.loss} on the kept batch")
     if not targets and lin.without_targets:
         remarks.append(lin.without_targets)
+    for number, target in targets.items():
+        head = lin.comparisons[number].head
+        whose = "batch" if head.loss is None else head.name
+        if not varies(target, lin.processes):
+            remarks.append(
+                f"the target of {whose!r} is the same wherever it counts in this batch, so that it "
+                "has no modes: probe another batch (probe_batch), or one of shuffled data"
+            )
     return tuple(remarks)
 
 

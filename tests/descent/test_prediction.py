@@ -183,12 +183,7 @@ def test_the_same_loss_written_otherwise_gives_the_same_numbers(
     assert found == pytest.approx(wanted, rel=1e-5, abs=1e-8)
 
 
-OF_LOGARITHMS = pytest.mark.xfail(
-    strict=True, reason="log-probabilities that are picked are taken for the linear outputs"
-)
-
-
-@pytest.mark.parametrize("other", [pytest.param(gathered, marks=OF_LOGARITHMS), in_logs, flattened])
+@pytest.mark.parametrize("other", [gathered, in_logs, flattened])
 @pytest.mark.parametrize("make", MAKERS)
 def test_and_the_same_forecast(make: Callable[[Any], Optimizer], other: Any) -> None:
     found, wanted = (shot_of(loss, make) for loss in (other, plain))

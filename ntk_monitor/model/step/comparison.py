@@ -14,9 +14,9 @@ from ntk_monitor.model.state.row_labels import NOTHING, Label, Labels
 from ntk_monitor.model.step.layout import Layout
 from ntk_monitor.model.step.losses import Loss
 
-Joined = Literal["alone", "steps", "rows", "features"]
-"""How the outputs of several comparisons are one: not, as successive time steps, as more rows, or
-side by side."""
+Joined = Literal["alone", "steps", "rows", "features", "parts"]
+"""How the outputs of several comparisons are one: not, as successive time steps, as more rows, side
+by side on an axis of their own, or as parts of the features that they have been before."""
 
 
 class Seen(NamedTuple):
@@ -194,6 +194,8 @@ def _joined(tensors: Sequence[Tensor], how: Joined) -> Tensor:
         return tensors[0]
     if how == "steps":
         return torch.stack(list(tensors), dim=1)
+    if how == "parts":
+        return torch.cat(list(tensors), dim=-1)
     if how == "features":
         side_by_side = torch.cat if tensors[0].shape[-1] == 1 else torch.stack
         return side_by_side(list(tensors), dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from ntk_monitor.model.state.graph import graph_behind, nearest
 from ntk_monitor.model.state.row_labels import Labels
 from ntk_monitor.model.step.comparison import Head, Joined
 from ntk_monitor.model.step.discovery import Candidate, Discovery
-from ntk_monitor.model.step.losses import BY_HAND
+from ntk_monitor.model.step.losses import BY_HAND, LINKED
 from ntk_monitor.model.step.watch import Reading
 
 
@@ -40,8 +41,8 @@ def find_heads(
 ) -> Compares:
     """What a loss compares.
 
-    Torch's own loss functions tell it; where the loss uses none, the last differences between
-    outputs and data on the way to it, or log-probabilities that data picks or weighs.
+    Torch's own loss functions tell it, and the last differences between outputs and data on the
+    way to it, or log-probabilities that data picks or weighs, that are no part of the others.
 
     Args:
         discovery: What was seen in one pass.
@@ -56,12 +57,17 @@ def find_heads(
     candidates = [c for c in discovery.candidates if c.result in behind]
     known = [c for c in candidates if not c.by_hand]
     by_hand = [c for c in candidates if c.by_hand and not _is_pairwise(c, acting)]
-    chosen = known or _last(_driven(by_hand, loss))
+    by_hand = _driven(by_hand, loss)
+    varying = [c for c in by_hand if c.varies]
+    by_hand = varying if varying or known else by_hand
+    others = _last(_beside(by_hand, known, producers, acting) if known else by_hand)
+    chosen = sorted(_of_data([*known, *others]), key=lambda c: c.number)
+    by_hand_targets = {c.target for c in chosen if c.by_hand}
     groups: dict[tuple[Any, ...], list[Candidate]] = {}
     for candidate in chosen:
         producer = nearest(candidate.node, producers) or "outputs"
         loss_name = candidate.reading.loss.name
-        side_by_side = candidate.by_hand and len({c.target for c in chosen}) == 1
+        side_by_side = candidate.by_hand and len(by_hand_targets) == 1
         kind = candidate.shape if side_by_side else len(candidate.shape)
         key = (producer, loss_name, kind, _features(candidate))
         groups.setdefault(key, []).append(candidate)
@@ -79,6 +85,51 @@ def find_heads(
     return Compares(tuple(heads), readings, tuple(nodes), constant, rows)
 
 
+def _of_data(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those whose target is data; all where each was computed from what is trained."""
+    return [c for c in candidates if not c.is_trained] or list(candidates)
+
+
+def _beside(
+    by_hand: Sequence[Candidate],
+    known: Sequence[Candidate],
+    producers: Mapping[Any, str],
+    acting: Set[Any],
+) -> list[Candidate]:
+    """Comparisons by hand that have no part in others, and compare something else than these.
+
+    Their outputs are computed by weights: what is computed from parameters alone has no target.
+
+    Args:
+        by_hand: Such that the loss drives towards their targets.
+        known: Those by torch's own functions.
+        producers: Modules' paths by what they returned, in the graph.
+        acting: Results of operations with weights, in the graph.
+
+    Returns:
+        Some of the first.
+    """
+    upstream, results = graph_behind(c.node for c in known), {c.result for c in known}
+    same = {(nearest(c.node, producers), c.target) for c in known}
+    nodes = {c.node for c in known}
+    found = []
+    for c in by_hand:
+        behind = graph_behind([c.result])
+        apart = c.result not in upstream and behind.isdisjoint(results)
+        apart = apart and not graph_behind([c.node]).isdisjoint(acting)
+        twice = (nearest(c.node, producers), c.target) in same
+        if c.reading.loss is not BY_HAND["difference"]:
+            twice = twice or c.node in nodes or not _is_certain(c)
+        if apart and not twice:
+            found.append(c)
+    return found
+
+
+def _is_certain(candidate: Candidate) -> bool:
+    """Whether a comparison of probabilities is a loss, and no reward's."""
+    return candidate.evenly and candidate.reading.loss.name in (PICK, PRODUCT, BOTH)
+
+
 def _last(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Those on whose result no other depends; of products one, since they share a target."""
     upstream = graph_behind(c.node for c in candidates)
@@ -86,13 +137,16 @@ def _last(candidates: Sequence[Candidate]) -> list[Candidate]:
     differences = [c for c in last if c.reading.loss is BY_HAND["difference"]]
     if differences:
         return differences
-    picks = [c for c in last if c.reading.loss.kind == "classes"]
-    logarithms = [c for c in last if c.reading.loss is BY_HAND["product"]]
-    return picks or (logarithms or last)[:1]
+    named = [c for c in last if c.reading.loss.name in (PICK, BOTH)]
+    logarithms = [c for c in last if c.reading.loss.name == PRODUCT]
+    return named or (logarithms or last)[:1]
+
+
+PICK, PRODUCT, BOTH = (LINKED[kind].name for kind in ("pick", "product", "both"))
 
 
 def _driven(candidates: Sequence[Candidate], loss: Tensor) -> list[Candidate]:
-    """Comparisons whose outputs a loss drives towards what they meet, and that differs by rows.
+    """Comparisons whose outputs a loss drives towards what they meet.
 
     In a difference each entry of the outputs is driven towards the target's: not so where the
     largest one is taken off, or in the ratio of a policy to what it was. Log-probabilities that
@@ -110,18 +164,68 @@ def _driven(candidates: Sequence[Candidate], loss: Tensor) -> list[Candidate]:
     if not known:
         return list(candidates)
     results = [c.tensors[0] for c in known if c.tensors is not None]
-    gradients = torch.autograd.grad(loss, results, retain_graph=True, allow_unused=True)
-    return [c for c, g in zip(known, gradients, strict=True) if g is not None and _leads(c, g)]
+    others = [c.other for c in known if c.other is not None]
+    each = torch.autograd.grad(loss, results + others, retain_graph=True, allow_unused=True)
+    gradients = dict(zip(map(id, results + others), each, strict=True))
+    driven = [c for c in known if c.tensors is not None and _lead(c, gradients)]
+    return [replace(c, evenly=_pulls_evenly(c, gradients), varies=_varies(c)) for c in driven]
+
+
+def _lead(candidate: Candidate, gradients: Mapping[int, Tensor | None]) -> bool:
+    """Whether a loss leads all parts of a comparison to its target, by their results' ids."""
+    assert candidate.tensors is not None
+    g = gradients[id(candidate.tensors[0])]
+    if g is None or not _leads(candidate, g):
+        return False
+    other = None if candidate.other is None else gradients[id(candidate.other)]
+    return candidate.other is None or (other is not None and not bool((other > 0).any()))
+
+
+def _pulls_evenly(candidate: Candidate, gradients: Mapping[int, Tensor | None]) -> bool:
+    """Whether a loss pulls all that have one target alike, but for what it leaves out.
+
+    A reward pulls each action by another weight.
+
+    Args:
+        candidate: The comparison.
+        gradients: The derivatives of the loss, by the results' ids.
+
+    Returns:
+        True if it does.
+    """
+    assert candidate.tensors is not None
+    result, t = candidate.tensors
+    g = gradients[id(result)]
+    if g is None or t.numel() != g.numel():
+        return False
+    g, t = plain_tensor(g).double().flatten(), plain_tensor(t).flatten()
+    weighs = candidate.reading.loss.name != PICK
+    counts = (g != 0) & (t != 0) if weighs else g != 0
+    which = torch.zeros_like(t[counts], dtype=torch.long) if weighs else t[counts].long()
+    pulls = g[counts].abs()
+    if not pulls.numel():
+        return False
+    most = pulls.new_zeros(int(which.max()) + 1).scatter_reduce(0, which, pulls, "amax")
+    return bool((pulls >= (1 - EVEN) * most[which]).all())
+
+
+EVEN = 1e-3
+"""Relative difference of pulls up to which they are alike."""
 
 
 def _leads(candidate: Candidate, gradient: Tensor) -> bool:
     assert candidate.tensors is not None
-    result, t = candidate.tensors
-    if not bool((t != t.flatten()[:1]).any()):
-        return False
+    result, _ = candidate.tensors
     if candidate.reading.loss is BY_HAND["difference"]:
         return leads_there(result, gradient)
     return not bool((gradient > 0).any())
+
+
+def _varies(candidate: Candidate) -> bool:
+    """Whether the numbers of a target are not all the same."""
+    assert candidate.tensors is not None
+    t = candidate.tensors[1]
+    return bool((t != t.flatten()[:1]).any())
 
 
 def leads_there(difference: Tensor, gradient: Tensor) -> bool:
@@ -187,4 +291,29 @@ def _how(group: Sequence[Candidate]) -> Joined:
     same = len({c.shape for c in group}) == 1
     if same and group[0].by_hand and len({c.target for c in group}) == 1:
         return "features"
+    if same and _are_parts(group):
+        return "parts"
     return "steps" if same and len(group[0].shape) <= 2 else "rows"
+
+
+def _are_parts(group: Sequence[Candidate]) -> bool:
+    """Whether outputs of one shape are features of one tensor, on the same rows.
+
+    Columns of trials by time steps are on other rows, and no features.
+
+    Args:
+        group: The comparisons.
+
+    Returns:
+        True where that is known.
+    """
+    first = group[0]
+    if first.part_of is None or len({c.part_of for c in group}) > 1:
+        return False
+    if first.reading.loss.kind == "classes" or (first.is_column and len(first.shape) > 2):
+        return False
+    return all(_same_rows(first.rows, c.rows) for c in group)
+
+
+def _same_rows(a: Labels, b: Labels) -> bool:
+    return bool(a) and a.keys() == b.keys() and all(torch.equal(a[s].near, b[s].near) for s in a)

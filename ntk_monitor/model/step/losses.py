@@ -75,6 +75,14 @@ def _smoothed(given: Mapping[str, Any]) -> float:
     return 1 - float(given.get("label_smoothing") or 0.0)
 
 
+def _squeezed(target: Tensor, _: Mapping[str, Any], __: Tensor) -> Tensor:
+    return target.squeeze(-1)
+
+
+def _as_numbers(target: Tensor, _: Mapping[str, Any], output: Tensor) -> Tensor:
+    return target.to(output.dtype)
+
+
 def _around(noise: Tensor, target: Tensor) -> Tensor:
     return noise + target
 
@@ -111,8 +119,12 @@ LOSSES: dict[str, Loss] = {
 """Loss functions of `torch.nn.functional` that compare outputs with a target, by name. The others
 (triplets, rankings, similarities, alignments) compare outputs with one another."""
 
+SYMMETRIC = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
+"""Those that are the same with their arguments swapped."""
 RATES = Loss("poisson_nll_loss", generic=lambda noise, _: noise.exp())
 """Poisson's with ``log_input=False``."""
+
+
 _PICK = Loss(
     "a log-probability",
     "classes",
@@ -122,10 +134,24 @@ _PICK = Loss(
     classes_second=False,
 )
 BY_HAND: dict[str, Loss] = {
-    "difference": Loss("a difference", generic=_around),
+    "difference": Loss("a difference", target=_as_numbers, generic=_around),
     "overlap": Loss("a product with probabilities", "bits", counts="all", generic=_chances),
-    "gather": replace(_PICK, target=lambda t, _, __: t.squeeze(-1)),
+    "gather": replace(_PICK, target=_squeezed),
     "pick": _PICK,
     "product": replace(_PICK, name="a product with log-probabilities", kind="values"),
 }
 """What a loss that is written by hand does with outputs and a target."""
+_PICKED = Loss("a log-probability", "classes", probabilities, counts="rows")
+LINKED: dict[str, Loss] = {
+    "pick": _PICKED,
+    "gather": replace(_PICKED, target=_squeezed),
+    "product": replace(_PICKED, name="a product with log-probabilities", target=_as_numbers),
+    "kl_div": replace(_PICKED, name="kl_div", target=_of_logarithm),
+    "binary_cross_entropy": LOSSES["binary_cross_entropy_with_logits"],
+    "both": Loss("products with log-probabilities", "bits", torch.sigmoid, target=_as_numbers),
+    "overlap": Loss(
+        "a product with probabilities", "bits", torch.sigmoid, target=_as_numbers, counts="all"
+    ),
+}
+"""The same, and what functions of torch's do, where it is known of which logits there are
+probabilities: these are the outputs."""

@@ -15,16 +15,17 @@ from ntk_monitor.compat import backward_seen, tree_leaves, without_torch_functio
 from ntk_monitor.model.batch.structure import of_the_class, plain_tensor
 from ntk_monitor.model.isolation.interception import Args, Function, FunctionMode, Kwargs
 from ntk_monitor.model.step.comparison import Seen
-from ntk_monitor.model.step.losses import LOSSES, Loss
+from ntk_monitor.model.step.links import LINKING, Links
+from ntk_monitor.model.step.losses import LINKED, LOSSES, Loss
 from ntk_monitor.model.step.tape import Tape
 
 DIFFERENCES = frozenset({"sub", "subtract", "rsub", "__rsub__", "sub_", "__isub__"})
 PRODUCTS = frozenset({"mul", "multiply", "mul_", "__rmul__"})
 DISTANCES = frozenset({"dist", "pairwise_distance"})
-COMPARING = frozenset(LOSSES) | DIFFERENCES | PRODUCTS | DISTANCES | {"gather", "__getitem__"}
+PICKS = frozenset({"gather", "take_along_dim", "__getitem__"})
+COMPARING = frozenset(LOSSES) | DIFFERENCES | PRODUCTS | DISTANCES | PICKS
 """Functions that may compare outputs with a target, by name; each call of one has a number."""
-SHAPING = frozenset({"view", "reshape", "flatten"})
-"""Functions that may put rows into fewer axes and leave the last one as it is."""
+NUMBERED = COMPARING | LINKING
 MOST_SHAKEN = 2**26
 """Entries of outputs up to which it is asked which of them count; of more, all do."""
 Place = tuple[int | str, ...]
@@ -38,11 +39,14 @@ class Reading(NamedTuple):
         loss: What is compared.
         output: Where the outputs are.
         target: Where the target is.
+        source: The call in which the outputs enter, where they are logits and what is compared is
+            made of these; None where they enter in the comparing call.
     """
 
     loss: Loss
     output: Place
     target: Place
+    source: int | None = None
 
 
 class LossWatch(FunctionMode):
@@ -51,6 +55,7 @@ class LossWatch(FunctionMode):
     Attributes:
         meant: What the step would have gone backward from.
         differentiates: Whether the step goes backward, or takes derivatives.
+        links: Of which logits tensors hold probabilities.
     """
 
     def __init__(self, *, cut: bool = False) -> None:
@@ -64,7 +69,7 @@ class LossWatch(FunctionMode):
         self.meant: list[Tensor] = []
         self.differentiates = False
         self._cut = cut
-        self._normalised: Any = WeakIdKeyDictionary()
+        self.links = Links()
         self._count = 0
         self._entered = ExitStack()
 
@@ -96,37 +101,21 @@ class LossWatch(FunctionMode):
         if name == "nll_loss" and (logits := self._logits(args, kwargs)) is not None:
             func, args, kwargs = functional.cross_entropy, *_with(args, kwargs, *logits)
             name = "cross_entropy"
-        number, self._count = self._count, self._count + (name in COMPARING)
+        number, self._count = self._count, self._count + (name in NUMBERED)
         output = self.see(func, name, number, args, kwargs)
-        self._follow_logits(func, name, args, kwargs, output)
+        self.links.follow(func, name, number, args, kwargs, output)
         return output
 
     def _logits(self, args: Args, kwargs: Kwargs) -> tuple[Place, Tensor] | None:
         """What log-probabilities were made of: with these the loss is the same, and linear."""
         place: Place = (0,) if args else ("input",)
         y = argument_at(args, kwargs, place)
-        found = self._normalised.get(y) if isinstance(y, Tensor) else None
-        if found is None:
+        linked = self.links.of(y)
+        if linked is None or linked.kind != "softmax" or not (linked.is_log and linked.exact):
             return None
-        logits, axis = found
-        return (place, logits) if axis == min(1, y.ndim - 1) else None
-
-    def _follow_logits(
-        self, func: Function, name: str, args: Args, kwargs: Kwargs, output: object
-    ) -> None:
-        """Take note of log-probabilities, and of others of their shapes."""
-        first = argument_at(args, kwargs, (0,) if args else ("input",))
-        if not isinstance(output, Tensor) or not isinstance(first, Tensor):
-            return
-        if name == "log_softmax":
-            axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            if type(axis) is int:
-                self._normalised[output] = first, axis % output.ndim
-        elif name in SHAPING and first in self._normalised and args:
-            logits, axis = self._normalised[first]
-            if axis == first.ndim - 1 and output.shape[-1] == first.shape[-1]:
-                shaped = func(logits, *args[1:], **kwargs)
-                self._normalised[output] = shaped, output.ndim - 1
+        if not linked.has_classes_on(min(1, y.ndim - 1)):
+            return None
+        return place, linked.ordered(linked.logits)
 
     def see(self, func: Any, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Make a call, and do what this watch is for."""
@@ -164,29 +153,94 @@ class Following(LossWatch):
         self.sums: dict[int, Tensor] = {}
         self.shaken: dict[int, Tensor] = {}
         self._readings, self._shake, self._tape = readings, shake, tape
+        self._entering: dict[int, list[int]] = {}
+        for number, reading in readings.items():
+            if reading.source is not None:
+                self._entering.setdefault(reading.source, []).append(number)
+        self._logits_of: dict[int | None, tuple[Tensor, Tensor]] = {}
+        self._others: Any = WeakIdKeyDictionary()
 
     def see(self, func: Any, name: str, number: int, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Make a call, and read what it compares."""
+        if number in self._entering and name in LINKING:
+            self._enter(number, args[0] if args else kwargs["input"])
+        found, given = self._instead(args), self._instead(kwargs)
         reading = self._readings.get(number) if name in COMPARING else None
         if reading is None:
-            return func(*args, **kwargs)
+            return func(*found, **given)
         y, t = argument_at(args, kwargs, reading.output), argument_at(args, kwargs, reading.target)
+        if reading.source is not None:
+            self._read_logits(number, reading, y, t, kwargs)
+            found, given = self._with_shaken(number, reading, y, found, given)
+            return func(*found, **given)
         with without_torch_function():
             whole, y, t = y, plain_tensor(y), plain_tensor(t)
             target, reach = reading.loss.target(t, kwargs, y), reading.loss.reach(kwargs)
             self.seen[number] = Seen(y, target, reach=reach)
         if self._tape is not None:
             self._tape.start(number, y)
-            args, kwargs = _with(args, kwargs, reading.output, y)
+            found, given = _with(found, given, reading.output, y)
         if self._shake:
             self.sums[number] = sums_of(y, t)
         if self._shake and y.numel() <= MOST_SHAKEN:
-            torch.set_grad_enabled(True)  # put back by whoever runs the pass
-            self.shaken[number] = z = _generic(y, t, reading.loss).requires_grad_()
+            self.shaken[number] = z = self._shaken(y, t, reading.loss)
             # With the leaf itself, what is in place would fail.
-            instead = of_the_class(z.view_as(z), whole)
-            args, kwargs = _with(args, kwargs, reading.output, instead)
-        return func(*args, **kwargs)
+            found, given = _with(found, given, reading.output, of_the_class(z.view_as(z), whole))
+        return func(*found, **given)
+
+    def _shaken(self, y: Tensor, t: Tensor, loss: Loss) -> Tensor:
+        torch.set_grad_enabled(True)  # put back by whoever runs the pass
+        return _generic(y, t, loss).requires_grad_()
+
+    def _enter(self, call: int, whole: Tensor) -> None:
+        """Let logits enter: all that follows is computed from what is put in their place."""
+        numbers = self._entering[call]
+        with without_torch_function():
+            y = plain_tensor(whole)
+        self._logits_of[call] = whole, y
+        if self._tape is not None:
+            for number in numbers:
+                self._tape.start(number, y)
+            self._others[whole] = y
+        numbers = [n for n in numbers if self._readings[n].loss is LINKED["both"]]
+        if self._shake and y.numel() <= MOST_SHAKEN and numbers:
+            z = self._shaken(y, y, LINKED["both"])
+            self.shaken |= dict.fromkeys(numbers, z)
+            self._others[whole] = of_the_class(z.view_as(z), whole)
+
+    def _with_shaken(
+        self, number: int, reading: Reading, p: Tensor, args: Args, kwargs: Kwargs
+    ) -> tuple[Args, Kwargs]:
+        """Arguments with what shaken logits give: what else is made of these tells no count."""
+        linked, read = self.links.of(p), self.seen.get(number)
+        if not self._shake or linked is None or read is None or number in self.shaken:
+            return args, kwargs
+        y = read.output
+        if y.numel() > MOST_SHAKEN:
+            return args, kwargs
+        self.shaken[number] = z = self._shaken(y, y, reading.loss)
+        return _with(args, kwargs, reading.output, of_the_class(linked.made_of(z).to(p.dtype), p))
+
+    def _instead(self, given: Any) -> Any:  # noqa: ANN401
+        """Arguments with what is put in the place of logits."""
+        if not self._others:
+            return given
+        if isinstance(given, dict):
+            return {name: self._instead(value) for name, value in given.items()}
+        if type(given) in {tuple, list}:
+            return type(given)(self._instead(value) for value in given)
+        return self._others.get(given, given) if isinstance(given, Tensor) else given
+
+    def _read_logits(self, number: int, reading: Reading, p: Any, t: Any, kwargs: Any) -> None:  # noqa: ANN401
+        """Read what is compared with logits that have entered before."""
+        linked = self.links.of(p)
+        whole, y = self._logits_of.get(reading.source, (None, None))
+        if linked is None or linked.logits is not whole or y is None:
+            return
+        with without_torch_function():
+            target = linked.placed(reading.loss.target(plain_tensor(t), kwargs, plain_tensor(p)))
+            if target is not None:
+                self.seen[number] = Seen(y, target, reach=reading.loss.reach(kwargs))
 
 
 def sums_of(y: Tensor, t: Tensor) -> Tensor:
