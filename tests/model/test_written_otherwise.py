@@ -188,6 +188,16 @@ def test_trials_one_by_one_have_the_core_of_all_at_once(name: str, trials: int) 
     torch.testing.assert_close(apart.core.to_dense(), at_once.core.to_dense(), rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize(
+    "name", ["sorted", "mixed behind", "what a layer makes of a buffer is added"]
+)
+def test_trials_are_told_apart_without_a_graph(name: str) -> None:
+    module = with_constants(one_by_one(ALIKE[name]), T)
+    kept, streamed = (linearised(module, data(), max_memory=size) for size in (2**40, 1))
+    assert streamed.coverage == kept.coverage
+    torch.testing.assert_close(streamed.core.to_dense(), kept.core.to_dense())
+
+
 def test_rows_of_a_constant_are_not_those_of_all_trials() -> None:
     module = with_constants(one_by_one(lambda m, x: m.a(m.mixing @ x)), T)
     lin = linearised(module, data())
