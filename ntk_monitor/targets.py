@@ -188,8 +188,8 @@ def _centred(placed: Tensor, counted: Tensor, processes: Processes) -> Tensor:
     mean = mean.where(mean.abs() > 10 * noise, 0)  # a target without a mean stays as it is
     centred = (placed - mean.to(placed.dtype)) * weights
     largest = processes.sum(centred.double().square().sum((0, 1))).sqrt()
-    varies = largest > 10 * noise * sums[1].sqrt()  # what does not is zero, whatever is rounded
-    return centred.where(varies, 0)
+    same = largest <= 10 * noise * sums[1].sqrt()  # it is zero then, whatever is rounded
+    return centred.where(~same, 0)
 
 
 def _kind_of(
@@ -232,7 +232,7 @@ def varies(target: Target, processes: Processes = ALONE) -> bool:
     Returns:
         True if it is not.
     """
-    return processes.total(float(target.values.abs().sum())) > 0
+    return processes.total(float(target.values.abs().sum())) != 0  # one that is nan varies
 
 
 def component(target: Target, direction: Tensor) -> Tensor:
