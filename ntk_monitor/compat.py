@@ -54,7 +54,8 @@ CHECKPOINTING = tuple(
     )
     if hasattr(checkpointing, name)
 )
-"""In `torch.utils.checkpoint`, what is done before and after a function, where not reentrant."""
+"""In `torch.utils.checkpoint`, what is done before and after a function, where not reentrant; of
+several names the last is that of what all go through."""
 
 
 def default_device() -> torch.device | None:

@@ -123,7 +123,7 @@ def open_checkpoints(*, keep: bool, again: Again | None = None) -> Iterator[None
     if not keep:
         others |= dict.fromkeys(CHECKPOINTING, _plain)
     elif again is not None:
-        others |= {n: _computing(getattr(checkpointing, n), again) for n in CHECKPOINTING[:1]}
+        others |= {n: _computing(getattr(checkpointing, n), again) for n in CHECKPOINTING[-1:]}
     with exchanged((checkpointing, name, instead) for name, instead in others.items()):
         yield
 
