@@ -316,6 +316,26 @@ def test_an_unpredictable_mode_is_no_stall_since_its_steps_become_small() -> Non
         assert i < 10 or watch.states[1] == "unpredictable"
 
 
+@pytest.mark.parametrize(
+    ("slope", "noise", "state"),
+    [
+        (9e-4, 0.0, "insufficient data"),  # as fast as it goes, twice the length would do
+        (9e-4, 0.002, "insufficient data"),
+        (2e-4, 0.0, "unpredictable"),
+        (0.0, 0.01, "unpredictable"),
+    ],
+)
+def test_what_rises_and_only_lacks_steps_is_no_noise(
+    slope: float, noise: float, state: str
+) -> None:
+    watch, generator = StallWatch(StallRule()), np.random.default_rng(0)
+    for i in range(50):
+        c = 0.2 + 10 * slope * i + noise * generator.standard_normal()
+        reading = Reading(1, c, 1e6, (0.0, 0.05), (0.0, 0.05), rate=2e-2)
+        watch.update(10 * i, [reading], 600 - 10 * i)
+    assert watch.states[1] == state
+
+
 def test_unless_it_is_not_certain_that_nothing_transfers() -> None:
     watch, doubtful = StallWatch(StallRule()), (0.3, 0.3)
     for i in range(60):

@@ -184,6 +184,25 @@ class ModeWatch:
         line = trend(self.steps[-window:], self.learned[-window:])
         return line.slope / size, line.stderr / size
 
+    def is_on_its_way(self, missing: float, remaining: float, window: int) -> bool:
+        """Whether it certainly rises, and would be learned in a training of twice the length.
+
+        So long as it goes on rising as it does: what it lacks are steps, and it is no noise.
+
+        Args:
+            missing: What its learned fraction lacks.
+            remaining: Steps that remain.
+            window: Probes of which the trend is taken.
+
+        Returns:
+            True if so; False where there are not enough probes.
+        """
+        if len(self.steps) < FEWEST_PROBES:
+            return False
+        line = trend(self.steps[-window:], self.learned[-window:])
+        whole = self.steps[-1] + remaining
+        return line.slope > SURE * line.stderr and line.slope * (remaining + whole) >= missing
+
     def _size_of_steps(self, window: int) -> float:
         """What a step does to the learned fraction, by its own batch, whichever way."""
         return float(np.abs(self.rates[-window:]).mean())

@@ -173,8 +173,11 @@ class StallWatch:
             too_slow = too_slow and not in_time
             in_vain = in_vain or not _teaches(watch, NOTHING)
         if too_slow:
-            in_vain = in_vain and not watch.sees_every_step
-            return "unpredictable" if in_vain and not explained else "stalled"
+            if not in_vain or watch.sees_every_step or explained:
+                return "stalled"
+            missing = self.rule.learned_threshold - watch.learned[-1]
+            rises = watch.is_on_its_way(missing, remaining, self.rule.window)
+            return "insufficient data" if rises else "unpredictable"
         return "learning" if in_time else "insufficient data"
 
     def _propose(self, watch: ModeWatch, proposal: ModeState, *, last: bool) -> None:
