@@ -283,8 +283,8 @@ class Course:
             if not (math.isfinite(here.loss) and np.isfinite(here.place).all()):
                 break
             moved = float(np.abs(here.place - before).max())
-            waits = self.descent.largest_ahead(horizon, int(t)) > WAITS
-            rests = not waits and moved <= AT_REST * float(np.abs(here.place).max())
+            rests = moved <= AT_REST * float(np.abs(here.place).max())
+            rests = rests and self.descent.largest_ahead(horizon, int(t)) <= WAITS
             steps.append(horizon if rests else float(then))
             places.append(here.place)
             losses.append(here.loss)

@@ -171,7 +171,10 @@ class LossMap:
             Shape ``(N,)``.
         """
         with self._quiet(), torch.no_grad():
-            return self._flat(self._run(self.space.split(theta))[2]).detach()
+            return self._outputs(self.space.split(theta))
+
+    def _outputs(self, theta: Mapping[str, Tensor]) -> Tensor:
+        return self._flat(self._run(theta)[2])
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -339,7 +342,7 @@ class LossMap:
 
         def outputs_at(theta: Mapping[str, Tensor]) -> Tensor:
             with self._forward.as_training_normalises():
-                return self._flat(self._run(theta)[2])
+                return self._outputs(theta)
 
         def outputs_with(moving: Substitution) -> Tensor:
             with moving:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -273,6 +273,23 @@ class Descent:
         Returns:
             Another descent, with optimizers of its own.
         """
+        found = self.on_copies(parameters)
+        for shadow in found.optimizers:
+            for p in parameters_of(shadow):
+                if (name := found.names[id(p)]) in first:
+                    mean = (first[name].square() + last[name].square()) / 2
+                    advance(shadow, p, steps, held[name], mean)
+        return found.after(steps)
+
+    def on_copies(self, parameters: Gradients) -> Descent:
+        """The same by copies of the optimizers, which step copies of the parameters.
+
+        Args:
+            parameters: Values by name; those that it lacks are as they are.
+
+        Returns:
+            Another descent.
+        """
         optimizers, names, references = [], {}, {}
         for optimizer in self.optimizers:
             copies = {}
@@ -281,16 +298,22 @@ class Descent:
                 copies[id(p)] = parameters.get(name, p).detach().to(p.dtype).clone()
                 names[id(copies[id(p)])] = name
             shadow = shadow_of(optimizer, copies)
-            for p in copies.values():
-                if (name := names[id(p)]) in first:
-                    mean = (first[name].square() + last[name].square()) / 2
-                    advance(shadow, p, steps, held[name], mean)
             for before, after in zip(optimizer.param_groups, shadow.param_groups, strict=True):
                 if id(before) in self.references:
                     references[id(after)] = self.references[id(before)]
             optimizers.append(shadow)
-        rates = self.rates[steps:] or self.rates[-1:]
-        return Descent(tuple(optimizers), names, rates, self.clipping, references)
+        return replace(self, optimizers=tuple(optimizers), names=names, references=references)
+
+    def after(self, steps: int) -> Descent:
+        """The same when some of the coming steps are taken: with the rates from there on.
+
+        Args:
+            steps: How many.
+
+        Returns:
+            Another descent, by the same optimizers.
+        """
+        return replace(self, rates=self.rates[steps:] or self.rates[-1:])
 
 
 def descent_of(

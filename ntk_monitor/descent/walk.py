@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ntk_monitor.descent.lossmap import LossMap, NoLossError
 from ntk_monitor.descent.optimizers import Descent
-from ntk_monitor.descent.shadow import make_step, parameters_of, shadow_of
+from ntk_monitor.descent.shadow import make_step, parameters_of
 
 
 class Walk(NamedTuple):
@@ -58,7 +58,7 @@ def walk(source: LossMap, observed: LossMap, descent: Descent, count: int) -> Wa
         outputs.append(y)
         if not math.isfinite(loss):
             break
-    return Walk(losses, outputs, here, walker.descent(len(losses) - 1))
+    return Walk(losses, outputs, here, walker.after(len(losses) - 1))
 
 
 class _Walker:
@@ -72,24 +72,7 @@ class _Walker:
             values: The values of parameters by name; those that it lacks are as they are.
         """
         self._descent, self._values = descent, dict(values)
-        self._shadows, self._names = [], dict[int, str]()
-        self._rates = dict[int, float]()
-        for optimizer in descent.optimizers:
-            copies = {}
-            for p in parameters_of(optimizer):
-                name = descent.names.get(id(p), "")
-                own = values.get(name, p).detach().to(p.dtype, copy=True)
-                copies[id(p)] = own.requires_grad_(p.requires_grad)
-                self._names[id(own)] = name
-            shadow = shadow_of(optimizer, copies)
-            groups = zip(optimizer.param_groups, shadow.param_groups, strict=True)
-            references = descent.references
-            self._rates |= {
-                id(after): references[id(before)]
-                for before, after in groups
-                if id(before) in references
-            }
-            self._shadows.append(shadow)
+        self._copy = descent.on_copies(values)
 
     def step(self, gradient: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
         """Take a step.
@@ -102,20 +85,19 @@ class _Walker:
             The parameters after it, by name.
         """
         clipped = self._descent.clipped(gradient)
-        for shadow in self._shadows:
+        names, references = self._copy.names, self._copy.references
+        for shadow in self._copy.optimizers:
             for group in shadow.param_groups:
-                if id(group) in self._rates:
-                    group["lr"] = self._rates[id(group)] * self._descent.rate_at(k)
+                if id(group) in references:
+                    group["lr"] = references[id(group)] * self._copy.rate_at(k)
             for p in parameters_of(shadow):
-                given = clipped.get(self._names[id(p)])
+                given = clipped.get(names[id(p)])
                 p.grad = None if given is None else given.to(p.dtype, copy=True).reshape(p.shape)
             make_step(shadow)
-            own = {self._names[id(p)]: p.detach() for p in parameters_of(shadow)}
+            own = {names[id(p)]: p.detach() for p in parameters_of(shadow)}
             self._values.update({n: p for n, p in own.items() if n in self._values})
         return self._values
 
-    def descent(self, steps: int) -> Descent:
+    def after(self, steps: int) -> Descent:
         """How the training steps after some steps."""
-        rates = self._descent.rates[steps:] or self._descent.rates[-1:]
-        clipping = self._descent.clipping
-        return Descent(tuple(self._shadows), self._names, rates, clipping, self._rates)
+        return self._copy.after(steps)

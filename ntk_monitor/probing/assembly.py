@@ -152,9 +152,9 @@ def remarks_on(lin: Linearization, targets: dict[int, Target]) -> tuple[str, ...
     if not targets and lin.without_targets:
         remarks.append(lin.without_targets)
     for number, target in targets.items():
-        head = lin.comparisons[number].head
-        whose = "batch" if head.loss is None else head.name
         if not varies(target, lin.processes):
+            head = lin.comparisons[number].head
+            whose = "batch" if head.loss is None else head.name
             remarks.append(
                 f"the target of {whose!r} is the same wherever it counts in this batch, so that it "
                 "has no modes: probe another batch (probe_batch), or one of shuffled data"

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import msgspec
 import numpy as np
 
+from ntk_monitor.descent.prediction import WHOLE
 from ntk_monitor.monitor.alerts.trends import FEWEST_PROBES, LARGEST_LOG, ROUNDING, means_of, trend
 
 ModeState = Literal[
@@ -210,7 +211,7 @@ class ModeWatch:
     @property
     def sees_every_step(self) -> bool:
         """Whether every step is made on the batch that is probed, so that there are no others."""
-        return bool(self.of_the_loss) and self.of_the_loss[-1] == (1.0, 0.0)
+        return bool(self.of_the_loss) and self.of_the_loss[-1] == (WHOLE.value, WHOLE.stderr)
 
     def is_in_vain(self, remaining: float, window: int) -> bool:
         """Whether steps do nothing for it, or little for the loss, but on the batch they are of.
@@ -237,9 +238,9 @@ class ModeWatch:
                 return False
             if share + margin < NOTHING:
                 return True
-        whole = _pooled(self.of_the_loss)
         if surely:
             return True
+        whole = _pooled(self.of_the_loss)
         return whole is not None and whole[0] + whole[1] < LITTLE
 
     @property
