@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch import LightningDataModule, LightningModule
 
 from ntk_monitor.cli import main
-from ntk_monitor.commands.fit import correct_integers
+from ntk_monitor.commands.fit import MonitorCLI, correct_integers
+from ntk_monitor.monitor.integrations.lightning.callback import monitors_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -39,6 +41,21 @@ def test_fit_runs_a_config_and_ends_with_the_table(
     assert list((tmp_path / name).rglob("events.out.tfevents.*"))
     assert (tmp_path / name / "version_0" / "config.yaml").exists()
     assert list(tmp_path.glob("**/*.ckpt"))  # which README's `probe` command finds
+
+
+@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+def test_a_config_is_made_into_a_trainer_without_running_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ntk-monitor"])
+    arguments = ["--config", str(CONFIGS / "memory_pro_network1.yaml")]
+    arguments += ["--trainer.logger.init_args.save_dir", str(tmp_path)]
+    cli = MonitorCLI(
+        LightningModule, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
+        run=False, save_config_callback=None, args=arguments,
+    )  # fmt: skip
+    assert cli.trainer.max_steps == 1500
+    assert monitors_of(cli.trainer)
 
 
 @pytest.mark.parametrize(("read", "kept"), [(500.0, 500), (500, 500), (0.25, 0.25), (None, None)])

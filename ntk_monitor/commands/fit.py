@@ -34,9 +34,9 @@ class MonitorCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
         """Make the Trainer, and correct what will be saved."""
-        assert self.subcommand is not None
         for each in (self.config, self.config_init):
-            correct_integers(each[self.subcommand]["trainer"])
+            own = each if self.subcommand is None else each[self.subcommand]  # None: to run nothing
+            correct_integers(own["trainer"])
         return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:
